@@ -1,0 +1,1 @@
+"""Launch specs and what only they need. May import trainer."""

@@ -1,0 +1,1 @@
+"""Images in, ordered uint8 batches out: preparation, shards, partition, pipeline. Knows neither trainer nor models."""

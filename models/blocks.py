@@ -1,0 +1,116 @@
+"""Building blocks of the generator: adaptive group norm, residual block, attention, latent mapping.
+
+Shape letters: B batch, C channels, H W height and width, N = H W pixels.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import NEAR_ZERO, group_norm, initialized
+from models.shapes import Embedding, Image, Latent, Style
+
+SQRT_HALF = math.sqrt(0.5)
+
+
+def merge(a: Image, b: Image, *, rescale: bool) -> Image:
+    """Add two branches; with `rescale`, divided by sqrt 2 so that the variance stays."""
+    return (a + b).mul_(SQRT_HALF) if rescale else a + b
+
+
+class LatentMapping(nn.Module):
+    """z, scaled to unit mean square, through a perceptron."""
+
+    def __init__(self, latent_dim: int, width: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [latent_dim, *[width] * num_layers]
+        self.layers = nn.ModuleList(initialized(nn.Linear(c, width), fan="out") for c in widths)
+
+    def forward(self, z: Latent) -> Style:
+        """Map the latent to the embedding that steers every adaptive norm."""
+        h = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
+        for layer in self.layers:
+            h = F.silu(layer(h))
+        return h
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """Group norm whose scale and shift are linear in the latent embedding."""
+
+    def __init__(self, num_channels: int, latent_channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(num_channels, affine=False)
+        self.style = initialized(nn.Linear(latent_channels, 2 * num_channels), fan="out")
+        nn.init.ones_(self.style.bias[:num_channels])
+
+    def forward(self, x: Image, zemb: Style) -> Image:
+        """Normalise x, then scale and shift it by zemb."""
+        gamma, beta = self.style(zemb)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(beta, gamma, self.norm(x))
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN residual block, steered by time and latent, that may change the resolution."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        time_channels: int,
+        latent_channels: int,
+        dropout: float,
+        second_norm_adaptive: bool,
+        skip_rescale: bool,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.skip_rescale = skip_rescale
+        self.resample = resample
+        self.norm1 = AdaptiveGroupNorm(c_in, latent_channels)
+        self.conv1 = initialized(nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.time = initialized(nn.Linear(time_channels, c_out))
+        self.norm2 = AdaptiveGroupNorm(c_out, latent_channels) if second_norm_adaptive else group_norm(c_out)
+        # The one place where the networks drop out.
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), scale=NEAR_ZERO)
+        reshapes = c_in != c_out or resample is not None
+        self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1)) if reshapes else nn.Identity()
+
+    def forward(self, x: Image, temb: Embedding, zemb: Style) -> Float[Tensor, "b c_out h_out w_out"]:
+        """Transform features [B, C, H, W] under the activated time embedding and the latent embedding."""
+        h = F.silu(self.norm1(x, zemb))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv1(h) + self.time(temb)[:, :, None, None]
+        h = self.norm2(h, zemb) if isinstance(self.norm2, AdaptiveGroupNorm) else self.norm2(h)
+        h = self.conv2(self.dropout(F.silu(h)))
+        return merge(self.shortcut(x), h, rescale=self.skip_rescale)
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels with one head.
+
+    The fused kernel has no second derivative; R1 differentiates the discriminator only, which has no attention.
+    """
+
+    def __init__(self, num_channels: int, *, skip_rescale: bool) -> None:
+        super().__init__()
+        self.skip_rescale = skip_rescale
+        self.norm = group_norm(num_channels)
+        self.query, self.key, self.value = (
+            initialized(nn.Linear(num_channels, num_channels), scale=0.1) for _ in range(3)
+        )
+        self.out = initialized(nn.Linear(num_channels, num_channels), scale=NEAR_ZERO)
+
+    def forward(self, x: Image) -> Image:
+        """Let every pixel look at every other."""
+        B, C, H, W = x.shape
+        h = self.norm(x).flatten(2).transpose(1, 2)  # [B, N, C]
+        query, key, value = (project(h)[:, None] for project in (self.query, self.key, self.value))  # [B, 1, N, C]
+        h = F.scaled_dot_product_attention(query, key, value)[:, 0]
+        h = self.out(h).transpose(1, 2).view(B, C, H, W)
+        return merge(x, h, rescale=self.skip_rescale)

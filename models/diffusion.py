@@ -1,0 +1,141 @@
+"""The forward process in few large steps and its Gaussian posterior (DDGAN, arXiv 2112.07804, section 3).
+
+`x0` is data, `x_t` the noisier and `x_tm1` the cleaner image of a step. `t` is 0 .. T-1: t = 0 is the paper's step 1,
+so x_tm1 at t = 0 is x0 itself, and x_t at t = T-1 is nearly pure noise. (The authors' code has x_tp1 and x_t.)
+"""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from models.shapes import Image, Timestep
+
+# The published schedules run over [1e-3, 1]: at time 0 the noise of the first step would start from none at all.
+FIRST_TIME = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The noise schedule."""
+
+    num_timesteps: Annotated[int, Field(gt=0)] = 4
+    """Number T of denoising steps; the paper tries 1, 2, 4 and 8."""
+    schedule: Literal["vp", "geometric"] = "vp"
+    """`vp` takes steps of the variance preserving SDE, `geometric` multiplies the noise variance at every step."""
+    beta_min: Annotated[float, Field(gt=0)] = 0.1
+    """Start of the schedule: rate of the SDE for `vp`, noise variance for `geometric`."""
+    beta_max: Annotated[float, Field(gt=0)] = 20.0
+    """End of the schedule, in the unit of beta_min. `geometric` needs it below 1."""
+
+    def __post_init__(self) -> None:
+        if self.beta_min >= self.beta_max:
+            raise ValueError(
+                f"beta_min is {self.beta_min} and beta_max {self.beta_max}, but the noise has to grow: "
+                "set beta_min below beta_max"
+            )
+        if self.schedule == "geometric" and self.beta_max >= 1:
+            raise ValueError(
+                f"beta_max is {self.beta_max}, but the geometric schedule ends at this noise variance, which must stay "
+                "below 1: set beta_min and beta_max to variances such as 0.01 and 0.99, or schedule to vp"
+            )
+
+
+def step_betas(config: DiffusionConfig) -> Float[Tensor, "steps"]:
+    """Noise variance beta of each step, float64, from alpha_bar at the ends of T equal intervals of time."""
+    T = config.num_timesteps
+    time = torch.arange(T + 1, dtype=torch.float64) / T * (1 - FIRST_TIME) + FIRST_TIME
+    if config.schedule == "vp":
+        slope = config.beta_max - config.beta_min
+        alpha_bar = torch.exp(2 * (-0.25 * time**2 * slope - 0.5 * time * config.beta_min))
+    else:
+        alpha_bar = 1 - config.beta_min * (config.beta_max / config.beta_min) ** time
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """Float32 tables of the process. The forward ones are indexed 0 .. T by the image, the posterior ones by t."""
+
+    sqrt_alpha: Float[Tensor, "images"]
+    """What the step to image i keeps of image i-1; entry 0 is 1."""
+    sigma: Float[Tensor, "images"]
+    """Standard deviation of the noise that the step to image i adds."""
+    sqrt_alpha_bar: Float[Tensor, "images"]
+    """What image i keeps of x0."""
+    sqrt_one_minus_alpha_bar: Float[Tensor, "images"]
+    """Standard deviation of the noise in image i; entry 0 is 0."""
+    posterior_coef_x0: Float[Tensor, "steps"]
+    """Weight of x0 in the mean of q(x_tm1 | x_t, x0)."""
+    posterior_coef_xt: Float[Tensor, "steps"]
+    """Weight of x_t in that mean; entry 0 is 0."""
+    posterior_variance: Float[Tensor, "steps"]
+    """Variance of q(x_tm1 | x_t, x0); entry 0 is 0."""
+
+    @staticmethod
+    def from_config(config: DiffusionConfig, device: torch.device | str = "cpu") -> "Diffusion":
+        """Tables of a schedule. They are built on the CPU, so that every device holds the same bits."""
+        # After the betas everything is float32, products included, as in the published code: 1 - alpha_bar of an early
+        # step then differs from the float64 value by up to 1e-6.
+        beta = step_betas(config).float()
+        alpha = 1 - beta
+        alpha_bar = alpha.cumprod(0)
+        alpha_bar_prev = torch.cat([torch.ones(1), alpha_bar[:-1]])
+        # Image 0 is the data: beta = 1e-8 leaves alpha = 1 in float32.
+        forward_beta = torch.cat([torch.tensor([1e-8]), beta])
+        forward_alpha = 1 - forward_beta
+        forward_alpha_bar = forward_alpha.cumprod(0)
+        return Diffusion(
+            sqrt_alpha=forward_alpha.sqrt(),
+            sigma=forward_beta.sqrt(),
+            sqrt_alpha_bar=forward_alpha_bar.sqrt(),
+            sqrt_one_minus_alpha_bar=(1 - forward_alpha_bar).sqrt(),
+            posterior_coef_x0=beta * alpha_bar_prev.sqrt() / (1 - alpha_bar),
+            posterior_coef_xt=(1 - alpha_bar_prev) * alpha.sqrt() / (1 - alpha_bar),
+            posterior_variance=beta * (1 - alpha_bar_prev) / (1 - alpha_bar),
+        ).to(device)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number T of steps."""
+        return len(self.posterior_variance)
+
+    def to(self, device: torch.device | str) -> "Diffusion":
+        """The same tables on another device."""
+        return Diffusion(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def forward_pair(diffusion: Diffusion, x0: Image, t: Timestep, noise_tm1: Image, noise_t: Image) -> tuple[Image, Image]:
+    """Draw (x_tm1, x_t) of one x0 from the forward process, DDGAN (2112.07804) Eq. 1.
+
+    Args:
+        diffusion: Tables of the process.
+        x0: Data in [-1, 1].
+        t: Step index of each sample, 0 .. T-1.
+        noise_tm1: Standard normal; makes x_tm1 from x0. Without effect at t = 0, where x_tm1 is x0.
+        noise_t: Standard normal; makes x_t from x_tm1.
+
+    Returns:
+        x_tm1 ~ q(x_tm1 | x0) and x_t ~ q(x_t | x_tm1).
+    """
+    x_tm1 = _at(diffusion.sqrt_alpha_bar, t) * x0 + _at(diffusion.sqrt_one_minus_alpha_bar, t) * noise_tm1
+    x_t = _at(diffusion.sqrt_alpha, t + 1) * x_tm1 + _at(diffusion.sigma, t + 1) * noise_t
+    return x_tm1, x_t
+
+
+def posterior_mean(diffusion: Diffusion, x0_pred: Image, x_t: Image, t: Timestep) -> Image:
+    """Mean of q(x_tm1 | x_t, x0), DDPM (2006.11239) Eq. 7; at t = 0 it is x0_pred."""
+    return _at(diffusion.posterior_coef_x0, t) * x0_pred + _at(diffusion.posterior_coef_xt, t) * x_t
+
+
+def sample_posterior(diffusion: Diffusion, x0_pred: Image, x_t: Image, t: Timestep, noise: Image) -> Image:
+    """Draw x_tm1 ~ q(x_tm1 | x_t, x0_pred), DDGAN (2112.07804) Eq. 5; the variance at t = 0 is zero."""
+    return posterior_mean(diffusion, x0_pred, x_t, t) + _at(diffusion.posterior_variance.sqrt(), t) * noise
+
+
+def _at(table: Float[Tensor, "entries"], index: Timestep) -> Float[Tensor, "b 1 1 1"]:
+    """One entry per sample, shaped to multiply images."""
+    return table[index].view(-1, 1, 1, 1)

@@ -1,0 +1,127 @@
+"""The discriminator of denoising steps, D(x_tm1, x_t, t): does x_tm1 look like a real cleaner version of x_t?
+
+Everything here is differentiable twice, for the R1 penalty.
+
+Shape letters: B batch, C channels, H W height and width. `temb` [B, time_embedding_dim] is the embedded time.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import merge
+from models.layers import NEAR_ZERO, SinusoidalEmbedding, TimeEmbedding, initialized
+from models.minibatch_deviation import Grouping, append_deviation
+from models.resample import FirDownsample
+from models.shapes import Embedding, Image, Logits, Timestep
+
+# (width in units of base_channels, halves the resolution) of each block.
+BLOCKS = {
+    "small": ((2, False), (4, True), (8, True), (8, True)),
+    "large": ((4, True), (8, True), (8, True), (8, True), (8, True), (8, True)),
+}
+LEAK = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """The discriminator."""
+
+    kind: Literal["small", "large"] = "small"
+    """`small` halves the image three times, for 32 px; `large` six times, for 256 px."""
+    base_channels: Annotated[int, Field(gt=0)] = 64
+    """Half the width of the first layer; the widest has eight times as many."""
+    time_embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
+    """Width of the time embedding."""
+    stddev_group_size: Annotated[int, Field(gt=0)] = 4
+    """Samples that share a minibatch standard deviation."""
+    stddev_grouping: Grouping = "contiguous"
+    """Groups of neighbours, the same at any world size, or `strided` over the rank's batch, as published."""
+
+
+class DownBlock(nn.Module):
+    """Residual block under the time embedding that may halve the resolution."""
+
+    def __init__(self, c_in: int, c_out: int, *, time_channels: int, halves: bool) -> None:
+        super().__init__()
+        self.conv1 = initialized(nn.Conv2d(c_in, c_out, 3, padding=1), fan="out")
+        self.time = initialized(nn.Linear(time_channels, c_out), fan="out")
+        self.resample = FirDownsample() if halves else nn.Identity()
+        self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), fan="out", scale=NEAR_ZERO)
+        self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1, bias=False), fan="out")
+
+    def forward(self, x: Image, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
+        """Transform features under the activated time embedding."""
+        h = self.conv1(F.leaky_relu(x, LEAK)) + self.time(temb)[:, :, None, None]
+        h = self.conv2(self.resample(F.leaky_relu(h, LEAK)))
+        return merge(self.shortcut(self.resample(x)), h, rescale=True)
+
+
+class Discriminator(nn.Module):
+    """logits = D(x_tm1, x_t, t), one per sample, without a sigmoid.
+
+    Args:
+        config: Architecture.
+        image_channels: Channels of one image.
+    """
+
+    def __init__(self, config: DiscriminatorConfig, *, image_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        embedding = SinusoidalEmbedding(config.time_embedding_dim)
+        self.time_embedding = TimeEmbedding(embedding, config.time_embedding_dim, nn.LeakyReLU(LEAK), fan="out")
+        C = 2 * config.base_channels
+        self.conv_in = initialized(nn.Conv2d(2 * image_channels, C, 1), fan="out")
+        self.blocks = nn.ModuleList()
+        for multiplier, halves in BLOCKS[config.kind]:
+            c_out = multiplier * config.base_channels
+            self.blocks.append(DownBlock(C, c_out, time_channels=config.time_embedding_dim, halves=halves))
+            C = c_out
+        # The published networks differ here too: only the small one starts with this convolution as good as absent.
+        scale = NEAR_ZERO if config.kind == "small" else 1.0
+        self.conv_out = initialized(nn.Conv2d(C + 1, C, 3, padding=1), fan="out", scale=scale)
+        self.head = initialized(nn.Linear(C, 1), fan="out")
+
+    def forward(self, x_tm1: Image, x_t: Image, t: Timestep) -> Logits:
+        """Judge a denoising step.
+
+        Args:
+            x_tm1: Cleaner image, real or fake.
+            x_t: Noisier image that it belongs to.
+            t: Step index, 0 .. T-1.
+
+        Returns:
+            Logits, large where x_tm1 looks real.
+
+        Raises:
+            ValueError: The image cannot be halved often enough, or the batch not be split into groups.
+        """
+        check_image_size(self.config, x_t.shape[2])
+        temb = self.time_embedding(t)
+        h = self.conv_in(torch.cat([x_tm1, x_t], dim=1))
+        for block in self.blocks:
+            h = block(h, temb)
+        h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)
+        h = F.leaky_relu(self.conv_out(h), LEAK).sum(dim=(2, 3))
+        return self.head(h)[:, 0]
+
+
+def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:
+    """Check that the image can be halved as often as the discriminator does.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    num_halvings = sum(halves for _, halves in BLOCKS[config.kind])
+    factor = 2**num_halvings
+    if image_size < factor or image_size % factor:
+        raise ValueError(
+            f"image_size is {image_size}, but the {config.kind} discriminator halves it {num_halvings} times, which "
+            f"needs a multiple of {factor}: prepare images of such a size or choose another discriminator.kind of "
+            f"{', '.join(BLOCKS)}"
+        )

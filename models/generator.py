@@ -1,0 +1,260 @@
+"""The generator: an NCSN++ U-Net (arXiv 2011.13456) with adaptive group norm, as DDGAN (arXiv 2112.07804) uses it.
+
+It maps a noisy image, its step and a latent to a guess of the clean image. Build it under `torch.device("meta")` to
+check a config without spending memory or time.
+
+Shape letters: B batch, C channels, H W height and width. `temb` [B, 4 x base_channels] is the embedded time and `zemb`
+[B, latent_embedding_dim] the embedded latent.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import Attention, LatentMapping, ResidualBlock
+from models.layers import NEAR_ZERO, FourierEmbedding, SinusoidalEmbedding, TimeEmbedding, group_norm, initialized
+from models.pyramids import NoInput, ResidualInput, SkipInput, SkipOutput
+from models.resample import ResampleKind, downsample, upsample
+from models.shapes import Embedding, Image, Latent, Style, Timestep
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """The generator; the image's size and channels come from the data."""
+
+    base_channels: PositiveInt = 128
+    """Width of the first level; a multiple of 4, and of 32 from 128 on."""
+    channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2, 2)
+    """Width of each level in units of base_channels; every further level halves the resolution."""
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    attention_resolutions: tuple[PositiveInt, ...] = (16,)
+    """Image sides in pixels of the levels with self-attention. The middle always has it."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping a feature before a block's second convolution, in training only."""
+    resample: ResampleKind = "fir"
+    """How the resolution changes: `fir` filters, `nearest` repeats and averages."""
+    skip_rescale: bool = True
+    """Divide the sum of two branches by sqrt 2."""
+    block_type: Literal["biggan", "biggan_oneadagn"] = "biggan"
+    """`biggan_oneadagn` lets the latent steer only the first of a block's two norms."""
+    progressive_output: Literal["none", "output_skip"] = "none"
+    """`output_skip` sums the image over the levels instead of making it at the last."""
+    progressive_input: Literal["none", "input_skip", "residual"] = "residual"
+    """How the shrunk image enters the lower levels: not, by 1x1 convolutions, or by a chain of strided ones."""
+    progressive_combine: Literal["sum", "cat"] = "sum"
+    """How `input_skip` joins image and features; `cat` doubles the width."""
+    time_embedding: Literal["positional", "fourier"] = "positional"
+    """Sines of t at fixed frequencies, or of log(t + 1) at random ones."""
+    fourier_scale: Annotated[float, Field(gt=0)] = 16.0
+    """Standard deviation of the random frequencies."""
+    output_tanh: bool = True
+    """Squash the output into [-1, 1]."""
+    latent_dim: PositiveInt = 100
+    """Length of z."""
+    latent_embedding_dim: PositiveInt = 256
+    """Width of the mapping network, whose output steers the adaptive norms."""
+    num_mapping_layers: PositiveInt = 3
+    """Layers of the mapping network after its first."""
+
+
+class DownLevel(nn.Module):
+    """Residual blocks at one resolution, then a step to half of it; `downsample` is None at the last level."""
+
+    def __init__(
+        self, blocks: nn.ModuleList, attentions: nn.ModuleList, downsample: ResidualBlock | None, pyramid: nn.Module
+    ) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.attentions = attentions
+        self.downsample = downsample
+        self.pyramid = pyramid
+
+    def forward(
+        self, h: Image, pyramid: Tensor, skips: list[Tensor], temb: Embedding, zemb: Style
+    ) -> tuple[Tensor, Tensor]:
+        """Return features and input pyramid for the next level, and push what the way up will need on `skips`."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = attention(block(h, temb, zemb))
+            skips.append(h)
+        if self.downsample is not None:
+            h, pyramid = self.pyramid(self.downsample(h, temb, zemb), pyramid)
+            skips.append(h)
+        return h, pyramid
+
+
+class UpLevel(nn.Module):
+    """Residual blocks over features and popped skips, then a step to twice the resolution, None at the last level."""
+
+    def __init__(
+        self,
+        blocks: nn.ModuleList,
+        attention: nn.Module,
+        to_image: SkipOutput | None,
+        upsample: ResidualBlock | None,
+    ) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.attention = attention
+        self.to_image = to_image
+        self.upsample = upsample
+
+    def forward(
+        self, h: Image, image: Tensor | None, skips: list[Tensor], temb: Embedding, zemb: Style
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return features and output image for the next level, and pop one skip per block."""
+        for block in self.blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), temb, zemb)
+        h = self.attention(h)
+        if self.to_image is not None:
+            image = self.to_image(h, image)
+        if self.upsample is not None:
+            h = self.upsample(h, temb, zemb)
+        return h, image
+
+
+class Generator(nn.Module):
+    """x0_pred = G(x_t, t, z).
+
+    Args:
+        config: Architecture.
+        image_size: Side of the square images in pixels.
+        image_channels: Channels of the images.
+
+    Raises:
+        ValueError: The image size and the config do not fit each other, or a width does not suit group norm.
+    """
+
+    def __init__(self, config: GeneratorConfig, *, image_size: int, image_channels: int) -> None:
+        super().__init__()
+        resolutions = _level_resolutions(config, image_size)
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        last = len(widths) - 1
+        self.config = config
+
+        time_channels = 4 * config.base_channels
+        block = partial(
+            ResidualBlock,
+            time_channels=time_channels,
+            latent_channels=config.latent_embedding_dim,
+            dropout=config.dropout,
+            second_norm_adaptive=config.block_type == "biggan",
+            skip_rescale=config.skip_rescale,
+        )
+
+        def attention(C: int, resolution: int) -> nn.Module:
+            wanted = resolution in config.attention_resolutions
+            return Attention(C, skip_rescale=config.skip_rescale) if wanted else nn.Identity()
+
+        if config.time_embedding == "positional":
+            embedding = SinusoidalEmbedding(config.base_channels)
+        else:
+            embedding = FourierEmbedding(config.base_channels, config.fourier_scale)
+        self.time_embedding = TimeEmbedding(embedding, time_channels, nn.SiLU(), fan="average")
+        self.mapping = LatentMapping(config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers)
+
+        C = config.base_channels
+        self.conv_in = initialized(nn.Conv2d(image_channels, C, 3, padding=1))
+        skip_channels = [C]
+        c_pyramid = image_channels
+        self.down = nn.ModuleList()
+        for i, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
+            blocks, attentions = nn.ModuleList(), nn.ModuleList()
+            for _ in range(config.num_res_blocks):
+                blocks.append(block(C, width))
+                attentions.append(attention(width, resolution))
+                C = width
+                skip_channels.append(C)
+            shrink, pyramid = None, NoInput()
+            if i < last:
+                shrink = block(C, C, resample=downsample(config.resample))
+                pyramid, C, c_pyramid = _input_pyramid(config, c_pyramid, C)
+                skip_channels.append(C)
+            self.down.append(DownLevel(blocks, attentions, shrink, pyramid))
+
+        self.middle_block1 = block(C, C)
+        self.middle_attention = Attention(C, skip_rescale=config.skip_rescale)
+        self.middle_block2 = block(C, C)
+
+        self.up = nn.ModuleList()
+        for i, (width, resolution) in reversed(list(enumerate(zip(widths, resolutions, strict=True)))):
+            blocks = nn.ModuleList()
+            for _ in range(config.num_res_blocks + 1):
+                blocks.append(block(C + skip_channels.pop(), width))
+                C = width
+            outputs = config.progressive_output == "output_skip"
+            to_image = SkipOutput(C, image_channels, resample=config.resample) if outputs else None
+            grow = block(C, C, resample=upsample(config.resample)) if i > 0 else None
+            self.up.append(UpLevel(blocks, attention(C, resolution), to_image, grow))
+        assert not skip_channels
+
+        if config.progressive_output == "none":
+            self.norm_out = group_norm(C)
+            self.conv_out = initialized(nn.Conv2d(C, image_channels, 3, padding=1), scale=NEAR_ZERO)
+
+    def forward(self, x_t: Image, t: Timestep, z: Latent) -> Image:
+        """Guess x0.
+
+        Args:
+            x_t: Noisy image, of the size and channels given at construction.
+            t: Step index, 0 .. T-1.
+            z: Standard normal latent.
+
+        Returns:
+            x0_pred, in [-1, 1] with `output_tanh`.
+        """
+        temb, zemb = self.time_embedding(t), self.mapping(z)
+        h = self.conv_in(x_t)
+        skips, pyramid, image = [h], x_t, None
+        for level in self.down:
+            h, pyramid = level(h, pyramid, skips, temb, zemb)
+        h = self.middle_block1(h, temb, zemb)
+        h = self.middle_attention(h)
+        h = self.middle_block2(h, temb, zemb)
+        for level in self.up:
+            h, image = level(h, image, skips, temb, zemb)
+        x0_pred = self.conv_out(F.silu(self.norm_out(h))) if image is None else image
+        return x0_pred.tanh() if self.config.output_tanh else x0_pred
+
+
+def _input_pyramid(config: GeneratorConfig, c_pyramid: int, C: int) -> tuple[nn.Module, int, int]:
+    """The module that joins pyramid and features [C], with the widths of features and pyramid after it."""
+    if config.progressive_input == "residual":
+        module = ResidualInput(c_pyramid, C, resample=config.resample, skip_rescale=config.skip_rescale)
+        return module, C, C
+    if config.progressive_input == "input_skip":
+        concatenates = config.progressive_combine == "cat"
+        module = SkipInput(c_pyramid, C, resample=config.resample, concatenates=concatenates)
+        return module, 2 * C if concatenates else C, c_pyramid
+    return NoInput(), C, c_pyramid
+
+
+def _level_resolutions(config: GeneratorConfig, image_size: int) -> list[int]:
+    """Image side at each level.
+
+    Raises:
+        ValueError: The image cannot be halved so often, or attention is wanted at a side that does not occur.
+    """
+    multipliers = config.channel_multipliers
+    factor = 2 ** (len(multipliers) - 1)
+    if image_size < factor or image_size % factor:
+        raise ValueError(
+            f"image_size is {image_size}, but channel_multipliers {multipliers} make {len(multipliers)} levels, which "
+            f"need a multiple of 2 ** {len(multipliers) - 1} = {factor}: prepare images of such a size or take fewer "
+            "channel_multipliers"
+        )
+    resolutions = [image_size >> i for i in range(len(multipliers))]
+    for resolution in config.attention_resolutions:
+        if resolution not in resolutions:
+            raise ValueError(
+                f"attention_resolutions has {resolution}, but at image_size {image_size} the levels have the sides "
+                f"{resolutions}: choose among these, or none"
+            )
+    return resolutions

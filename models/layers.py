@@ -1,0 +1,109 @@
+"""Small parts that the generator and the discriminator share: initialization, group norm, time embedding."""
+
+import math
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.shapes import Embedding, Timestep
+
+LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
+Fan = Literal["average", "out"]
+
+# Scale of layers that should start as good as absent, yet with a gradient.
+NEAR_ZERO = 1e-10
+
+
+def initialized(layer: LayerT, *, fan: Fan = "average", scale: float = 1.0) -> LayerT:
+    """Draw a layer's weights from U(-l, l), l = sqrt(3 scale / fan), by torch's global generator; biases become 0.
+
+    Args:
+        layer: Linear or convolution, changed in place.
+        fan: `average` of fan-in and fan-out, the rule of most of the generator, or fan-`out` alone.
+        scale: Variance of the weights times the fan.
+    """
+    area = layer.weight[0, 0].numel()
+    fan_out = layer.weight.shape[0] * area
+    fan_in = layer.weight.shape[1] * area
+    limit = math.sqrt(3 * scale / (fan_out if fan == "out" else (fan_in + fan_out) / 2))
+    nn.init.uniform_(layer.weight, -limit, limit)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(num_channels: int, *, affine: bool = True) -> nn.GroupNorm:
+    """Group norm with min(C // 4, 32) groups.
+
+    Raises:
+        ValueError: The groups cannot be of equal size.
+    """
+    num_groups = min(num_channels // 4, 32)
+    if num_groups == 0 or num_channels % num_groups:
+        raise ValueError(
+            f"a layer of {num_channels} channels cannot be split into {num_groups} equal groups for group norm. Layers "
+            "are base_channels x channel_multipliers wide, or the sum of two such widths where a skip joins: "
+            "choose base_channels and channel_multipliers so that each is a multiple of 4, and from 128 on of 32"
+        )
+    return nn.GroupNorm(num_groups, num_channels, eps=1e-6, affine=affine)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """[sin | cos] of t at geometrically spaced frequencies (DDPM, arXiv 2006.11239)."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width < 4 or width % 2:
+            raise ValueError(
+                f"a time embedding of {width} cannot be split into sines and cosines: choose the generator's "
+                "base_channels and the discriminator's time_embedding_dim even and at least 4"
+            )
+        self.width = width
+        half = width // 2
+        frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Timestep) -> Embedding:
+        """Embed each step index."""
+        phase = t[:, None] * self.frequencies
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """[sin | cos] of log(t + 1) at fixed random frequencies.
+
+    The published code takes log(t), which is -inf at t = 0: networks trained there with it see other inputs here.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_frequencies: int, scale: float) -> None:
+        super().__init__()
+        self.width = 2 * num_frequencies
+        # Fixed, but drawn at random: a part of the state.
+        self.register_buffer("frequencies", torch.randn(num_frequencies) * scale)
+
+    def forward(self, t: Timestep) -> Embedding:
+        """Embed each step index."""
+        phase = 2 * math.pi * torch.log(t[:, None].to(self.frequencies) + 1) * self.frequencies
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Two-layer perceptron over an embedding of t. Its output is already activated: every user would activate it."""
+
+    def __init__(
+        self, embedding: SinusoidalEmbedding | FourierEmbedding, width: int, activation: nn.Module, fan: Fan
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.linear1 = initialized(nn.Linear(embedding.width, width), fan=fan)
+        self.linear2 = initialized(nn.Linear(width, width), fan=fan)
+        self.activation = activation
+
+    def forward(self, t: Timestep) -> Embedding:
+        """Embed each step index."""
+        return self.activation(self.linear2(self.activation(self.linear1(self.embedding(t)))))

@@ -1,0 +1,53 @@
+"""Minibatch standard deviation (ProGAN, arXiv 1710.10196, section 3): it shows the discriminator how samples differ.
+
+`contiguous` groups are neighbours in the batch, so a rank's share of a global batch holds whole groups, and the result
+does not depend on the number of ranks. `strided` is the published grouping: sample i with i + B/group, i + 2B/group ...
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.shapes import Image
+
+Grouping = Literal["contiguous", "strided"]
+
+
+def check_batch_size(batch_size: int, group_size: int) -> None:
+    """Check that a batch splits into groups of min(batch_size, group_size).
+
+    Raises:
+        ValueError: It does not.
+    """
+    if batch_size % min(batch_size, group_size):
+        raise ValueError(
+            f"a batch of {batch_size} images cannot be split into groups of stddev_group_size {group_size}: the images "
+            f"that the discriminator sees at once must be a multiple of {group_size}, or fewer than that. Change the "
+            "micro batch size or discriminator.stddev_group_size"
+        )
+
+
+def append_deviation(x: Image, group_size: int, grouping: Grouping) -> Float[Tensor, "b c+1 h w"]:
+    """Append one constant channel: the mean deviation of features over the sample's group.
+
+    It is computed in float32 or better whatever the type of x; no operation here is one that autocast lowers.
+
+    Args:
+        x: Features.
+        group_size: Samples per group; a smaller batch is one group.
+        grouping: Which samples of the batch form a group.
+
+    Raises:
+        ValueError: The batch cannot be split into such groups.
+    """
+    B, _, H, W = x.shape
+    check_batch_size(B, group_size)
+    group = min(B, group_size)
+    members = 1 if grouping == "contiguous" else 0
+    shape = (B // group, group) if grouping == "contiguous" else (group, B // group)
+    groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, shape)
+    deviation = (groups.var(dim=members, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # [B / group]
+    of_sample = deviation.unsqueeze(members).expand(shape).reshape(B, 1, 1, 1)
+    return torch.cat([x, of_sample.to(x.dtype).expand(B, 1, H, W)], dim=1)

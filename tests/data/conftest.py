@@ -1,0 +1,71 @@
+"""Tiny sources and prepared data sets in temporary folders."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.prepare import main
+from data.shards import ShardIndex, load_index
+
+PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
+
+
+@pytest.fixture
+def photos() -> Path:
+    """The folder of real photographs; skips where it is absent."""
+    if not PHOTOS.is_dir():
+        pytest.skip(f"no real photographs at {PHOTOS}")
+    return PHOTOS
+
+
+@pytest.fixture(scope="session")
+def class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures of different sizes in two class folders; the colour tells the class and the number."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(40):
+        label = number % 2
+        file = root / ("cat", "dog")[label] / f"{number:02d}.png"
+        file.parent.mkdir(exist_ok=True)
+        pixels = np.empty((20 + number % 3, 24, 3), dtype=np.uint8)
+        pixels[...] = (label * 200, number * 6, 30)
+        Image.fromarray(pixels).save(file)
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(class_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    """The class folder as eight shards of five 8x8 RGB images."""
+    out = tmp_path_factory.mktemp("prepared") / "set"
+    code = main([str(class_folder), "--out", str(out), "--size", "8", "--shard-samples", "5", "--workers", "0"])
+    assert code == 0
+    return load_index(out)
+
+
+@pytest.fixture
+def own_copy(prepared: ShardIndex, tmp_path: Path) -> ShardIndex:
+    """A copy of the prepared data set that a test may damage."""
+    target = tmp_path / "copy"
+    target.mkdir()
+    for file in prepared.directory.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return load_index(target)
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Runs the command, expects an exit code, and returns its one line on stderr."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        if code == 2:
+            assert captured.err.count("\n") == 1
+        return captured.err
+
+    yield run

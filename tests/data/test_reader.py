@@ -1,0 +1,82 @@
+"""Random access gives what a sequential reader gives, and damage is named."""
+
+import os
+import tarfile
+from dataclasses import replace
+
+import pytest
+
+from data.reader import ReaderCache, ShardReader
+from data.shards import DataError, ShardIndex
+
+
+def test_random_access_equals_the_archive_read_from_front_to_back(prepared: ShardIndex) -> None:
+    for shard in prepared.shards:
+        with tarfile.open(prepared.directory / shard.name) as archive:
+            members = {m.name: archive.extractfile(m).read() for m in archive}  # pyright: ignore
+        reader = ShardReader(prepared.directory, shard)
+        samples = [reader.read(number) for number in (4, 0, 3, 1, 2)]
+        reader.close()
+        assert {s.shard for s in samples} == {shard.name}
+        assert len({s.key for s in samples}) == 5
+        for sample in samples:
+            assert sample.content == members[f"{sample.key}.{sample.extension}"]
+            assert sample.label == int(members[f"{sample.key}.cls"])
+
+
+def test_shards_read_by_webdataset_itself_hold_the_same_samples(prepared: ShardIndex) -> None:
+    from webdataset.compat import WebDataset
+
+    shard = prepared.shards[0]
+    found = list(WebDataset(str(prepared.directory / shard.name), shardshuffle=False, empty_check=False))
+    reader = ShardReader(prepared.directory, shard)
+    assert [(s["__key__"], s["png"], int(s["cls"])) for s in found] == [
+        (s.key, s.content, s.label) for s in map(reader.read, range(shard.num_samples))
+    ]
+    reader.close()
+
+
+@pytest.mark.parametrize("place", [0, 10, 130, 260, 1024])
+def test_flipped_byte_in_a_header_is_named(own_copy: ShardIndex, place: int) -> None:
+    file = own_copy.directory / "00000.tar"
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x55
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"shard 00000\.tar: .*at byte \d+: damaged"):
+        ShardReader(own_copy.directory, own_copy.shards[0])
+
+
+def test_shard_cut_off_within_a_sample_is_named(own_copy: ShardIndex) -> None:
+    file = own_copy.directory / "00000.tar"
+    os.truncate(file, 3 * 512)
+    with pytest.raises(DataError, match=r"shard 00000\.tar"):
+        ShardReader(own_copy.directory, own_copy.shards[0])
+
+
+def test_wrong_number_of_samples_is_named(own_copy: ShardIndex) -> None:
+    with pytest.raises(DataError, match="has 5 samples, the index says 6"):
+        ShardReader(own_copy.directory, replace(own_copy.shards[0], num_samples=6))
+
+
+def test_file_that_shrinks_while_it_is_open_is_named(own_copy: ShardIndex) -> None:
+    reader = ShardReader(own_copy.directory, own_copy.shards[0])
+    os.truncate(own_copy.directory / "00000.tar", 1000)
+    with pytest.raises(DataError, match=r"shard 00000\.tar: .*at byte"):
+        reader.read(4)
+    reader.close()
+
+
+def test_missing_shard_is_named(own_copy: ShardIndex) -> None:
+    (own_copy.directory / "00000.tar").unlink()
+    with pytest.raises(DataError, match=r"shard 00000\.tar: cannot open .*No such file"):
+        ShardReader(own_copy.directory, own_copy.shards[0])
+
+
+def test_cache_keeps_no_more_files_open_than_it_may(prepared: ShardIndex) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    cache = ReaderCache(prepared.directory, prepared.shards, capacity=3)
+    first = [cache.read(shard, 1) for shard in range(8)]
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    assert [cache.read(shard, 1) for shard in range(8)] == first
+    cache.close()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,157 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.discriminator import Discriminator, DiscriminatorConfig, check_image_size
+from models.layers import NEAR_ZERO
+from models.published import discriminator_from
+
+TINY = DiscriminatorConfig(base_channels=2, time_embedding_dim=4, stddev_group_size=2)
+
+
+def inputs(B: int, image_size: int = 8, image_channels: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    x_tm1, x_t = torch.randn(2, B, image_channels, image_size, image_size).unbind()
+    return x_tm1, x_t, torch.arange(B) % 4
+
+
+def awakened(discriminator: Discriminator) -> Discriminator:
+    """Replace the initial weights, of which many are as good as zero."""
+    torch.manual_seed(1)
+    for parameter in discriminator.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return discriminator
+
+
+def r1_of(logits: Tensor, x_tm1: Tensor) -> Tensor:
+    """Mean squared norm of the gradient, itself differentiable."""
+    (gradient,) = torch.autograd.grad(logits.sum(), x_tm1, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+def test_logits_and_r1_equal_the_published_discriminator(golden, kind: str) -> None:
+    settings, state, arrays = golden(f"discriminator_{kind}")
+    discriminator = discriminator_from(settings, state)
+    x_tm1 = arrays["x_tm1"].requires_grad_()
+    logits = discriminator(x_tm1, arrays["x_t"], arrays["t"])
+    # measured 3e-7; the reference page grants 1e-4
+    torch.testing.assert_close(logits, arrays["logits"], atol=2e-6, rtol=0)
+    # measured 4e-7 relative; the reference page grants 1e-4
+    assert r1_of(logits, x_tm1).item() == pytest.approx(arrays["r1_unweighted"].item(), rel=5e-6)
+
+
+def test_r1_gradient_reaches_every_layer_and_equals_its_finite_difference() -> None:
+    discriminator = awakened(Discriminator(TINY, image_channels=1)).double()
+    x_tm1, x_t, t = inputs(B=4)
+    x_tm1, x_t = x_tm1.double().requires_grad_(), x_t.double()
+
+    def r1() -> Tensor:
+        return r1_of(discriminator(x_tm1, x_t, t), x_tm1)
+
+    parameters = dict(discriminator.named_parameters())
+    gradients = torch.autograd.grad(r1(), list(parameters.values()), allow_unused=True)
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        direction = torch.randn_like(parameter)
+        values = []
+        for sign in (1, -1):
+            parameter.data += sign * 1e-6 * direction
+            values.append(r1().item())
+            parameter.data -= sign * 1e-6 * direction
+        expected = (values[0] - values[1]) / 2e-6
+        got = 0.0 if gradient is None else (gradient * direction).sum().item()
+        # steps of 1e-6 in float64 leave about 1e-9 of the value, which is of the order 1
+        assert got == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+    # Only the very last bias cannot change a gradient.
+    assert [name for name, g in zip(parameters, gradients, strict=True) if g is None] == ["head.bias"]
+
+
+def test_contiguous_groups_make_logits_independent_of_the_world_size() -> None:
+    discriminator = awakened(Discriminator(TINY, image_channels=1))
+    x_tm1, x_t, t = inputs(B=8)
+    whole = discriminator(x_tm1, x_t, t)
+    for rank_share in (2, 4):
+        parts = zip(x_tm1.split(rank_share), x_t.split(rank_share), t.split(rank_share), strict=True)
+        shared = torch.cat([discriminator(*part) for part in parts])
+        # the order of float32 sums may depend on the batch
+        torch.testing.assert_close(shared, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_strided_groups_follow_the_batch() -> None:
+    config = DiscriminatorConfig(base_channels=2, time_embedding_dim=4, stddev_group_size=2, stddev_grouping="strided")
+    strided = awakened(Discriminator(config, image_channels=1))
+    contiguous = awakened(Discriminator(TINY, image_channels=1))
+    x_tm1, x_t, t = inputs(B=4)
+    order = torch.tensor([0, 2, 1, 3])
+    torch.testing.assert_close(
+        strided(x_tm1, x_t, t)[order], contiguous(x_tm1[order], x_t[order], t[order]), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_arguments_are_the_cleaner_image_then_the_noisier_one() -> None:
+    discriminator = awakened(Discriminator(TINY, image_channels=1))
+    with torch.no_grad():
+        discriminator.conv_in.weight[:, 1:] = 0  # blind to the second argument
+    x_tm1, x_t, t = inputs(B=2)
+    assert torch.equal(discriminator(x_tm1, x_t, t), discriminator(x_tm1, -x_t, t))
+    assert not torch.equal(discriminator(x_tm1, x_t, t), discriminator(-x_tm1, x_t, t))
+
+
+def test_initial_scales() -> None:
+    small = Discriminator(DiscriminatorConfig(base_channels=4), image_channels=3)
+    large = Discriminator(DiscriminatorConfig(base_channels=4, kind="large"), image_channels=3)
+    near_zero = (3 * NEAR_ZERO / (9 * 32)) ** 0.5
+    assert small.conv_out.weight.abs().max().item() <= near_zero
+    assert (3 / (9 * 32)) ** 0.5 * 0.9 < large.conv_out.weight.abs().max().item() <= (3 / (9 * 32)) ** 0.5
+    for name, parameter in small.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        if name.endswith("conv2.weight"):
+            assert parameter.abs().max().item() <= (3 * NEAR_ZERO / (9 * parameter.shape[0])) ** 0.5
+
+
+def test_channels_last_gives_the_same_logits() -> None:
+    discriminator = awakened(Discriminator(TINY, image_channels=3))
+    x_tm1, x_t, t = inputs(B=4, image_channels=3)
+    expected = discriminator(x_tm1, x_t, t)
+    discriminator.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    last = [x.contiguous(memory_format=torch.channels_last) for x in (x_tm1, x_t)]
+    # another float32 order of summation
+    torch.testing.assert_close(discriminator(*last, t), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_runs_under_bfloat16_autocast() -> None:
+    discriminator = awakened(Discriminator(TINY, image_channels=1))
+    x_tm1, x_t, t = inputs(B=4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = discriminator(x_tm1, x_t, t)
+    expected = discriminator(x_tm1, x_t, t)
+    # 8 bits of mantissa through about 20 layers
+    torch.testing.assert_close(logits.float(), expected, atol=0.1 * expected.abs().max().item(), rtol=0)
+    logits.float().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("kind", "image_size", "num_parameters", "flops"),
+    [("small", 32, 12.74e6, 2.97e9), ("large", 256, 27.74e6, 152.5e9)],
+)
+def test_size_and_work_are_the_published_ones(kind, image_size: int, num_parameters: float, flops: float) -> None:
+    with torch.device("meta"):
+        discriminator = Discriminator(DiscriminatorConfig(kind=kind), image_channels=3)
+        x_tm1, x_t, t = inputs(B=1, image_size=image_size, image_channels=3)
+    assert round(sum(p.numel() for p in discriminator.parameters()) / 1e4) == round(num_parameters / 1e4)
+    with FlopCounterMode(display=False) as counter:
+        discriminator(x_tm1, x_t, t)
+    # The published figures run the FIR filters at full resolution before they drop pixels: up to 0.7% more.
+    assert counter.get_total_flops() == pytest.approx(flops, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "image_size", "factor"), [("small", 28, 8), ("small", 4, 8), ("large", 32, 64)])
+def test_image_that_cannot_be_halved_often_enough_is_refused(kind, image_size: int, factor: int) -> None:
+    with pytest.raises(ValueError, match=rf"image_size is {image_size}.*{kind}.*multiple of {factor}.*small, large"):
+        check_image_size(DiscriminatorConfig(kind=kind), image_size)
+
+
+def test_indivisible_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch of 3 images"):
+        Discriminator(TINY, image_channels=1)(*inputs(B=3))

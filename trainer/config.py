@@ -1,0 +1,281 @@
+"""Every setting of a run, composed from the dataclasses that stand beside the code they steer.
+
+A field's docstring says its unit and effect. `config_io` reads YAML into `TrainConfig`; the checks that need more than
+one section are here, and all of them run before Ray or a GPU is touched.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from data.pipeline import DataConfig
+from models.diffusion import DiffusionConfig
+from models.discriminator import DiscriminatorConfig, check_image_size
+from models.generator import Generator, GeneratorConfig
+from models.minibatch_deviation import check_batch_size
+from trainer.schedules import LearningRateConfig
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and what makes it repeatable."""
+
+    directory: str
+    """Folder of checkpoints, snapshots, samples and the tracking spool. The same folder resumes the same run."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Keys every random number of the run: data order, t, z, noises, flips, initial weights."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels, on a GPU at a cost in speed; on the CPU runs are always repeatable."""
+    init_from: str | None = None
+    """File of generator weights to start from, a snapshot's or a published one; null: fresh weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """Adam, for the generator and the discriminator alike."""
+
+    beta1: Decay = 0.5
+    """Decay of the first moment."""
+    beta2: Decay = 0.9
+    """Decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Term added to the root of the second moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The optimization: batch, length, losses, precision."""
+
+    total_images: PositiveInt
+    """Length of the run in training images, rounded up to whole steps."""
+    global_batch_size: PositiveInt
+    """Images per optimizer step over all ranks: micro_batch_size x grad_accum_steps x world_size."""
+    micro_batch_size: PositiveInt | None = None
+    """Images of one rank in one forward pass; null: all the images of the rank at once."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Compute type. With bf16 the parameters, optimizer, R1, minibatch deviation and losses stay fp32."""
+    r1_gamma: NonNegativeFloat = 0.05
+    """Weight of the R1 penalty; it enters the loss as r1_gamma / 2, not multiplied by the interval."""
+    r1_interval_steps: PositiveInt | None = None
+    """Apply R1 at steps 0, n, 2n, ...; null: at every step."""
+    ema_decay: Decay = 0.9999
+    """Decay of the generator's moving average, per optimizer step."""
+    learning_rate_g: LearningRateConfig = field(default_factory=LearningRateConfig)
+    """Learning rate of the generator over the run."""
+    learning_rate_d: LearningRateConfig = field(default_factory=LearningRateConfig)
+    """Learning rate of the discriminator over the run."""
+    adam: AdamConfig = field(default_factory=AdamConfig)
+    """Optimizer of both networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What runs backward, reduction and update."""
+
+    backend: Literal["deepspeed", "torch"] = "deepspeed"
+    """`torch` is the plain twin without ZeRO: slower to scale, easy to debug."""
+    zero_stage_g: Annotated[int, Field(ge=0, le=3)] = 0
+    """ZeRO stage of the generator: 0 replicates, 1 partitions optimizer states, 2 gradients too, 3 parameters too."""
+    zero_stage_d: Annotated[int, Field(ge=0, le=3)] = 0
+    """ZeRO stage of the discriminator, at most 2: R1 differentiates twice through it."""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage_d == 3:
+            raise ValueError(
+                "zero_stage_d is 3, at most 2 is possible: R1 differentiates twice through the discriminator's "
+                "convolutions, which DeepSpeed cannot do on partitioned parameters. Set zero_stage_d to 0, 1 or 2"
+            )
+        if self.backend == "torch" and (self.zero_stage_g or self.zero_stage_d):
+            raise ValueError(
+                f"backend torch has no ZeRO, zero_stage_g is {self.zero_stage_g} and zero_stage_d "
+                f"{self.zero_stage_d}: set both to 0 or the backend to deepspeed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig:
+    """Workers and what each gets."""
+
+    world_size: PositiveInt = 1
+    """Number of ranks, one Ray Train worker each."""
+    device: Literal["cpu", "gpu"] = "gpu"
+    """`gpu` gives one GPU to each rank."""
+    cpus_per_worker: PositiveInt = 1
+    """CPUs Ray reserves for a rank: its main process and its loader processes. Also a rank's threads on the CPU."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often Ray restarts the group of workers from the last checkpoint after a failure."""
+    timeout_s: PositiveInt = 1800
+    """How long a rank waits for the others in a collective before it fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole state is saved and how much of it is kept."""
+
+    save_interval_steps: PositiveInt | None = 1000
+    """Optimizer steps between checkpoints; null: only the last step and a stop are saved."""
+    keep_last: PositiveInt = 2
+    """Newest valid checkpoints that stay on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """What is logged, how often, and where."""
+
+    backend: Literal["mlflow", "none"] = "mlflow"
+    """`none` logs to the console only."""
+    uri: str | None = None
+    """MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else an SQLite file beside the runs."""
+    experiment: str = "ddgan"
+    """MLflow experiment that the run belongs to."""
+    log_interval_steps: PositiveInt = 50
+    """Steps between points of the curves; the only steps at which scalars leave the device."""
+    sample_interval_steps: PositiveInt | None = 1000
+    """Steps between sample grids; null: only one at the end."""
+    num_samples: PositiveInt = 64
+    """Images in a sample grid."""
+    flush_timeout_s: NonNegativeFloat = 30.0
+    """How long the end of a run waits for the tracking server to take what is still in the spool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run."""
+
+    run: RunConfig
+    """Where it lives."""
+    data: DataConfig
+    """What it reads."""
+    training: TrainingConfig
+    """How it learns."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """The forward process."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The denoiser."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The critic of denoising steps."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Backward, reduction and update."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    """Ranks and devices."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Logging."""
+
+    def __post_init__(self) -> None:
+        """Check what needs more than one section; every broken rule is a line of one ValueError."""
+        problems: list[str] = []
+        for rule in (_check_batch, _check_warmup, _check_networks):
+            try:
+                rule(self)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSplit:
+    """How one global batch is spread: global_batch_size = micro_batch_size x grad_accum_steps x world_size."""
+
+    global_batch_size: int
+    """Images of one optimizer step."""
+    world_size: int
+    """Ranks that share them."""
+    rank_batch_size: int
+    """Images of one rank."""
+    micro_batch_size: int
+    """Images of one rank in one forward pass."""
+    grad_accum_steps: int
+    """Forward passes of one rank in one optimizer step."""
+
+
+def split_batch(config: TrainConfig) -> BatchSplit:
+    """Spread the global batch over ranks and micro-batches.
+
+    Raises:
+        ValueError: It does not divide; the message shows the arithmetic.
+    """
+    global_batch_size, world_size = config.training.global_batch_size, config.scaling.world_size
+    rank_batch_size, rest = divmod(global_batch_size, world_size)
+    if rest:
+        near = [n for n in (rank_batch_size * world_size, (rank_batch_size + 1) * world_size) if n > 0]
+        raise ValueError(
+            f"training.global_batch_size ({global_batch_size}) must be a multiple of scaling.world_size "
+            f"({world_size}): {global_batch_size} / {world_size} = {global_batch_size / world_size:.4g} images each. "
+            f"With {world_size} ranks use {' or '.join(map(str, near))}"
+        )
+    micro_batch_size = config.training.micro_batch_size or rank_batch_size
+    grad_accum_steps, rest = divmod(rank_batch_size, micro_batch_size)
+    if rest:
+        possible = [n for n in range(1, rank_batch_size + 1) if rank_batch_size % n == 0]
+        raise ValueError(
+            f"training.micro_batch_size ({micro_batch_size}) must divide the {rank_batch_size} images of a rank: "
+            f"global batch {global_batch_size} = micro {micro_batch_size} x accum "
+            f"{rank_batch_size / micro_batch_size:.4g} x world {world_size}. Use one of {', '.join(map(str, possible))}"
+        )
+    return BatchSplit(
+        global_batch_size=global_batch_size,
+        world_size=world_size,
+        rank_batch_size=rank_batch_size,
+        micro_batch_size=micro_batch_size,
+        grad_accum_steps=grad_accum_steps,
+    )
+
+
+def _check_batch(config: TrainConfig) -> None:
+    split = split_batch(config)
+    try:
+        check_batch_size(split.micro_batch_size, config.discriminator.stddev_group_size)
+    except ValueError as error:
+        raise ValueError(
+            f"training.micro_batch_size: global batch {split.global_batch_size} = micro {split.micro_batch_size} x "
+            f"accum {split.grad_accum_steps} x world {split.world_size}, and {error}"
+        ) from None
+
+
+def _check_warmup(config: TrainConfig) -> None:
+    total_images = config.training.total_images
+    for name in ("learning_rate_g", "learning_rate_d"):
+        warmup_images = getattr(config.training, name).warmup_images
+        if warmup_images >= total_images:
+            raise ValueError(
+                f"training.{name}.warmup_images ({warmup_images}) must be less than training.total_images "
+                f"({total_images}), or the rate never reaches its peak"
+            )
+
+
+def _check_networks(config: TrainConfig) -> None:
+    size = config.data.image_size
+    problems = [_build_problem(config.generator, size, config.data.image_channels)]
+    try:
+        check_image_size(config.discriminator, size)
+    except ValueError as error:
+        problems.append(f"discriminator.kind is {config.discriminator.kind}: {error}")
+    if config.discriminator.kind == "small" and size > 64:
+        problems.append(
+            f"discriminator.kind is small: it halves data.image_size {size} only 3 times, so none of its outputs sees "
+            "the whole image; it is for images up to 64 pixels. Use kind large"
+        )
+    if any(problems):
+        raise ValueError("\n".join(filter(None, problems)))
+
+
+@cache
+def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: int) -> str | None:
+    """What keeps the generator from being built. On the meta device it takes no memory and draws no random number."""
+    try:
+        with torch.device("meta"):
+            Generator(generator, image_size=image_size, image_channels=image_channels)
+    except ValueError as error:
+        return f"generator: {error}"
+    return None

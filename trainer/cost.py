@@ -1,0 +1,161 @@
+"""What one update costs, counted by running it on the meta device: real shapes, no memory, no arithmetic.
+
+The counted code is `trainer.step` itself, so the figures follow the algorithm. FLOPs are those of convolutions and matrix
+products, forward and backward, two per multiply-add.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from models.diffusion import Diffusion
+from models.discriminator import Discriminator
+from models.generator import Generator
+from trainer.config import TrainConfig, split_batch
+from trainer.engines import TorchEngine
+from trainer.step import MicroBatch, Noise, Players, update_discriminator, update_generator
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateCost:
+    """One update of one network with one micro-batch."""
+
+    flops_per_image: float
+    """FLOPs for each image of the micro-batch, both networks together."""
+    saved_bytes: int
+    """Tensors that autograd keeps for backward: the larger part of the activation memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Sizes of the networks and costs of the updates."""
+
+    parameters_g: int
+    """Parameters of the generator."""
+    parameters_d: int
+    """Parameters of the discriminator."""
+    forward_g: float
+    """FLOPs of the generator's forward pass for one image."""
+    forward_d: float
+    """FLOPs of the discriminator's forward pass for one pair of images."""
+    update_g: UpdateCost
+    """The generator's update."""
+    update_d: UpdateCost
+    """The discriminator's update without R1."""
+    update_d_r1: UpdateCost
+    """The discriminator's update with R1."""
+
+    def flops_per_image(self, r1_interval_steps: int | None) -> float:
+        """FLOPs of both updates for one training image, averaged over steps with R1 and without; None: never R1."""
+        r1_extra = self.update_d_r1.flops_per_image - self.update_d.flops_per_image
+        share = 1 / r1_interval_steps if r1_interval_steps else 0.0
+        return self.update_g.flops_per_image + self.update_d.flops_per_image + share * r1_extra
+
+
+def measure_costs(config: TrainConfig) -> Costs:
+    """Count the costs of a config's networks at its micro-batch; takes about a second."""
+    data = config.data
+    rng_state = torch.get_rng_state()
+    with META:
+        generator = Generator(config.generator, image_size=data.image_size, image_channels=data.image_channels)
+        discriminator = Discriminator(config.discriminator, image_channels=data.image_channels)
+    batch = _micro_batch(config, split_batch(config).micro_batch_size)
+    players = Players(
+        generator=_engine(generator),
+        discriminator=_engine(discriminator),
+        diffusion=Diffusion.from_config(config.diffusion, META),
+        r1_gamma=config.training.r1_gamma,
+    )
+    # One image: the batch is as large as it needs to be only for the memory.
+    one, t, z = batch.x0[:1], batch.noise_g.t[:1], batch.noise_g.z[:1]
+    with torch.no_grad():
+        forward_g = _count_flops(lambda: generator(one, t, z))
+        forward_d = _count_flops(lambda: discriminator(one, one, t))
+    update_d, update_d_r1 = (
+        _measure(lambda with_r1=with_r1: update_discriminator(players, [batch], with_r1=with_r1), players, batch)
+        for with_r1 in (False, True)
+    )
+    update_g = _measure(lambda: update_generator(players, [batch]), players, batch)
+    if config.training.precision == "bf16":
+        # Activations take half; on R1 steps the real half of D's pass stays float32.
+        halved = update_d.saved_bytes // 2
+        in_r1 = update_d_r1.saved_bytes - halved
+        update_d_r1 = UpdateCost(flops_per_image=update_d_r1.flops_per_image, saved_bytes=in_r1 + halved // 2)
+        update_d = UpdateCost(flops_per_image=update_d.flops_per_image, saved_bytes=halved)
+        update_g = UpdateCost(flops_per_image=update_g.flops_per_image, saved_bytes=update_g.saved_bytes // 2)
+    torch.set_rng_state(rng_state)
+    return Costs(
+        parameters_g=sum(p.numel() for p in generator.parameters()),
+        parameters_d=sum(p.numel() for p in discriminator.parameters()),
+        forward_g=forward_g,
+        forward_d=forward_d,
+        update_g=update_g,
+        update_d=update_d,
+        update_d_r1=update_d_r1,
+    )
+
+
+def _engine(module: nn.Module) -> TorchEngine:
+    """An engine that never comes to the optimizer's update, which the FLOPs do not count."""
+    return TorchEngine(module, torch.optim.SGD(module.parameters(), lr=0.0), grad_accum_steps=2**31)
+
+
+def _micro_batch(config: TrainConfig, batch_size: int) -> MicroBatch:
+    shape = (batch_size, config.data.image_channels, config.data.image_size, config.data.image_size)
+
+    def noise() -> Noise:
+        return Noise(
+            t=torch.zeros(batch_size, dtype=torch.int64, device=META),
+            noise_tm1=torch.empty(shape, device=META),
+            noise_t=torch.empty(shape, device=META),
+            z=torch.empty(batch_size, config.generator.latent_dim, device=META),
+            noise_posterior=torch.empty(shape, device=META),
+        )
+
+    return MicroBatch(x0=torch.empty(shape, device=META), noise_d=noise(), noise_g=noise(), share=1.0)
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Sums torch's own formulas; torch's FlopCounterMode follows modules by hooks too, which R1's gradient breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _count_flops(run: Callable[[], Any]) -> float:
+    with _FlopCounter() as counter:
+        run()
+    return counter.total
+
+
+def _measure(update: Callable[[], Any], players: Players, batch: MicroBatch) -> UpdateCost:
+    """Run an update, counting its FLOPs and the bytes of what it saves for backward, parameters aside."""
+    modules = (players.generator.module, players.discriminator.module)
+    known = {t.untyped_storage()._cdata for m in modules for t in (*m.parameters(), *m.buffers())}
+    saved: dict[int, Tensor] = {}  # Holds the tensors, so that no storage's address is used twice.
+
+    def keep(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage()._cdata
+        if address not in known:
+            saved[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        flops = _count_flops(update)
+    total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return UpdateCost(flops_per_image=flops / len(batch.x0), saved_bytes=total)

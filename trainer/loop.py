@@ -1,0 +1,190 @@
+"""The loop of one rank: read, update D, update G, average; now and then log, draw a grid, save; stop when asked."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.ema import Ema
+from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
+from trainer.progress import Driver, Status
+from trainer.randomness import Draws
+from trainer.ranks import Agreement, Ranks
+from trainer.schedules import learning_rate
+from trainer.step import MicroBatch, Players, draw_micro_batch, update_discriminator, update_generator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's part of each global batch.
+
+    Attributes:
+        start, stop: positions in the global batch.
+        micro_batch_size: images of one forward pass.
+        global_batch_size: images of all ranks.
+    """
+
+    start: int
+    stop: int
+    micro_batch_size: int
+    global_batch_size: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, rank: int, world_size: int) -> "Share":
+        """The contiguous share of `rank`; the config has checked that the batch divides."""
+        size = config.training.global_batch_size // world_size
+        micro = config.training.micro_batch_size or size
+        return cls(rank * size, (rank + 1) * size, micro, config.training.global_batch_size)
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches of one update."""
+        return (self.stop - self.start) // self.micro_batch_size
+
+
+def num_steps(config: TrainConfig) -> int:
+    """Optimizer steps of the whole run: total_images in global batches, rounded up."""
+    return -(-config.training.total_images // config.training.global_batch_size)
+
+
+def to_device(images: Tensor, draws: Draws, *, flip: bool) -> Tensor:
+    """uint8 images to the device of the draws, mirrored by their coins, as float32 in [-1, 1]."""
+    x0 = images.to(draws.samples.device, non_blocking=True)
+    if flip:
+        x0 = torch.where(draws.flips()[:, None, None, None], x0.flip(-1), x0)
+    return x0.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+@dataclass
+class Loop:
+    """Everything that one rank needs to go from `step` to the end.
+
+    Attributes:
+        players, ema: networks and the average.
+        batches: this rank's micro-batches of uint8 images in order, from batch `step` on.
+        step: optimizer steps done.
+        statistics: sums since the last log point.
+        on_log: called on every rank with step and metrics.
+        on_sample: called on every rank when a grid is due.
+        on_save: called on every rank when a checkpoint is due.
+    """
+
+    config: TrainConfig
+    ranks: Ranks
+    share: Share
+    players: Players
+    ema: Ema
+    batches: Iterator[Tensor]
+    driver: Driver
+    on_log: Callable[[int, dict[str, float]], None]
+    on_sample: Callable[[int], None]
+    on_save: Callable[[int], None]
+    step: int = 0
+    statistics: StatisticsSum = None  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self) -> None:
+        self.statistics = self.statistics or StatisticsSum()
+        self._status = Status(step=self.step, images=self._images(), total_images=self._images(num_steps(self.config)))
+
+    def resume_at(self, step: int) -> None:
+        """Go on after `step` optimizer steps."""
+        self.step = step
+        self._status = Status(step=step, images=self._images(), total_images=self._status.total_images)
+
+    def _images(self, step: int | None = None) -> int:
+        return (self.step if step is None else step) * self.share.global_batch_size
+
+    def run(self) -> bool:
+        """Go to the planned end, or to the step after which the ranks agree to stop.
+
+        Returns:
+            Whether the planned end was reached.
+        """
+        last, agreement, clock = num_steps(self.config), Agreement(self.ranks), StepClock(self.ranks.device)
+        while self.step < last:
+            agreement.propose(self.driver.stop_requested())
+            self._one_step(clock)
+            stopping = agreement.reached()
+            self._after_step(clock, at_end=self.step == last)
+            if stopping and self.step < last:
+                log.info("asked to stop: step %d is done", self.step)
+                return False
+        return True
+
+    def _one_step(self, clock: StepClock) -> None:
+        config, training, step = self.config, self.config.training, self.step
+        log_interval = config.tracking.log_interval_steps
+        measure_norm = (step + 1) % log_interval == 0 or step + 1 == num_steps(config)
+        with_r1 = training.r1_gamma > 0 and step % (training.r1_interval_steps or 1) == 0
+        for engine, schedule in (
+            (self.players.discriminator, training.learning_rate_d),
+            (self.players.generator, training.learning_rate_g),
+        ):
+            engine.set_learning_rate(learning_rate(schedule, self._images(), training.total_images))
+
+        clock.mark("other")  # logging, grids and checkpoints since the last step
+        images = [next(self.batches) for _ in range(self.share.grad_accum_steps)]
+        clock.mark("data")
+        micro_batches = [self._micro_batch(x, i) for i, x in enumerate(images)]
+        clock.mark("other")
+        self.statistics.add(
+            update_discriminator(self.players, micro_batches, with_r1=with_r1, measure_norm=measure_norm)
+        )
+        clock.mark("d")
+        self.statistics.add(update_generator(self.players, micro_batches, measure_norm=measure_norm))
+        clock.mark("g")
+        self.ema.update(step)
+        self.step += 1
+        clock.end_step("other")
+
+    def _micro_batch(self, images: Tensor, index: int) -> MicroBatch:
+        first = self.share.start + index * self.share.micro_batch_size
+        samples = torch.arange(first, first + len(images), device=self.ranks.device)
+        draws = Draws(self.config.run.seed, self.step, samples)
+        return draw_micro_batch(
+            to_device(images, draws, flip=self.config.data.horizontal_flip),
+            draws,
+            num_timesteps=self.config.diffusion.num_timesteps,
+            latent_dim=self.config.generator.latent_dim,
+            share=len(images) / self.share.global_batch_size,
+        )
+
+    def _after_step(self, clock: StepClock, *, at_end: bool) -> None:
+        """What is due after a step. Every rank decides the same, from the step alone."""
+        tracking, save_every = self.config.tracking, self.config.checkpoint.save_interval_steps
+        losses, rate = self._status.losses, self._status.images_per_s
+        if at_end or self.step % tracking.log_interval_steps == 0:
+            metrics = self._measure(clock)
+            losses = {name: metrics[name] for name in ("loss_d_real", "loss_d_fake", "loss_g")}
+            rate = metrics["images_per_s"]
+            self.on_log(self.step, metrics)
+        self._status = Status(self.step, self._images(), self._status.total_images, rate, losses)
+        if self.ranks.rank == 0:
+            self.driver.report(self._status)
+        if at_end or (tracking.sample_interval_steps and self.step % tracking.sample_interval_steps == 0):
+            self.on_sample(self.step)
+        if save_every and self.step % save_every == 0 and not at_end:  # the caller saves the end, and a stop
+            self.on_save(self.step)
+
+    def _measure(self, clock: StepClock) -> dict[str, float]:
+        training, interval = self.config.training, self.config.tracking.log_interval_steps
+        steps = self.step - (self.step - 1) // interval * interval  # since the last log point; the last one may be short
+        metrics = self.statistics.take(self.ranks, steps)
+        wall, split, timed = clock.take()
+        before = (self.step - 1) * self.share.global_batch_size
+        metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
+        metrics |= {
+            "gradient_norm_g": self.players.generator.gradient_norm(),
+            "gradient_norm_d": self.players.discriminator.gradient_norm(),
+            "learning_rate_g": learning_rate(training.learning_rate_g, before, training.total_images),
+            "learning_rate_d": learning_rate(training.learning_rate_d, before, training.total_images),
+            "images_seen": float(self._images()),
+            "images_per_s": timed * self.share.global_batch_size / wall,
+            "peak_memory_gib": peak_memory_gib(self.ranks.device),
+        }
+        return metrics

@@ -1,0 +1,105 @@
+"""What the curves show: statistics of the steps between two log points, kept on the device until then."""
+
+import resource
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from trainer.ranks import Ranks
+from trainer.step import Statistics
+
+
+class StatisticsSum:
+    """Sums of the steps' statistics since the last log point; part of a checkpoint, so that a resumed run logs the same."""
+
+    def __init__(self) -> None:
+        self._sums: Statistics = {}
+
+    def add(self, statistics: Statistics) -> None:
+        """Take in one update's statistics."""
+        for name, value in statistics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's sums."""
+        return dict(self._sums)
+
+    def load(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Take this rank's sums from a checkpoint."""
+        self._sums = {name: value.to(device) for name, value in state.items()}
+
+    def take(self, ranks: Ranks, num_steps: int) -> dict[str, float]:
+        """Means over the steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
+
+        `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on; `r1` is averaged
+        over the steps that computed it.
+        """
+        names = sorted(self._sums)
+        sizes = [self._sums[name].numel() for name in names]
+        flat = torch.cat([self._sums[name].reshape(-1) for name in names]).cpu().double()
+        sums = dict(zip(names, ranks.sum(flat).split(sizes), strict=True))
+        self._sums = {}
+        means = {name: (sums[name] / num_steps).item() for name in ("loss_d_real", "loss_d_fake", "loss_g")}
+        if "r1_steps" in sums:
+            means["r1"] = (sums["r1_penalty"] / sums["r1_steps"]).item()
+        for kind in ("real", "fake"):
+            by_timestep = sums[f"logits_{kind}"] / sums["frequency_t"]
+            means |= {f"logit_{kind}/t{t}": value for t, value in enumerate(by_timestep.tolist()) if value == value}
+        return means
+
+
+class StepClock:
+    """Splits the time of the steps into named parts: on a GPU by events, read only when the split is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self._start()
+
+    def _now(self) -> "float | torch.cuda.Event":
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _start(self) -> None:
+        self._began = time.perf_counter()
+        self._marks = [("", self._now())]
+        self._steps = 0
+
+    def mark(self, part: str) -> None:
+        """The time since the last mark belongs to `part`."""
+        self._marks.append((part, self._now()))
+
+    def end_step(self, part: str) -> None:
+        """The last mark of a step."""
+        self.mark(part)
+        self._steps += 1
+
+    def take(self) -> tuple[float, dict[str, float], int]:
+        """Wall seconds, seconds of each part and number of steps since the last call; starts anew. Waits for the device."""
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+        split: dict[str, float] = {}
+        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
+                seconds = before.elapsed_time(after) / 1000.0
+            else:
+                assert isinstance(before, float) and isinstance(after, float)
+                seconds = after - before
+            split[part] = split.get(part, 0.0) + seconds
+        wall, steps = time.perf_counter() - self._began, self._steps
+        self._start()
+        return wall, split, steps
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest memory so far: of torch on a GPU, of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,80 @@
+"""What a run tells its driver while it goes on, and the one bar that shows it."""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a run after a step.
+
+    Attributes:
+        step: optimizer steps done.
+        images, total_images: training images seen, and planned.
+        images_per_s: at the last log point, 0 before the first.
+        losses: at the last log point.
+    """
+
+    step: int
+    images: int
+    total_images: int
+    images_per_s: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+class Driver(Protocol):
+    """The worker's line to whoever started it."""
+
+    def report(self, status: Status) -> None:
+        """Called by rank 0 after each step; must return at once."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """Whether this rank has been asked to stop; polled after each step."""
+        ...
+
+
+class ProgressBar:
+    """One bar on a terminal: images, images/s, losses, time left. Elsewhere a log line every `LINE_INTERVAL` of the way."""
+
+    LINE_INTERVAL = 0.1
+
+    def __init__(self) -> None:
+        self._log = logging.getLogger(__name__)
+        self._terminal = sys.stderr.isatty()
+        self._progress = Progress(
+            TextColumn("images"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("", total=None, detail="")
+        self._next_line = 0.0
+
+    def __enter__(self) -> "ProgressBar":
+        if self._terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal:
+            self._progress.stop()
+
+    def show(self, status: Status) -> None:
+        """Draw `status`."""
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in status.losses.items())
+        detail = f"{status.images_per_s:.0f} images/s  {losses}"
+        self._progress.update(self._task, completed=status.images, total=status.total_images, detail=detail)
+        done = status.images / status.total_images
+        if not self._terminal and (done >= self._next_line or done >= 1.0):
+            self._next_line = done - done % self.LINE_INTERVAL + self.LINE_INTERVAL
+            left_s = (status.total_images - status.images) / status.images_per_s if status.images_per_s else None
+            eta = f"  {left_s:.0f} s left" if left_s is not None else ""
+            self._log.info("%d of %d images  %s%s", status.images, status.total_images, detail, eta)

@@ -1,0 +1,248 @@
+"""Ray's side of a run: a local Ray or a cluster, one Ray Train worker per rank, the line between worker and driver.
+
+Nothing here knows about training. `fit` starts the ranks and returns how the run ended; each rank gets its place in the
+group from Ray Train's environment and talks to the driver through a small actor, the board, without ever waiting for it.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from data.shards import DataError
+from trainer.config import TrainConfig
+from trainer.config_io import ConfigError
+from trainer.progress import ProgressBar, Status
+from trainer.snapshot import WeightsError
+from trainer.worker import Outcome, run_rank, start_logging
+
+log = logging.getLogger(__name__)
+
+REPORT_INTERVAL_S = 0.2
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot run this; says what is missing and what to do."""
+
+
+class RunFailedError(RuntimeError):
+    """The workers failed more often than the config allows."""
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """An error of the user's that only a worker could see."""
+
+    message: str
+
+
+class _Board:
+    """The actor between driver and workers: the newest status one way, the request to stop the other way."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+        self._stop = False
+        self._result: Outcome | _Refusal | None = None
+
+    def post(self, status: Status) -> bool:
+        """Keep `status`; answers whether to stop."""
+        self._status = status
+        return self._stop
+
+    def post_result(self, result: "Outcome | _Refusal") -> None:
+        """How the run ended."""
+        self._result = result
+
+    def ask_to_stop(self) -> None:
+        """From the driver."""
+        self._stop = True
+
+    def read(self) -> "tuple[Status | None, Outcome | _Refusal | None]":
+        """For the driver."""
+        return self._status, self._result
+
+
+class RayDriver:
+    """A worker's line to the board: sends at most a few times a second, and looks for answers without waiting."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: Any = None
+        self._sent_at = float("-inf")
+        self._stop = False
+
+    def report(self, status: Status) -> None:
+        """Post `status` unless the last one has just been sent or is still under way."""
+        now = time.monotonic()
+        if self._answer is None and (now - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images):
+            self._answer, self._sent_at = self._board.post.remote(status), now
+
+    def stop_requested(self) -> bool:
+        """Whether the board has answered that the driver wants to stop."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            try:
+                self._stop = ray.get(self._answer)
+            except RayError:  # a driver that is gone cannot ask; Ray itself ends the worker
+                log.warning("the driver does not answer")
+            self._answer = None
+        return self._stop
+
+
+def _train_rank(arguments: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker."""
+    config, board = arguments["config"], arguments["board"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank())}
+    os.environ["WORLD_SIZE"] = str(context.get_world_size())
+    start_logging(rank)
+    try:
+        result: Outcome | _Refusal = run_rank(config, RayDriver(board))
+    except (ConfigError, DataError, WeightsError) as error:
+        result = _Refusal(str(error))  # starting again would not help
+    if rank == 0:
+        ray.get(board.post_result.remote(result))
+
+
+def inside_ray_job() -> bool:
+    """Whether this process is the driver of a `ray job submit`, where each process has a temporary folder of its own."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Whoever can talk to Ray can run code as this user: even the local one asks for a token.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray at {address}" if address else "a local Ray"
+        raise ClusterError(f"cannot connect to {where}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Refuse at once what Ray would wait for without end.
+
+    Raises:
+        ClusterError: the cluster has fewer CPUs or GPUs than the ranks need.
+    """
+    scaling, have = config.scaling, ray.cluster_resources()
+    needs = {"CPU": scaling.world_size * scaling.cpus_per_worker}
+    if scaling.device == "gpu":
+        needs["GPU"] = scaling.world_size
+    for kind, needed in needs.items():
+        if have.get(kind, 0) < needed:
+            each = scaling.cpus_per_worker if kind == "CPU" else 1
+            raise ClusterError(
+                f"the cluster has {have.get(kind, 0):g} {kind}s, the run needs {needed} = scaling.world_size "
+                f"{scaling.world_size} x {each}. Lower scaling.world_size"
+                + (" or scaling.cpus_per_worker" if kind == "CPU" else ", or set scaling.device=cpu")
+                + ", or use a larger cluster"
+            )
+
+
+def fit(config: TrainConfig) -> Outcome:
+    """Run all ranks to the end, or to a stop by SIGINT or SIGTERM; shows one progress bar.
+
+    Args:
+        config: with absolute paths.
+
+    Raises:
+        ClusterError: the cluster cannot run it.
+        ConfigError: a worker saw that the run cannot be resumed or its input does not fit.
+        RunFailedError: the ranks failed more than `scaling.max_failures` times.
+    """
+    with connected():
+        check_resources(config)
+        board = ray.remote(num_cpus=0)(_Board).remote()
+        trainer = _make_trainer(config, board)
+        failure: list[BaseException] = []
+
+        def call_fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:  # noqa: BLE001 - handed to the main thread
+                failure.append(error)
+
+        # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
+        thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
+        with _stop_on_signals(board), ProgressBar() as bar:
+            thread.start()
+            while thread.is_alive():
+                thread.join(timeout=0.5)
+                status, _ = ray.get(board.read.remote())
+                if status:
+                    bar.show(status)
+        _, result = ray.get(board.read.remote())
+        if isinstance(result, Outcome):
+            return result
+        if isinstance(result, _Refusal):
+            raise ConfigError([result.message])
+        raise RunFailedError(f"the workers failed: {failure[0] if failure else 'no result was reported'}")
+
+
+def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
+    scaling = config.scaling
+    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
+    return TorchTrainer(
+        _train_rank,
+        train_loop_config={"config": config, "board": board},
+        torch_config=TorchConfig(backend="nccl" if scaling.device == "gpu" else "gloo", timeout_s=scaling.timeout_s),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.world_size, use_gpu=scaling.device == "gpu", resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            # A name of its own for each start: what a run has reached is in our checkpoints, not in Ray's records.
+            name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
+            storage_path=str(Path(config.run.directory) / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+        ),
+    )
+
+
+@contextmanager
+def _stop_on_signals(board: Any) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the workers to stop after a checkpoint; the second ends the driver at once."""
+    asked = False
+
+    def ask(number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        log.warning("%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name)
+        board.ask_to_stop.remote()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,152 @@
+"""Train: `python -m trainer.run --config digits`. To resume a run, give the same command again.
+
+Exit codes: 0, the run is finished or was stopped on request; 1, it failed; 2, the command, config, data or cluster is wrong.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data.shards import DataError
+from trainer.checkpoint import list_checkpoints
+from trainer.config import TrainConfig
+from trainer.config_io import ConfigError, dump_config, from_dict, load_config
+from trainer.plan import make_plan, render
+from trainer.resume_rules import check_resumable
+from trainer.snapshot import WeightsError
+from trainer.tracking import redact, tracking_uri
+from trainer.worker import Outcome, add_config_arguments, check_data, start_logging
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, plan, launch on Ray, close."""
+    options = _parse(arguments)
+    start_logging(0)
+    try:
+        overrides = [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
+        config = load_config(options.config, overrides)
+        if options.dry_run:
+            print(dump_config(config) + "\n" + render(make_plan(config)))  # noqa: T201
+            return 0
+        config = with_absolute_paths(config, inside_job=_inside_ray_job())
+        check_before_start(config, resume=options.resume)
+    except (ConfigError, DataError, WeightsError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    return _launch(config)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.run",
+        description="Train a Denoising Diffusion GAN on Ray Train and DeepSpeed. The same command again resumes.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on from the newest valid checkpoint, if there is one; never: refuse a used run directory",
+    )
+    parser.add_argument("--init-from", metavar="FILE", help="start from a snapshot's or published generator weights")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, and stop")
+    return parser.parse_args(arguments)
+
+
+def _inside_ray_job() -> bool:
+    from trainer.ray_adapter import inside_ray_job  # Ray takes seconds to import: only where it is needed
+
+    return inside_ray_job()
+
+
+def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig:
+    """The config with its paths made absolute, as each worker sees them from its own current directory.
+
+    Raises:
+        ConfigError: inside a Ray job a relative path would be lost with the job's temporary folder.
+    """
+    paths = {"run.directory": config.run.directory, "data.path": config.data.path}
+    relative = {name: path for name, path in paths.items() if not Path(path).is_absolute()}
+    if inside_job and relative:
+        raise ConfigError(
+            f"{name} is {path}, a relative path: inside a Ray job each process runs in a temporary folder of its own, and "
+            f"what is written there is lost. Give an absolute path that all nodes share: --set {name}=/shared/..."
+            for name, path in relative.items()
+        )
+    initial = config.run.init_from
+    return replace(
+        config,
+        run=replace(
+            config.run,
+            directory=str(Path(config.run.directory).absolute()),
+            init_from=str(Path(initial).absolute()) if initial else None,
+        ),
+        data=replace(config.data, path=str(Path(config.data.path).absolute())),
+    )
+
+
+def check_before_start(config: TrainConfig, *, resume: str) -> None:
+    """Refuse whatever can be seen to be wrong before Ray or a GPU is touched.
+
+    Raises:
+        ConfigError, DataError, WeightsError: the run directory, the data or the initial weights do not fit.
+    """
+    check_data(config)
+    directory = Path(config.run.directory)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
+    if config.run.init_from and not Path(config.run.init_from).is_file():
+        raise WeightsError(f"run.init_from is {config.run.init_from}: there is no such file")
+    if resume == "never" and directory.exists() and any(directory.iterdir()):
+        raise ConfigError(
+            [
+                f"--resume never, but {directory} already holds a run: give another run.directory, or leave --resume "
+                "never out to go on with it"
+            ]
+        )
+    checkpoints = list_checkpoints(directory / "checkpoints")
+    if checkpoints:
+        newest = checkpoints[-1]
+        check_resumable(from_dict(newest.manifest["config"], str(newest.path)), config)
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _launch(config: TrainConfig) -> int:
+    from trainer.ray_adapter import ClusterError, RunFailedError, fit
+
+    try:
+        outcome = fit(config)
+    except (ClusterError, ConfigError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    except RunFailedError as error:
+        print(f"{error}\nTo go on from the last checkpoint, give the same command again.", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        return 130
+    print(_summary(config, outcome))  # noqa: T201
+    return 0
+
+
+def _summary(config: TrainConfig, outcome: Outcome) -> str:
+    directory = Path(config.run.directory)
+    head = "finished" if outcome.finished else "stopped; the same command resumes"
+    lines = [
+        f"{head}: step {outcome.step}, {outcome.images} images",
+        f"samples      {outcome.samples or 'none yet'}",
+        f"checkpoint   {outcome.checkpoint}",
+        f"snapshot     {outcome.snapshot or 'written at the end of the run'}",
+    ]
+    if config.tracking.backend == "mlflow":
+        lines.append(f"MLflow       {redact(tracking_uri(config.tracking, directory))}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

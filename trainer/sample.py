@@ -1,0 +1,147 @@
+"""Draw images from a run: `python -m trainer.sample --run DIR [--checkpoint STEP] --num 64 --seed 0 --out grid.png`.
+
+Image i is a function of the weights, the seed and i. Its noises are keyed by (seed, i), and the network always sees the
+same number of images at once (the last batch is filled up), because another number changes the order of its float sums.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from models.diffusion import Diffusion
+from models.sampling import sample
+from models.shapes import Uint8Image
+from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints, newest_valid
+from trainer.config import TrainConfig
+from trainer.config_io import from_dict
+from trainer.images import check_destination, save_images, to_uint8
+from trainer.randomness import Draws, Purpose
+from trainer.snapshot import build_generator
+
+PIXELS_AT_ONCE = 2**18
+MAX_IMAGES_AT_ONCE = 64
+
+
+def images_at_once(image_size: int) -> int:
+    """Images in one pass of the network: 64 up to 64 px, 4 at 256 px; a part of what defines a sample."""
+    return max(1, min(MAX_IMAGES_AT_ONCE, PIXELS_AT_ONCE // image_size**2))
+
+
+def sample_batches(
+    generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int, seed: int
+) -> Iterator[Uint8Image]:
+    """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
+
+    Args:
+        generator: on the device where the images are drawn, in eval mode.
+        diffusion: tables on the same device.
+        config: of the run.
+        num: how many images.
+        seed: keys every noise.
+    """
+    batch = images_at_once(config.data.image_size)
+    shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+    device = next(generator.parameters()).device
+    for first in range(0, num, batch):
+        samples = torch.arange(first, first + batch, device=device)
+
+        def draw(t: int, samples: Tensor = samples) -> tuple[Tensor, Tensor]:
+            draws = Draws(seed, t, samples)
+            z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
+            return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
+
+        noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
+        images = sample(generator, diffusion, noise_T=noise_T, draw=draw)
+        yield to_uint8(images)[: num - first].cpu()
+
+
+def sample_images(
+    generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int, seed: int
+) -> Uint8Image:
+    """All of `sample_batches` at once, uint8 [num, C, H, W]."""
+    return torch.cat(list(sample_batches(generator, diffusion, config, num=num, seed=seed)))
+
+
+def load_run(
+    run: Path, step: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Diffusion, TrainConfig]:
+    """The averaged generator of a checkpoint.
+
+    Args:
+        run: the run's directory.
+        step: which checkpoint; None: the newest valid one.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged; names those that exist.
+    """
+    checkpoint = find_checkpoint(run, step)
+    config = from_dict(checkpoint.manifest["config"], str(checkpoint.path))
+    generator = build_generator(config, device)
+    average = checkpoint.section("ema")
+    state = {
+        name: average.read("average", name, 0, p.numel()).view(p.shape) for name, p in generator.named_parameters()
+    }
+    generator.load_state_dict(state | checkpoint.extras("buffers", 0), strict=False)
+    return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
+
+
+def find_checkpoint(run: Path, step: int | None) -> Checkpoint:
+    """The checkpoint of `step`, or the newest valid one."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise CheckpointError(f"{run} is not the directory of a run: it has no folder `checkpoints`")
+    if step is None:
+        newest = newest_valid(folder)
+        if newest is None:
+            raise CheckpointError(f"{folder} holds no valid checkpoint yet")
+        return newest
+    found = {c.step: c for c in list_checkpoints(folder)}
+    if step not in found:
+        raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has {sorted(found) or 'none'}")
+    found[step].verify()
+    return found[step]
+
+
+def sample_run(run: Path, num: int, seed: int, step: int | None = None) -> Uint8Image:
+    """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator, diffusion, config = load_run(run, step, device)
+    total = -(-num // images_at_once(config.data.image_size))
+    batches = sample_batches(generator, diffusion, config, num=num, seed=seed)
+    return torch.cat(list(track(batches, "sampling", total=total, disable=not sys.stderr.isatty())))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="directory of the run")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid")
+    parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if options.num < 1:
+        parser.error(f"--num is {options.num}; at least 1 is needed")
+    if not 0 <= options.seed < 2**63:
+        parser.error(f"--seed is {options.seed}; allowed: 0 to 2**63 - 1")
+    try:
+        check_destination(options.out)
+        images = sample_run(options.run, options.num, options.seed, options.checkpoint)
+        save_images(options.out, images)
+    except (CheckpointError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    print(f"{options.num} images: {options.out}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Learning rate as a pure function of the number of images seen."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateConfig:
+    """Learning rate of one network over the run."""
+
+    peak: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate once warm-up is over; the highest value of the run."""
+
+    final: Annotated[float, Field(ge=0)] = 1e-5
+    """Learning rate at the last image of the run. Not used when ``decay`` is ``constant``."""
+
+    warmup_images: Annotated[int, Field(ge=0)] = 0
+    """Images over which the rate rises linearly from zero to ``peak``; 0 starts at ``peak``."""
+
+    decay: Literal["cosine", "constant"] = "cosine"
+    """Course after warm-up: half a cosine from ``peak`` to ``final``, or ``peak`` throughout."""
+
+    def __post_init__(self) -> None:
+        """Refuse a rate that would rise while it is said to decay."""
+        if self.decay == "cosine" and self.final > self.peak:
+            raise ValueError(f"final ({self.final:g}) must not be above peak ({self.peak:g})")
+
+
+def learning_rate(config: LearningRateConfig, images_seen: int, total_images: int) -> float:
+    """Learning rate of the step that starts after ``images_seen`` images.
+
+    The count of images is the clock, so the rate does not depend on batch size or world size. Past
+    ``total_images`` the rate stays where it ended.
+
+    Args:
+        config: Course of the rate.
+        images_seen: Images trained on before this step.
+        total_images: Length of the run in images.
+
+    Returns:
+        The rate, between 0 and ``config.peak``.
+    """
+    if images_seen < config.warmup_images:
+        return config.peak * images_seen / config.warmup_images
+    if config.decay == "constant":
+        return config.peak
+    span = total_images - config.warmup_images
+    progress = min(1.0, (images_seen - config.warmup_images) / span) if span > 0 else 1.0
+    return config.final + 0.5 * (config.peak - config.final) * (1.0 + math.cos(math.pi * progress))

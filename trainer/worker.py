@@ -1,0 +1,377 @@
+"""What one rank does: build, resume, train, close. `python -m trainer.worker` runs it without Ray.
+
+Alone it is one process; under torchrun it is one rank of several: `torchrun --nproc-per-node 2 -m trainer.worker --config X`.
+"""
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.pipeline import open_batches
+from data.shards import DataError, ShardIndex, load_index, verify_present
+from models.diffusion import Diffusion
+from models.discriminator import Discriminator
+from trainer.checkpoint import Checkpoint, CheckpointError, newest_valid, prune, save, timestamp
+from trainer.config import TrainConfig
+from trainer.config_io import ConfigError, dump_config, flat, from_dict, load_config, to_dict
+from trainer.ema import Ema
+from trainer.engines import make_adam, make_engine
+from trainer.images import save_grid
+from trainer.loop import Loop, Share
+from trainer.progress import Driver, ProgressBar, Status
+from trainer.randomness import fold_seed
+from trainer.ranks import Ranks
+from trainer.resume_rules import check_resumable
+from trainer.sample import sample_images
+from trainer.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
+from trainer.step import Players
+from trainer.tracking import Tracker, NullTracker, collect_tags, open_tracker
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "deepspeed", "ray", "webdataset", "mlflow", "ddgan")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        finished: the planned number of images was reached; otherwise it was stopped and resumes by the same command.
+        step, images: done in all.
+        checkpoint: the last one.
+        samples: the last grid, or None.
+        snapshot: averaged weights of a finished run, or None.
+    """
+
+    finished: bool
+    step: int
+    images: int
+    checkpoint: str
+    samples: str | None
+    snapshot: str | None
+
+
+class Worker:
+    """One rank's networks, average, data and tracker, from the first build to the last close."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, driver: Driver) -> None:
+        self.config, self.ranks, self.driver = config, ranks, driver
+        self.directory = Path(config.run.directory)
+        self.checkpoints = self.directory / "checkpoints"
+        self.tracker: Tracker = NullTracker()
+        self.share = Share.of(config, ranks.rank, ranks.world_size)
+        self.index = load_index(config.data.path)
+        self._build()
+
+    def _build(self) -> None:
+        config, device = self.config, self.ranks.device
+        # One seed for all: each rank builds the same weights, and nothing has to be sent.
+        torch.manual_seed(fold_seed(config.run.seed, 1))
+        generator = build_generator(config)
+        discriminator = Discriminator(config.discriminator, image_channels=config.data.image_channels)
+        if config.run.init_from:
+            load_initial_weights(generator, Path(config.run.init_from))
+        self.sampler = build_generator(config, device).eval().requires_grad_(False)
+        training, accum = config.training, self.share.grad_accum_steps
+        engines = [
+            make_engine(
+                network,
+                make_adam(network.to(device), training.adam, device),
+                config.engine,
+                zero_stage=stage,
+                grad_accum_steps=accum,
+            )
+            for network, stage in (
+                (generator, config.engine.zero_stage_g),
+                (discriminator, config.engine.zero_stage_d),
+            )
+        ]
+        self.players = Players(
+            generator=engines[0],
+            discriminator=engines[1],
+            diffusion=Diffusion.from_config(config.diffusion, device),
+            r1_gamma=training.r1_gamma,
+            world_size=self.ranks.world_size,
+            bf16=training.precision == "bf16",
+        )
+        self.ema = Ema(engines[0], training.ema_decay)
+
+    def run(self) -> Outcome:
+        """Train from the newest valid checkpoint, or from the start, to the end or to a stop."""
+        loop = Loop(
+            config=self.config,
+            ranks=self.ranks,
+            share=self.share,
+            players=self.players,
+            ema=self.ema,
+            batches=iter(()),
+            driver=self.driver,
+            on_log=lambda step, metrics: self.tracker.log_metrics(step, metrics),
+            on_sample=self._draw_grid,
+            on_save=lambda step: self._save(loop),
+        )
+        checkpoint = self._resume(loop)
+        status = "FAILED"
+        with ExitStack() as stack:
+            if self.ranks.rank == 0:
+                self._open_tracker(checkpoint)
+                stack.callback(lambda: self.tracker.close(status))
+            batches = open_batches(
+                self.config.data,
+                self.index,
+                seed=self.config.run.seed,
+                global_batch_size=self.share.global_batch_size,
+                share=(self.share.start, self.share.stop),
+                micro_batch_size=self.share.micro_batch_size,
+                first_batch=loop.step,
+                pin_memory=self.ranks.device.type == "cuda",
+            )
+            stack.enter_context(closing(batches))
+            loop.batches = (batch.images for batch in batches)
+            finished = loop.run()
+            path = self._save(loop)
+            snapshot = self._save_snapshot(loop.step) if finished else None
+            status = "FINISHED" if finished else "KILLED"
+        grid = self._grid_file(loop.step)
+        return Outcome(
+            finished=finished,
+            step=loop.step,
+            images=loop.step * self.share.global_batch_size,
+            checkpoint=str(path),
+            samples=str(grid) if grid.exists() else None,
+            snapshot=str(snapshot) if snapshot else None,
+        )
+
+    def close(self) -> None:
+        """Release the engines."""
+        self.players.generator.close()
+        self.players.discriminator.close()
+
+    def _resume(self, loop: Loop) -> Checkpoint | None:
+        # Rank 0 alone reads and hashes everything; the others take its word.
+        checkpoint = self.ranks.broadcast(newest_valid(self.checkpoints) if self.ranks.rank == 0 else None)
+        if checkpoint is None:
+            return None
+        check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
+        if checkpoint.manifest["data"] != self.index.digest:
+            raise DataError(
+                f"{self.config.data.path} is not the data set that {checkpoint.path} was trained on: its index.json "
+                "differs. Restore that data set, or start a run in another run.directory"
+            )
+        self.players.generator.load(checkpoint.section("generator"), checkpoint.step)
+        self.players.discriminator.load(checkpoint.section("discriminator"), checkpoint.step)
+        self.ema.load(checkpoint.section("ema"))
+        self._load_buffers(checkpoint)
+        loop.statistics.load(self._statistics_of(checkpoint), self.ranks.device)
+        loop.resume_at(checkpoint.step)
+        if self.ranks.rank == 0:
+            log.info("resuming from %s", checkpoint.path)
+        return checkpoint
+
+    def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The sums this rank had, or at another world size everyone's on rank 0: the reduction adds them up anyway."""
+        if checkpoint.manifest["world_size"] == self.ranks.world_size:
+            return checkpoint.extras("statistics", self.ranks.rank)
+        total: dict[str, Tensor] = {}
+        for rank in range(checkpoint.manifest["world_size"]):
+            for name, value in checkpoint.extras("statistics", rank).items():
+                total[name] = total[name] + value if name in total else value
+        return total if self.ranks.rank == 0 else {name: torch.zeros_like(value) for name, value in total.items()}
+
+    def _save(self, loop: Loop) -> Path:
+        """Write a checkpoint of the step that has just been done, and prune the older ones."""
+        sections = {
+            "generator": self.players.generator.fragments(),
+            "discriminator": self.players.discriminator.fragments(),
+            "ema": self.ema.fragments(),
+        }
+        manifest = {
+            "created": timestamp(),
+            "images": loop.step * self.share.global_batch_size,
+            "cursor": {"batch": loop.step},
+            "seed": self.config.run.seed,
+            "data": self.index.digest,
+            "mlflow_run_id": self.tracker.run_id,
+            "versions": {name: _version(name) for name in LIBRARIES},
+            "config": to_dict(self.config),
+        }
+        extras = {"statistics": loop.statistics.state(), "buffers": dict(self.players.generator.module.named_buffers())}
+        path = save(self.checkpoints, self.ranks, loop.step, sections, extras, manifest)
+        if self.ranks.rank == 0:
+            prune(self.checkpoints, self.config.checkpoint.keep_last)
+        return path
+
+    def _save_snapshot(self, step: int) -> Path:
+        state = self.ema.full_state()
+        folder = self.directory / "snapshots" / f"step-{step:08d}"
+        if self.ranks.rank == 0:
+            self._fill_sampler(state)
+            save_snapshot(folder, self.sampler.state_dict(), self.config, step)
+            for file in sorted(folder.iterdir()):
+                self.tracker.log_artifact(file, "snapshot")
+        return folder
+
+    def _fill_sampler(self, state: dict[str, Tensor]) -> None:
+        """The averaged parameters, and the generator's fixed buffers, into the network that draws."""
+        self.sampler.load_state_dict(dict(self.players.generator.module.named_buffers()) | state, strict=False)
+
+    def _load_buffers(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.extras("buffers", 0)
+        for name, buffer in self.players.generator.module.named_buffers():
+            if name in saved:
+                buffer.copy_(saved[name])
+
+    def _grid_file(self, step: int) -> Path:
+        return self.directory / "samples" / f"step-{step:08d}.png"
+
+    def _draw_grid(self, step: int) -> None:
+        state = self.ema.full_state()  # a collective at ZeRO stage 3
+        if self.ranks.rank != 0:
+            return
+        self._fill_sampler(state)
+        images = sample_images(
+            self.sampler, self.players.diffusion, self.config, num=self.config.tracking.num_samples, seed=0
+        )
+        file = self._grid_file(step)
+        save_grid(file, images)
+        self.tracker.log_image(step, "samples", file)
+
+    def _open_tracker(self, checkpoint: Checkpoint | None) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "config.yaml").write_text(text := dump_config(self.config))
+        if self.config.tracking.backend == "mlflow":
+            self.tracker = open_tracker(
+                self.config.tracking,
+                self.directory,
+                params=flat(self.config),
+                config_yaml=text,
+                tags=collect_tags(self.index.digest),
+                run_name=self.directory.name,
+                last_step=checkpoint.step if checkpoint else None,
+            )
+
+
+def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
+    """Join the group, train, leave it: the whole life of one rank."""
+    if config.scaling.device == "cpu":
+        torch.set_num_threads(config.scaling.cpus_per_worker)
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
+    try:
+        worker = Worker(config, ranks, driver)
+        try:
+            return worker.run()
+        finally:
+            worker.close()
+    finally:
+        ranks.leave()
+
+
+def check_data(config: TrainConfig) -> ShardIndex:
+    """The index of the run's data, after checking that it fits the config and that every shard is there.
+
+    Raises:
+        DataError: naming what is missing or does not fit, and what to do.
+    """
+    index = load_index(config.data.path)
+    for name in ("image_size", "image_channels"):
+        prepared, wanted = getattr(index, name), getattr(config.data, name)
+        if prepared != wanted:
+            raise DataError(
+                f"data.{name} is {wanted}, but {config.data.path} was prepared with {prepared}: set data.{name} to "
+                f"{prepared}, or prepare the images again with the size and channels you want"
+            )
+    verify_present(Path(config.data.path), index.shards)
+    return index
+
+
+class SignalDriver:
+    """The driver of a worker without Ray: SIGTERM and SIGINT ask it to stop, a bar on rank 0 shows how far it is."""
+
+    def __init__(self, bar: ProgressBar | None) -> None:
+        self._bar = bar
+        self._stop = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if self._stop:  # asked twice: the user does not want to wait
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._stop = True
+
+    def report(self, status: Status) -> None:
+        """Draw the bar."""
+        if self._bar:
+            self._bar.show(status)
+
+    def stop_requested(self) -> bool:
+        """Whether a signal came."""
+        return self._stop
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit code 0: finished or stopped on request; 1: failed; 2: the config or the data are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.worker", description=__doc__)
+    add_config_arguments(parser)
+    options = parser.parse_args(arguments)
+    rank = int(os.environ.get("RANK", 0))
+    start_logging(rank)
+    try:
+        config = load_config(options.config, [*options.set, f"scaling.world_size={os.environ.get('WORLD_SIZE', 1)}"])
+        check_data(config)
+        with ExitStack() as stack:
+            bar = stack.enter_context(ProgressBar()) if rank == 0 else None
+            outcome = run_rank(config, SignalDriver(bar))
+    except (ConfigError, DataError, WeightsError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    except CheckpointError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    if rank == 0:
+        log.info("%s at step %d: %s", "finished" if outcome.finished else "stopped", outcome.step, outcome.checkpoint)
+    return 0
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a config."""
+    parser.add_argument("--config", required=True, help="name in trainer/configs (digits, cifar10, ...) or a YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    )
+
+
+def start_logging(rank: int) -> None:
+    """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
