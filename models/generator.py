@@ -9,7 +9,7 @@ Shape letters: B batch, C channels, H W height and width. `temb` [B, 4 x base_ch
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -78,20 +78,21 @@ class DownLevel(nn.Module):
         self.pyramid = pyramid
 
     def forward(
-        self, h: Image, pyramid: Tensor, skips: list[Tensor], temb: Embedding, zemb: Style
-    ) -> tuple[Tensor, Tensor]:
-        """Return features and input pyramid for the next level, and push what the way up will need on `skips`."""
+        self, h: Image, pyramid: Tensor, temb: Embedding, zemb: Style
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return features and input pyramid for the next level, and the features that the way up will need."""
+        skips: list[Tensor] = []
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             h = attention(block(h, temb, zemb))
             skips.append(h)
         if self.downsample is not None:
             h, pyramid = self.pyramid(self.downsample(h, temb, zemb), pyramid)
             skips.append(h)
-        return h, pyramid
+        return h, pyramid, tuple(skips)
 
 
 class UpLevel(nn.Module):
-    """Residual blocks over features and popped skips, then a step to twice the resolution, None at the last level."""
+    """Residual blocks over features and skips, then a step to twice the resolution, None at the last level."""
 
     def __init__(
         self,
@@ -107,11 +108,11 @@ class UpLevel(nn.Module):
         self.upsample = upsample
 
     def forward(
-        self, h: Image, image: Tensor | None, skips: list[Tensor], temb: Embedding, zemb: Style
+        self, h: Image, image: Tensor | None, skips: tuple[Tensor, ...], temb: Embedding, zemb: Style
     ) -> tuple[Tensor, Tensor | None]:
-        """Return features and output image for the next level, and pop one skip per block."""
-        for block in self.blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), temb, zemb)
+        """Return features and output image for the next level; `skips` holds one tensor per block."""
+        for block, skip in zip(self.blocks, skips, strict=True):
+            h = block(torch.cat([h, skip], dim=1), temb, zemb)
         h = self.attention(h)
         if self.to_image is not None:
             image = self.to_image(h, image)
@@ -212,14 +213,16 @@ class Generator(nn.Module):
         """
         temb, zemb = self.time_embedding(t), self.mapping(z)
         h = self.conv_in(x_t)
+        # Levels take and return their skips: ZeRO-3's hooks hand a module copies of lists, so none may be filled in place.
         skips, pyramid, image = [h], x_t, None
         for level in self.down:
-            h, pyramid = level(h, pyramid, skips, temb, zemb)
+            h, pyramid, more = level(h, pyramid, temb, zemb)
+            skips += more
         h = self.middle_block1(h, temb, zemb)
         h = self.middle_attention(h)
         h = self.middle_block2(h, temb, zemb)
-        for level in self.up:
-            h, image = level(h, image, skips, temb, zemb)
+        for level in cast("list[UpLevel]", list(self.up)):
+            h, image = level(h, image, tuple(skips.pop() for _ in level.blocks), temb, zemb)
         x0_pred = self.conv_out(F.silu(self.norm_out(h))) if image is None else image
         return x0_pred.tanh() if self.config.output_tanh else x0_pred
 

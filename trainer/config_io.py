@@ -144,7 +144,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
 
 def from_dict(values: Mapping[str, Any], label: str = "config") -> TrainConfig:
     """Check nested mappings, such as a config stored in a checkpoint; `label` names them in messages."""
-    return _finish(_Draft(Document(value=json.loads(json.dumps(dict(values)))), label))
+    return _finish(_Draft(Document(value=json.loads(json.dumps(values))), label))
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

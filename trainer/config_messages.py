@@ -56,10 +56,10 @@ def shown(value: Any, wanted: Any = None) -> str:
     """A value as a message shows it; with the annotation of the field, a hint where one mistake is common."""
     if isinstance(value, dict):
         return "a mapping"
+    words = value if isinstance(value, str) else json.dumps(value)
+    words = words if len(words) <= 60 else words[:57] + "..."
     if isinstance(value, str):
-        words = f'the text "{value if len(value) <= 60 else value[:57] + "..."}"'
-    else:
-        words = json.dumps(value)
+        words = f'the text "{words}"'
     plain = _without_extras(wanted)
     if plain is int and isinstance(value, float) and value.is_integer():
         return f"{words}; write {int(value)}"

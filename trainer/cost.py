@@ -1,7 +1,7 @@
 """What one update costs, counted by running it on the meta device: real shapes, no memory, no arithmetic.
 
-The counted code is `trainer.step` itself, so the figures follow the algorithm. FLOPs are those of convolutions and matrix
-products, forward and backward, two per multiply-add.
+The counted code is `trainer.step` itself, so the figures follow the algorithm. FLOPs are those of convolutions and
+matrix products, forward and backward, two per multiply-add.
 """
 
 from collections.abc import Callable

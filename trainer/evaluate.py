@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -66,7 +66,10 @@ class Evaluation:
 
 
 def evaluate_samples(
-    samples: Uint8Image, reference: Uint8Image, labels: Int64[Tensor, "b"] | None, seed: int
+    samples: UInt8[Tensor, "n _ _ _"],
+    reference: UInt8[Tensor, "m c h w"],
+    labels: Int64[Tensor, "m"] | None,
+    seed: int,
 ) -> Evaluation:
     """Measure samples against a labelled reference; some seconds on a CPU at 16 px.
 

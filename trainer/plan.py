@@ -145,11 +145,11 @@ def render(plan: Plan) -> str:
     epochs = f"{plan.epochs:,.4g} epochs of {plan.num_samples:,}" if plan.epochs else "epochs unknown, see data"
     lines = [
         "networks",
-        f"  generator      {costs.parameters_g / 1e6:8.2f} M parameters  {_flops(costs.forward_g):>13} forward, one image",
-        f"  discriminator  {costs.parameters_d / 1e6:8.2f} M parameters  {_flops(costs.forward_d):>13} forward, one pair",
+        f"  generator      {_millions(costs.parameters_g)}  {_flops(costs.forward_g):>13} forward, one image",
+        f"  discriminator  {_millions(costs.parameters_d)}  {_flops(costs.forward_d):>13} forward, one pair",
         "batch",
-        f"  {batch.global_batch_size} images a step = micro {batch.micro_batch_size} x accum {batch.grad_accum_steps} x "
-        f"world {batch.world_size}; {batch.rank_batch_size} on each rank",
+        f"  {batch.global_batch_size} images a step = micro {batch.micro_batch_size} x accum {batch.grad_accum_steps} "
+        f"x world {batch.world_size}; {batch.rank_batch_size} on each rank",
         "length",
         f"  {plan.num_steps:,} steps, {plan.num_images:,} images; {epochs}",
         "arithmetic",
@@ -163,8 +163,8 @@ def render(plan: Plan) -> str:
         *(_row("discriminator", memory, plan.zero_stage_d) for memory in plan.memory_d),
         f"  saved for backward (estimate): generator's update {_gib(costs.update_g.saved_bytes)}, discriminator's "
         f"{_gib(costs.update_d.saved_bytes)}, with R1 {_gib(costs.update_d_r1.saved_bytes)}",
-        f"  together {_gib(plan.state_bytes)} + {_gib(plan.saved_bytes)} = {_gib(plan.state_bytes + plan.saved_bytes)}; not "
-        "included: workspaces of kernels, communication buckets, the processes themselves",
+        f"  together {_gib(plan.state_bytes)} + {_gib(plan.saved_bytes)} = "
+        f"{_gib(plan.state_bytes + plan.saved_bytes)}; not included: workspaces of kernels, communication buckets, the processes themselves",
         "checkpoint",
         f"  {_gib(plan.checkpoint_bytes)} GiB each, {plan.keep_last} kept and one more while writing: "
         f"{_gib(plan.checkpoint_bytes * (plan.keep_last + 1))} GiB of disk",
@@ -188,6 +188,10 @@ def _row(name: str, memory: StateMemory, chosen: int) -> str:
     widths = (12, 11, 10, 10, 10, 10)
     cells = "".join(f"{_gib(part):>{width}}" for part, width in zip(parts, widths, strict=True))
     return f"  {name:<15}{memory.stage}{'*' if memory.stage == chosen else ' '}  {cells}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:8.2f} M parameters"
 
 
 def _gib(num_bytes: int) -> str:

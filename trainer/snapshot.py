@@ -1,6 +1,5 @@
 """Snapshots: the averaged generator alone, as safetensors beside the config that builds it; for sampling, not resuming."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import published
 from models.generator import Generator
+from models.published import load_published
 from trainer.config import TrainConfig
 from trainer.config_io import dump_config
 
@@ -42,7 +41,7 @@ def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig
     return folder
 
 
-def load_initial_weights(generator: nn.Module, file: Path) -> None:
+def load_initial_weights(generator: Generator, file: Path) -> None:
     """Start a generator from a snapshot's safetensors or from a published state dict (.pth, .pt).
 
     Args:
@@ -68,12 +67,13 @@ def load_initial_weights(generator: nn.Module, file: Path) -> None:
         raise WeightsError(f"{file} is refused: it holds more than tensors ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{file} holds no state dict: a mapping from names to tensors is expected")
-    if published.is_published(state):
+    if any("all_modules." in name for name in state):
         try:
-            state = published.our_generator_state(generator, state)
+            load_published(generator, state)
         except ValueError as error:
             raise WeightsError(f"{file}: {error}") from error
-    own = dict(generator.named_parameters())
+        return
+    own = generator.state_dict()
     for name in sorted(own.keys() ^ state.keys()):
         where = "is missing" if name in own else "is not in this run's generator"
         raise WeightsError(f"{file}: {name} {where}; init_from needs the weights of a generator with the same config")
@@ -82,9 +82,5 @@ def load_initial_weights(generator: nn.Module, file: Path) -> None:
             raise WeightsError(
                 f"{file}: {name} has shape {tuple(state[name].shape)}, this run's generator {tuple(parameter.shape)}"
             )
-    generator.load_state_dict(state, strict=False)
+    generator.load_state_dict(state)
 
-
-def read_metadata(checkpoint_config: Mapping[str, object]) -> str:
-    """The config of a checkpoint as stable text, for comparing."""
-    return json.dumps(checkpoint_config, sort_keys=True)

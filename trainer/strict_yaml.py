@@ -16,6 +16,9 @@ import yaml
 Path = tuple[str | int, ...]
 """Way from the top of a document to a value: keys of mappings and indices of sequences."""
 
+MAX_DEPTH = 32
+"""Levels of nesting that are read; far more than any config has and far less than any reader breaks at."""
+
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(r"[-+]?(?:(?:0|[1-9][0-9_]*)(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$")
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$")
@@ -106,6 +109,8 @@ def dotted(path: Path) -> str:
 
 
 def _read(node: yaml.Node, path: Path, document: Document) -> Any:
+    if len(path) > MAX_DEPTH:
+        raise RecursionError
     if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
         return _read_mapping(node, path, document)
     if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":

@@ -1,6 +1,5 @@
 """The command: what it makes, that it may run twice, and that a failure leaves nothing behind."""
 
-import errno
 import hashlib
 import json
 import os
@@ -185,20 +184,17 @@ def test_bad_images_within_the_limit_are_named_and_left_out(
     assert load_index(tmp_path / "set").num_samples == 18
 
 
-class _FullDisk:
-    """Stands for the hashing file once the disk is full."""
-
-    def __init__(self, error: int) -> None:
-        self.error = error
-
-    def __call__(self, *_: Any) -> int:
-        raise OSError(self.error, os.strerror(self.error))
-
-
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.writer.HashingFile, "write", _FullDisk(errno.ENOSPC))
+    begin = data.writer.HashingFile.__init__
+
+    def begin_on_full_disk(self: data.writer.HashingFile, path: Path) -> None:
+        begin(self, path)
+        self._stream = open("/dev/full", "wb")
+
+    monkeypatch.setattr(data.writer.HashingFile, "__init__", begin_on_full_disk)
     told = refusal("digits", "--out", tmp_path / "deep" / "set", code=1)
     assert told == (
         "data.prepare: the disk of --out is full; nothing is left behind: free some space or choose another disk\n"

@@ -120,7 +120,7 @@ def test_missing_unknown_and_empty_sources_are_refused_with_what_is_allowed(tmp_
 def test_unreadable_folder_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir(mode=0)
-    with pytest.raises(SourceError, match="cannot read .*closed: Permission denied"):
+    with pytest.raises(SourceError, match=r"cannot read .*closed: Permission denied"):
         open_source(str(tmp_path))
 
 

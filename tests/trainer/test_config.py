@@ -57,8 +57,8 @@ def test_micro_batch_that_does_not_divide_the_rank_shows_the_arithmetic():
 def test_micro_batch_that_the_deviation_groups_do_not_divide_is_refused():
     assert refusals(training={"global_batch_size": 12, "micro_batch_size": 6}) == [
         "training.micro_batch_size: global batch 12 = micro 6 x accum 2 x world 1, and a batch of 6 images cannot be "
-        "split into groups of stddev_group_size 4: the images that the discriminator sees at once must be a multiple of "
-        "4, or fewer than that. Change the micro batch size or discriminator.stddev_group_size"
+        "split into groups of stddev_group_size 4: the images that the discriminator sees at once must be a multiple "
+        "of 4, or fewer than that. Change the micro batch size or discriminator.stddev_group_size"
     ]
 
 

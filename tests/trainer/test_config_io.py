@@ -358,6 +358,19 @@ def test_stored_config_with_an_unknown_field_is_refused_under_its_label():
         from_dict(stored, "config of checkpoint 12")
 
 
+@pytest.mark.parametrize("stored", [None, [1], "x"])
+def test_stored_config_that_is_no_mapping_is_refused(stored):
+    with pytest.raises(ConfigError, match="a config is a mapping with the sections run, data, training"):
+        from_dict(stored)
+
+
+def test_long_value_is_cut_in_the_message():
+    assert lines_for(MINIMAL + f"  r1_gamma: {'x' * 1000}
+") == (
+        f'bad.yaml:9: training.r1_gamma must be a number >= 0, got the text "{"x" * 57}..."',
+    )
+
+
 def test_reading_does_not_change_the_mapping_given():
     stored = to_dict(load_config("digits"))
     stored["more"] = 1

@@ -102,7 +102,8 @@ def test_strided_deviation_groups_bind_the_micro_batch():
         check_resumable(old, changed(strided, "scaling.world_size=1"))
     assert caught.value.lines[0] == (
         "training.micro_batch_size: 32 -> 64 images in one forward pass of a rank may not change here: the "
-        "discriminator's minibatch deviation (strided groups of 4) would compare other images. Set training.micro_batch_size to 32"
+        "discriminator's minibatch deviation (strided groups of 4) would compare other images. Set "
+        "training.micro_batch_size to 32"
     )
     assert check_resumable(old, changed(strided, "scaling.world_size=1", "training.micro_batch_size=32"))
 

@@ -116,8 +116,9 @@ def test_absurdly_long_number_is_refused():
     assert problems_of("a: 1" + "0" * 5000) == [(1, "a is a number of more than 19 digits")]
 
 
-def test_absurdly_deep_nesting_is_refused():
-    assert problems_of("[" * 100_000) == [(None, "not valid YAML: nested too deeply")]
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 40 + "]" * 40])
+def test_absurdly_deep_nesting_is_refused(text):
+    assert problems_of(text) == [(None, "not valid YAML: nested too deeply")]
 
 
 def test_key_that_is_no_text_is_refused():

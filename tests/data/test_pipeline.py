@@ -1,0 +1,250 @@
+"""The stream of batches: its order, its contents, its processes and its errors."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.partition import SampleOrder
+from data.pipeline import Batch, BatchIterator, DataConfig, open_batches
+from data.reader import ShardReader
+from data.shards import DataError, ShardIndex
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def stream(
+    index: ShardIndex,
+    *,
+    loader_workers: int = 0,
+    share: tuple[int, int] = (0, 8),
+    micro_batch_size: int = 4,
+    first_batch: int = 0,
+) -> BatchIterator:
+    config = DataConfig(path=str(index.directory), image_size=8, loader_workers=loader_workers, shuffle_window_shards=3)
+    return open_batches(
+        config,
+        index,
+        seed=11,
+        global_batch_size=8,
+        share=share,
+        micro_batch_size=micro_batch_size,
+        first_batch=first_batch,
+    )
+
+
+def take(count: int, batches: BatchIterator) -> list[Batch]:
+    with batches:
+        return list(islice(batches, count))
+
+
+def keys(batches: list[Batch]) -> list[tuple[str, ...]]:
+    return [batch.keys for batch in batches]
+
+
+def same(one: list[Batch], two: list[Batch]) -> bool:
+    return keys(one) == keys(two) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_order_is_the_one_of_the_partition(prepared: ShardIndex) -> None:
+    order = SampleOrder([shard.num_samples for shard in prepared.shards], seed=11, window_shards=3)
+    expected: list[str] = []
+    for shard, sample in zip(*order.locate(0, 48), strict=True):
+        reader = ShardReader(prepared.directory, prepared.shards[shard])
+        expected.append(reader.read(int(sample)).key)
+        reader.close()
+    assert [key for batch in take(12, stream(prepared)) for key in batch.keys] == expected
+
+
+def test_batches_are_contiguous_uint8_images_with_int64_labels(prepared: ShardIndex) -> None:
+    (batch,) = take(1, stream(prepared))
+    assert (batch.images.shape, batch.images.dtype) == ((4, 3, 8, 8), torch.uint8)
+    assert batch.images.is_contiguous()
+    assert (batch.labels.shape, batch.labels.dtype) == ((4,), torch.int64)
+    # The red channel is 200 times the label: see the class folder.
+    assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels * 200)
+
+
+def test_every_sample_comes_once_per_epoch(prepared: ShardIndex) -> None:
+    batches = take(20, stream(prepared))
+    for epoch in (batches[:10], batches[10:]):
+        assert len({key for batch in epoch for key in batch.keys}) == 40
+    assert keys(batches[:10]) != keys(batches[10:])
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_ranks_of_any_world_size_share_the_same_batches(prepared: ShardIndex, world_size: int) -> None:
+    whole = [key for batch in take(14, stream(prepared)) for key in batch.keys]
+    share = 8 // world_size
+    ranks = [
+        take(7, stream(prepared, share=(rank * share, (rank + 1) * share), micro_batch_size=share))
+        for rank in range(world_size)
+    ]
+    merged = [key for number in range(7) for rank in ranks for key in rank[number].keys]
+    assert merged == whole
+
+
+def test_last_micro_batch_of_a_share_that_does_not_divide_is_smaller(prepared: ShardIndex) -> None:
+    whole = [key for batch in take(4, stream(prepared)) for key in batch.keys]
+    cut = take(6, stream(prepared, micro_batch_size=3))
+    assert [len(batch.keys) for batch in cut] == [3, 3, 2, 3, 3, 2]
+    assert [key for batch in cut for key in batch.keys] == whole
+
+
+@pytest.mark.parametrize("first_batch", [1, 4, 5, 6, 17])
+def test_stream_opened_at_a_batch_equals_the_tail_of_the_whole(prepared: ShardIndex, first_batch: int) -> None:
+    whole = take(2 * 20, stream(prepared))
+    tail = take(6, stream(prepared, first_batch=first_batch))
+    assert same(tail, whole[2 * first_batch : 2 * first_batch + 6])
+
+
+def test_opening_at_a_batch_opens_only_the_shards_that_it_needs(own_copy: ShardIndex) -> None:
+    order = SampleOrder([5] * 8, seed=11, window_shards=3)
+    needed = set(order.locate(2 * 8, 3 * 8)[0].tolist())
+    for number in set(range(8)) - needed:
+        (own_copy.directory / own_copy.shards[number].name).unlink()
+    assert len(needed) < 8
+    assert len(take(2, stream(own_copy, first_batch=2))) == 2
+
+
+def test_batch_larger_than_the_data_set_spans_epochs(own_copy: ShardIndex) -> None:
+    config = DataConfig(path=str(own_copy.directory), image_size=8, loader_workers=0)
+    with open_batches(
+        config, own_copy, seed=0, global_batch_size=100, share=(0, 100), micro_batch_size=100, first_batch=0
+    ) as batches:
+        batch = next(batches)
+    counts = [batch.keys.count(key) for key in set(batch.keys)]
+    assert (len(counts), min(counts), max(counts)) == (40, 2, 3)
+
+
+def test_number_of_loader_processes_changes_nothing(prepared: ShardIndex) -> None:
+    before = torch.get_rng_state()
+    alone = take(15, stream(prepared, first_batch=3))
+    one = take(15, stream(prepared, loader_workers=1, first_batch=3))
+    four = take(15, stream(prepared, loader_workers=4, first_batch=3))
+    assert same(one, alone)
+    assert same(four, alone)
+    # The models are initialized from this generator: reading data must not turn it on.
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def loader_pids(batches: BatchIterator) -> list[int]:
+    return [process.pid for process in batches._source._workers]  # pyright: ignore
+
+
+def test_processes_end_at_once_when_the_consumer_raises(prepared: ShardIndex) -> None:
+    batches = stream(prepared, loader_workers=2)
+    pids: list[int] = []
+    with pytest.raises(RuntimeError, match="the step failed"), batches:
+        next(batches)
+        pids = loader_pids(batches)
+        assert [alive(pid) for pid in pids] == [True, True]
+        began = time.monotonic()
+        raise RuntimeError("the step failed")
+    assert [alive(pid) for pid in pids] == [False, False]
+    assert time.monotonic() - began < 4
+    batches.close()
+    assert list(batches) == []
+
+
+def test_processes_survive_the_signals_that_are_meant_for_the_rank(prepared: ShardIndex) -> None:
+    expected = take(12, stream(prepared))
+    with stream(prepared, loader_workers=2) as batches:
+        found = [next(batches)]
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for pid in loader_pids(batches):
+                os.kill(pid, number)
+        found += islice(batches, 11)
+        assert same(found, expected)
+
+
+# Unguarded on purpose: a loader process that imported the main module would run this again.
+KILLED_RANK = """
+import os, signal, sys
+from data.pipeline import DataConfig, open_batches
+from data.shards import load_index
+path = sys.argv[1]
+config = DataConfig(path=path, image_size=8, loader_workers=2)
+batches = open_batches(config, load_index(path), seed=0, global_batch_size=8, share=(0, 8),
+                       micro_batch_size=8, first_batch=0)
+next(batches)
+print(*[process.pid for process in batches._source._workers], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_die_with_a_killed_rank_and_never_import_its_main_module(
+    prepared: ShardIndex, tmp_path: Path
+) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(KILLED_RANK)
+    rank = subprocess.run(
+        [sys.executable, str(script), str(prepared.directory)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert rank.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in rank.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline, "loader processes outlive their rank"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_bad_sample_is_an_error_in_its_place_that_names_shard_and_key(
+    own_copy: ShardIndex, loader_workers: int
+) -> None:
+    good = take(10, stream(own_copy))
+    reader = ShardReader(own_copy.directory, own_copy.shards[4])
+    sample = reader.read(2)
+    reader.close()
+    file = own_copy.directory / sample.shard
+    file.write_bytes(file.read_bytes().replace(sample.content[:60], bytes(60)))
+    place = next(number for number, batch in enumerate(good) if sample.key in batch.keys)
+    with stream(own_copy, loader_workers=loader_workers) as batches:
+        assert same(list(islice(batches, place)), good[:place])
+        with pytest.raises(DataError) as caught:
+            next(batches)
+        assert str(caught.value).startswith(f"shard 00004.tar, key {sample.key}: the image is damaged")
+        assert "Traceback" not in str(caught.value)
+        # It is over: a run must not go on with another order.
+        assert list(batches) == []
+
+
+def test_label_out_of_range_is_named(own_copy: ShardIndex) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(DataError, match=r"shard \d+\.tar, key .*: label is 1, the index has 1 classes"):
+        take(9, stream(replace(own_copy, num_classes=1)))
+    batches = take(4, stream(replace(own_copy, num_classes=None)))
+    assert all((batch.labels == 0).all() for batch in batches)
+
+
+def test_config_that_does_not_fit_the_data_set_says_both_values(prepared: ShardIndex) -> None:
+    numbers = {"seed": 0, "global_batch_size": 8, "share": (0, 8), "micro_batch_size": 8, "first_batch": 0}
+    path = str(prepared.directory)
+    with pytest.raises(DataError, match=r"data\.image_size is 16, but the data set at .* was prepared with 8: set"):
+        open_batches(DataConfig(path=path, image_size=16), prepared, **numbers)
+    with pytest.raises(DataError, match=r"data\.image_channels is 1, but .* prepared with 3"):
+        open_batches(DataConfig(path=path, image_size=8, image_channels=1), prepared, **numbers)
+    with pytest.raises(ValueError, match=r"share is \[0, 9\)"):
+        open_batches(DataConfig(path=path, image_size=8), prepared, **{**numbers, "share": (0, 9)})

@@ -1,0 +1,259 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from PIL import Image
+
+from data.prepare import main as prepare
+from trainer import classifier, evaluate
+from trainer.evaluate import Evaluation, evaluate_samples, frechet_distance, main, noise_images, read_all, render
+from trainer.images import save_folder, save_npz
+
+Digits = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    assert prepare(["digits", "--out", str(folder), "--shard-samples", "1000"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(digits_folder: Path) -> Digits:
+    images, labels = read_all(digits_folder)
+    assert labels is not None
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def reference(digits: Digits) -> Digits:
+    """The first digits; the rest are real images that the classifier never sees."""
+    return digits[0][:1400], digits[1][:1400]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_training(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Train once for equal images and seed: the result would be the same bit for bit (test_classifier)."""
+    known: dict[tuple[bytes, int], classifier.TrainedClassifier] = {}
+
+    def train(images: torch.Tensor, labels: torch.Tensor, *, seed: int) -> classifier.TrainedClassifier:
+        key = (images.numpy().tobytes() + labels.numpy().tobytes(), seed)
+        if key not in known:
+            known[key] = classifier.train_classifier(images, labels, seed=seed)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "train_classifier", train)
+        yield
+
+
+def gaussian_set(number: int, mean: np.ndarray, covariance: np.ndarray) -> torch.Tensor:
+    """Points whose sample mean and sample covariance are the given ones."""
+    points = np.random.default_rng(number).normal(size=(number, len(mean)))
+    points -= points.mean(axis=0)
+    white = points @ np.linalg.inv(np.linalg.cholesky(np.cov(points.T))).T
+    return torch.from_numpy(white @ np.linalg.cholesky(covariance).T + mean)
+
+
+def test_frechet_distance_of_gaussians_has_its_closed_form():
+    random = np.random.default_rng(0)
+    factors = random.normal(size=(2, 6, 6))
+    c_a, c_b = (factor @ factor.T + np.eye(6) for factor in factors)
+    m_a, m_b = random.normal(size=(2, 6))
+    expected = ((m_a - m_b) ** 2).sum() + np.trace(c_a + c_b - 2 * np.real(scipy.linalg.sqrtm(c_a @ c_b)))
+    actual = frechet_distance(gaussian_set(50, m_a, c_a), gaussian_set(80, m_b, c_b))
+    assert actual == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_of_shifted_and_stretched_axes_is_read_off():
+    # |mean difference|^2 = 9, and for diagonal covariances the rest is the sum of (sigma_a - sigma_b)^2 = 1 + 4.
+    a = gaussian_set(40, np.zeros(2), np.diag([1.0, 9.0]))
+    b = gaussian_set(40, np.array([3.0, 0.0]), np.diag([4.0, 1.0]))
+    assert frechet_distance(a, b) == pytest.approx(14.0, rel=1e-10)
+
+
+@pytest.mark.parametrize("number", [2, 10, 64, 65, 500])
+def test_frechet_distance_of_a_set_to_itself_is_zero(number: int):
+    points = torch.randn(number, 64, generator=torch.Generator().manual_seed(0)).relu()
+    # The root of a singular covariance turns float64's 1e-16 into 1e-8 for each direction without spread.
+    assert 0.0 <= frechet_distance(points, points) < 1e-4
+
+
+@pytest.mark.parametrize("number", [2, 10, 40])
+def test_frechet_distance_of_fewer_points_than_features_is_exact(number: int):
+    generator = torch.Generator().manual_seed(number)
+    a = torch.randn(number, 64, generator=generator, dtype=torch.float64)
+    b = torch.randn(number, 64, generator=generator, dtype=torch.float64) + 1.0
+    c_a, c_b = torch.cov(a.T), torch.cov(b.T)
+    # tr (C_a C_b)^(1/2) is the nuclear norm of A^T B for factors C_a = A A^T, C_b = B B^T: no root of a singular matrix.
+    factor_a, factor_b = ((x - x.mean(dim=0)) / (number - 1) ** 0.5 for x in (a, b))
+    root = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    expected = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + c_a.trace() + c_b.trace() - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_noise_is_clipped_seeded_and_half_grey():
+    noise = noise_images((50, 3, 16, 16), seed=1)
+    assert torch.equal(noise, noise_images((50, 3, 16, 16), seed=1))
+    assert not torch.equal(noise, noise_images((50, 3, 16, 16), seed=2))
+    # N(0, 1) is beyond 1 with probability 0.1587 on each side; 38,400 pixels give it to +-0.006.
+    assert (noise == 0).double().mean().item() == pytest.approx(0.1587, abs=0.01)
+    assert (noise == 255).double().mean().item() == pytest.approx(0.1587, abs=0.01)
+    assert noise.double().mean().item() == pytest.approx(127.5, abs=3.0)
+
+
+def test_whole_data_set_is_read_in_order_with_its_labels(digits: Digits, digits_folder: Path):
+    images, labels = digits
+    assert images.shape == (1797, 1, 16, 16)
+    assert labels.shape == (1797,)
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    again, _ = read_all(digits_folder)
+    assert torch.equal(images, again)
+
+
+def test_real_images_that_were_not_seen_score_far_better_than_noise(digits: Digits, reference: Digits):
+    result = evaluate_samples(digits[0][1400:], *reference, 0)
+    assert result.num_samples == 397
+    assert result.num_reference == 1400
+    assert result.classifier_accuracy >= 0.95
+    assert result.ratio < 0.02
+    assert result.ratio == result.frechet_samples / result.frechet_noise
+    assert sum(result.class_shares) == pytest.approx(1.0)
+    assert max(abs(a - b) for a, b in zip(result.class_shares, result.reference_class_shares, strict=True)) < 0.06
+
+
+def test_noise_scores_like_noise(reference: Digits):
+    result = evaluate_samples(noise_images((400, 1, 16, 16), seed=77), *reference, 0)
+    assert result.ratio == pytest.approx(1.0, abs=0.1)
+
+
+def test_samples_of_one_class_are_seen_in_the_class_shares(digits: Digits, reference: Digits):
+    images, labels = digits
+    collapsed = images[1400:][labels[1400:] == 7]
+    mixed = evaluate_samples(images[1400:], *reference, 0)
+    result = evaluate_samples(collapsed, *reference, 0)
+    assert result.class_shares[7] > 0.9
+    assert result.frechet_samples > 10 * mixed.frechet_samples
+
+
+def test_reference_as_samples_has_distance_zero(reference: Digits):
+    result = evaluate_samples(reference[0], *reference, 0)
+    assert result.frechet_samples < 1e-6 * result.frechet_noise
+
+
+def test_same_seed_gives_the_same_figures_and_another_one_others(digits: Digits, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluate, "train_classifier", classifier.train_classifier)
+    monkeypatch.setattr(classifier, "TRAINING_STEPS", 20)
+    images, labels = digits[0][:200], digits[1][:200]
+    first, second, other = (evaluate_samples(images[:50], images, labels, seed) for seed in (5, 5, 6))
+    assert first == second
+    assert first.ratio != other.ratio
+
+
+def test_unlabelled_reference_is_refused_with_the_way_out(reference: Digits):
+    with pytest.raises(ValueError, match=r"no labels, so no classifier .* write the samples to a \.npz file"):
+        evaluate_samples(reference[0][:10], reference[0], None, 0)
+
+
+def test_samples_of_another_shape_are_refused_with_both_shapes(reference: Digits):
+    with pytest.raises(ValueError, match=r"\[10, 1, 8, 8\], the reference is torch.uint8 \[1400, 1, 16, 16\]"):
+        evaluate_samples(reference[0][:10, :, :8, :8], *reference, 0)
+
+
+def test_single_sample_and_negative_seed_are_refused(reference: Digits):
+    with pytest.raises(ValueError, match="1 sample has no covariance: give at least 2"):
+        evaluate_samples(reference[0][:1], *reference, 0)
+    with pytest.raises(ValueError, match="seed is -1, expected 0 to"):
+        evaluate_samples(reference[0][:2], *reference, -1)
+
+
+def figures(num_classes: int) -> Evaluation:
+    shares = tuple(1.0 if i == 3 else 0.0 for i in range(num_classes))
+    return Evaluation(
+        num_samples=256,
+        num_reference=1797,
+        seed=4,
+        classifier_accuracy=0.99443,
+        num_held_out=359,
+        frechet_samples=1.25,
+        frechet_noise=125.0,
+        class_shares=shares,
+        reference_class_shares=(1.0 / num_classes,) * num_classes,
+    )
+
+
+def test_table_is_aligned_and_says_what_was_measured_and_how():
+    text = render(figures(4), source="from a.npz (no file codec)", class_names=["cat", "dog", "eel", "fox"])
+    assert text.splitlines() == [
+        "samples    256 images, from a.npz (no file codec)",
+        "reference  1797 images, all of the data set",
+        "features   64 of a classifier trained on the data set (seed 4),",
+        "           right on 99.44% of 359 held-out images",
+        "",
+        "Fréchet distance to the reference    samples     noise     ratio",
+        "                                        1.25       125    0.0100",
+        "",
+        "share of class                       samples reference",
+        "cat                                     0.0%     25.0%",
+        "dog                                     0.0%     25.0%",
+        "eel                                     0.0%     25.0%",
+        "fox                                   100.0%     25.0%",
+    ]
+
+
+def test_table_of_many_classes_is_summed_up():
+    last = render(figures(1000), source="").splitlines()[-2:]
+    assert last == [
+        "classes    1 of 1000 seen among the samples",
+        "           largest share 100.00% (3), in the reference 0.10%",
+    ]
+
+
+def test_command_prints_table_or_json(
+    digits: Digits, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save_npz(tmp_path / "a.npz", digits[0][:300])
+    save_folder(tmp_path / "pngs", digits[0][:300])
+    assert main(["--samples", str(tmp_path / "a.npz"), "--reference", str(digits_folder)]) == 0
+    table = capsys.readouterr().out
+    assert f"samples    300 images, from {tmp_path / 'a.npz'} (no file codec)" in table
+    assert main(["--samples", str(tmp_path / "pngs"), "--reference", str(digits_folder), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["source"] == f"from {tmp_path / 'pngs'} (PNG files, lossless)"
+    assert values["num_samples"] == 300
+    assert f"{values['ratio']:.4f}" in table
+    assert len(values["class_shares"]) == 10
+
+
+def test_mistakes_end_with_code_2_and_one_line(digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    absent = str(tmp_path / "absent")
+    for arguments, message in {
+        ("--samples", absent, "--reference", str(digits_folder)): "there is nothing of that name",
+        ("--samples", absent, "--reference", absent): "no prepared data set at",
+        ("--samples", absent): "--reference",
+        ("--reference", absent): "--samples",
+        ("--samples", absent, "--reference", absent, "--seed", "x"): "invalid int value: 'x'",
+    }.items():
+        assert main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("trainer.evaluate: ")
+        assert captured.err.count("\n") == 1
+        assert message in captured.err
+
+
+def test_command_refuses_an_unlabelled_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / "images" / f"{i}.png")
+    assert prepare([str(tmp_path / "images"), "--out", str(tmp_path / "data"), "--size", "16"]) == 0
+    capsys.readouterr()
+    images, labels = read_all(tmp_path / "data")
+    assert (len(images), labels) == (3, None)
+    assert main(["--samples", str(tmp_path / "images"), "--reference", str(tmp_path / "data")]) == 2
+    assert "the reference has no labels" in capsys.readouterr().err
