@@ -93,8 +93,8 @@ def _load(image: Image.Image, form: ImageForm) -> Image.Image:
         raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
     if min(width, height) < form.size and not form.upscale:
         raise BadImageError(f"is too small: {width}x{height}, the short side must be at least {form.size}")
-    # Not `image.draft`: a JPEG decoded at a fraction of its size is faster, but differs from the filtered whole image by
-    # up to 2.5 grey levels in the mean (photographs, to 64 px), as much as the encoding at the end.
+    # Not `image.draft`: a JPEG decoded at a fraction of its size is faster, but differs from the filtered whole image
+    # by up to 2.5 grey levels in the mean (photographs, to 64 px), as much as the encoding at the end.
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):

@@ -85,8 +85,7 @@ class BatchIterator(Iterator[Batch]):
             raise DataError(item.error)
         assert item.number == self._expected, f"loader gave micro-batch {item.number}, not {self._expected}"
         self._expected += 1
-        # Pinning turns tuples into lists.
-        return item.batch._replace(keys=tuple(item.batch.keys))
+        return item.batch
 
     def close(self) -> None:
         """End the loader processes; further calls do nothing."""

@@ -36,6 +36,7 @@ _DEFAULT_SHARD_SAMPLES = 4096
 
 _EPILOG = """sources:
   digits      1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 unless --size says otherwise
+              (a folder of that name is ./digits)
   a folder    of images; its sub-folders, if any, are the classes
   a .zip      of images, in the same form
 

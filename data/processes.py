@@ -15,7 +15,16 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from multiprocessing import connection, forkserver, parent_process, popen_forkserver, reduction, spawn, util
+from multiprocessing import (
+    connection,
+    forkserver,
+    parent_process,
+    popen_forkserver,
+    reduction,
+    resource_tracker,
+    spawn,
+    util,
+)
 from multiprocessing.context import ForkServerContext, ForkServerProcess, set_spawning_popen
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -57,6 +66,8 @@ class _LoaderPopen(popen_forkserver.Popen):
             reduction.dump(process_obj, payload)
         finally:
             set_spawning_popen(None)
+        # Started here if need be, since it unblocks signals when it starts.
+        resource_tracker.ensure_running()
         with signals_blocked(*_RANK_SIGNALS):
             self.sentinel, write_end = _SERVER.connect_to_new_process(self._fds)  # pyright: ignore[reportAttributeAccessIssue]
         # The child sees the end of this duplicate when the rank is gone: see `initialize_loader`.

@@ -164,7 +164,8 @@ def render(plan: Plan) -> str:
         f"  saved for backward (estimate): generator's update {_gib(costs.update_g.saved_bytes)}, discriminator's "
         f"{_gib(costs.update_d.saved_bytes)}, with R1 {_gib(costs.update_d_r1.saved_bytes)}",
         f"  together {_gib(plan.state_bytes)} + {_gib(plan.saved_bytes)} = "
-        f"{_gib(plan.state_bytes + plan.saved_bytes)}; not included: workspaces of kernels, communication buckets, the processes themselves",
+        f"{_gib(plan.state_bytes + plan.saved_bytes)}; "
+        "not included: workspaces of kernels, communication buckets, the processes themselves",
         "checkpoint",
         f"  {_gib(plan.checkpoint_bytes)} GiB each, {plan.keep_last} kept and one more while writing: "
         f"{_gib(plan.checkpoint_bytes * (plan.keep_last + 1))} GiB of disk",

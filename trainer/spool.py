@@ -100,16 +100,11 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
             start, offset = offset, offset + len(line)
             try:
                 fields = json.loads(line)
-                yield Record(
-                    kind=fields.pop("kind"),
-                    at=fields.pop("at"),
-                    step=fields.pop("step"),
-                    payload=fields,
-                    start=start,
-                    end=offset,
-                )
-            except (ValueError, KeyError, AttributeError):
+                kind, at, step = (fields.pop(name) for name in ("kind", "at", "step"))
+            except (ValueError, TypeError, KeyError, AttributeError):
                 log.warning("%s: the line at byte %d is no record, passed over", path, start)
+                continue
+            yield Record(kind=kind, at=at, step=step, payload=fields, start=start, end=offset)
 
 
 def count_records(path: Path, offset: int = 0) -> int:

@@ -295,7 +295,7 @@ def check_data(config: TrainConfig) -> ShardIndex:
                 f"data.{name} is {wanted}, but {config.data.path} was prepared with {prepared}: set data.{name} to "
                 f"{prepared}, or prepare the images again with the size and channels you want"
             )
-    verify_present(Path(config.data.path), index.shards)
+    verify_present(index)
     return index
 
 

@@ -1,15 +1,18 @@
 """The stream of batches: its order, its contents, its processes and its errors."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from data.partition import SampleOrder
 from data.pipeline import Batch, BatchIterator, DataConfig, open_batches
@@ -125,6 +128,7 @@ def test_batch_larger_than_the_data_set_spans_epochs(own_copy: ShardIndex) -> No
     assert (len(counts), min(counts), max(counts)) == (40, 2, 3)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_number_of_loader_processes_changes_nothing(prepared: ShardIndex) -> None:
     before = torch.get_rng_state()
     alone = take(15, stream(prepared, first_batch=3))
@@ -150,6 +154,7 @@ def loader_pids(batches: BatchIterator) -> list[int]:
 def test_processes_end_at_once_when_the_consumer_raises(prepared: ShardIndex) -> None:
     batches = stream(prepared, loader_workers=2)
     pids: list[int] = []
+    began = 0.0
     with pytest.raises(RuntimeError, match="the step failed"), batches:
         next(batches)
         pids = loader_pids(batches)
@@ -231,12 +236,45 @@ def test_bad_sample_is_an_error_in_its_place_that_names_shard_and_key(
 
 
 def test_label_out_of_range_is_named(own_copy: ShardIndex) -> None:
-    from dataclasses import replace
-
     with pytest.raises(DataError, match=r"shard \d+\.tar, key .*: label is 1, the index has 1 classes"):
         take(9, stream(replace(own_copy, num_classes=1)))
     batches = take(4, stream(replace(own_copy, num_classes=None)))
     assert all((batch.labels == 0).all() for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_size", 3), ("image_channels", 2), ("loader_workers", -1), ("shuffle_window_shards", 0)],
+)
+def test_config_refuses_values_out_of_range(field: str, value: int) -> None:
+    good = {"path": "somewhere", "image_size": 8}
+    adapter = TypeAdapter(DataConfig)
+    assert adapter.validate_json(json.dumps(good), strict=True) == DataConfig(path="somewhere", image_size=8)
+    with pytest.raises(ValidationError, match=field):
+        adapter.validate_json(json.dumps({**good, field: value}), strict=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_pinned_batches_are_page_locked_and_otherwise_the_same(prepared: ShardIndex, loader_workers: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("page-locked memory needs a CUDA device")
+    config = DataConfig(path=str(prepared.directory), image_size=8, loader_workers=loader_workers)
+    with open_batches(
+        config,
+        prepared,
+        seed=0,
+        global_batch_size=8,
+        share=(0, 8),
+        micro_batch_size=8,
+        first_batch=0,
+        pin_memory=True,
+    ) as batches:
+        batch = next(batches)
+    assert batch.images.is_pinned()
+    assert batch.labels.is_pinned()
+    assert isinstance(batch.keys, tuple)
+    assert all(isinstance(key, str) for key in batch.keys)
 
 
 def test_config_that_does_not_fit_the_data_set_says_both_values(prepared: ShardIndex) -> None:

@@ -365,9 +365,8 @@ def test_stored_config_that_is_no_mapping_is_refused(stored):
 
 
 def test_long_value_is_cut_in_the_message():
-    assert lines_for(MINIMAL + f"  r1_gamma: {'x' * 1000}
-") == (
-        f'bad.yaml:9: training.r1_gamma must be a number >= 0, got the text "{"x" * 57}..."',
+    assert lines_for(MINIMAL + f"  r1_gamma: {'x' * 1000}\n") == (
+        'bad.yaml:9: training.r1_gamma must be a number >= 0, got the text "' + "x" * 57 + '..."',
     )
 
 

@@ -132,7 +132,7 @@ def test_file_in_the_place_of_a_folder_is_refused(tmp_path: Path):
     (tmp_path / "samples").write_text("mine")
     with pytest.raises(ValueError, match="a file of that name exists"):
         save_folder(tmp_path / "samples", made_images())
-    with pytest.raises(ValueError, match="it is a file; allowed: a name in .npz"):
+    with pytest.raises(ValueError, match=r"it is a file; allowed: a name in \.npz"):
         check_destination(tmp_path / "samples")
 
 

@@ -110,10 +110,10 @@ def test_uid_is_the_same_for_the_same_folder_and_differs_between_folders(tmp_pat
 def test_artifact_is_spooled_again_only_when_the_file_has_changed(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("a: 1")
-    for _ in range(2):
-        spool = opened(tmp_path)
-        spool.artifact(file, "configs")
-        spool.artifact(file, "configs")
+    opened(tmp_path).artifact(file, "configs")
+    spool = opened(tmp_path)
+    spool.artifact(file, "configs")
+    spool.artifact(file, "configs")
     assert sum(record.kind == "artifact" for record in read_records(spool_path(tmp_path))) == 1
     file.write_text("a: 22")
     spool.artifact(file, "configs")
