@@ -213,7 +213,7 @@ class Generator(nn.Module):
         """
         temb, zemb = self.time_embedding(t), self.mapping(z)
         h = self.conv_in(x_t)
-        # Levels take and return their skips: ZeRO-3's hooks hand a module copies of lists, so none may be filled in place.
+        # Levels take and return their skips: ZeRO-3's hooks hand a module copies of lists, so filling one is lost.
         skips, pyramid, image = [h], x_t, None
         for level in self.down:
             h, pyramid, more = level(h, pyramid, temb, zemb)

@@ -73,11 +73,13 @@ def generator_config(settings: Mapping[str, object]) -> GeneratorConfig:
         ValueError: A name is unknown (the nearest is given), or a value is not supported.
     """
     known = _complete(settings)
+    # The published network has no attention at a side that does not occur; our config refuses to name one.
+    sides = [known["image_size"] >> level for level in range(len(known["ch_mult"]))]
     return GeneratorConfig(
         base_channels=known["num_channels_dae"],
         channel_multipliers=known["ch_mult"],
         num_res_blocks=known["num_res_blocks"],
-        attention_resolutions=known["attn_resolutions"],
+        attention_resolutions=tuple(side for side in known["attn_resolutions"] if side in sides),
         dropout=float(known["dropout"]),
         resample="fir" if known["fir"] else "nearest",
         skip_rescale=known["skip_rescale"],

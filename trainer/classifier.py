@@ -14,7 +14,7 @@ from models.shapes import Uint8Image
 
 NUM_FEATURES = 64
 TRAINING_STEPS = 200
-"""Enough to tell digits apart. With more the classes drift apart in the features, and unseen real images score worse."""
+"""Enough to tell digits apart. More drive the classes apart in the features, and unseen real images score worse."""
 BATCH_SIZE = 64
 PEAK_LEARNING_RATE = 3e-3
 EVALUATION_BATCH_SIZE = 256

@@ -10,6 +10,7 @@ measured: the other ways are silently wrong at some ZeRO stage):
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -299,7 +300,9 @@ def import_deepspeed(device: torch.device) -> Any:
 
     compatible: dict[str, bool] = deepspeed.ops.__compatible_ops__
     compatible["deepspeed_shm_comm"] = False  # gloo does its work; the build takes 35 s and needs a compiler
-    deepspeed.logger.setLevel("WARNING")
+    deepspeed.logger.setLevel("ERROR")
+    # DeepSpeed still calls the older names of torch's collectives, once per step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False, verbose=False)
     return deepspeed

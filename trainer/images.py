@@ -78,10 +78,7 @@ def save_folder(path: Path, images: Uint8Image) -> None:
         ValueError: the folder exists and is not empty, so that two sets of samples never mix.
     """
     _check_images(images)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"cannot write images into the folder {path}: a file of that name exists; choose another name")
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"cannot write images into {path}: the folder is not empty; empty it or choose another one")
+    _check_folder(path)
     with _appearing(path) as unfinished:
         unfinished.mkdir()
         for i, image in enumerate(images.cpu()):
@@ -98,13 +95,8 @@ def check_destination(path: Path) -> None:
         raise ValueError(f"cannot write images to {path}: unknown extension {path.suffix}; allowed: {FORMS}")
     if path.suffix and path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder; allowed: {FORMS}")
-    if not path.suffix and path.exists():
-        if not path.is_dir():
-            raise ValueError(f"cannot write images into {path}: it is a file; allowed: {FORMS}")
-        if any(path.iterdir()):
-            raise ValueError(
-                f"cannot write images into {path}: the folder is not empty; empty it or choose another one"
-            )
+    if not path.suffix:
+        _check_folder(path)
 
 
 def save_images(path: Path, images: Uint8Image) -> None:
@@ -171,6 +163,13 @@ def _load_folder(folder: Path) -> Uint8Image:
 def _save_png(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
     array = image.permute(1, 2, 0).contiguous().numpy()
     Pillow.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path, format="PNG")
+
+
+def _check_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"cannot write images into {path}: it is a file; allowed: {FORMS}")
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"cannot write images into {path}: the folder is not empty; empty it or choose another one")
 
 
 def _check_images(images: Tensor) -> None:

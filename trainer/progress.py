@@ -40,9 +40,9 @@ class Driver(Protocol):
 
 
 class ProgressBar:
-    """One bar on a terminal: images, images/s, losses, time left. Elsewhere a log line every `LINE_INTERVAL` of the way."""
+    """One bar on a terminal: images, images/s, losses, time left. Elsewhere `NUM_LINES` log lines over the whole run."""
 
-    LINE_INTERVAL = 0.1
+    NUM_LINES = 20
 
     def __init__(self) -> None:
         self._log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ProgressBar:
             console=Console(stderr=True),
         )
         self._task = self._progress.add_task("", total=None, detail="")
-        self._next_line = 0.0
+        self._lines_written = 0
 
     def __enter__(self) -> "ProgressBar":
         if self._terminal:
@@ -72,9 +72,9 @@ class ProgressBar:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in status.losses.items())
         detail = f"{status.images_per_s:.0f} images/s  {losses}"
         self._progress.update(self._task, completed=status.images, total=status.total_images, detail=detail)
-        done = status.images / status.total_images
-        if not self._terminal and (done >= self._next_line or done >= 1.0):
-            self._next_line = done - done % self.LINE_INTERVAL + self.LINE_INTERVAL
+        due = status.images * self.NUM_LINES // status.total_images
+        if not self._terminal and due > self._lines_written:
+            self._lines_written = due
             left_s = (status.total_images - status.images) / status.images_per_s if status.images_per_s else None
             eta = f"  {left_s:.0f} s left" if left_s is not None else ""
             self._log.info("%d of %d images  %s%s", status.images, status.total_images, detail, eta)

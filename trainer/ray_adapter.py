@@ -2,11 +2,11 @@
 
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended; each rank gets its place in the
 group from Ray Train's environment and talks to the driver through a small actor, the board, without ever waiting for it.
+Ray reads its settings from the environment when it is imported: `run.set_up_ray` comes first.
 """
 
 import logging
 import os
-import secrets
 import signal
 import threading
 import time
@@ -31,6 +31,7 @@ from trainer.worker import Outcome, run_rank, start_logging
 log = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 0.2
+LOOPBACK = "127.0.0.1"
 
 
 class ClusterError(RuntimeError):
@@ -116,28 +117,22 @@ def _train_rank(arguments: dict[str, Any]) -> None:
         ray.get(board.post_result.remote(result))
 
 
-def inside_ray_job() -> bool:
-    """Whether this process is the driver of a `ray job submit`, where each process has a temporary folder of its own."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 @contextmanager
 def connected() -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine."""
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        # Whoever can talk to Ray can run code as this user: even the local one asks for a token.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-        )
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            # The dashboard is on because Ray Train's controller asks it for the state of its actors.
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                dashboard_host=LOOPBACK,
+                _node_ip_address=LOOPBACK,
+                logging_level=logging.WARNING,
+            )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray at {address}" if address else "a local Ray"
         raise ClusterError(f"cannot connect to {where}: {error}") from error

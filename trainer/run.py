@@ -5,6 +5,8 @@ Exit codes: 0, the run is finished or was stopped on request; 1, it failed; 2, t
 
 import argparse
 import logging
+import os
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             print(dump_config(config) + "\n" + render(make_plan(config)))  # noqa: T201
             return 0
-        config = with_absolute_paths(config, inside_job=_inside_ray_job())
+        config = with_absolute_paths(config, inside_job=inside_ray_job())
         check_before_start(config, resume=options.resume)
     except (ConfigError, DataError, WeightsError) as error:
         print(error, file=sys.stderr)  # noqa: T201
@@ -58,10 +60,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _inside_ray_job() -> bool:
-    from trainer.ray_adapter import inside_ray_job  # Ray takes seconds to import: only where it is needed
+def inside_ray_job() -> bool:
+    """Whether this process is the driver of a `ray job submit`, where each process has a temporary folder of its own."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
-    return inside_ray_job()
+
+def set_up_ray() -> None:
+    """What Ray must find in the environment when it is imported."""
+    if not os.environ.get("RAY_ADDRESS"):
+        # A Ray of our own. Whoever can talk to it can run code as this user, so even here it asks for a token.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # ranks on the CPU still see what GPUs there are
 
 
 def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig:
@@ -117,7 +128,8 @@ def check_before_start(config: TrainConfig, *, resume: str) -> None:
 
 
 def _launch(config: TrainConfig) -> int:
-    from trainer.ray_adapter import ClusterError, RunFailedError, fit
+    set_up_ray()
+    from trainer.ray_adapter import ClusterError, RunFailedError, fit  # takes seconds: not for a dry run or a refusal
 
     try:
         outcome = fit(config)

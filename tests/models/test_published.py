@@ -153,6 +153,11 @@ def test_unsupported_value_lists_what_is_supported(golden, name: str, value: obj
         generator_from(settings | {name: value}, state)
 
 
+def test_attention_at_a_side_that_does_not_occur_is_left_out_as_published(golden) -> None:
+    settings, state = tiny(golden)
+    generator_from(settings | {"attn_resolutions": [8, 4]}, state)
+
+
 def test_settings_of_the_training_are_ignored(golden) -> None:
     settings, state = tiny(golden)
     training = {"batch": 4, "steps": 12, "lr_g": 1e-4, "adam_betas": [0.5, 0.9], "lazy_reg": 3, "num_timesteps": 4}

@@ -130,10 +130,10 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path):
 
 def test_file_in_the_place_of_a_folder_is_refused(tmp_path: Path):
     (tmp_path / "samples").write_text("mine")
-    with pytest.raises(ValueError, match="a file of that name exists"):
-        save_folder(tmp_path / "samples", made_images())
-    with pytest.raises(ValueError, match=r"it is a file; allowed: a name in \.npz"):
-        check_destination(tmp_path / "samples")
+    for write in (save_folder, save_images):
+        with pytest.raises(ValueError, match=r"it is a file; allowed: a name in \.npz"):
+            write(tmp_path / "samples", made_images())
+    assert (tmp_path / "samples").read_text() == "mine"
 
 
 def test_folder_in_the_place_of_a_file_is_refused(tmp_path: Path):
