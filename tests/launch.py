@@ -29,9 +29,7 @@ def run_python(
     )
 
 
-def run_ranks(
-    num_ranks: int, arguments: Sequence[str], *, timeout_s: float = 300
-) -> subprocess.CompletedProcess[str]:
+def run_ranks(num_ranks: int, arguments: Sequence[str], *, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     """`torchrun ARGUMENTS` with real processes that talk over gloo."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     return run_python([*torchrun, *arguments], timeout_s=timeout_s)

@@ -115,8 +115,8 @@ class Section:
                 position = until
         if position < stop:
             raise CheckpointError(
-                f"{self.checkpoint.path} holds {position - start} of {stop - start} elements of {key}: it was written by "
-                "a run with other networks"
+                f"{self.checkpoint.path} holds {position - start} of {stop - start} elements of {key}: a run "
+                "with other networks wrote it"
             )
         return out
 
@@ -147,7 +147,7 @@ def save(
     Raises:
         CheckpointError: on every rank if one of them could not write; the earlier checkpoints are untouched.
     """
-    path = directory / f"step-{step:08d}"
+    path = checkpoint_path(directory, step)
     error = ""
     if ranks.rank == 0:
         try:
@@ -166,7 +166,13 @@ def save(
     errors = [e for _, _, e in answers if e]
     if not errors and ranks.rank == 0:
         files = {n: e for n, e, _ in answers}
-        full = {"format_version": FORMAT_VERSION, "step": step, "world_size": ranks.world_size, "files": files, **manifest}
+        full = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "world_size": ranks.world_size,
+            "files": files,
+            **manifest,
+        }
         try:
             _write_atomically(path / MANIFEST, json.dumps(full, indent=1).encode())
         except OSError as failure:
@@ -179,6 +185,11 @@ def save(
     return path
 
 
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is."""
+    return directory / f"step-{step:08d}"
+
+
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """Checkpoints with a readable manifest, oldest first. A folder without one is no checkpoint and is passed over."""
     found: list[Checkpoint] = []
@@ -187,7 +198,9 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
             manifest = json.loads((path / MANIFEST).read_bytes())
             if manifest["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format version {manifest['format_version']}, this program reads {FORMAT_VERSION}")
-            manifest["step"], manifest["files"]  # noqa: B018
+            missing = {"step", "world_size", "files", "config"} - manifest.keys()
+            if missing:
+                raise ValueError(f"no {sorted(missing)}")
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -210,7 +223,7 @@ def newest_valid(directory: Path) -> Checkpoint | None:
 
 
 def prune(directory: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; the manifest goes first, so that half of one is never believed."""
+    """Delete all but the newest `keep_last` checkpoints, manifests first, so that half of one is never believed."""
     for checkpoint in list_checkpoints(directory)[:-keep_last]:
         (checkpoint.path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(checkpoint.path, ignore_errors=True)

@@ -279,3 +279,8 @@ def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: 
     except ValueError as error:
         return f"generator: {error}"
     return None
+
+
+def num_steps(config: TrainConfig) -> int:
+    """Optimizer steps of the whole run: total_images in global batches, rounded up."""
+    return -(-config.training.total_images // config.training.global_batch_size)

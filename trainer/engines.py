@@ -28,8 +28,8 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 class Fragment:
     """The contiguous piece of one flattened parameter that a rank owns, with its optimizer state.
 
-    The fragments of all ranks tile every parameter exactly once at every ZeRO stage, so together they are the state of the
-    engine, whatever the number of ranks that wrote them.
+    The fragments of all ranks tile every parameter exactly once at every ZeRO stage, so together they are the state of
+    the engine, whatever the number of ranks that wrote them.
 
     Attributes:
         name: of the parameter in the module.

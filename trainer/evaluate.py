@@ -25,8 +25,10 @@ from data.decode import decode_into
 from data.reader import ShardReader
 from data.shards import load_index, verify_present
 from models.shapes import Uint8Image
+from trainer.checkpoint import CheckpointError
 from trainer.classifier import NUM_FEATURES, train_classifier
 from trainer.images import load_images, to_uint8
+from trainer.sample import sample_run
 
 MAX_LISTED_CLASSES = 20
 """With more classes the table sums their shares up; --json holds all."""
@@ -206,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--samples", type=Path, metavar="FILE.npz|FOLDER", help="uint8 images [N, H, W, C], or PNGs")
+    what.add_argument("--run", type=Path, metavar="DIR", help="draw the samples from the newest checkpoint of a run")
+    parser.add_argument("--num", type=int, default=512, help="samples to draw with --run (default: 512)")
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="SHARD_DIR", help="prepared data set, labelled"
     )
@@ -233,6 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _samples(options: argparse.Namespace) -> tuple[Uint8Image, str]:
     """The samples that the options name, and words about where they come from."""
+    if options.run is not None:
+        if options.num < 2:
+            raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
+        try:
+            return sample_run(options.run, options.num, options.seed), f"from {options.run} (no file codec)"
+        except CheckpointError as error:
+            raise ValueError(str(error)) from error
     form = "PNG files, lossless" if options.samples.is_dir() else "no file codec"
     return load_images(options.samples), f"from {options.samples} ({form})"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, num_steps, split_batch
 from trainer.ema import Ema
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
 from trainer.progress import Driver, Status
@@ -36,20 +36,16 @@ class Share:
 
     @classmethod
     def of(cls, config: TrainConfig, rank: int, world_size: int) -> "Share":
-        """The contiguous share of `rank`; the config has checked that the batch divides."""
-        size = config.training.global_batch_size // world_size
-        micro = config.training.micro_batch_size or size
-        return cls(rank * size, (rank + 1) * size, micro, config.training.global_batch_size)
+        """The contiguous share of `rank`."""
+        split = split_batch(config)
+        assert split.world_size == world_size, f"{world_size} ranks started, the config plans {split.world_size}"
+        size = split.rank_batch_size
+        return cls(rank * size, (rank + 1) * size, split.micro_batch_size, split.global_batch_size)
 
     @property
     def grad_accum_steps(self) -> int:
         """Micro-batches of one update."""
         return (self.stop - self.start) // self.micro_batch_size
-
-
-def num_steps(config: TrainConfig) -> int:
-    """Optimizer steps of the whole run: total_images in global batches, rounded up."""
-    return -(-config.training.total_images // config.training.global_batch_size)
 
 
 def to_device(images: Tensor, draws: Draws, *, flip: bool) -> Tensor:
@@ -173,7 +169,9 @@ class Loop:
 
     def _measure(self, clock: StepClock) -> dict[str, float]:
         training, interval = self.config.training, self.config.tracking.log_interval_steps
-        steps = self.step - (self.step - 1) // interval * interval  # since the last log point; the last one may be short
+        steps = (
+            self.step - (self.step - 1) // interval * interval
+        )  # since the last log point; the last one may be short
         metrics = self.statistics.take(self.ranks, steps)
         wall, split, timed = clock.take()
         before = (self.step - 1) * self.share.global_batch_size

@@ -1,4 +1,4 @@
-"""The adversarial objective of the denoising steps (Xiao et al., arXiv 2112.07804, Eq. 4-6): non-saturating, with R1."""
+"""The adversarial objective of the denoising steps (arXiv 2112.07804, Eq. 4-6): non-saturating, with R1."""
 
 import torch
 import torch.nn.functional as F

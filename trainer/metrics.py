@@ -12,7 +12,7 @@ from trainer.step import Statistics
 
 
 class StatisticsSum:
-    """Sums of the steps' statistics since the last log point; part of a checkpoint, so that a resumed run logs the same."""
+    """Sums of the steps' statistics since the last log point; checkpoints keep them, so a resumed run logs the same."""
 
     def __init__(self) -> None:
         self._sums: Statistics = {}
@@ -31,7 +31,7 @@ class StatisticsSum:
         self._sums = {name: value.to(device) for name, value in state.items()}
 
     def take(self, ranks: Ranks, num_steps: int) -> dict[str, float]:
-        """Means over the steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
+        """Means over steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
 
         `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on; `r1` is averaged
         over the steps that computed it.
@@ -81,7 +81,7 @@ class StepClock:
         self._steps += 1
 
     def take(self) -> tuple[float, dict[str, float], int]:
-        """Wall seconds, seconds of each part and number of steps since the last call; starts anew. Waits for the device."""
+        """Wall seconds, seconds of each part, and steps since the last call; starts anew. Waits for the device."""
         if self._cuda:
             torch.cuda.synchronize(self._device)
         split: dict[str, float] = {}

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.shards import DataError, load_index
-from trainer.config import BatchSplit, TrainConfig, split_batch
+from trainer.config import BatchSplit, TrainConfig, num_steps, split_batch
 from trainer.cost import Costs, measure_costs
-from trainer.loop import num_steps
 
 FP32_BYTES = 4
 OUTPUTS = ("checkpoints", "samples", "snapshots", "tracking")

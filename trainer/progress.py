@@ -40,7 +40,7 @@ class Driver(Protocol):
 
 
 class ProgressBar:
-    """One bar on a terminal: images, images/s, losses, time left. Elsewhere `NUM_LINES` log lines over the whole run."""
+    """One bar on a terminal: images, images/s, losses, time left. Elsewhere `NUM_LINES` log lines over the run."""
 
     NUM_LINES = 20
 

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, step, sample, purpose): Philox4x32-10 in plain torch.
 
-No generator has a state here. Any rank can compute the draws of any sample of any step, hence a resumed run and a run on
-another number of ranks see the same t, z, noises and flips. Integers are the same bit for bit on every device; normals
+No generator has a state here. Any rank can compute the draws of any sample of any step, hence a resumed run and a run
+on another number of ranks see the same t, z, noises and flips. Integers are the same bit for bit on every device; normals
 differ by the rounding of log, sin and cos.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); Box and Muller (1958) for normals.
@@ -108,4 +108,4 @@ def fold_seed(seed: int, *words: int) -> int:
     """A 63-bit seed for another generator, as a pure function of a seed and words in [0, 2**32)."""
     counter = (torch.tensor([w], dtype=torch.int64) for w in (*words, 0, 0, 0, 0)[:4])
     low, high, *_ = philox4x32(tuple(counter), (seed & MASK_32, seed >> 32))  # pyright: ignore[reportArgumentType]
-    return int(low.item() | ((high.item() & 0x7FFFFFFF) << 32))
+    return int(low) | (int(high) & 0x7FFFFFFF) << 32

@@ -34,14 +34,14 @@ class Ranks:
     def join(cls, device_type: str, timeout_s: float) -> "Ranks":
         """Join the process group of this job, starting it if nobody has.
 
-        RANK, LOCAL_RANK and WORLD_SIZE say where this process stands (torchrun and Ray Train set them); without them it is
-        alone. A group of one is a group too: DeepSpeed wants one.
+        RANK, LOCAL_RANK and WORLD_SIZE say where this process stands (torchrun and Ray Train set them); without them
+        it is alone. A group of one is a group too: DeepSpeed wants one.
         """
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cpu")
         if device_type == "gpu":
-            # Ray shows each worker its own GPU only; torchrun shows all of them.
+            # A worker may be shown all GPUs of its host, or its own alone.
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
         if not dist.is_initialized():

@@ -1,7 +1,7 @@
 """Ray's side of a run: a local Ray or a cluster, one Ray Train worker per rank, the line between worker and driver.
 
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended; each rank gets its place in the
-group from Ray Train's environment and talks to the driver through a small actor, the board, without ever waiting for it.
+group from Ray Train's environment and talks to the driver through a small actor, the board, without waiting for it.
 Ray reads its settings from the environment when it is imported: `run.set_up_ray` comes first.
 """
 
@@ -94,7 +94,7 @@ class RayDriver:
         """Whether the board has answered that the driver wants to stop."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             try:
-                self._stop = ray.get(self._answer)
+                self._stop = bool(ray.get(self._answer))
             except RayError:  # a driver that is gone cannot ask; Ray itself ends the worker
                 log.warning("the driver does not answer")
             self._answer = None
@@ -176,14 +176,15 @@ def fit(config: TrainConfig) -> Outcome:
     """
     with connected():
         check_resources(config)
-        board = ray.remote(num_cpus=0)(_Board).remote()
+        board: Any = ray.remote(num_cpus=0)(_Board)  # pyright: ignore[reportCallIssue]
+        board = board.remote()
         trainer = _make_trainer(config, board)
         failure: list[BaseException] = []
 
         def call_fit() -> None:
             try:
                 trainer.fit()
-            except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            except BaseException as error:
                 failure.append(error)
 
         # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
@@ -232,7 +233,9 @@ def _stop_on_signals(board: Any) -> Iterator[None]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        log.warning("%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name)
+        log.warning(
+            "%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name
+        )
         board.ask_to_stop.remote()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

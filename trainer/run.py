@@ -1,6 +1,6 @@
 """Train: `python -m trainer.run --config digits`. To resume a run, give the same command again.
 
-Exit codes: 0, the run is finished or was stopped on request; 1, it failed; 2, the command, config, data or cluster is wrong.
+Exit codes: 0, finished or stopped on request; 1, failed; 2, the command, the config, the data or the cluster is wrong.
 """
 
 import argparse
@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.shards import DataError
-from trainer.checkpoint import list_checkpoints
-from trainer.config import TrainConfig
+from trainer.checkpoint import newest_valid
+from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, from_dict, load_config
 from trainer.plan import make_plan, render
 from trainer.resume_rules import check_resumable
 from trainer.snapshot import WeightsError
 from trainer.tracking import redact, tracking_uri
-from trainer.worker import Outcome, add_config_arguments, check_data, start_logging
+from trainer.worker import Outcome, add_config_arguments, check_data, outcome_at, start_logging
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
         config = load_config(options.config, overrides)
         if options.dry_run:
-            print(dump_config(config) + "\n" + render(make_plan(config)))  # noqa: T201
+            print(dump_config(config) + "\n" + render(make_plan(config)))
             return 0
         config = with_absolute_paths(config, inside_job=inside_ray_job())
-        check_before_start(config, resume=options.resume)
+        done = check_before_start(config, resume=options.resume)
     except (ConfigError, DataError, WeightsError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 2
+    if done >= num_steps(config):
+        print(_summary(config, outcome_at(config, done)))
+        return 0
     return _launch(config)
 
 
@@ -61,7 +64,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def inside_ray_job() -> bool:
-    """Whether this process is the driver of a `ray job submit`, where each process has a temporary folder of its own."""
+    """Whether this process drives a `ray job submit`, where each process has a temporary folder of its own."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
@@ -85,7 +88,7 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
     relative = {name: path for name, path in paths.items() if not Path(path).is_absolute()}
     if inside_job and relative:
         raise ConfigError(
-            f"{name} is {path}, a relative path: inside a Ray job each process runs in a temporary folder of its own, and "
+            f"{name} is {path}, a relative path: inside a Ray job each process has a temporary folder of its own, and "
             f"what is written there is lost. Give an absolute path that all nodes share: --set {name}=/shared/..."
             for name, path in relative.items()
         )
@@ -101,8 +104,11 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
     )
 
 
-def check_before_start(config: TrainConfig, *, resume: str) -> None:
+def check_before_start(config: TrainConfig, *, resume: str) -> int:
     """Refuse whatever can be seen to be wrong before Ray or a GPU is touched.
+
+    Returns:
+        Steps done by the newest checkpoint, 0 without one.
 
     Raises:
         ConfigError, DataError, WeightsError: the run directory, the data or the initial weights do not fit.
@@ -120,11 +126,11 @@ def check_before_start(config: TrainConfig, *, resume: str) -> None:
                 "never out to go on with it"
             ]
         )
-    checkpoints = list_checkpoints(directory / "checkpoints")
-    if checkpoints:
-        newest = checkpoints[-1]
+    newest = newest_valid(directory / "checkpoints")
+    if newest:
         check_resumable(from_dict(newest.manifest["config"], str(newest.path)), config)
     directory.mkdir(parents=True, exist_ok=True)
+    return newest.step if newest else 0
 
 
 def _launch(config: TrainConfig) -> int:
@@ -134,15 +140,15 @@ def _launch(config: TrainConfig) -> int:
     try:
         outcome = fit(config)
     except (ClusterError, ConfigError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 2
     except RunFailedError as error:
-        print(f"{error}\nTo go on from the last checkpoint, give the same command again.", file=sys.stderr)  # noqa: T201
+        print(f"{error}\nTo go on from the last checkpoint, give the same command again.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    print(_summary(config, outcome))  # noqa: T201
+    print(_summary(config, outcome))
     return 0
 
 

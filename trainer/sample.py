@@ -122,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="directory of the run")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid")
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid"
+    )
     parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
     parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
@@ -137,9 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = sample_run(options.run, options.num, options.seed, options.checkpoint)
         save_images(options.out, images)
     except (CheckpointError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 2
-    print(f"{options.num} images: {options.out}")  # noqa: T201
+    print(f"{options.num} images: {options.out}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Snapshots: the averaged generator alone, as safetensors beside the config that builds it; for sampling, not resuming."""
+"""Snapshots: the averaged generator alone, as safetensors beside the config that builds it."""
 
 import os
 from collections.abc import Mapping
@@ -83,4 +83,3 @@ def load_initial_weights(generator: Generator, file: Path) -> None:
                 f"{file}: {name} has shape {tuple(state[name].shape)}, this run's generator {tuple(parameter.shape)}"
             )
     generator.load_state_dict(state)
-

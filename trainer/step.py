@@ -1,7 +1,7 @@
 """One discriminator update and one generator update: the whole algorithm (arXiv 2112.07804, section 4 and appendix).
 
-The engines decide how gradients are reduced and parameters updated; this file decides what is computed. It draws no random
-number and reads no scalar off the device: the noise comes in, sums of statistics go out as tensors.
+The engines decide how gradients are reduced and parameters updated; this file decides what is computed. It draws no
+random number and reads no scalar off the device: the noise comes in, sums of statistics go out as tensors.
 """
 
 from collections.abc import Sequence
@@ -137,9 +137,7 @@ def update_generator(
     return total
 
 
-def draw_micro_batch(
-    x0: Image, draws: Draws, *, num_timesteps: int, latent_dim: int, share: float
-) -> MicroBatch:
+def draw_micro_batch(x0: Image, draws: Draws, *, num_timesteps: int, latent_dim: int, share: float) -> MicroBatch:
     """A micro-batch with the draws of both updates, a pure function of (seed, step, sample)."""
     image_shape = tuple(x0.shape[1:])
 

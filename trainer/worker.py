@@ -1,6 +1,6 @@
 """What one rank does: build, resume, train, close. `python -m trainer.worker` runs it without Ray.
 
-Alone it is one process; under torchrun it is one rank of several: `torchrun --nproc-per-node 2 -m trainer.worker --config X`.
+Alone it is one process; with `torchrun --nproc-per-node 2 -m trainer.worker --config X` it is one rank of several.
 """
 
 import argparse
@@ -21,21 +21,23 @@ from data.pipeline import open_batches
 from data.shards import DataError, ShardIndex, load_index, verify_present
 from models.diffusion import Diffusion
 from models.discriminator import Discriminator
-from trainer.checkpoint import Checkpoint, CheckpointError, newest_valid, prune, save, timestamp
-from trainer.config import TrainConfig
+from trainer.checkpoint import Checkpoint, CheckpointError, checkpoint_path, newest_valid, prune, save, timestamp
+from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, flat, from_dict, load_config, to_dict
 from trainer.ema import Ema
 from trainer.engines import make_adam, make_engine
 from trainer.images import save_grid
 from trainer.loop import Loop, Share
-from trainer.progress import Driver, ProgressBar, Status
+from trainer.progress import Driver, ProgressBar
+from trainer.progress import Status as RunStatus
 from trainer.randomness import fold_seed
 from trainer.ranks import Ranks
 from trainer.resume_rules import check_resumable
 from trainer.sample import sample_images
 from trainer.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
+from trainer.spool import Status
 from trainer.step import Players
-from trainer.tracking import Tracker, NullTracker, collect_tags, open_tracker
+from trainer.tracking import NullTracker, Tracker, collect_tags, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,21 @@ class Outcome:
     checkpoint: str
     samples: str | None
     snapshot: str | None
+
+
+def outcome_at(config: TrainConfig, step: int) -> Outcome:
+    """How a run whose newest checkpoint is of `step` stands."""
+    directory = Path(config.run.directory)
+    grids = sorted((directory / "samples").glob("step-*.png"))
+    snapshot = directory / "snapshots" / f"step-{step:08d}"
+    return Outcome(
+        finished=step >= num_steps(config),
+        step=step,
+        images=step * config.training.global_batch_size,
+        checkpoint=str(checkpoint_path(directory / "checkpoints", step)),
+        samples=str(grids[-1]) if grids else None,
+        snapshot=str(snapshot) if snapshot.exists() else None,
+    )
 
 
 class Worker:
@@ -122,7 +139,7 @@ class Worker:
             on_save=lambda step: self._save(loop),
         )
         checkpoint = self._resume(loop)
-        status = "FAILED"
+        status: Status = "FAILED"
         with ExitStack() as stack:
             if self.ranks.rank == 0:
                 self._open_tracker(checkpoint)
@@ -140,18 +157,12 @@ class Worker:
             stack.enter_context(closing(batches))
             loop.batches = (batch.images for batch in batches)
             finished = loop.run()
-            path = self._save(loop)
-            snapshot = self._save_snapshot(loop.step) if finished else None
+            if checkpoint is None or checkpoint.step < loop.step:  # a valid checkpoint is never written over
+                self._save(loop)
+            if finished:
+                self._save_snapshot(loop.step)
             status = "FINISHED" if finished else "KILLED"
-        grid = self._grid_file(loop.step)
-        return Outcome(
-            finished=finished,
-            step=loop.step,
-            images=loop.step * self.share.global_batch_size,
-            checkpoint=str(path),
-            samples=str(grid) if grid.exists() else None,
-            snapshot=str(snapshot) if snapshot else None,
-        )
+        return outcome_at(self.config, loop.step)
 
     def close(self) -> None:
         """Release the engines."""
@@ -163,7 +174,7 @@ class Worker:
         checkpoint = self.ranks.broadcast(newest_valid(self.checkpoints) if self.ranks.rank == 0 else None)
         if checkpoint is None:
             return None
-        check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
+        notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
         if checkpoint.manifest["data"] != self.index.digest:
             raise DataError(
                 f"{self.config.data.path} is not the data set that {checkpoint.path} was trained on: its index.json "
@@ -177,6 +188,8 @@ class Worker:
         loop.resume_at(checkpoint.step)
         if self.ranks.rank == 0:
             log.info("resuming from %s", checkpoint.path)
+            for note in notes:
+                log.info("changed since: %s", note)
         return checkpoint
 
     def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -189,7 +202,7 @@ class Worker:
                 total[name] = total[name] + value if name in total else value
         return total if self.ranks.rank == 0 else {name: torch.zeros_like(value) for name, value in total.items()}
 
-    def _save(self, loop: Loop) -> Path:
+    def _save(self, loop: Loop) -> None:
         """Write a checkpoint of the step that has just been done, and prune the older ones."""
         sections = {
             "generator": self.players.generator.fragments(),
@@ -207,12 +220,11 @@ class Worker:
             "config": to_dict(self.config),
         }
         extras = {"statistics": loop.statistics.state(), "buffers": dict(self.players.generator.module.named_buffers())}
-        path = save(self.checkpoints, self.ranks, loop.step, sections, extras, manifest)
+        save(self.checkpoints, self.ranks, loop.step, sections, extras, manifest)
         if self.ranks.rank == 0:
             prune(self.checkpoints, self.config.checkpoint.keep_last)
-        return path
 
-    def _save_snapshot(self, step: int) -> Path:
+    def _save_snapshot(self, step: int) -> None:
         state = self.ema.full_state()
         folder = self.directory / "snapshots" / f"step-{step:08d}"
         if self.ranks.rank == 0:
@@ -220,7 +232,6 @@ class Worker:
             save_snapshot(folder, self.sampler.state_dict(), self.config, step)
             for file in sorted(folder.iterdir()):
                 self.tracker.log_artifact(file, "snapshot")
-        return folder
 
     def _fill_sampler(self, state: dict[str, Tensor]) -> None:
         """The averaged parameters, and the generator's fixed buffers, into the network that draws."""
@@ -259,6 +270,7 @@ class Worker:
                 tags=collect_tags(self.index.digest),
                 run_name=self.directory.name,
                 last_step=checkpoint.step if checkpoint else None,
+                run_id=checkpoint.manifest["mlflow_run_id"] if checkpoint else None,
             )
 
 
@@ -314,7 +326,7 @@ class SignalDriver:
             os.kill(os.getpid(), number)
         self._stop = True
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         """Draw the bar."""
         if self._bar:
             self._bar.show(status)
@@ -338,10 +350,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bar = stack.enter_context(ProgressBar()) if rank == 0 else None
             outcome = run_rank(config, SignalDriver(bar))
     except (ConfigError, DataError, WeightsError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 2
     except CheckpointError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 1
     if rank == 0:
         log.info("%s at step %d: %s", "finished" if outcome.finished else "stopped", outcome.step, outcome.checkpoint)

@@ -143,9 +143,7 @@ def survives_reload(engine: Engine, ranks: Ranks, fresh: Engine) -> bool:
     everyone = [fragment for part in ranks.gather(mine) for fragment in part]
     fresh.load(Copied(everyone), 1)
     same = all(
-        torch.equal(a.tensors[k], b.tensors[k])
-        for a, b in zip(mine, fresh.fragments(), strict=True)
-        for k in a.tensors
+        torch.equal(a.tensors[k], b.tensors[k]) for a, b in zip(mine, fresh.fragments(), strict=True) for k in a.tensors
     )
     live = zip(engine.live_parameters(), fresh.live_parameters(), strict=True)
     same = same and all(torch.equal(a[2], b[2]) for a, b in live)

@@ -1,5 +1,6 @@
 """Every engine, ZeRO stage and number of ranks makes the step that plain torch makes on the whole batch."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_even_shares_tile_any_length():
             shares = [even_share(numel, rank, world_size) for rank in range(world_size)]
             assert shares[0][0] == 0
             assert shares[-1][1] == numel
-            assert all(a[1] == b[0] for a, b in zip(shares, shares[1:], strict=False))
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(shares))
 
 
 def test_zero_3_for_the_discriminator_is_refused_with_the_reason():
