@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, step, sample, purpose): Philox4x32-10 in plain torch.
 
 No generator has a state here. Any rank can compute the draws of any sample of any step, hence a resumed run and a run
-on another number of ranks see the same t, z, noises and flips. Integers are the same bit for bit on every device; normals
-differ by the rounding of log, sin and cos.
+on another number of ranks see the same t, z, noises and flips. Integers are the same bit for bit on every device;
+normals differ by the rounding of log, sin and cos.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); Box and Muller (1958) for normals.
 """

@@ -1,0 +1,42 @@
+"""Fixtures that several folders of tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from data import prepare
+
+TINY = (
+    "data.image_size=8",
+    "data.loader_workers=0",
+    "generator.base_channels=8",
+    "generator.channel_multipliers=[1, 2]",
+    "generator.attention_resolutions=[4]",
+    "generator.latent_dim=8",
+    "generator.latent_embedding_dim=16",
+    "discriminator.base_channels=4",
+    "discriminator.time_embedding_dim=16",
+    "training.global_batch_size=16",
+    "training.total_images=160",
+    "training.r1_interval_steps=2",
+    "tracking.backend=none",
+    "tracking.log_interval_steps=4",
+    "tracking.num_samples=4",
+    "tracking.sample_interval_steps=null",
+    "checkpoint.save_interval_steps=null",
+)
+"""Overrides of `digits` for nets and runs of ten steps that take a second or two."""
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(tmp_path_factory) -> Path:
+    """The embedded digits, prepared at 8 px."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    assert prepare.main(["digits", "--out", str(folder), "--size", "8", "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_digits) -> tuple[str, ...]:
+    """`TINY` with the data in place; a test adds its own run.directory."""
+    return (*TINY, f"data.path={tiny_digits}")

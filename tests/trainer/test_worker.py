@@ -1,0 +1,266 @@
+"""A rank's life: what a stop, a kill, damage and a second start leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.shards import DataError
+from tests.launch import ROOT, environment, run_python, run_ranks
+from trainer.checkpoint import list_checkpoints
+from trainer.config import TrainConfig
+from trainer.config_io import ConfigError, load_config
+from trainer.progress import Status
+from trainer.ranks import Ranks
+from trainer.worker import Outcome, Worker, check_data, run_rank
+
+
+class Stopper:
+    """A driver that asks to stop while step `at` is under way, and remembers what it was told."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.asked, self.seen = at, 0, []
+
+    def report(self, status: Status) -> None:
+        self.seen.append(status)
+
+    def stop_requested(self) -> bool:
+        self.asked += 1
+        return self.asked == self.at
+
+
+class Recorder:
+    """A tracker that keeps the curves."""
+
+    run_id = None
+
+    def __init__(self) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics[step] = dict(metrics)
+
+    def log_image(self, step: int, key: str, path: Path) -> None: ...
+    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
+    def close(self, status: str) -> None: ...
+
+
+def configure(tiny: Sequence[str], directory: Path, *more: str) -> TrainConfig:
+    alone = ("engine.backend=torch", "scaling.world_size=1")
+    return load_config("digits", [*tiny, *alone, f"run.directory={directory}", *more])
+
+
+def train(config: TrainConfig, driver: Stopper | None = None) -> tuple[Outcome, Recorder]:
+    ranks, recorder = Ranks.join("cpu", 60), Recorder()
+    try:
+        worker = Worker(config, ranks, driver or Stopper())
+        worker.tracker = recorder
+        return worker.run(), recorder
+    finally:
+        ranks.leave()
+
+
+def state_of(directory: Path, step: int) -> dict[str, torch.Tensor]:
+    """Everything in the checkpoint of a step: weights, Adam's moments, EMA, statistics."""
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted((directory / "checkpoints" / f"step-{step:08d}").glob("*.safetensors")):
+        state |= {f"{file.stem}/{name}": tensor for name, tensor in load_file(file).items()}
+    assert state
+    return state
+
+
+def assert_same_state(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    different = [name for name, tensor in left.items() if not torch.equal(tensor, right[name])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, tmp_path_factory) -> tuple[Path, Recorder]:
+    directory = tmp_path_factory.mktemp("straight")
+    outcome, recorder = train(configure(tiny, directory))
+    assert outcome.finished
+    return directory, recorder
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 9])
+def test_stopped_and_resumed_run_equals_uninterrupted_run(tiny, tmp_path, straight, stop_at):
+    config = configure(tiny, tmp_path)
+    stopped, before = train(config, Stopper(stop_at))
+    assert (stopped.finished, stopped.step) == (False, stop_at)
+    resumed, after = train(config)
+    assert (resumed.finished, resumed.step) == (True, 10)
+    assert_same_state(state_of(tmp_path, 10), state_of(straight[0], 10))
+
+    measured = ("time/", "images_per_s", "peak_memory")  # of the machine, not of the run
+    curves = before.metrics | after.metrics
+    assert before.metrics.keys().isdisjoint(after.metrics)
+    assert curves.keys() == straight[1].metrics.keys() == {4, 8, 10}
+    for step, metrics in straight[1].metrics.items():
+        for name in (name for name in metrics if not name.startswith(measured)):
+            assert curves[step][name] == metrics[name], (step, name)
+
+
+def test_curves_have_what_a_reader_needs(straight):
+    metrics = straight[1].metrics[8]
+    names = {"loss_d_real", "loss_d_fake", "loss_g", "r1", "gradient_norm_g", "gradient_norm_d", "learning_rate_g"}
+    names |= {"learning_rate_d", "images_seen", "images_per_s", "peak_memory_gib"}
+    names |= {f"time/{part}_s" for part in ("data", "d", "g", "other")}
+    names |= {f"logit_{kind}/t{t}" for kind in ("real", "fake") for t in range(4)}
+    assert names == metrics.keys()
+    assert metrics["images_seen"] == 8 * 16
+    assert metrics["gradient_norm_g"] > 0
+
+
+def test_finished_run_is_left_alone_by_a_second_start(tiny, tmp_path):
+    config = configure(tiny, tmp_path, "training.total_images=32")
+    first, _ = train(config)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
+    second, recorder = train(config)
+    assert second == first
+    assert recorder.metrics == {}
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["truncated shard", "flipped byte", "missing shard", "half a manifest"])
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny, tmp_path, straight, caplog, damage):
+    config = configure(tiny, tmp_path, "checkpoint.save_interval_steps=3")
+    train(config, Stopper(8))
+    newest = tmp_path / "checkpoints" / "step-00000008"
+    shard, manifest = newest / "rank-00000.safetensors", newest / "manifest.json"
+    if damage == "truncated shard":
+        os.truncate(shard, shard.stat().st_size // 2)
+    elif damage == "flipped byte":
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    elif damage == "missing shard":
+        shard.unlink()
+    else:
+        os.truncate(manifest, manifest.stat().st_size // 2)
+    outcome, _ = train(config)
+    assert outcome.finished
+    assert "passing over" in caplog.text
+    assert "step-00000008" in caplog.text
+    assert_same_state(state_of(tmp_path, 10), state_of(straight[0], 10))
+
+
+def test_only_the_newest_checkpoints_stay(tiny, tmp_path):
+    train(configure(tiny, tmp_path, "checkpoint.save_interval_steps=2", "checkpoint.keep_last=3"))
+    assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [6, 8, 10]
+
+
+def test_manifest_says_what_the_run_was(tiny, tmp_path, straight):
+    manifest = json.loads((straight[0] / "checkpoints" / "step-00000010" / "manifest.json").read_text())
+    assert manifest["step"] == 10
+    assert manifest["images"] == 160
+    assert manifest["cursor"] == {"batch": 10}
+    assert manifest["config"]["training"]["global_batch_size"] == 16
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert set(manifest["files"]) == {"rank-00000.safetensors"}
+
+
+def test_resume_with_another_seed_is_refused(tiny, tmp_path):
+    train(configure(tiny, tmp_path), Stopper(2))
+    with pytest.raises(ConfigError, match=r"run\.seed.*may not change"):
+        train(configure(tiny, tmp_path, "run.seed=1"))
+
+
+def test_images_of_another_size_are_refused_before_the_start(tiny, tmp_path):
+    config = configure(tiny, tmp_path, "data.image_size=16", "generator.attention_resolutions=[8]")
+    with pytest.raises(DataError, match=r"data\.image_size is 16, but .* was prepared with 8: set data\.image_size to 8"):
+        check_data(config)
+
+
+def test_weights_of_a_snapshot_start_a_new_run(tiny, tmp_path, straight):
+    weights = straight[0] / "snapshots" / "step-00000010" / "generator.safetensors"
+    config = configure(tiny, tmp_path, f"run.init_from={weights}")
+    ranks = Ranks.join("cpu", 60)
+    try:
+        worker = Worker(config, ranks, Stopper())
+    finally:
+        ranks.leave()
+    expected = load_file(weights)
+    for name, parameter in worker.players.generator.module.named_parameters():
+        assert torch.equal(parameter, expected[name])
+
+
+def test_run_rank_leaves_no_group_behind(tiny, tmp_path):
+    assert run_rank(configure(tiny, tmp_path, "training.total_images=16"), Stopper()).finished
+    assert not torch.distributed.is_initialized()
+
+
+def _worker(tiny: Sequence[str], directory: Path, *more: str) -> list[str]:
+    overrides = [*tiny, f"run.directory={directory}", *more]
+    return ["-m", "trainer.worker", "--config", "digits", *(x for o in overrides for x in ("--set", o))]
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+@pytest.mark.parametrize(("stage_g", "stage_d"), [(1, 1), (2, 2), (3, 2)])
+def test_two_deepspeed_ranks_killed_mid_run_end_with_the_weights_of_an_unbroken_run(tiny, tmp_path, stage_g, stage_d):
+    more = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}", "training.total_images=640")
+    more += ("checkpoint.save_interval_steps=4",)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = run_ranks(2, _worker(tiny, whole, *more))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*torchrun, *_worker(tiny, broken, *more)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(broken / "checkpoints"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list_checkpoints(broken / "checkpoints")[-1].step < 40
+    again = run_ranks(2, _worker(tiny, broken, *more))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "resuming from" in again.stderr
+    assert_same_state(state_of(broken, 40), state_of(whole, 40))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_checkpoint(tiny, tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, *_worker(tiny, tmp_path, "training.total_images=1_000_000", "engine.backend=torch")],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    while not (tmp_path / "config.yaml").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    (checkpoint,) = list_checkpoints(tmp_path / "checkpoints")
+    checkpoint.verify()
+    assert f"stopped at step {checkpoint.step}" in stderr
+
+
+def test_a_wrong_key_ends_with_one_line_and_code_2(tmp_path):
+    done = run_python(["-m", "trainer.worker", "--config", "digits", "--set", "training.r1_gama=1"])
+    assert done.returncode == 2
+    assert "r1_gamma" in done.stderr
+    assert "Traceback" not in done.stderr
