@@ -85,10 +85,10 @@ class RayDriver:
         self._stop = False
 
     def report(self, status: Status) -> None:
-        """Post `status` unless the last one has just been sent or is still under way."""
-        now = time.monotonic()
-        if self._answer is None and (now - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images):
-            self._answer, self._sent_at = self._board.post.remote(status), now
+        """Post `status` unless the last one has just been sent or is still under way; the last step is always posted."""
+        due = self._answer is None and time.monotonic() - self._sent_at > REPORT_INTERVAL_S
+        if due or status.images == status.total_images:
+            self._answer, self._sent_at = self._board.post.remote(status), time.monotonic()
 
     def stop_requested(self) -> bool:
         """Whether the board has answered that the driver wants to stop."""
@@ -193,10 +193,9 @@ def fit(config: TrainConfig) -> Outcome:
             thread.start()
             while thread.is_alive():
                 thread.join(timeout=0.5)
-                status, _ = ray.get(board.read.remote())
+                status, result = ray.get(board.read.remote())
                 if status:
                     bar.show(status)
-        _, result = ray.get(board.read.remote())
         if isinstance(result, Outcome):
             return result
         if isinstance(result, _Refusal):
