@@ -92,6 +92,8 @@ quickstart() {
     "$venv_python" -m data.prepare digits --out datasets/digits
     say "training on 2 workers; stop it with Ctrl-C, and the same command goes on from the last checkpoint"
     "$venv_python" -m trainer.run --config digits
+    # A run that is stopped ends without an error too, and only a finished one leaves a snapshot.
+    compgen -G "runs/digits/snapshots/*" >/dev/null || fail "training was stopped before its end; the same command goes on with it"
     say "evaluating the samples"
     "$venv_python" -m trainer.evaluate --run runs/digits --reference datasets/digits
     local store="$root/runs/mlflow.db (to look at it: ./launch.sh ui)"
@@ -288,7 +290,7 @@ sift() { # pip's output to the log, its large downloads to the user, its complai
         if [[ $line =~ (Downloading|Using cached)\ .*\([0-9]{2,}(\.[0-9]+)?\ MB\) ]]; then
             printf '  %s\n' "${BASH_REMATCH[0]}" >&2
         elif [[ $line = "Installing collected packages:"* ]]; then
-            printf '  Installing\n' >&2
+            printf '  %.100s\n' "$line" >&2
         elif [[ $line =~ ERROR|$DISK_FULL|$NO_NETWORK ]]; then
             printf '%s\n' "$line"
         fi

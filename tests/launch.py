@@ -1,10 +1,15 @@
 """Starts the real processes that tests need."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from trainer.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,3 +38,38 @@ def run_ranks(num_ranks: int, arguments: Sequence[str], *, timeout_s: float = 30
     """`torchrun ARGUMENTS` with real processes that talk over gloo."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     return run_python([*torchrun, *arguments], timeout_s=timeout_s)
+
+
+def train_command(config: str, overrides: Sequence[str], directory: Path, *more: str) -> list[str]:
+    """`trainer.run` with overrides, logging to MLflow beside `directory`."""
+    overrides = [*overrides, f"run.directory={directory}", "tracking.backend=mlflow", *more]
+    return ["-m", "trainer.run", "--config", config, *(x for o in overrides for x in ("--set", o))]
+
+
+@contextmanager
+def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
+    """A command in a process group of its own, as in a terminal; whatever is left of it is killed."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def wait_for_checkpoint(directory: Path, process: subprocess.Popen, log: Path) -> None:
+    """Until the run has one, or has ended, or has taken three minutes."""
+    deadline = time.monotonic() + 180
+    while not list_checkpoints(directory / "checkpoints"):
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)

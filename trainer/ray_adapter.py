@@ -85,7 +85,7 @@ class RayDriver:
         self._stop = False
 
     def report(self, status: Status) -> None:
-        """Post `status` unless the last one has just been sent or is still under way; the last step is always posted."""
+        """Post `status` unless the last one has just been sent or is under way; the last step is always posted."""
         due = self._answer is None and time.monotonic() - self._sent_at > REPORT_INTERVAL_S
         if due or status.images == status.total_images:
             self._answer, self._sent_at = self._board.post.remote(status), time.monotonic()

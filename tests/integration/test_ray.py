@@ -10,56 +10,24 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.launch import ROOT, environment, run_python
+from tests.launch import ROOT, environment, run_python, running, train_command, wait_for_checkpoint
 from trainer.checkpoint import list_checkpoints
 from trainer.config_io import load_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def command(tiny: Sequence[str], directory: Path, *more: str) -> list[str]:
-    overrides = [*tiny, f"run.directory={directory}", "tracking.backend=mlflow", *more]
-    return ["-m", "trainer.run", "--config", "digits", *(x for o in overrides for x in ("--set", o))]
-
-
-@contextmanager
-def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
-    """A command in a process group of its own, as in a terminal; whatever is left of it is killed."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def wait_for_checkpoint(directory: Path, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while not list_checkpoints(directory / "checkpoints"):
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.2)
-
-
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_finishes_the_same_mlflow_run(tiny, tmp_path):
     directory, log = tmp_path / "run", tmp_path / "log.txt"
-    arguments = command(tiny, directory, "training.total_images=3200", "checkpoint.save_interval_steps=20")
+    arguments = train_command(
+        "digits", tiny, directory, "training.total_images=3200", "checkpoint.save_interval_steps=20"
+    )
     with running(arguments, log) as process:
         wait_for_checkpoint(directory, process, log)
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
@@ -93,22 +61,22 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_finishes_the_same_mlflo
 
 def test_a_killed_worker_is_replaced_and_the_run_goes_on(tiny, tmp_path):
     directory, log = tmp_path / "run", tmp_path / "log.txt"
-    arguments = command(tiny, directory, "training.total_images=4800", "checkpoint.save_interval_steps=20")
+    arguments = train_command(
+        "digits", tiny, directory, "training.total_images=4800", "checkpoint.save_interval_steps=20"
+    )
     with running(arguments, log) as process:
         wait_for_checkpoint(directory, process, log)
-        subprocess.run(["pkill", "-KILL", "-n", "-s", str(_session(process)), "-f", "RayTrainWorker"], check=True)
+        subprocess.run(["pkill", "-KILL", "-n", "-s", str(process.pid), "-f", "RayTrainWorker"], check=True)
         assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
     text = log.read_text()
     assert "resuming from" in text
     assert "finished: step 300" in text
 
 
-def _session(process: subprocess.Popen) -> int:
-    return os.getsid(process.pid)
-
-
 def test_too_few_cpus_are_said_at_once(tiny, tmp_path):
-    done = run_python(command(tiny, tmp_path / "run", "scaling.world_size=16", "scaling.cpus_per_worker=64"))
+    done = run_python(
+        train_command("digits", tiny, tmp_path / "run", "scaling.world_size=16", "scaling.cpus_per_worker=64")
+    )
     assert done.returncode == 2
     assert "the run needs 1024 = scaling.world_size 16 x 64. Lower scaling.world_size" in done.stderr
     assert "Traceback" not in done.stderr

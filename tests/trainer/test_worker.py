@@ -176,7 +176,9 @@ def test_resume_with_another_seed_is_refused(tiny, tmp_path):
 
 def test_images_of_another_size_are_refused_before_the_start(tiny, tmp_path):
     config = configure(tiny, tmp_path, "data.image_size=16", "generator.attention_resolutions=[8]")
-    with pytest.raises(DataError, match=r"data\.image_size is 16, but .* was prepared with 8: set data\.image_size to 8"):
+    with pytest.raises(
+        DataError, match=r"data\.image_size is 16, but .* was prepared with 8: set data\.image_size to 8"
+    ):
         check_data(config)
 
 

@@ -1,0 +1,92 @@
+"""A copy of launch.sh in a folder of its own, with a stand-in for Python that records what it is called for.
+
+With it no environment is really installed in the tests; `./launch.sh test` on a fresh checkout does that.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.launch import ROOT, environment
+
+INSTALLING = ["--constraint", "--requirement", "--editable"]
+STAND_IN = f"""#!/usr/bin/env bash
+case "$*" in
+    "-m venv --clear "*)
+        rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; touch "$4/pyvenv.cfg"; echo "venv" >>"$CALLS" ;;
+    "-m pip --version") ;;
+    "-m pip install "*) echo "$*" >>"$CALLS"; eval "${{ON_INSTALL:-}}" ;;
+    "-m "*)
+        if [[ -z ${{RECORD:-}} ]]; then exec {sys.executable} "$@"; fi
+        printf '%s' "$PWD:" >>"$CALLS"; printf ' [%s]' "${{@:2}}" >>"$CALLS"; echo >>"$CALLS"; eval "${{ON_RUN:-}}" ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+"""
+
+
+class Machine:
+    """A checkout of the front door and its lock in a folder of its own, and a Python that records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout = folder / "check out"  # a blank in a path is common enough
+        (self.checkout / ".ci").mkdir(parents=True)
+        for name in ("launch.sh", "requirements.lock", ".ci/run"):
+            shutil.copy(ROOT / name, self.checkout / name)
+        self.elsewhere = folder / "elsewhere"
+        self.elsewhere.mkdir()
+        self.venv = self.checkout / ".venv"
+        self.python = script(folder / "python", STAND_IN)
+        self.calls_file = folder / "calls"
+        self.calls_file.touch()
+
+    def start(self, *arguments: str, program: str = "launch.sh", **variables: str) -> subprocess.Popen[str]:
+        """Start the front door from another current directory, as a group of processes of its own."""
+        variables = {"PYTHON": str(self.python), "DDGAN_VENV": "", "CALLS": str(self.calls_file)} | variables
+        return subprocess.Popen(
+            [self.checkout / program, *arguments],
+            cwd=self.elsewhere,
+            env=environment(variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def launch(self, *arguments: str, program: str = "launch.sh", **variables: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of the front door."""
+        process = self.start(*arguments, program=program, **variables)
+        try:
+            output, errors = process.communicate(timeout=120)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, output, errors
+
+    def calls(self) -> list[str]:
+        """What the stand-in was called for since the last look."""
+        lines = self.calls_file.read_text().splitlines()
+        self.calls_file.write_text("")
+        return lines
+
+    def installs(self) -> list[str]:
+        """Like `calls`, each of pip's by the option that tells it from the others."""
+        return [next((option for option in INSTALLING if option in line), line) for line in self.calls()]
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

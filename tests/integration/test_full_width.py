@@ -1,0 +1,50 @@
+"""One training step of the published networks at full width, on the CPU."""
+
+import pytest
+import torch
+
+from models.diffusion import Diffusion
+from models.discriminator import Discriminator
+from trainer.config_io import load_config
+from trainer.ema import Ema
+from trainer.engines import TorchEngine, make_adam
+from trainer.randomness import Draws
+from trainer.snapshot import build_generator
+from trainer.step import Players, draw_micro_batch, update_discriminator, update_generator
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "million_parameters"), [("cifar10", 48.43), ("lsun256", 39.73)])
+def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
+    config = load_config(name)
+    torch.manual_seed(0)
+    generator = build_generator(config)
+    discriminator = Discriminator(config.discriminator, image_channels=3)
+    assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(million_parameters, abs=0.005)
+    engines = []
+    for network in (generator, discriminator):
+        engine = TorchEngine(network, make_adam(network, config.training.adam, CPU), 1)
+        engine.set_learning_rate(1e-4)
+        engines.append(engine)
+    players = Players(
+        engines[0], engines[1], Diffusion.from_config(config.diffusion, CPU), r1_gamma=config.training.r1_gamma
+    )
+    size, batch = config.data.image_size, 2
+    x0 = torch.rand(batch, 3, size, size) * 2 - 1
+    micro_batch = draw_micro_batch(
+        x0,
+        Draws(0, 0, torch.arange(batch)),
+        num_timesteps=config.diffusion.num_timesteps,
+        latent_dim=config.generator.latent_dim,
+        share=1.0,
+    )
+    statistics = update_discriminator(players, [micro_batch], with_r1=True)
+    statistics |= update_generator(players, [micro_batch])
+    Ema(engines[0], config.training.ema_decay).update(0)
+
+    assert all(torch.isfinite(value).all() for value in statistics.values())
+    for engine in engines:  # Adam's first moment: the layers behind the near-zero ones move less than float32 resolves
+        parameters = engine.module.named_parameters()
+        assert not [name for name, p in parameters if not engine.optimizer.state[p]["exp_avg"].any()]

@@ -1,0 +1,154 @@
+"""The commands of launch.sh: their arguments, and what they start."""
+
+import os
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.front_door import Machine, wait_for
+from tests.launch import ROOT
+
+COMMANDS = ("quickstart", "train", "test", "ui", "help")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+# ---- arguments ----
+
+
+@pytest.mark.parametrize("arguments", [["help"], ["--help"], ["-h"], ["quickstart", "--help"], ["test", "-h"]])
+def test_help_explains_every_command_without_set_up(machine: Machine, arguments: list[str]) -> None:
+    code, output, errors = machine.launch(*arguments)
+    assert (code, errors, machine.calls()) == (0, "", [])
+    explained = {line.split()[0] for line in output.splitlines() if line.startswith("  ") and line[2] != " "}
+    assert explained >= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no command is given; allowed are quickstart, train, test, ui, help"),
+        (["quickstrat"], "unknown command quickstrat; allowed are quickstart, train, test, ui, help"),
+        (["--config", "digits"], "unknown option --config; first comes a command: quickstart, train, test, ui, help"),
+        (["quickstart", "--fast"], "quickstart takes no arguments, but --fast is given"),
+        (["train"], "train needs arguments, such as: ./launch.sh train --config digits"),
+        (["ui", "--prt", "5001"], "ui does not know --prt; allowed is --port PORT"),
+        (["ui", "--port"], "--port needs a number from 1024 to 65535"),
+        (["ui", "--port", "80"], "--port is 80; allowed is a number from 1024 to 65535"),
+        (["ui", "--port=5x"], "--port is 5x; allowed is a number from 1024 to 65535"),
+        (["ui", "--port", "5000", "x"], "ui does not know x; allowed is --port PORT"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(machine: Machine, arguments: list[str], words: str) -> None:
+    assert machine.launch(*arguments) == (2, "", f"launch.sh: {words}\n")
+    assert machine.calls() == [], "nothing is set up for a wrong command"
+
+
+# ---- what the commands start ----
+
+
+def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(machine: Machine) -> None:
+    finish = "if [[ $2 = trainer.run ]]; then mkdir -p runs/digits/snapshots/one; fi"
+    code, output, _ = machine.launch("quickstart", RECORD="1", MLFLOW_TRACKING_URI="", ON_RUN=finish)
+    root = machine.checkout
+    assert code == 0
+    assert machine.calls()[-3:] == [
+        f"{root}: [data.prepare] [digits] [--out] [datasets/digits]",
+        f"{root}: [trainer.run] [--config] [digits]",
+        f"{root}: [trainer.evaluate] [--run] [runs/digits] [--reference] [datasets/digits]",
+    ]
+    for place in ("runs/digits/samples", "runs/digits/checkpoints", "runs/mlflow.db"):
+        assert f"{root}/{place}" in output
+
+
+def test_quickstart_evaluates_no_run_that_was_stopped(machine: Machine) -> None:
+    code, output, errors = machine.launch("quickstart", RECORD="1")
+    assert (code, output) == (1, "")
+    assert errors.endswith("launch.sh: training was stopped before its end; the same command goes on with it\n")
+    assert "trainer.run" in machine.calls()[-1]
+
+
+@pytest.mark.parametrize(("program", "command"), [("launch.sh", ["test"]), (".ci/run", [])])
+def test_test_lints_checks_types_and_ends_with_the_suite(machine: Machine, program: str, command: list[str]) -> None:
+    code, _, _ = machine.launch(*command, "-m", "not slow", program=program, RECORD="1")
+    assert code == 0
+    assert machine.calls()[-4:] == [
+        f"{machine.checkout}: {words}"
+        for words in (
+            "[ruff] [check] [.]",
+            "[ruff] [format] [--check] [.]",
+            f"[pyright] [--pythonpath] [{machine.venv}/bin/python]",
+            "[pytest] [-m] [not slow]",
+        )
+    ]
+
+
+def test_train_runs_from_another_current_directory(machine: Machine, tmp_path: Path) -> None:
+    machine.checkout = ROOT
+    arguments = ["train", "--config", "digits", "--dry-run"]
+    code, output, errors = machine.launch(*arguments, DDGAN_VENV=str(tmp_path / "venv"))
+    assert code == 0, errors
+    assert "global_batch_size: 64" in output
+
+
+def test_exit_code_is_that_of_what_failed_and_nothing_follows(machine: Machine) -> None:
+    assert machine.launch("train", "--config", "digits", RECORD="1", ON_RUN="exit 7")[0] == 7
+    machine.calls()
+    code, output, _ = machine.launch("quickstart", RECORD="1", ON_RUN="if [[ $2 = trainer.run ]]; then exit 3; fi")
+    assert (code, output) == (3, "")
+    assert "trainer.run" in machine.calls()[-1]
+
+
+# ---- ui ----
+
+
+def test_a_taken_port_is_told_with_a_free_one(machine: Machine) -> None:
+    (machine.checkout / "runs").mkdir()
+    (machine.checkout / "runs/mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code, _, errors = machine.launch("ui", "--port", str(port), RECORD="1")
+    assert code == 2
+    told = errors.splitlines()[-1]
+    assert told.startswith(f"launch.sh: port {port} is taken; ")
+    other = told.split()[-1]
+    assert told.endswith(f"./launch.sh ui --port {other}") and other != str(port)
+    assert machine.launch("ui", "--port", other, RECORD="1")[0] == 0
+    assert "[--host] [127.0.0.1]" in machine.calls()[-1]
+
+
+def test_ui_without_a_store_says_what_makes_one(machine: Machine) -> None:
+    code, _, errors = machine.launch("ui", RECORD="1")
+    assert code == 2
+    assert f"there is no {machine.checkout}/runs/mlflow.db yet: train first" in errors
+
+
+@pytest.mark.slow
+def test_ui_serves_the_store_on_this_machine_only(machine: Machine) -> None:
+    (machine.checkout / "runs").mkdir()
+    (machine.checkout / "runs/mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    process = machine.start("ui", "--port", str(port))
+    try:
+        wait_for(lambda: process.poll() is not None or answers(port), timeout_s=120)
+        assert answers(port)
+        with socket.socket() as probe:  # another address of this machine
+            assert probe.connect_ex(("127.0.0.2", port)) != 0
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False

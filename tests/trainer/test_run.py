@@ -1,0 +1,109 @@
+"""The command refuses what is wrong before Ray is imported, and says what a run would come to."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.launch import run_python
+from tests.trainer.test_worker import Stopper, configure, train
+from trainer.config_io import ConfigError, load_config
+from trainer.run import main, with_absolute_paths
+
+
+def arguments(tiny, directory: Path, *more: str) -> list[str]:
+    overrides = [*tiny, f"run.directory={directory}", *more]
+    return ["--config", "digits", *(x for o in overrides for x in ("--set", o))]
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """Every case here must end before Ray is reached."""
+
+    def reached() -> None:
+        raise AssertionError("went on to start Ray")
+
+    monkeypatch.setattr("trainer.run.set_up_ray", reached)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "training.r1_gama=1"], "did you mean"),
+        (["--set", "data.path=/nowhere"], "python -m data.prepare"),
+        (["--set", "data.image_size=16", "--set", "generator.attention_resolutions=[8]"], "was prepared with 8"),
+        (["--init-from", "/nowhere.pth"], "run.init_from is /nowhere.pth: there is no such file"),
+        (["--set", "scaling.world_size=3"], "16 / 3"),
+        (["--config", "digit"], "digits"),
+    ],
+)
+def test_a_mistake_is_named_with_code_2(tiny, tmp_path, capsys, more, message):
+    assert main([*arguments(tiny, tmp_path / "run"), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path, capsys):
+    assert main(["--config", "lsun256", "--dry-run", "--set", f"run.directory={tmp_path}/run"]) == 0
+    out = capsys.readouterr().out
+    assert "global_batch_size: 64" in out
+    assert "39.73 M" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_are_missing_are_named_before_the_start(tiny, tiny_digits, tmp_path, capsys):
+    broken = tmp_path / "data"
+    broken.mkdir()
+    (broken / "index.json").write_bytes((tiny_digits / "index.json").read_bytes())
+    assert main([*arguments(tiny, tmp_path / "run"), "--set", f"data.path={broken}"]) == 2
+    assert "00000.tar" in capsys.readouterr().err
+
+
+def test_relative_paths_are_made_absolute_outside_a_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = with_absolute_paths(load_config("digits"), inside_job=False)
+    assert config.run.directory == str(tmp_path / "runs/digits")
+    assert config.data.path == str(tmp_path / "datasets/digits")
+
+
+def test_relative_paths_are_refused_inside_a_job_with_the_reason():
+    with pytest.raises(ConfigError) as refused:
+        with_absolute_paths(load_config("digits"), inside_job=True)
+    assert len(refused.value.lines) == 2
+    assert "run.directory is runs/digits, a relative path: inside a Ray job each process has a temporary" in str(
+        refused.value
+    )
+
+
+def test_a_used_directory_is_refused_with_resume_never(tiny, tmp_path, capsys):
+    train(configure(tiny, tmp_path, "training.total_images=32"), Stopper(1))
+    assert main([*arguments(tiny, tmp_path), "--resume", "never"]) == 2
+    assert f"{tmp_path} already holds a run" in capsys.readouterr().err
+
+
+def test_resuming_with_a_changed_config_names_what_may_change(tiny, tmp_path, capsys):
+    train(configure(tiny, tmp_path), Stopper(1))
+    assert main(arguments(tiny, tmp_path, "training.r1_gamma=9")) == 2
+    err = capsys.readouterr().err
+    assert "training.r1_gamma" in err
+    assert "May change:" in err
+
+
+def test_a_finished_run_is_summed_up_without_starting_ray(tiny, tmp_path, capsys):
+    train(configure(tiny, tmp_path, "training.total_images=32"))
+    assert main(arguments(tiny, tmp_path, "training.total_images=32")) == 0
+    out = capsys.readouterr().out
+    assert "finished: step 2, 32 images" in out
+    assert f"samples      {tmp_path}/samples/step-00000002.png" in out
+
+
+def test_a_run_directory_that_is_a_file_is_refused(tiny, tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    assert main(arguments(tiny, tmp_path / "run")) == 2
+    assert "which is a file; give a folder" in capsys.readouterr().err
+
+
+def test_help_explains_the_command():
+    done = run_python(["-m", "trainer.run", "--help"])
+    assert done.returncode == 0
+    for word in ("--config", "--set", "--resume", "--dry-run", "--init-from"):
+        assert word in done.stdout
