@@ -221,7 +221,7 @@ install() {
     say "pip's log is $log"
     printf 'unfinished\n' >"$state"
     # The build tools come first and from the lock, so that what has to be built is built with pinned versions.
-    run_pip --constraint "$root/requirements.lock" setuptools wheel
+    run_pip --requirement <(grep -E '^(setuptools|wheel)==' "$root/requirements.lock")
     run_pip --no-build-isolation --requirement "$root/requirements.lock"
     run_pip --no-build-isolation --no-deps --editable "$root"
     wanted_state >"$state.tmp"
@@ -275,6 +275,7 @@ run_pip() { # ARGUMENTS of pip install
     [[ ! $words =~ $DISK_FULL ]] || fail "$(disk_full_words)"
     local last
     last=$(tail -n 1 <<<"${words:-it said nothing}")
+    # Without an index pip first complains of the connection and ends with a word about versions.
     if [[ $words =~ $NO_NETWORK && $last =~ $NO_NETWORK|'No matching distribution' ]]; then
         printf 'incomplete\n' >"$state" # pip loads everything before it installs anything: nothing is half done
         fail "pip reached no package index: check the network or pip's settings (PIP_INDEX_URL, proxy), then give the same command again; pip's log is $log"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.launch import ROOT, environment
 
-INSTALLING = ["--constraint", "--requirement", "--editable"]
+INSTALLING = ["/dev/fd/", "/requirements.lock", "--editable"]
 STAND_IN = f"""#!/usr/bin/env bash
 case "$*" in
     "-m venv --clear "*)
@@ -75,7 +75,7 @@ class Machine:
         return lines
 
     def installs(self) -> list[str]:
-        """Like `calls`, each of pip's by the option that tells it from the others."""
+        """Like `calls`, each of pip's by the words that tell it from the others."""
         return [next((option for option in INSTALLING if option in line), line) for line in self.calls()]
 
 

@@ -22,11 +22,12 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from data.shards import DataError
+from trainer.command import start_logging
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError
 from trainer.progress import ProgressBar, Status
 from trainer.snapshot import WeightsError
-from trainer.worker import Outcome, run_rank, start_logging
+from trainer.worker import Outcome, run_rank
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +181,7 @@ def fit(config: TrainConfig) -> Outcome:
         board = board.remote()
         trainer = _make_trainer(config, board)
         failure: list[BaseException] = []
+        result: Outcome | _Refusal | None = None
 
         def call_fit() -> None:
             try:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from data.shards import DataError
 from trainer.checkpoint import newest_valid
+from trainer.command import add_config_arguments, check_data, start_logging
 from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, from_dict, load_config
 from trainer.plan import make_plan, render
 from trainer.resume_rules import check_resumable
 from trainer.snapshot import WeightsError
 from trainer.tracking import redact, tracking_uri
-from trainer.worker import Outcome, add_config_arguments, check_data, outcome_at, start_logging
+from trainer.worker import Outcome, outcome_at
 
 log = logging.getLogger(__name__)
 

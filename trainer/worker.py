@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from data.pipeline import open_batches
-from data.shards import DataError, ShardIndex, load_index, verify_present
+from data.shards import DataError, load_index
 from models.diffusion import Diffusion
 from models.discriminator import Discriminator
 from trainer.checkpoint import Checkpoint, CheckpointError, checkpoint_path, newest_valid, prune, save, timestamp
+from trainer.command import add_config_arguments, check_data, start_logging
 from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, flat, from_dict, load_config, to_dict
 from trainer.ema import Ema
@@ -157,10 +158,10 @@ class Worker:
             stack.enter_context(closing(batches))
             loop.batches = (batch.images for batch in batches)
             finished = loop.run()
+            if finished:  # before the checkpoint, which says that all is done
+                self._save_snapshot(loop.step)
             if checkpoint is None or checkpoint.step < loop.step:  # a valid checkpoint is never written over
                 self._save(loop)
-            if finished:
-                self._save_snapshot(loop.step)
             status = "FINISHED" if finished else "KILLED"
         return outcome_at(self.config, loop.step)
 
@@ -293,24 +294,6 @@ def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
         ranks.leave()
 
 
-def check_data(config: TrainConfig) -> ShardIndex:
-    """The index of the run's data, after checking that it fits the config and that every shard is there.
-
-    Raises:
-        DataError: naming what is missing or does not fit, and what to do.
-    """
-    index = load_index(config.data.path)
-    for name in ("image_size", "image_channels"):
-        prepared, wanted = getattr(index, name), getattr(config.data, name)
-        if prepared != wanted:
-            raise DataError(
-                f"data.{name} is {wanted}, but {config.data.path} was prepared with {prepared}: set data.{name} to "
-                f"{prepared}, or prepare the images again with the size and channels you want"
-            )
-    verify_present(index)
-    return index
-
-
 class SignalDriver:
     """The driver of a worker without Ray: SIGTERM and SIGINT ask it to stop, a bar on rank 0 shows how far it is."""
 
@@ -358,24 +341,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rank == 0:
         log.info("%s at step %d: %s", "finished" if outcome.finished else "stopped", outcome.step, outcome.checkpoint)
     return 0
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a config."""
-    parser.add_argument("--config", required=True, help="name in trainer/configs (digits, cifar10, ...) or a YAML file")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
-    )
-
-
-def start_logging(rank: int) -> None:
-    """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
 
 
 def _version(library: str) -> str | None:

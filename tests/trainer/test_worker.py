@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from data.shards import DataError
 from tests.launch import ROOT, environment, run_python, run_ranks
 from trainer.checkpoint import list_checkpoints
+from trainer.command import check_data
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError, load_config
 from trainer.progress import Status
 from trainer.ranks import Ranks
-from trainer.worker import Outcome, Worker, check_data, run_rank
+from trainer.worker import Outcome, Worker, run_rank
 
 
 class Stopper:

@@ -1,0 +1,100 @@
+"""The README: its commands run as written, its tables and its list of files are those of the code."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.launch import ROOT, run_python
+from tests.trainer.test_worker import configure, train
+from trainer.config_io import config_names, load_config
+from trainer.cost import measure_costs
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """The lines of the indented blocks that call our modules, continuation lines joined, comments cut."""
+    blocks = re.findall(r"(?m)^    (.+)$", README.replace("\\\n", " "))
+    return [line.split("  #")[0].strip() for line in blocks if " -m " in line]
+
+
+def arguments(module: str) -> list[str]:
+    """What follows `python -m MODULE` in its first command."""
+    (line, *_) = [line for line in commands() if f"-m {module}" in line]
+    return ["-m", *shlex.split(line[line.index(module) :])]
+
+
+def test_no_command_is_left_out_by_the_tests_below():
+    modules = {re.search(r"-m ([a-z]+\.[a-z]+)", line).group(1) for line in commands()}  # pyright: ignore
+    assert modules == {"data.prepare", "trainer.run", "trainer.sample"}
+
+
+def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((290, 260)).save(photographs / f"{i}.jpg")
+    prepare = [a.replace("~/photographs", str(photographs)) for a in arguments("data.prepare")]
+    done = run_python(prepare, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    planned = run_python([*arguments("trainer.run"), "--dry-run"], cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "datasets/mine" in planned.stdout
+    assert "not readable" not in planned.stdout
+
+
+def test_samples_are_drawn_by_the_command(tiny, tmp_path):
+    train(configure(tiny, tmp_path / "runs" / "mine", "training.total_images=32"))
+    done = run_python(arguments("trainer.sample"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.png").exists()
+
+
+def test_submitted_command_names_a_config_and_fields_that_exist():
+    (line,) = [line for line in commands() if line.startswith("ray job submit")]
+    words = shlex.split(line)
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    config = load_config(words[words.index("--config") + 1], overrides)
+    assert config.run.directory == "/shared/runs/mine"
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_table_of_configs_states_the_figures_of_the_dry_run(name):
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}`")]
+    config = load_config(name)
+    costs = measure_costs(config)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:5] == [
+        str(config.data.image_size),
+        str(config.diffusion.num_timesteps),
+        str(config.training.global_batch_size),
+    ]
+    for cell, parameters, flops in (
+        (cells[6], costs.parameters_g, costs.forward_g),
+        (cells[7], costs.parameters_d, costs.forward_d),
+    ):
+        found = [float(number) for number in re.findall(r"\d+\.\d+", cell)]
+        assert found == [pytest.approx(parameters / 1e6, abs=0.006), pytest.approx(flops / 1e9, abs=0.06)], cell
+
+
+def test_list_of_files_is_complete():
+    listed = set(re.findall(r"(?m)^    ((?:trainer|models|data)/\w+\.py) ", README))
+    there = {str(p.relative_to(ROOT)) for room in ("trainer", "models", "data") for p in (ROOT / room).glob("*.py")}
+    assert listed == {name for name in there if not name.endswith("__init__.py")}
+
+
+def test_direct_dependencies_are_named():
+    text = (ROOT / "pyproject.toml").read_text()
+    names = set(re.findall(r'(?m)^    "([a-z-]+)[\[>]', text))
+    table = README[README.index("## Dependencies") :]
+    assert not [name for name in names if not re.search(rf"\b{name}\b", table)]
+
+
+def test_picture_is_there():
+    for picture in re.findall(r"!\[.*\]\((.+)\)", README):
+        assert Path(ROOT / picture).is_file()

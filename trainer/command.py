@@ -1,0 +1,43 @@
+"""What the commands that take a config share: arguments, log lines, and the check of the data before a start."""
+
+import argparse
+import logging
+
+from data.shards import DataError, ShardIndex, load_index, verify_present
+from trainer.config import TrainConfig
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a config."""
+    parser.add_argument("--config", required=True, help="name in trainer/configs (digits, cifar10, ...) or a YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    )
+
+
+def start_logging(rank: int) -> None:
+    """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+
+
+def check_data(config: TrainConfig) -> ShardIndex:
+    """The index of the run's data, after checking that it fits the config and that every shard is there.
+
+    Raises:
+        DataError: naming what is missing or does not fit, and what to do.
+    """
+    index = load_index(config.data.path)
+    for name in ("image_size", "image_channels"):
+        prepared, wanted = getattr(index, name), getattr(config.data, name)
+        if prepared != wanted:
+            raise DataError(
+                f"data.{name} is {wanted}, but {config.data.path} was prepared with {prepared}: set data.{name} to "
+                f"{prepared}, or prepare the images again with the size and channels you want"
+            )
+    verify_present(index)
+    return index
