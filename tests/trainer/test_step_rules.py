@@ -30,7 +30,9 @@ def make_players(bf16: bool = False) -> Players:
 
 
 def gradients(players: Players) -> dict[str, list[Tensor | None]]:
-    return {name: [p.grad for p in getattr(players, name).module.parameters()] for name in ("generator", "discriminator")}
+    return {
+        name: [p.grad for p in getattr(players, name).module.parameters()] for name in ("generator", "discriminator")
+    }
 
 
 def test_discriminator_update_builds_no_graph_through_the_generator():
@@ -68,9 +70,7 @@ def test_discriminator_is_unfrozen_when_the_update_fails():
 def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(update: Callable):
     options = {"with_r1": True} if update is update_discriminator else {}
     whole, parts = make_players(), make_players()
-    one, many = (
-        update(players, micro_batches(0, 16, size), **options) for players, size in ((whole, 16), (parts, 4))
-    )
+    one, many = (update(players, micro_batches(0, 16, size), **options) for players, size in ((whole, 16), (parts, 4)))
     for name in one:
         torch.testing.assert_close(many[name], one[name], atol=1e-5, rtol=1e-4, msg=name)
     for left, right in zip(gradients(whole).values(), gradients(parts).values(), strict=True):
@@ -114,7 +114,9 @@ def test_bf16_losses_are_near_those_of_float32():
     for update, options in ((update_discriminator, {"with_r1": False}), (update_generator, {})):
         expected, found = (update(p, batches, **options) for p in (exact, low))
         for name in (name for name in expected if name.startswith("loss")):
-            torch.testing.assert_close(found[name], expected[name], rtol=0.02, atol=0.02, msg=name)  # 8 bits of mantissa
+            torch.testing.assert_close(
+                found[name], expected[name], rtol=0.02, atol=0.02, msg=name
+            )  # 8 bits of mantissa
 
 
 def test_logits_are_told_apart_by_timestep():
