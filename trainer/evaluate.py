@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--samples", type=Path, metavar="FILE.npz|FOLDER", help="uint8 images [N, H, W, C], or PNGs")
     what.add_argument("--run", type=Path, metavar="DIR", help="draw the samples from the newest checkpoint of a run")
-    parser.add_argument("--num", type=int, default=512, help="samples to draw with --run (default: 512)")
+    parser.add_argument("--num", type=int, default=500, help="samples to draw with --run (default: 500)")
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="SHARD_DIR", help="prepared data set, labelled"
     )

@@ -8,6 +8,7 @@ Ray reads its settings from the environment when it is imported: `run.set_up_ray
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -126,14 +127,7 @@ def connected() -> Iterator[None]:
         if address:
             ray.init(address=address, logging_level=logging.WARNING)
         else:
-            # The dashboard is on because Ray Train's controller asks it for the state of its actors.
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                dashboard_host=LOOPBACK,
-                _node_ip_address=LOOPBACK,
-                logging_level=logging.WARNING,
-            )
+            _start_local_ray()
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray at {address}" if address else "a local Ray"
         raise ClusterError(f"cannot connect to {where}: {error}") from error
@@ -141,6 +135,23 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local_ray() -> None:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    # Ray Train's processes ask the dashboard for the state of their actors, and inherit from here where it is. Left to
+    # themselves they take the Ray that was last started by hand on this machine, running or not.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
+    ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host=LOOPBACK,
+        dashboard_port=port,
+        _node_ip_address=LOOPBACK,
+        logging_level=logging.WARNING,
+    )
 
 
 def check_resources(config: TrainConfig) -> None:
