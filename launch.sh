@@ -43,7 +43,7 @@ Set-up makes a virtual environment once, from requirements.lock, and again only 
   PYTHON       the Python to make it with, 3.11 or later; else python3.13, python3.12, python3.11 or python3
   DDGAN_VENV   where it lies; now $venv
   PIP_*        pip's own settings. On Linux the usual index has torch for CUDA, several GB more than the $NEEDED_GB GB of
-               the CPU build; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets the CPU build
+               the CPU build; PIP_EXTRA_INDEX_URL, set to PyTorch's index of CPU builds, gets that one
 
 Exit codes: 0 done; 2 wrong arguments or an unfit machine (Python, port, folder); otherwise that of what failed.
 EOF

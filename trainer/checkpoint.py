@@ -120,11 +120,6 @@ class Section:
             )
         return out
 
-    def names(self, state: str) -> list[str]:
-        """Names of the parameters saved under `state`."""
-        prefix = f"{self.name}/{state}/"
-        return [key.removeprefix(prefix) for key in self._pieces if key.startswith(prefix)]
-
 
 def save(
     directory: Path,
@@ -222,11 +217,19 @@ def newest_valid(directory: Path) -> Checkpoint | None:
     return None
 
 
-def prune(directory: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints, manifests first, so that half of one is never believed."""
-    for checkpoint in list_checkpoints(directory)[:-keep_last]:
-        (checkpoint.path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
+def prune(directory: Path, keep_last: int, step: int) -> None:
+    """Delete what the checkpoint of `step`, just committed, makes superfluous.
+
+    That is whatever lies beyond it, which failed its verification or the run would not stand here, all but the newest
+    `keep_last` up to it, and folders of saves that never ended. Manifests go first, so that half of one is never
+    believed.
+    """
+    found = {checkpoint.path: checkpoint.step for checkpoint in list_checkpoints(directory)}
+    kept = sorted((path for path in found if found[path] <= step), key=lambda path: found[path])[-keep_last:]
+    for path in directory.glob("step-*"):
+        if path not in kept:
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _rank_file(rank: int) -> str:

@@ -61,7 +61,8 @@ class TrainingConfig:
     micro_batch_size: PositiveInt | None = None
     """Images of one rank in one forward pass; null: all the images of the rank at once."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Compute type. With bf16 the parameters, optimizer, R1, minibatch deviation and losses stay fp32."""
+    """Compute type. fp32 is float32 without TF32; with bf16 the parameters, optimizer, R1, minibatch deviation and
+    losses stay fp32."""
     r1_gamma: NonNegativeFloat = 0.05
     """Weight of the R1 penalty; it enters the loss as r1_gamma / 2, not multiplied by the interval."""
     r1_interval_steps: PositiveInt | None = None

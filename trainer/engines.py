@@ -11,7 +11,7 @@ measured: the other ways are silently wrong at some ZeRO stage):
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class Fragment:
     Attributes:
         name: of the parameter in the module.
         start: offset of the piece in the flattened parameter.
-        tensors: "parameter", "exp_avg" and "exp_avg_sq", each flat and of the piece's length; they are the live memory.
+        tensors: "parameter", "exp_avg" and "exp_avg_sq", each flat and of the piece's length.
     """
 
     name: str
@@ -161,6 +161,8 @@ class DeepSpeedEngine:
         # Stage 3 empties the parameters of the module; their shapes are needed for loading and for the average.
         self._numels = {name: p.numel() for name, p in module.named_parameters()}
         zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False}
+        # One bucket as large as the network; left out, it is 2 GB of memory for each engine.
+        zero["reduce_bucket_size"] = sum(self._numels.values())
         if zero_stage in (1, 2):
             zero["compute_grad_norm"] = False  # it would read a scalar off the device in every step
         config = {
@@ -294,7 +296,8 @@ def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, set up for `device` and without the operator that it would compile on a CPU at first use."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # DeepSpeed takes its device from it
+    # DeepSpeed takes its device from it, which need not be the rank's number on its host: it may see its GPU alone.
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
     import deepspeed
     import deepspeed.ops
 
@@ -338,8 +341,3 @@ def _adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tenso
         for name in ADAM_STATES:
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
     return state
-
-
-def parameter_state(engine: Engine) -> Sequence[str]:
-    """Names of the parameters of an engine, in order."""
-    return [name for name, _, _ in engine.live_parameters()]

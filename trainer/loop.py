@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from trainer.config import TrainConfig, num_steps, split_batch
 from trainer.ema import Ema
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
 from trainer.progress import Driver, Status
-from trainer.randomness import Draws
+from trainer.randomness import Draws, fold_seed
 from trainer.ranks import Agreement, Ranks
 from trainer.schedules import learning_rate
 from trainer.step import MicroBatch, Players, draw_micro_batch, update_discriminator, update_generator
@@ -81,10 +81,9 @@ class Loop:
     on_sample: Callable[[int], None]
     on_save: Callable[[int], None]
     step: int = 0
-    statistics: StatisticsSum = None  # pyright: ignore[reportAssignmentType]
+    statistics: StatisticsSum = field(default_factory=StatisticsSum)
 
     def __post_init__(self) -> None:
-        self.statistics = self.statistics or StatisticsSum()
         self._status = Status(step=self.step, images=self._images(), total_images=self._images(num_steps(self.config)))
 
     def resume_at(self, step: int) -> None:
@@ -124,6 +123,9 @@ class Loop:
             engine.set_learning_rate(learning_rate(schedule, self._images(), training.total_images))
 
         clock.mark("other")  # logging, grids and checkpoints since the last step
+        if config.generator.dropout > 0:
+            # Its masks come from torch's generator: the same after a restart, others on another number of ranks.
+            torch.manual_seed(fold_seed(config.run.seed, 2, step, self.ranks.rank))
         images = [next(self.batches) for _ in range(self.share.grad_accum_steps)]
         clock.mark("data")
         micro_batches = [self._micro_batch(x, i) for i, x in enumerate(images)]
@@ -168,11 +170,8 @@ class Loop:
             self.on_save(self.step)
 
     def _measure(self, clock: StepClock) -> dict[str, float]:
-        training, interval = self.config.training, self.config.tracking.log_interval_steps
-        steps = (
-            self.step - (self.step - 1) // interval * interval
-        )  # since the last log point; the last one may be short
-        metrics = self.statistics.take(self.ranks, steps)
+        training = self.config.training
+        metrics = self.statistics.take(self.ranks)
         wall, split, timed = clock.take()
         before = (self.step - 1) * self.share.global_batch_size
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}

@@ -30,7 +30,7 @@ class StatisticsSum:
         """Take this rank's sums from a checkpoint."""
         self._sums = {name: value.to(device) for name, value in state.items()}
 
-    def take(self, ranks: Ranks, num_steps: int) -> dict[str, float]:
+    def take(self, ranks: Ranks) -> dict[str, float]:
         """Means over steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
 
         `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on; `r1` is averaged
@@ -41,6 +41,7 @@ class StatisticsSum:
         flat = torch.cat([self._sums[name].reshape(-1) for name in names]).cpu().double()
         sums = dict(zip(names, ranks.sum(flat).split(sizes), strict=True))
         self._sums = {}
+        num_steps = sums["frequency_t"].sum().round()  # the frequencies of one step sum to 1
         means = {name: (sums[name] / num_steps).item() for name in ("loss_d_real", "loss_d_fake", "loss_g")}
         if "r1_steps" in sums:
             means["r1"] = (sums["r1_penalty"] / sums["r1_steps"]).item()

@@ -1,11 +1,12 @@
 """What a result was made by: the commit, the libraries and the data, as tags of its run."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
 
-LIBRARIES = ("torch", "deepspeed", "ray", "webdataset", "mlflow")
+LIBRARIES = ("torch", "deepspeed", "ray", "webdataset", "mlflow", "ddgan")
 
 
 def collect_tags(index_digest: str, *, source: Path = Path(__file__).parent) -> dict[str, str]:
@@ -15,7 +16,8 @@ def collect_tags(index_digest: str, *, source: Path = Path(__file__).parent) -> 
         index_digest: SHA-256 of the data set's index.json, which names every shard with its own digest.
         source: folder of the code, in its git checkout if it has one.
     """
-    commit = _git(source, "rev-parse", "HEAD")
+    # A submitted job travels without its .git folder; whoever submits it can say the commit.
+    commit = _git(source, "rev-parse", "HEAD") or os.environ.get("DDGAN_GIT_COMMIT")
     changes = _git(source, "status", "--porcelain", "--untracked-files=no")
     tags = {
         "git_commit": commit or "unknown",
@@ -25,12 +27,18 @@ def collect_tags(index_digest: str, *, source: Path = Path(__file__).parent) -> 
     }
     if commit:
         tags["mlflow.source.git.commit"] = commit  # MLflow's own column for it
+    return tags | {f"version.{library}": version for library, version in library_versions().items()}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide on a result."""
+    versions = {}
     for library in LIBRARIES:
         try:
-            tags[f"version.{library}"] = importlib.metadata.version(library)
+            versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            tags[f"version.{library}"] = "not installed"
-    return tags
+            versions[library] = "not installed"
+    return versions
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

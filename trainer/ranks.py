@@ -18,14 +18,12 @@ class Ranks:
 
     Attributes:
         rank: in [0, world_size).
-        local_rank: number among the ranks of this host; also the index of its GPU.
         world_size: number of ranks.
         device: where this rank computes.
         cpu_group: gloo group for objects and flags, so that they need no device synchronisation.
     """
 
     rank: int
-    local_rank: int
     world_size: int
     device: torch.device
     cpu_group: Any
@@ -53,15 +51,11 @@ class Ranks:
         cpu_group = dist.group.WORLD
         if dist.get_backend() != "gloo":
             cpu_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        return cls(dist.get_rank(), local_rank, dist.get_world_size(), device, cpu_group)
+        return cls(dist.get_rank(), dist.get_world_size(), device, cpu_group)
 
     def leave(self) -> None:
         """Take the process group down."""
         dist.destroy_process_group()
-
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        dist.barrier(group=self.cpu_group)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""

@@ -5,6 +5,7 @@ group from Ray Train's environment and talks to the driver through a small actor
 Ray reads its settings from the environment when it is imported: `run.set_up_ray` comes first.
 """
 
+import asyncio
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.shards import DataError
 from trainer.command import start_logging
@@ -33,6 +35,7 @@ from trainer.worker import Outcome, run_rank
 log = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 0.2
+REFUSAL_PAUSE_S = 30.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -56,51 +59,48 @@ class _Board:
 
     def __init__(self) -> None:
         self._status: Status | None = None
-        self._stop = False
+        self._stop = asyncio.Event()
         self._result: Outcome | _Refusal | None = None
 
-    def post(self, status: Status) -> bool:
-        """Keep `status`; answers whether to stop."""
+    async def post(self, status: Status) -> None:
+        """Keep the newest status."""
         self._status = status
-        return self._stop
 
-    def post_result(self, result: "Outcome | _Refusal") -> None:
-        """How the run ended."""
-        self._result = result
+    async def post_result(self, result: "Outcome | _Refusal") -> None:
+        """How the run ended; a refusal stays whatever the other ranks say."""
+        if not isinstance(self._result, _Refusal):
+            self._result = result
 
-    def ask_to_stop(self) -> None:
+    async def ask_to_stop(self) -> None:
         """From the driver."""
-        self._stop = True
+        self._stop.set()
 
-    def read(self) -> "tuple[Status | None, Outcome | _Refusal | None]":
+    async def stop_asked(self) -> bool:
+        """Answers only when the driver wants to stop."""
+        return await self._stop.wait()
+
+    async def read(self) -> "tuple[Status | None, Outcome | _Refusal | None]":
         """For the driver."""
         return self._status, self._result
 
 
 class RayDriver:
-    """A worker's line to the board: sends at most a few times a second, and looks for answers without waiting."""
+    """A worker's line to the board: sends at most a few times a second, and looks for the answer without waiting."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
-        self._answer: Any = None
         self._sent_at = float("-inf")
-        self._stop = False
+        self._stop_asked = board.stop_asked.remote()
 
     def report(self, status: Status) -> None:
-        """Post `status` unless the last one has just been sent or is under way; the last step is always posted."""
-        due = self._answer is None and time.monotonic() - self._sent_at > REPORT_INTERVAL_S
-        if due or status.images == status.total_images:
-            self._answer, self._sent_at = self._board.post.remote(status), time.monotonic()
+        """Post `status` unless one has just been posted; the last step is always posted."""
+        if time.monotonic() - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images:
+            self._board.post.remote(status)
+            self._sent_at = time.monotonic()
 
     def stop_requested(self) -> bool:
-        """Whether the board has answered that the driver wants to stop."""
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            try:
-                self._stop = bool(ray.get(self._answer))
-            except RayError:  # a driver that is gone cannot ask; Ray itself ends the worker
-                log.warning("the driver does not answer")
-            self._answer = None
-        return self._stop
+        """Whether the driver wants to stop. A driver that is gone cannot ask; Ray itself ends the worker then."""
+        return bool(ray.wait([self._stop_asked], timeout=0)[0])
 
 
 def _train_rank(arguments: dict[str, Any]) -> None:
@@ -115,8 +115,10 @@ def _train_rank(arguments: dict[str, Any]) -> None:
         result: Outcome | _Refusal = run_rank(config, RayDriver(board))
     except (ConfigError, DataError, WeightsError) as error:
         result = _Refusal(str(error))  # starting again would not help
-    if rank == 0:
+    if rank == 0 or isinstance(result, _Refusal):
         ray.get(board.post_result.remote(result))
+    if isinstance(result, _Refusal):
+        time.sleep(REFUSAL_PAUSE_S)  # the driver ends the run meanwhile; to return would look like success to Ray
 
 
 @contextmanager
@@ -160,19 +162,23 @@ def check_resources(config: TrainConfig) -> None:
     Raises:
         ClusterError: the cluster has fewer CPUs or GPUs than the ranks need.
     """
-    scaling, have = config.scaling, ray.cluster_resources()
-    needs = {"CPU": scaling.world_size * scaling.cpus_per_worker}
-    if scaling.device == "gpu":
-        needs["GPU"] = scaling.world_size
-    for kind, needed in needs.items():
-        if have.get(kind, 0) < needed:
-            each = scaling.cpus_per_worker if kind == "CPU" else 1
-            raise ClusterError(
-                f"the cluster has {have.get(kind, 0):g} {kind}s, the run needs {needed} = scaling.world_size "
-                f"{scaling.world_size} x {each}. Lower scaling.world_size"
-                + (" or scaling.cpus_per_worker" if kind == "CPU" else ", or set scaling.device=cpu")
-                + ", or use a larger cluster"
-            )
+    scaling = config.scaling
+    gpus = 1 if scaling.device == "gpu" else 0
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = 0  # a rank lies on one node with all that it needs
+    for node in nodes:
+        fits = int(node.get("CPU", 0)) // scaling.cpus_per_worker
+        places += min(fits, int(node.get("GPU", 0))) if gpus else fits
+    if places >= scaling.world_size:
+        return
+    have = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
+    needed = f"{scaling.cpus_per_worker} CPUs" + (" and 1 GPU" if gpus else "")
+    raise ClusterError(
+        f"the cluster has {have} on {len(nodes)} nodes, room for {places} ranks of {needed} each; the run asks for "
+        f"scaling.world_size {scaling.world_size}. Lower scaling.world_size or scaling.cpus_per_worker"
+        + (", set scaling.device=cpu" if gpus else "")
+        + ", or use a larger cluster"
+    )
 
 
 def fit(config: TrainConfig) -> Outcome:
@@ -188,8 +194,7 @@ def fit(config: TrainConfig) -> Outcome:
     """
     with connected():
         check_resources(config)
-        board: Any = ray.remote(num_cpus=0)(_Board)  # pyright: ignore[reportCallIssue]
-        board = board.remote()
+        board = _start_board()
         trainer = _make_trainer(config, board)
         failure: list[BaseException] = []
         result: Outcome | _Refusal | None = None
@@ -204,16 +209,32 @@ def fit(config: TrainConfig) -> Outcome:
         thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
         with _stop_on_signals(board), ProgressBar() as bar:
             thread.start()
-            while thread.is_alive():
+            while thread.is_alive() and not isinstance(result, _Refusal):
                 thread.join(timeout=0.5)
-                status, result = ray.get(board.read.remote())
+                status, result = _read(board)
                 if status:
                     bar.show(status)
+            if not isinstance(result, _Refusal):
+                _, result = _read(board)
         if isinstance(result, Outcome):
             return result
         if isinstance(result, _Refusal):
             raise ConfigError([result.message])
         raise RunFailedError(f"the workers failed: {failure[0] if failure else 'no result was reported'}")
+
+
+def _start_board() -> Any:
+    """The board on the driver's own node, so that no other node's end takes it away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(_Board)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _read(board: Any) -> "tuple[Status | None, Outcome | _Refusal | None]":
+    try:
+        return ray.get(board.read.remote())
+    except RayError as error:
+        raise RunFailedError(f"the driver's own Ray process is gone: {error}") from error
 
 
 def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,8 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
         ConfigError: inside a Ray job a relative path would be lost with the job's temporary folder.
     """
     paths = {"run.directory": config.run.directory, "data.path": config.data.path}
+    if config.run.init_from:
+        paths["run.init_from"] = config.run.init_from
     relative = {name: path for name, path in paths.items() if not Path(path).is_absolute()}
     if inside_job and relative:
         raise ConfigError(
@@ -118,8 +121,6 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
     directory = Path(config.run.directory)
     if directory.exists() and not directory.is_dir():
         raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
-    if config.run.init_from and not Path(config.run.init_from).is_file():
-        raise WeightsError(f"run.init_from is {config.run.init_from}: there is no such file")
     if resume == "never" and directory.exists() and any(directory.iterdir()):
         raise ConfigError(
             [
@@ -130,7 +131,14 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
     newest = newest_valid(directory / "checkpoints")
     if newest:
         check_resumable(from_dict(newest.manifest["config"], str(newest.path)), config)
-    directory.mkdir(parents=True, exist_ok=True)
+    elif config.run.init_from and not Path(config.run.init_from).is_file():
+        raise WeightsError(f"run.init_from is {config.run.init_from}: there is no such file")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError([f"run.directory is {directory}, which cannot be written: {error.strerror}"]) from error
     return newest.step if newest else 0
 
 

@@ -88,7 +88,7 @@ def load_run(
     state = {
         name: average.read("average", name, 0, p.numel()).view(p.shape) for name, p in generator.named_parameters()
     }
-    generator.load_state_dict(state | checkpoint.extras("buffers", 0), strict=False)
+    generator.load_state_dict(state | checkpoint.extras("buffers", 0))
     return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
 
 

@@ -13,6 +13,7 @@ from models.generator import Generator
 from models.published import load_published
 from trainer.config import TrainConfig
 from trainer.config_io import dump_config
+from trainer.tracking_store import redact
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
 
@@ -36,7 +37,7 @@ def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig
     save_file(tensors, partial, metadata={"step": str(step)})
     os.replace(partial, folder / WEIGHTS)
     text = folder / (CONFIG + ".tmp")
-    text.write_text(dump_config(config))
+    text.write_text(redact(dump_config(config)))  # a snapshot is given to others
     os.replace(text, folder / CONFIG)
     return folder
 

@@ -4,7 +4,7 @@ Alone it is one process; with `torchrun --nproc-per-node 2 -m trainer.worker --c
 """
 
 import argparse
-import importlib.metadata
+import json
 import logging
 import os
 import signal
@@ -31,6 +31,7 @@ from trainer.images import save_grid
 from trainer.loop import Loop, Share
 from trainer.progress import Driver, ProgressBar
 from trainer.progress import Status as RunStatus
+from trainer.provenance import library_versions
 from trainer.randomness import fold_seed
 from trainer.ranks import Ranks
 from trainer.resume_rules import check_resumable
@@ -38,11 +39,9 @@ from trainer.sample import sample_images
 from trainer.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
 from trainer.spool import Status
 from trainer.step import Players
-from trainer.tracking import NullTracker, Tracker, collect_tags, open_tracker
+from trainer.tracking import NullTracker, Tracker, collect_tags, open_tracker, redact
 
 log = logging.getLogger(__name__)
-
-LIBRARIES = ("torch", "deepspeed", "ray", "webdataset", "mlflow", "ddgan")
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,9 @@ class Worker:
         self.tracker: Tracker = NullTracker()
         self.share = Share.of(config, ranks.rank, ranks.world_size)
         self.index = load_index(config.data.path)
+        # Rank 0 alone reads and hashes everything; the others take its word.
+        self.checkpoint = ranks.broadcast(newest_valid(self.checkpoints) if ranks.rank == 0 else None)
+        self._saved_step = self.checkpoint.step if self.checkpoint else None
         self._build()
 
     def _build(self) -> None:
@@ -98,9 +100,10 @@ class Worker:
         torch.manual_seed(fold_seed(config.run.seed, 1))
         generator = build_generator(config)
         discriminator = Discriminator(config.discriminator, image_channels=config.data.image_channels)
-        if config.run.init_from:
+        if config.run.init_from and not self.checkpoint:
             load_initial_weights(generator, Path(config.run.init_from))
-        self.sampler = build_generator(config, device).eval().requires_grad_(False)
+        if self.ranks.rank == 0:
+            self.sampler = build_generator(config, device).eval().requires_grad_(False)
         training, accum = config.training, self.share.grad_accum_steps
         engines = [
             make_engine(
@@ -139,11 +142,12 @@ class Worker:
             on_sample=self._draw_grid,
             on_save=lambda step: self._save(loop),
         )
-        checkpoint = self._resume(loop)
+        if self.checkpoint:
+            self._resume(loop, self.checkpoint)
         status: Status = "FAILED"
         with ExitStack() as stack:
             if self.ranks.rank == 0:
-                self._open_tracker(checkpoint)
+                self._open_tracker()
                 stack.callback(lambda: self.tracker.close(status))
             batches = open_batches(
                 self.config.data,
@@ -160,7 +164,7 @@ class Worker:
             finished = loop.run()
             if finished:  # before the checkpoint, which says that all is done
                 self._save_snapshot(loop.step)
-            if checkpoint is None or checkpoint.step < loop.step:  # a valid checkpoint is never written over
+            if self._saved_step != loop.step:  # a valid checkpoint is never written over
                 self._save(loop)
             status = "FINISHED" if finished else "KILLED"
         return outcome_at(self.config, loop.step)
@@ -170,11 +174,7 @@ class Worker:
         self.players.generator.close()
         self.players.discriminator.close()
 
-    def _resume(self, loop: Loop) -> Checkpoint | None:
-        # Rank 0 alone reads and hashes everything; the others take its word.
-        checkpoint = self.ranks.broadcast(newest_valid(self.checkpoints) if self.ranks.rank == 0 else None)
-        if checkpoint is None:
-            return None
+    def _resume(self, loop: Loop, checkpoint: Checkpoint) -> None:
         notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
         if checkpoint.manifest["data"] != self.index.digest:
             raise DataError(
@@ -190,8 +190,7 @@ class Worker:
         if self.ranks.rank == 0:
             log.info("resuming from %s", checkpoint.path)
             for note in notes:
-                log.info("changed since: %s", note)
-        return checkpoint
+                log.info("changed since: %s", redact(note))
 
     def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """The sums this rank had, or at another world size everyone's on rank 0: the reduction adds them up anyway."""
@@ -217,13 +216,14 @@ class Worker:
             "seed": self.config.run.seed,
             "data": self.index.digest,
             "mlflow_run_id": self.tracker.run_id,
-            "versions": {name: _version(name) for name in LIBRARIES},
-            "config": to_dict(self.config),
+            "versions": library_versions(),
+            "config": json.loads(redact(json.dumps(to_dict(self.config)))),
         }
-        extras = {"statistics": loop.statistics.state(), "buffers": dict(self.players.generator.module.named_buffers())}
+        extras = {"statistics": loop.statistics.state(), "buffers": self._buffers()}
         save(self.checkpoints, self.ranks, loop.step, sections, extras, manifest)
         if self.ranks.rank == 0:
-            prune(self.checkpoints, self.config.checkpoint.keep_last)
+            prune(self.checkpoints, self.config.checkpoint.keep_last, loop.step)
+        self._saved_step = loop.step
 
     def _save_snapshot(self, step: int) -> None:
         state = self.ema.full_state()
@@ -236,13 +236,18 @@ class Worker:
 
     def _fill_sampler(self, state: dict[str, Tensor]) -> None:
         """The averaged parameters, and the generator's fixed buffers, into the network that draws."""
-        self.sampler.load_state_dict(dict(self.players.generator.module.named_buffers()) | state, strict=False)
+        self.sampler.load_state_dict(self._buffers() | state)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What the generator's state holds beside its parameters: random but fixed frequencies, for one."""
+        module = self.players.generator.module
+        parameters = dict(module.named_parameters())
+        return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
     def _load_buffers(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.extras("buffers", 0)
-        for name, buffer in self.players.generator.module.named_buffers():
-            if name in saved:
-                buffer.copy_(saved[name])
+        for name, buffer in self._buffers().items():
+            buffer.copy_(saved[name])
 
     def _grid_file(self, step: int) -> Path:
         return self.directory / "samples" / f"step-{step:08d}.png"
@@ -259,9 +264,10 @@ class Worker:
         save_grid(file, images)
         self.tracker.log_image(step, "samples", file)
 
-    def _open_tracker(self, checkpoint: Checkpoint | None) -> None:
+    def _open_tracker(self) -> None:
+        checkpoint = self.checkpoint
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "config.yaml").write_text(text := dump_config(self.config))
+        (self.directory / "config.yaml").write_text(text := redact(dump_config(self.config)))
         if self.config.tracking.backend == "mlflow":
             self.tracker = open_tracker(
                 self.config.tracking,
@@ -279,6 +285,8 @@ def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
     """Join the group, train, leave it: the whole life of one rank."""
     if config.scaling.device == "cpu":
         torch.set_num_threads(config.scaling.cpus_per_worker)
+    # TF32 keeps 10 bits of mantissa: neither float32 nor the R1 penalty would be what they are called.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -328,6 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(rank)
     try:
         config = load_config(options.config, [*options.set, f"scaling.world_size={os.environ.get('WORLD_SIZE', 1)}"])
+        if config.scaling.device == "gpu" and not torch.cuda.is_available():
+            raise ConfigError(["scaling.device is gpu, but torch finds none on this machine: set scaling.device=cpu"])
         check_data(config)
         with ExitStack() as stack:
             bar = stack.enter_context(ProgressBar()) if rank == 0 else None
@@ -335,19 +345,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 2
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     if rank == 0:
         log.info("%s at step %d: %s", "finished" if outcome.finished else "stopped", outcome.step, outcome.checkpoint)
     return 0
-
-
-def _version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

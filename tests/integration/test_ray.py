@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,12 +74,26 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on(tiny, tmp_path):
     assert "finished: step 300" in text
 
 
+def test_a_damaged_image_in_the_share_of_another_rank_ends_the_run_at_once(tiny, tiny_digits, tmp_path):
+    data, log = tmp_path / "data", tmp_path / "log.txt"
+    shutil.copytree(tiny_digits, data)
+    (shard,) = data.glob("*.tar")
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b"IDAT", b"IXXX"))  # of the same length, so the start does not notice
+    arguments = train_command("digits", tiny, tmp_path / "run", f"data.path={data}")
+    with running(arguments, log) as process:
+        assert process.wait(timeout=120) == 2, log.read_text()[-3000:]
+    text = log.read_text()
+    assert "00000.tar" in text.splitlines()[-1]
+    assert text.count("Started training worker group") == 1  # not tried again
+
+
 def test_too_few_cpus_are_said_at_once(tiny, tmp_path):
     done = run_python(
         train_command("digits", tiny, tmp_path / "run", "scaling.world_size=16", "scaling.cpus_per_worker=64")
     )
     assert done.returncode == 2
-    assert "the run needs 1024 = scaling.world_size 16 x 64. Lower scaling.world_size" in done.stderr
+    assert "room for 0 ranks of 64 CPUs each; the run asks for scaling.world_size 16. Lower" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -37,7 +37,6 @@ def test_what_was_saved_is_read_by_ranges(tmp_path, ranks):
     assert found
     section = found.section("generator")
     assert section.read("parameter", "layer.weight", 3, 7).tolist() == [3, 4, 5, 6]
-    assert section.names("parameter") == ["layer.weight"]
     assert found.extras("statistics", 0) == {"loss": torch.tensor(5.0)}
 
 
@@ -99,8 +98,16 @@ def test_unreadable_manifest_is_named_and_passed_over(tmp_path, ranks, caplog, c
 def test_prune_keeps_the_newest(tmp_path, ranks):
     for step in (1, 2, 3, 4):
         write(tmp_path, ranks, step)
-    prune(tmp_path, 2)
+    prune(tmp_path, 2, 4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_prune_never_counts_what_lies_beyond_the_checkpoint_just_written(tmp_path, ranks):
+    for step in (100, 150, 200, 300):
+        write(tmp_path, ranks, step)
+    (tmp_path / "step-00000120").mkdir()  # a save that was killed
+    prune(tmp_path, 1, 150)  # the run resumed from 100, because 200 and 300 were damaged
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000150"]
 
 
 def test_a_pickle_in_place_of_a_shard_is_never_executed(tmp_path, ranks):

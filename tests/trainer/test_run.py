@@ -102,6 +102,17 @@ def test_a_run_directory_that_is_a_file_is_refused(tiny, tmp_path, capsys):
     assert "which is a file; give a folder" in capsys.readouterr().err
 
 
+def test_a_run_directory_that_cannot_be_made_is_refused(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(arguments(tiny, tmp_path / "file" / "run")) == 2
+    assert "which cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def test_weights_to_start_from_are_not_needed_to_resume(tiny, tmp_path):
+    train(configure(tiny, tmp_path, "training.total_images=32"))
+    assert main([*arguments(tiny, tmp_path, "training.total_images=32"), "--init-from", "/gone.pth"]) == 0
+
+
 def test_help_explains_the_command():
     done = run_python(["-m", "trainer.run", "--help"])
     assert done.returncode == 0

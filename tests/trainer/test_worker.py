@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from data.shards import DataError
 from tests.launch import ROOT, environment, run_python, run_ranks
-from trainer.checkpoint import list_checkpoints
+from trainer.checkpoint import list_checkpoints, save
 from trainer.command import check_data
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError, load_config
@@ -108,6 +109,43 @@ def test_stopped_and_resumed_run_equals_uninterrupted_run(tiny, tmp_path, straig
     for step, metrics in straight[1].metrics.items():
         for name in (name for name in metrics if not name.startswith(measured)):
             assert curves[step][name] == metrics[name], (step, name)
+
+
+def test_a_stop_on_a_saved_step_does_not_write_its_checkpoint_again(tiny, tmp_path, monkeypatch):
+    saved: list[int] = []
+
+    def counting(directory: Path, ranks: Ranks, step: int, *rest: Any) -> Path:
+        saved.append(step)
+        return save(directory, ranks, step, *rest)
+
+    monkeypatch.setattr("trainer.worker.save", counting)
+    train(configure(tiny, tmp_path, "checkpoint.save_interval_steps=3"), Stopper(6))
+    assert saved == [3, 6]
+
+
+def test_dropout_masks_are_the_same_after_a_restart(tiny, tmp_path):
+    whole, parts = (configure(tiny, tmp_path / name, "generator.dropout=0.5") for name in ("whole", "parts"))
+    train(whole)
+    train(parts, Stopper(4))
+    torch.manual_seed(99)
+    train(parts)
+    assert_same_state(state_of(tmp_path / "parts", 10), state_of(tmp_path / "whole", 10))
+
+
+def test_means_are_over_the_steps_since_the_last_point_when_a_finished_run_is_extended(tiny, tmp_path):
+    more = ("training.learning_rate_g.decay=constant", "training.learning_rate_d.decay=constant")
+    train(configure(tiny, tmp_path / "longer", *more, "training.total_images=96"))  # 6 steps: points at 4 and 6
+    _, extended = train(configure(tiny, tmp_path / "longer", *more, "training.total_images=128"))
+    _, straight = train(configure(tiny, tmp_path / "straight", *more, "tracking.log_interval_steps=1"))
+    expected = sum(straight.metrics[step]["loss_g"] for step in (7, 8)) / 2
+    assert extended.metrics[8]["loss_g"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_password_of_the_tracking_server_is_in_no_file_of_the_run(tiny, tmp_path):
+    train(configure(tiny, tmp_path, "training.total_images=16", "tracking.uri=https://user:pa55w0rd@host"))
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(files) >= 5
+    assert not [p for p in files if b"pa55w0rd" in p.read_bytes()]
 
 
 def test_curves_have_what_a_reader_needs(straight):
