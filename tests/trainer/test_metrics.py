@@ -1,0 +1,76 @@
+"""Curves are means over steps and ranks; the times of a step add up."""
+
+import time
+
+import pytest
+import torch
+
+from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
+from trainer.ranks import Ranks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def ranks():
+    joined = Ranks.join("cpu", 60)
+    yield joined
+    joined.leave()
+
+
+def statistics(loss: float, r1: float | None = None) -> dict[str, torch.Tensor]:
+    found = {name: torch.tensor(loss) for name in ("loss_d_real", "loss_d_fake", "loss_g")}
+    found |= {"logits_real": torch.tensor([1.0, 3.0]), "logits_fake": torch.tensor([-1.0, 0.0])}
+    found["frequency_t"] = torch.tensor([0.25, 0.75])
+    if r1 is not None:
+        found |= {"r1_penalty": torch.tensor(r1), "r1_steps": torch.tensor(1.0)}
+    return found
+
+
+def test_losses_are_means_over_steps_and_r1_over_the_steps_that_have_it(ranks):
+    sums = StatisticsSum()
+    for loss, r1 in ((1.0, 6.0), (2.0, None), (6.0, 8.0)):
+        sums.add(statistics(loss, r1))
+    means = sums.take(ranks)
+    assert means["loss_g"] == pytest.approx(3.0)
+    assert means["r1"] == pytest.approx(7.0)
+    assert means["logit_real/t0"] == pytest.approx(4.0)
+    assert means["logit_real/t1"] == pytest.approx(4.0)
+    assert sums.state() == {}
+
+
+def test_a_timestep_that_never_came_up_has_no_point(ranks):
+    sums = StatisticsSum()
+    found = statistics(1.0)
+    found |= {"frequency_t": torch.tensor([1.0, 0.0]), "logits_real": torch.tensor([2.0, 0.0])}
+    sums.add(found)
+    means = sums.take(ranks)
+    assert means["logit_real/t0"] == 2.0
+    assert "logit_real/t1" not in means
+
+
+def test_saved_sums_go_on_where_they_were(ranks):
+    first, second = StatisticsSum(), StatisticsSum()
+    first.add(statistics(1.0))
+    second.load(first.state(), CPU)
+    second.add(statistics(3.0))
+    assert second.take(ranks)["loss_d_real"] == pytest.approx(2.0)
+
+
+def test_parts_of_the_steps_add_up_to_their_time():
+    clock = StepClock(CPU)
+    for _ in range(2):
+        time.sleep(0.01)
+        clock.mark("data")
+        time.sleep(0.02)
+        clock.end_step("d")
+    wall, split, steps = clock.take()
+    assert steps == 2
+    assert split["data"] >= 0.02
+    assert split["d"] >= 0.04
+    assert sum(split.values()) == pytest.approx(wall, rel=0.05)
+    assert clock.take()[2] == 0
+
+
+def test_peak_memory_of_this_process_is_of_its_order():
+    assert 0.05 < peak_memory_gib(CPU) < 100
