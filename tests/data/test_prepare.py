@@ -242,7 +242,13 @@ def test_interrupted_command_leaves_nothing(tmp_path: Path, workers: int, how: s
         "64",
     ]
     process = subprocess.Popen(
-        [*command, "--workers", str(workers)], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--workers", str(workers)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A suite that was started in the background of a shell inherits an ignored SIGINT; a user's command does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/.set.unfinished-*/*.tar")):
