@@ -94,7 +94,7 @@ def test_train_runs_from_another_current_directory(machine: Machine, tmp_path: P
     arguments = ["train", "--config", "digits", "--dry-run"]
     code, output, errors = machine.launch(*arguments, DDGAN_VENV=str(tmp_path / "venv"))
     assert code == 0, errors
-    assert "global_batch_size: 64" in output
+    assert "global_batch_size: 32" in output
 
 
 def test_exit_code_is_that_of_what_failed_and_nothing_follows(machine: Machine) -> None:

@@ -79,11 +79,15 @@ class Courier:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the process, which ends when all is delivered. Returns whether it ended with nothing left over."""
+        until = self._clock() + timeout_s
         if self._process is None or self._process.poll() not in (None, 0):
             self.start()
-        if self._process is None:
-            return False
-        try:
-            return self._process.wait(timeout_s) == 0
-        except subprocess.TimeoutExpired:
-            return False
+        while self._process is not None:
+            try:
+                code = self._process.wait(max(0.0, until - self._clock()))
+            except subprocess.TimeoutExpired:
+                return False
+            if code >= 0 or self._clock() >= until:
+                return code == 0
+            self.start()  # a signal killed it, perhaps just before the wait
+        return False

@@ -37,7 +37,7 @@ def test_epochs_come_from_the_index(monkeypatch):
         num_samples: int = 6400
 
     monkeypatch.setattr(plan_module, "load_index", lambda path: Index())
-    plan = make_plan(load_config("digits", ["training.total_images=64_000"]))
+    plan = make_plan(load_config("digits", ["training.total_images=64_000", "training.global_batch_size=64"]))
     assert plan.epochs == 10
     assert "1,000 steps, 64,000 images; 10 epochs of 6,400" in render(plan)
 

@@ -3,11 +3,21 @@ import pytest
 from trainer.config_io import ConfigError, flat, load_config
 from trainer.resume_rules import RULES, check_resumable, diff_configs, rule_for
 
-OLD = load_config("digits")
+BASE = (
+    "data.loader_workers=1",
+    "training.total_images=128_000",
+    "training.global_batch_size=64",
+    "training.r1_gamma=0.02",
+    "checkpoint.save_interval_steps=200",
+)
+"""Values that the tests below change, whatever `digits` says."""
 
 
 def changed(*overrides: str):
-    return load_config("digits", overrides)
+    return load_config("digits", (*BASE, *overrides))
+
+
+OLD = changed()
 
 
 def test_every_field_has_a_rule_and_every_rule_a_field():
