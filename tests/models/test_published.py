@@ -155,17 +155,19 @@ def test_unsupported_value_lists_what_is_supported(golden, name: str, value: obj
 
 def test_attention_at_a_side_that_does_not_occur_is_left_out_as_published(golden) -> None:
     settings, state = tiny(golden)
-    generator_from(settings | {"attn_resolutions": [8, 4]}, state)
+    generator = generator_from(settings | {"attn_resolutions": [8, 4]}, state)
+    assert published_names(generator) == published_names(generator_from(settings, state))
 
 
 def test_settings_of_the_training_are_ignored(golden) -> None:
     settings, state = tiny(golden)
     training = {"batch": 4, "steps": 12, "lr_g": 1e-4, "adam_betas": [0.5, 0.9], "lazy_reg": 3, "num_timesteps": 4}
-    generator_from(settings | training, state)
+    assert generator_from(settings | training, state).config == generator_from(settings, state).config
 
 
 def test_trace_settings_build_both_networks(golden) -> None:
     trace = golden("training_trace")
     for prefix, build in (("sdG/", generator_from), ("sdD/", discriminator_from)):
         state = {key.removeprefix(prefix): tensor for key, tensor in trace.arrays.items() if key.startswith(prefix)}
-        build(trace.settings, state)
+        loaded = sum(p.numel() for p in build(trace.settings, state).parameters())
+        assert loaded == sum(tensor.numel() for tensor in state.values())
