@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.sources import Item, Source
+from data.items import Item, Source
 
 _FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 """Decoders that may see a file: some others run programs."""

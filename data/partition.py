@@ -84,6 +84,19 @@ class SampleOrder:
             start += count
         return np.concatenate(shards), np.concatenate(samples)
 
+    def windows(self, position: int) -> tuple[list[int], list[int]]:
+        """Shards of the window that holds a stream position, and of the one after it: what to keep, what to fetch."""
+        epoch, offset = divmod(position, self.num_samples)
+        _, starts = self._epoch(epoch)
+        window = int(np.searchsorted(starts, offset, side="right")) - 1
+        last = window + 2 == len(starts)
+        following = (epoch + 1, 0) if last else (epoch, window + 1)
+        return self._shards_of(epoch, window).tolist(), self._shards_of(*following).tolist()
+
+    def _shards_of(self, epoch: int, window: int) -> IntArray:
+        order, _ = self._epoch(epoch)
+        return order[window * self._window_shards : (window + 1) * self._window_shards]
+
     def _draw_epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
         """Shards in their order of this epoch; offsets within the epoch where windows start, the last being its end."""
         order = permutation(len(self._sizes), seed=self._seed, purpose=_SHARDS, epoch=epoch, window=0)
@@ -92,8 +105,7 @@ class SampleOrder:
         return order, np.concatenate([np.zeros(1, dtype=np.int64), ends[np.asarray(bounds) - 1]])
 
     def _draw_window(self, epoch: int, window: int) -> tuple[IntArray, IntArray]:
-        order, _ = self._epoch(epoch)
-        shards = order[window * self._window_shards : (window + 1) * self._window_shards]
+        shards = self._shards_of(epoch, window)
         sizes = self._sizes[shards]
         shard_of_sample = np.repeat(shards, sizes)
         number_in_shard = np.arange(len(shard_of_sample)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

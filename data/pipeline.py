@@ -1,20 +1,20 @@
-"""Batches of images for one rank: WebDataset stages in loader processes, whose number does not change the order."""
+"""The stream of a rank: WebDataset stages in loader processes, whose number does not change the order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 from webdataset.pipeline import DataPipeline
 
-from data.decode import decode_into
-from data.partition import IntArray, SampleOrder, Span, micro_batch_spans
-from data.processes import LoaderContext, initialize_loader
-from data.reader import EncodedSample, ReaderCache
+from data.batches import BadSampleLimit, BatchIterator, Loaded, Replaced, Slots
+from data.cache import shard_files
+from data.decode import BadSampleError, decode_into
+from data.partition import SampleOrder, Span, micro_batch_spans
+from data.reader import EncodedSample, OpenShards
 from data.shards import DataError, ShardIndex
 
 _MAX_OPEN_SHARDS = 256
@@ -26,7 +26,7 @@ class DataConfig:
     """What a run reads and how."""
 
     path: str
-    """Folder of a prepared data set: tar shards and index.json, made by `python -m data.prepare`."""
+    """Folder of a prepared data set: tar shards and index.json, made by `python -m data.prepare`. Or the URL of one."""
     image_size: Annotated[int, Field(ge=4)]
     """Height and width of the images in pixels; it must equal the prepared size."""
     image_channels: Literal[1, 3] = 3
@@ -35,71 +35,17 @@ class DataConfig:
     """Mirror each image with probability 1/2. Drawn and done on the device, so that it is the same for any rank."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes of each rank that read and decode; 0 decodes in the rank's own process."""
-    shuffle_window_shards: Annotated[int, Field(gt=0)] = 8
-    """Shards whose samples are mixed with one another: more mix better and keep more files open. Changes the order."""
-
-
-class Batch(NamedTuple):
-    """A micro-batch."""
-
-    images: torch.Tensor
-    """uint8 [B, C, H, W], contiguous."""
-    labels: torch.Tensor
-    """int64 [B]; 0 where the data set has none."""
-    keys: tuple[str, ...] = ()
-    """Key of each sample within its data set, for messages and tests."""
-
-
-class _Numbered(NamedTuple):
-    """What a loader process sends: batch number `number` of this rank, or the message of the error in its place."""
-
-    number: int
-    batch: Batch | None
-    error: str = ""
-
-
-class BatchIterator(Iterator[Batch]):
-    """Endless micro-batches in order. Close it, or use it in a `with` statement, to end its loader processes."""
-
-    def __init__(self, dataset: DataPipeline, *, loader_workers: int, pin_memory: bool) -> None:
-        loader = DataLoader(
-            cast("Dataset[_Numbered]", dataset),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=loader_workers,
-            multiprocessing_context=LoaderContext() if loader_workers else None,
-            worker_init_fn=initialize_loader if loader_workers else None,
-            pin_memory=pin_memory,
-            # Without a generator of its own, a DataLoader draws from torch's global one.
-            generator=torch.Generator().manual_seed(0),
-        )
-        self._expected = 0
-        self._source: Iterator[_Numbered] | None = iter(loader)
-
-    def __next__(self) -> Batch:
-        if self._source is None:
-            raise StopIteration
-        item = next(self._source)
-        if item.batch is None:
-            self.close()
-            raise DataError(item.error)
-        assert item.number == self._expected, f"loader gave micro-batch {item.number}, not {self._expected}"
-        self._expected += 1
-        return item.batch
-
-    def close(self) -> None:
-        """End the loader processes; further calls do nothing."""
-        source, self._source = self._source, None
-        # Dropping the last reference would do as well, but a traceback may hold on to it.
-        shut_down = getattr(source, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
-
-    def __enter__(self) -> "BatchIterator":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    shuffle_window_shards: Annotated[int, Field(gt=0)] = 32
+    """Shards whose samples are mixed with one another. More mix better, keep more files open, and make a run over a
+    network wait longer for its first batch. Changes the order."""
+    verify: Literal["hash", "size"] = "hash"
+    """What is compared with the index before a start: all of each shard (again when a file changes) or its size."""
+    max_bad_percent: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Share of samples that others may stand in for, as they are damaged; past it the run stops."""
+    cache_directory: str | None = None
+    """Local folder for the shards of a URL, shared by all processes of a host; null: one of this user in /tmp."""
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+    """Bound of that folder in 10^9 bytes; it must hold three windows of shards."""
 
 
 def open_batches(
@@ -145,19 +91,24 @@ def open_batches(
         window_shards=config.shuffle_window_shards,
     )
     order()
+    shape = (micro_batch_size, config.image_size, config.image_size, config.image_channels)
+    slots = Slots(config.loader_workers, shape) if config.loader_workers else None
     dataset = DataPipeline(
         partial(_locate, spans=spans, order=order),
-        # A batch may reach from one window into the next one.
-        partial(_fetch, index=index, open_shards=min(2 * config.shuffle_window_shards, _MAX_OPEN_SHARDS)),
-        partial(_decode, index=index),
+        partial(_load, config=config, index=index, order=order, slots=slots),
         _report_errors,
     )
-    return BatchIterator(dataset, loader_workers=config.loader_workers, pin_memory=pin_memory)
-
-
-def _unchanged(item: Any) -> Any:
-    """In place of the DataLoader's conversion, which has nothing to convert here."""
-    return item
+    bad_samples = BadSampleLimit(
+        max_percent=config.max_bad_percent,
+        epoch_samples=index.num_samples * (share[1] - share[0]) / global_batch_size,
+    )
+    return BatchIterator(
+        dataset,
+        loader_workers=config.loader_workers,
+        slots=slots,
+        pin_memory=pin_memory,
+        bad_samples=bad_samples,
+    )
 
 
 def _check_form(config: DataConfig, index: ShardIndex) -> None:
@@ -165,7 +116,7 @@ def _check_form(config: DataConfig, index: ShardIndex) -> None:
         wanted, found = getattr(config, name), getattr(index, name)
         if wanted != found:
             raise DataError(
-                f"data.{name} is {wanted}, but the data set at {index.directory} was prepared with {found}: "
+                f"data.{name} is {wanted}, but the data set at {index.shown_location} was prepared with {found}: "
                 f"set data.{name} to {found} or prepare the data again"
             )
 
@@ -175,14 +126,9 @@ def _check_form(config: DataConfig, index: ShardIndex) -> None:
 
 
 class _Located(NamedTuple):
-    number: int
-    shards: IntArray
-    samples: IntArray
-
-
-class _Fetched(NamedTuple):
-    number: int
-    samples: list[EncodedSample]
+    span: Span
+    shards: list[int]
+    samples: list[int]
 
 
 def _locate(*, spans: Callable[..., Iterator[Span]], order: Callable[[], SampleOrder]) -> Iterator[_Located]:
@@ -190,29 +136,68 @@ def _locate(*, spans: Callable[..., Iterator[Span]], order: Callable[[], SampleO
     process = get_worker_info()
     sample_order = order()
     mine = spans() if process is None else spans(process=process.id, num_processes=process.num_workers)
-    for number, start, stop in mine:
-        yield _Located(number, *sample_order.locate(start, stop))
+    for span in mine:
+        shards, samples = sample_order.locate(span.start, span.stop)
+        yield _Located(span, shards.tolist(), samples.tolist())
 
 
-def _fetch(source: Iterable[_Located], *, index: ShardIndex, open_shards: int) -> Iterator[_Fetched]:
-    """Second stage: their bytes."""
-    readers = ReaderCache(index.directory, index.shards, open_shards)
+def _load(
+    source: Iterable[_Located],
+    *,
+    config: DataConfig,
+    index: ShardIndex,
+    order: Callable[[], SampleOrder],
+    slots: Slots | None,
+) -> Iterator[Loaded]:
+    """Second stage: their pixels and labels, decoded straight into the memory of the batch."""
+    process = get_worker_info()
+    sample_order = order()
+    files = shard_files(index, cache_directory=config.cache_directory, cache_gb=config.cache_gb)
+    readers = OpenShards(files.open, index.shards, _MAX_OPEN_SHARDS)
+    windows: tuple[list[int], list[int]] | None = None
     try:
-        for number, shards, samples in source:
-            places = zip(shards.tolist(), samples.tolist(), strict=True)
-            yield _Fetched(number, [readers.read(shard, sample) for shard, sample in places])
+        for turn, (span, shards, samples) in enumerate(source):
+            if windows != (windows := sample_order.windows(span.stop - 1)):
+                # A micro-batch may reach from one window into the next one.
+                needed = list(dict.fromkeys([*shards, *windows[0], *windows[1]]))
+                readers.keep({*shards, *windows[0]}, ahead=needed)
+                files.prefetch([index.shards[number] for number in needed])
+            if slots is None or process is None:
+                shape = (len(shards), index.image_size, index.image_size, index.image_channels)
+                pixels = np.empty(shape, dtype=np.uint8)
+            else:
+                pixels = slots.of(process.id, turn)
+            found = [
+                _decode_or_replace(out, readers, index, shard, sample)
+                for out, shard, sample in zip(pixels, shards, samples, strict=False)
+            ]
+            yield Loaded(
+                span.number,
+                pixels if slots is None else len(shards),
+                tuple(_label(sample, index.num_classes) for sample, _ in found),
+                tuple(sample.key for sample, _ in found),
+                tuple(replaced for _, replaced in found if replaced),
+            )
     finally:
         readers.close()
+        files.close()
 
 
-def _decode(source: Iterable[_Fetched], *, index: ShardIndex) -> Iterator[_Numbered]:
-    """Third stage: pixels and labels, decoded straight into the memory of the batch."""
-    for number, samples in source:
-        images = np.empty((len(samples), index.image_channels, index.image_size, index.image_size), dtype=np.uint8)
-        for out, sample in zip(images, samples, strict=True):
-            decode_into(out, sample)
-        labels = torch.tensor([_label(sample, index.num_classes) for sample in samples], dtype=torch.int64)
-        yield _Numbered(number, Batch(torch.from_numpy(images), labels, tuple(sample.key for sample in samples)))
+def _decode_or_replace(
+    out: np.ndarray, readers: OpenShards, index: ShardIndex, shard: int, sample: int
+) -> tuple[EncodedSample, Replaced | None]:
+    """A sample's pixels; those of the next good one of its shard if it is bad: the same for any rank or process."""
+    size = index.shards[shard].num_samples
+    first_error: BadSampleError | None = None
+    for offset in range(size):
+        found = readers.read(shard, (sample + offset) % size)
+        try:
+            decode_into(out, found)
+        except BadSampleError as error:
+            first_error = first_error or error
+            continue
+        return found, first_error and Replaced(found.shard, found.key, str(first_error))
+    raise DataError(f"{first_error}; none of the {size} samples of this shard can be used")
 
 
 def _label(sample: EncodedSample, num_classes: int | None) -> int:
@@ -226,9 +211,9 @@ def _label(sample: EncodedSample, num_classes: int | None) -> int:
     return sample.label
 
 
-def _report_errors(source: Iterable[_Numbered]) -> Iterator[_Numbered]:
+def _report_errors(source: Iterable[Loaded]) -> Iterator[Loaded]:
     """Last stage: send a data error as a value, since the DataLoader would wrap its message in a traceback."""
     try:
         yield from source
     except DataError as error:
-        yield _Numbered(-1, None, str(error))
+        yield Loaded(-1, 0, error=str(error))

@@ -1,33 +1,29 @@
-"""The work behind `python -m data.prepare`: encode in worker processes, write in a fixed order, publish at the end."""
+"""The work behind `python -m data.prepare`: encode in worker processes, write in a fixed order, publish at the end.
+
+Each finished shard is entered in a journal, so that the same command goes on after the last one.
+"""
 
 import contextlib
-import multiprocessing
+import hashlib
 import re
-import signal
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from data.encode import ImageForm, Prepared, prepare_items
-from data.shards import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    INDEX_NAME,
-    DataError,
-    IndexDocument,
-    ShardIndex,
-    load_index,
-    verify_present,
-)
-from data.sources import Item, Source
+from data.items import Item, SourceError
+from data.journal import Journal, load_journal
+from data.prepare_job import Preparation, describe_difference, find_prepared
+from data.shards import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
+from data.terminal import progress_bar
+from data.work_folder import WorkFolder, remove_emptied
+from data.worker_pool import WorkerError, map_in_order
+from data.writer import ShardSequence, write_index
 
 _CHUNK_ITEMS = 32
 """Images that a worker takes at once."""
@@ -35,152 +31,60 @@ _SHOWN_BAD = 50
 _KEY_NAME_LENGTH = 60
 
 
-class OutputError(ValueError):
-    """The output folder cannot be used; the message says why and what to do."""
-
-
 class PreparationError(RuntimeError):
-    """The preparation failed on what it found in the source; the message says on what."""
+    """The preparation failed on what it found; the message says on what."""
+
+
+class InterruptedPreparationError(RuntimeError):
+    """The preparation was stopped on request; the message says what is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """One preparation, all defaults resolved."""
+class Outcome:
+    """What a preparation came to."""
 
-    form: ImageForm
-    """What each image becomes."""
-    shard_samples: int | None
-    """Samples of a shard, None where shard_mb decides."""
-    shard_mb: int | None
-    """Size of a shard in 10^6 bytes, None where shard_samples decides."""
-    seed: int
-    """Decides on the order in which samples are put into shards."""
-    max_bad_percent: float
-    """Share of images that may be left out as unusable."""
-    workers: int
-    """Processes that encode; 0 encodes in the main process."""
-
-    def recorded(self) -> dict[str, int | float | str | bool | None]:
-        """What index.json keeps: the options that decide on the bytes."""
-        return {
-            "size": self.form.size,
-            "channels": self.form.channels,
-            "upscale": self.form.upscale,
-            "shard_samples": self.shard_samples,
-            "shard_mb": self.shard_mb,
-            "seed": self.seed,
-        }
+    index: ShardIndex
+    """The result."""
+    bad: list[str]
+    """A line for each image that was left out."""
+    was_there: bool
+    """There was nothing to do."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """What to do: a source, its fingerprint, how, and where."""
-
-    source: Source
-    """The images."""
-    fingerprint: str
-    """Stands for the list of images."""
-    options: PrepareOptions
-    """How they are prepared."""
-    target: Path
-    """Folder of the result."""
-
-
-def find_prepared(job: Preparation) -> ShardIndex | None:
-    """The index of this very data set, if it is there already; None if the target is free.
-
-    Raises:
-        OutputError: the target is something else, which is left alone.
-    """
-    target = job.target
-    if not target.exists():
-        return None
-    advice = "choose another --out, or remove it yourself"
-    if not target.is_dir():
-        raise OutputError(f"--out {target} is a file; {advice}")
-    if not any(target.iterdir()):
-        if target.is_mount():
-            raise OutputError(f"--out {target} is a mount point, which cannot be replaced; name a new folder inside it")
-        return None
-    if not (target / INDEX_NAME).is_file():
-        raise OutputError(f"--out {target} holds other files; {advice}")
-    try:
-        index = load_index(target)
-        differing = _differences(job, index)
-        if differing:
-            raise OutputError(f"--out {target} holds another prepared data set ({differing}); {advice}")
-        verify_present(index)
-    except DataError as error:
-        raise OutputError(f"--out {target} holds a damaged data set: {error}") from None
-    return index
-
-
-def _differences(job: Preparation, index: ShardIndex) -> str:
-    wanted: dict[str, object] = {"source": job.source.description, **job.options.recorded()}
-    found: dict[str, object] = {"source": index.source, **index.options}
-    names = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
-    if names:
-        return ", ".join(f"{name} is {found.get(name)} there, {wanted.get(name)} here" for name in names)
-    return "" if index.source_fingerprint == job.fingerprint else "the files of the source were not the same"
-
-
-def prepare(job: Preparation, console: Console) -> tuple[ShardIndex, list[str]]:
-    """Do it.
+def prepare(job: Preparation, console: Console) -> Outcome:
+    """Do it, or what is left of it.
 
     Args:
-        job: what to do; `find_prepared` has said that the target is free.
-        console: where the progress bar goes.
-
-    Returns:
-        The index, and a line for each image that was left out.
+        job: what to do.
+        console: where notes and the progress bar go.
 
     Raises:
-        PreparationError: too many unusable images, or a worker died.
-        OSError: the result could not be written. Nothing is left behind then, as with any other exception.
+        OutputError: the target is something else, or another process prepares it.
+        PreparationError: too many unusable images, or a worker died. Finished shards are kept in the second case only.
+        InterruptedPreparationError: Ctrl-C; finished shards are kept.
+        OSError: the result could not be written; nothing is left behind.
     """
-    # Imported late: it brings torch, which neither a refusal nor a worker process should wait for.
-    from data.writer import ShardSequence, new_folder, write_index
-
-    source, options = job.source, job.options
-    bad: list[str] = []
-    max_bad = int(len(source.items) * options.max_bad_percent / 100)
-    with new_folder(job.target) as folder:
-        shard_bytes = None if options.shard_mb is None else options.shard_mb * 10**6
-        with (
-            ShardSequence(folder, shard_samples=options.shard_samples, shard_bytes=shard_bytes) as shards,
-            _progress(console) as progress,
-            # Closed here and not when the last traceback lets go of it: it holds the worker processes.
-            contextlib.closing(_prepared_in_order(job)) as samples,
-        ):
-            task = progress.add_task("preparing", total=len(source.items))
-            for number, prepared in samples:
-                progress.advance(task)
-                if prepared.error is None:
-                    shards.write(_key(number, prepared.item), _members(prepared, options.form))
-                    continue
-                bad.append(f"{prepared.item.name} {prepared.error}")
-                if len(bad) > max_bad:
-                    raise PreparationError(
-                        f"{len(bad)} of {len(source.items)} images are unusable, --max-bad {options.max_bad_percent:g} "
-                        f"allows {max_bad}; mend or remove them, or allow more:\n" + "\n".join(shorten(bad))
-                    )
-        if not shards.shards:
-            raise PreparationError("no usable image is left:\n" + "\n".join(shorten(bad)))
-        names = source.class_names
-        document = IndexDocument(
-            format=FORMAT_NAME,
-            version=FORMAT_VERSION,
-            image_size=options.form.size,
-            image_channels=options.form.channels,
-            num_classes=None if names is None else len(names),
-            class_names=None if names is None else list(names),
-            source=source.description,
-            source_fingerprint=job.fingerprint,
-            options=options.recorded(),
-            shards=shards.shards,
-        )
-        write_index(folder, document)
-    return load_index(job.target), bad
+    index = find_prepared(job)
+    if index is not None:
+        remove_emptied(job.target)
+        return Outcome(index=index, bad=[], was_there=True)
+    with WorkFolder(job.target) as work:
+        # Another process may have finished it just before this one took the folder.
+        index = find_prepared(job)
+        if index is not None:
+            work.remove()
+            return Outcome(index=index, bad=[], was_there=True)
+        try:
+            bad = _write(job, work, console)
+            work.publish()
+        except (PreparationError, SourceError, OSError):
+            work.remove()
+            raise
+        except KeyboardInterrupt:
+            raise InterruptedPreparationError(f"interrupted; {_keep(job, work)}") from None
+        except WorkerError as error:
+            raise PreparationError(f"{error}; {_keep(job, work)}") from None
+    return Outcome(index=load_index(job.target), bad=bad, was_there=False)
 
 
 def shorten(lines: list[str]) -> list[str]:
@@ -189,14 +93,116 @@ def shorten(lines: list[str]) -> list[str]:
     return [f"  {line}" for line in lines[:_SHOWN_BAD]] + rest
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+def _keep(job: Preparation, work: WorkFolder) -> str:
+    """Leave finished shards for the next time; says what is left."""
+    journal = load_journal(work.journal)
+    if not work.result.exists():
+        work.remove()
+        return f"{job.target} was just finished"
+    if journal is None or not journal.finished or journal.job != job.identity():
+        work.remove()
+        return "nothing is left behind, run the same command again"
+    return f"{len(journal.finished)} finished shards are kept in {work.path}: the same command goes on after them"
+
+
+def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
+    """Write the shards that are missing and the index; returns a line for each image that was left out."""
+    source, options = job.source, job.options
+    with progress_bar(console) as progress:
+        journal = _resume(job, work, progress)
+        bad, done = journal.bad, journal.num_items
+        _refuse_bad(bad, job)
+        task = progress.add_task("preparing", total=len(source.items), completed=done)
+        with (
+            ShardSequence(
+                work.result,
+                shard_samples=options.shard_samples,
+                shard_bytes=None if options.shard_mb is None else options.shard_mb * 10**6,
+                finished=journal.shards,
+            ) as shards,
+            # Closed here and not when the last traceback lets go of it: it holds the worker processes.
+            contextlib.closing(_prepared_in_order(job, start=done)) as samples,
+        ):
+            shard: Shard | None
+            for number, prepared in samples:
+                done += 1
+                progress.advance(task)
+                if prepared.error is not None:
+                    # File names need not be text.
+                    bad.append(f"{prepared.item.name} {prepared.error}".encode(errors="backslashreplace").decode())
+                    _refuse_bad(bad, job)
+                elif shard := shards.write(_key(number, prepared.item), _members(prepared, options.form)):
+                    journal = journal.extended(shard, num_items=done, bad=bad)
+                    journal.save(work.journal)
+            if shard := shards.finish():
+                journal.extended(shard, num_items=done, bad=bad).save(work.journal)
+    if not shards.shards:
+        raise PreparationError("no usable image is left:\n" + "\n".join(shorten(bad)))
+    write_index(work.result, _index_document(job, shards.shards))
+    return bad
+
+
+def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
+    """What is finished and intact of this very job; everything else in the folder is removed."""
+
+    def note(message: str) -> None:
+        progress.console.print(f"data.prepare: {message}", markup=False, highlight=False)
+
+    identity = job.identity()
+    journal = load_journal(work.journal)
+    if journal is None or journal.job != identity:
+        if journal is not None and journal.finished:
+            note(f"other unfinished work in {work.path} is discarded ({describe_difference(identity, journal.job)})")
+        journal = Journal(job=identity, finished=[])
+    intact = 0
+    task = progress.add_task("checking finished shards", total=len(journal.finished), visible=bool(journal.finished))
+    for entry in journal.finished:
+        if not _is_intact(work.result / entry.shard.name, entry.shard):
+            note(f"{work.result / entry.shard.name} is damaged; it and those after it are prepared again")
+            break
+        intact += 1
+        progress.advance(task)
+    progress.remove_task(task)
+    journal = replace(journal, finished=journal.finished[:intact])
+    # The journal first: it never names what is not there.
+    journal.save(work.journal)
+    work.discard(keep=frozenset(shard.name for shard in journal.shards))
+    if intact:
+        note(f"going on after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
+    return journal
+
+
+def _is_intact(file: Path, shard: Shard) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256
+    except OSError:
+        return False
+
+
+def _refuse_bad(bad: list[str], job: Preparation) -> None:
+    num_items, percent = len(job.source.items), job.options.max_bad_percent
+    allowed = int(num_items * percent / 100)
+    if len(bad) > allowed:
+        raise PreparationError(
+            f"{len(bad)} of {num_items} images are unusable, --max-bad {percent:g} allows {allowed}; "
+            "mend or remove them, or allow more:\n" + "\n".join(shorten(bad))
+        )
+
+
+def _index_document(job: Preparation, shards: list[Shard]) -> IndexDocument:
+    names = job.source.class_names
+    return IndexDocument(
+        format=FORMAT_NAME,
+        version=FORMAT_VERSION,
+        image_size=job.options.form.size,
+        image_channels=job.options.form.channels,
+        num_classes=None if names is None else len(names),
+        class_names=None if names is None else list(names),
+        source=job.source.description,
+        source_fingerprint=job.fingerprint,
+        options=job.options.recorded(),
+        shards=shards,
     )
 
 
@@ -213,53 +219,14 @@ def _members(prepared: Prepared, form: ImageForm) -> dict[str, bytes]:
     return members
 
 
-def _prepared_in_order(job: Preparation) -> Generator[tuple[int, Prepared], None, None]:
-    """The prepared images with their numbers in the source, in the shuffled order, whichever worker made them."""
-    source, options = job.source, job.options
-    draws = np.random.Philox(key=np.array([options.seed, 0], dtype=np.uint64)).random_raw(len(source.items))
-    order = np.argsort(np.asarray(draws), kind="stable").tolist()
-    chunks = [order[start : start + _CHUNK_ITEMS] for start in range(0, len(order), _CHUNK_ITEMS)]
-    if options.workers == 0:
-        for chunk in chunks:
-            yield from zip(chunk, prepare_items(source, [source.items[n] for n in chunk], options.form), strict=True)
-        return
-    # Not fork: the progress bar runs a thread. Not spawn: the server imports the libraries once for all.
-    executor = ProcessPoolExecutor(
-        options.workers,
-        mp_context=multiprocessing.get_context("forkserver"),
-        initializer=_start_worker,
-        initargs=(partial(prepare_items, source, form=options.form),),
-    )
-    waiting: deque[tuple[list[int], Future[list[Prepared]]]] = deque()
-    # Ctrl-C is for the main process. Workers start with the first task and keep the mask that they start with.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        for chunk in chunks:
-            waiting.append((chunk, executor.submit(_work, [source.items[n] for n in chunk])))
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-            if len(waiting) > 4 * options.workers:
-                numbers, future = waiting.popleft()
-                yield from zip(numbers, future.result(), strict=True)
-        for numbers, future in waiting:
-            yield from zip(numbers, future.result(), strict=True)
-    except BrokenProcessPool:
-        raise PreparationError(
-            "a worker process was killed, most likely for want of memory; run again with fewer --workers"
-        ) from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-        executor.shutdown(cancel_futures=True)
-
-
-_prepare_items: Callable[..., list[Prepared]] | None = None
-"""Set once in each worker process, so that a task carries no more than its items."""
-
-
-def _start_worker(prepare_some: Callable[..., list[Prepared]]) -> None:
-    global _prepare_items
-    _prepare_items = prepare_some
-
-
-def _work(items: list[Item]) -> list[Prepared]:
-    assert _prepare_items is not None
-    return _prepare_items(items)
+def _prepared_in_order(job: Preparation, *, start: int) -> Generator[tuple[int, Prepared], None, None]:
+    """The prepared images with their numbers in the source, in the shuffled order from a place in it on."""
+    items = job.source.items
+    draws = np.random.Philox(key=np.array([job.options.seed, 0], dtype=np.uint64)).random_raw(len(items))
+    order = np.argsort(np.asarray(draws), kind="stable")
+    places = range(start, len(order), _CHUNK_ITEMS)
+    chunks = ([items[number] for number in order[place : place + _CHUNK_ITEMS].tolist()] for place in places)
+    work = partial(prepare_items, job.source, form=job.options.form)
+    with contextlib.closing(map_in_order(work, chunks, job.options.workers)) as results:
+        for place, prepared in zip(places, results, strict=True):
+            yield from zip(order[place : place + _CHUNK_ITEMS].tolist(), prepared, strict=True)

@@ -1,19 +1,19 @@
-"""Prepared data sets on disk: index.json and the list of their shards."""
+"""Prepared data sets, in a folder or at a URL: index.json and the list of their shards."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
+from data.errors import DataError
+from data.location import is_remote, local_path, redact
+from data.storage import Storage
+
 INDEX_NAME = "index.json"
 FORMAT_NAME = "ddgan-shards"
 FORMAT_VERSION = 1
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names shard and key or file, and what to do."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -65,8 +65,9 @@ _DOCUMENT = TypeAdapter(IndexDocument)
 class ShardIndex:
     """A prepared data set: where it is and what it holds."""
 
-    directory: Path
-    """Folder of index.json and the shards."""
+    location: str = field(repr=False)
+    """Absolute folder of index.json and the shards, or their URL without a trailing slash. A URL may hold a password:
+    messages use `shown_location`."""
     image_size: int
     """Height and width of every image."""
     image_channels: int
@@ -87,12 +88,33 @@ class ShardIndex:
     """SHA-256 of index.json; it covers the hashes of the shards, and so stands for the whole data set."""
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the shards must be downloaded."""
+        return is_remote(self.location)
+
+    @property
+    def directory(self) -> Path:
+        """Folder of a local data set.
+
+        Raises:
+            DataError: it is remote.
+        """
+        if self.is_remote:
+            raise DataError(f"{self.shown_location} is no local folder, which is needed here: copy the data set to one")
+        return Path(self.location)
+
+    @property
+    def shown_location(self) -> str:
+        """The location as it may be printed."""
+        return redact(self.location)
+
+    @property
     def num_samples(self) -> int:
         """Images in all shards."""
         return sum(shard.num_samples for shard in self.shards)
 
 
-def _parse(content: bytes, where: Path) -> IndexDocument:
+def _parse(content: bytes, where: str) -> IndexDocument:
     """Read and check the bytes of an index.json."""
     try:
         document = _DOCUMENT.validate_json(content)
@@ -114,24 +136,21 @@ def _parse(content: bytes, where: Path) -> IndexDocument:
 def load_index(path: str | Path) -> ShardIndex:
     """Read the index of a prepared data set; the shards are not touched.
 
+    Args:
+        path: folder, or URL such as s3://bucket/folder or https://host/folder.
+
     Raises:
         DataError: the folder or its index.json is missing, unreadable or wrong.
     """
-    directory = Path(path)
-    file = directory / INDEX_NAME
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        missing = "it has no index.json" if directory.is_dir() else "there is no such folder"
-        raise DataError(
-            f"no prepared data set at {directory}: {missing}; "
-            f"prepare it with: python -m data.prepare SOURCE --out {directory}"
-        ) from None
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from None
-    document = _parse(content, file)
+    if is_remote(path):
+        storage = Storage(str(path))
+        location, content = storage.url, storage.read(INDEX_NAME)
+    else:
+        directory = local_path(path)
+        location, content = str(directory), _read_local(directory)
+    document = _parse(content, f"{redact(location)}/{INDEX_NAME}")
     return ShardIndex(
-        directory=directory,
+        location=location,
         image_size=document.image_size,
         image_channels=document.image_channels,
         num_classes=document.num_classes,
@@ -144,8 +163,22 @@ def load_index(path: str | Path) -> ShardIndex:
     )
 
 
+def _read_local(directory: Path) -> bytes:
+    file = directory / INDEX_NAME
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        missing = "it has no index.json" if directory.is_dir() else "there is no such folder"
+        raise DataError(
+            f"no prepared data set at {directory}: {missing}; "
+            f"prepare it with: python -m data.prepare SOURCE --out {directory}"
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+
+
 def verify_present(index: ShardIndex) -> None:
-    """Check that every shard is there with its stated size; contents are not read.
+    """Check that every shard of a local data set is there with its stated size; contents are not read.
 
     Raises:
         DataError: names the first shard that is not.

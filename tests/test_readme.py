@@ -22,9 +22,9 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for line in blocks if " -m " in line]
 
 
-def arguments(module: str) -> list[str]:
-    """What follows `python -m MODULE` in its first command."""
-    (line, *_) = [line for line in commands() if f"-m {module}" in line]
+def arguments(module: str, number: int = 0) -> list[str]:
+    """What follows `python -m MODULE` in its first command, or in a later one."""
+    line = [line for line in commands() if f"-m {module}" in line][number]
     return ["-m", *shlex.split(line[line.index(module) :])]
 
 
@@ -42,6 +42,9 @@ def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
     prepare = [a.replace("~/photographs", str(photographs)) for a in arguments("data.prepare")]
     done = run_python(prepare, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    inspected = run_python(arguments("data.prepare", 1), cwd=tmp_path)
+    assert inspected.returncode == 0, inspected.stderr
+    assert (tmp_path / "contact-sheet-mine.png").exists()
     planned = run_python([*arguments("trainer.run"), "--dry-run"], cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert "datasets/mine" in planned.stdout
@@ -90,7 +93,7 @@ def test_list_of_files_is_complete():
 
 def test_direct_dependencies_are_named():
     text = (ROOT / "pyproject.toml").read_text()
-    names = set(re.findall(r'(?m)^    "([a-z-]+)[\[>]', text))
+    names = set(re.findall(r'(?m)^    "([a-z0-9-]+)[\[>]', text))
     table = README[README.index("## Dependencies") :]
     assert not [name for name in names if not re.search(rf"\b{name}\b", table)]
 

@@ -3,7 +3,9 @@
 import argparse
 import logging
 
-from data.shards import DataError, ShardIndex, load_index, verify_present
+from data.cache import check_room
+from data.shards import DataError, ShardIndex, load_index
+from data.verification import verify_shards
 from trainer.config import TrainConfig
 
 
@@ -26,7 +28,7 @@ def start_logging(rank: int) -> None:
 
 
 def check_data(config: TrainConfig) -> ShardIndex:
-    """The index of the run's data, after checking that it fits the config and that every shard is there.
+    """The index of the run's data, after checking that it fits the config and that every shard is there, unaltered.
 
     Raises:
         DataError: naming what is missing or does not fit, and what to do.
@@ -36,8 +38,9 @@ def check_data(config: TrainConfig) -> ShardIndex:
         prepared, wanted = getattr(index, name), getattr(config.data, name)
         if prepared != wanted:
             raise DataError(
-                f"data.{name} is {wanted}, but {config.data.path} was prepared with {prepared}: set data.{name} to "
+                f"data.{name} is {wanted}, but {index.shown_location} was prepared with {prepared}: set data.{name} to "
                 f"{prepared}, or prepare the images again with the size and channels you want"
             )
-    verify_present(index)
+    check_room(index, cache_gb=config.data.cache_gb, window_shards=config.data.shuffle_window_shards)
+    verify_shards(index, by=config.data.verify, cache_directory=config.data.cache_directory)
     return index

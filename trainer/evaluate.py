@@ -17,13 +17,16 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from data.verification import verify_shards
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from data.cache import shard_files
 from data.decode import decode_into
-from data.reader import ShardReader
-from data.shards import load_index, verify_present
+from data.pipeline import DataConfig
+from data.reader import samples_in_order
+from data.shards import load_index
 from models.shapes import Uint8Image
 from trainer.checkpoint import CheckpointError
 from trainer.classifier import NUM_FEATURES, train_classifier
@@ -148,16 +151,15 @@ def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, "b"] | N
         DataError: something is missing or damaged.
     """
     index = load_index(index_path)
-    verify_present(index)
-    images = np.empty((index.num_samples, index.image_channels, index.image_size, index.image_size), dtype=np.uint8)
+    verify_shards(index, by="size", cache_directory=None)
+    images = np.empty((index.num_samples, index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
     labels: list[int] = []
-    for shard in index.shards:
-        with closing(ShardReader(index.directory, shard)) as reader:
-            for i in range(shard.num_samples):
-                sample = reader.read(i)
-                decode_into(images[len(labels)], sample)
-                labels.append(-1 if sample.label is None else sample.label)
-    return torch.from_numpy(images), None if index.num_classes is None else torch.tensor(labels)
+    with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
+        for out, sample in zip(images, samples_in_order(index.shards, files.open), strict=True):
+            decode_into(out, sample)
+            labels.append(-1 if sample.label is None else sample.label)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return pixels, None if index.num_classes is None else torch.tensor(labels)
 
 
 def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | None = None) -> str:

@@ -49,8 +49,9 @@ class Share:
 
 
 def to_device(images: Tensor, draws: Draws, *, flip: bool) -> Tensor:
-    """uint8 images to the device of the draws, mirrored by their coins, as float32 in [-1, 1]."""
-    x0 = images.to(draws.samples.device, non_blocking=True)
+    """uint8 images to the device of the draws, mirrored by their coins, as contiguous float32 in [-1, 1]."""
+    # They come in the decoder's layout, channels last; turned on the device, where that costs nothing.
+    x0 = images.to(draws.samples.device, non_blocking=True).contiguous()
     if flip:
         x0 = torch.where(draws.flips()[:, None, None, None], x0.flip(-1), x0)
     return x0.to(torch.float32).div_(127.5).sub_(1.0)

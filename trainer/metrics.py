@@ -10,39 +10,51 @@ from torch import Tensor
 from trainer.ranks import Ranks
 from trainer.step import Statistics
 
+_REPLACED = "replaced_samples"
+
 
 class StatisticsSum:
     """Sums of the steps' statistics since the last log point; checkpoints keep them, so a resumed run logs the same."""
 
     def __init__(self) -> None:
         self._sums: Statistics = {}
+        self._replaced_samples = 0
 
     def add(self, statistics: Statistics) -> None:
         """Take in one update's statistics."""
         for name, value in statistics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    def count_replaced(self, samples: int) -> None:
+        """Take in bad samples that others stood in for; counted on the host, where they are found."""
+        self._replaced_samples += samples
+
     def state(self) -> dict[str, Tensor]:
         """This rank's sums."""
-        return dict(self._sums)
+        replaced = {_REPLACED: torch.tensor(float(self._replaced_samples))} if self._replaced_samples else {}
+        return {**self._sums, **replaced}
 
     def load(self, state: dict[str, Tensor], device: torch.device) -> None:
         """Take this rank's sums from a checkpoint."""
-        self._sums = {name: value.to(device) for name, value in state.items()}
+        self._replaced_samples = int(state.get(_REPLACED, torch.tensor(0.0)).item())
+        self._sums = {name: value.to(device) for name, value in state.items() if name != _REPLACED}
 
     def take(self, ranks: Ranks) -> dict[str, float]:
         """Means over steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
 
         `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on; `r1` is averaged
-        over the steps that computed it.
+        over the steps that computed it. `replaced_samples` is a sum.
         """
         names = sorted(self._sums)
         sizes = [self._sums[name].numel() for name in names]
         flat = torch.cat([self._sums[name].reshape(-1) for name in names]).cpu().double()
-        sums = dict(zip(names, ranks.sum(flat).split(sizes), strict=True))
-        self._sums = {}
+        flat = torch.cat([flat, torch.tensor([self._replaced_samples], dtype=flat.dtype)])
+        *parts, replaced = ranks.sum(flat).split([*sizes, 1])
+        sums = dict(zip(names, parts, strict=True))
+        self._sums, self._replaced_samples = {}, 0
         num_steps = sums["frequency_t"].sum().round()  # the frequencies of one step sum to 1
         means = {name: (sums[name] / num_steps).item() for name in ("loss_d_real", "loss_d_fake", "loss_g")}
+        means[_REPLACED] = replaced.item()
         if "r1_steps" in sums:
             means["r1"] = (sums["r1_penalty"] / sums["r1_steps"]).item()
         for kind in ("real", "fake"):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.location import redact
 from data.shards import DataError, load_index
 from trainer.config import BatchSplit, TrainConfig, num_steps, split_batch
 from trainer.cost import Costs, measure_costs
@@ -41,7 +42,7 @@ class Plan:
 
     run_directory: Path
     """Where everything is written."""
-    data_path: Path
+    data_path: str
     """Where shards and index are read."""
     num_samples: int | None
     """Images of the data set; None where its index cannot be read."""
@@ -106,7 +107,7 @@ def make_plan(config: TrainConfig) -> Plan:
     world_size = config.scaling.world_size
     return Plan(
         run_directory=Path(config.run.directory),
-        data_path=Path(config.data.path),
+        data_path=redact(config.data.path),
         num_samples=num_samples,
         data_note=data_note,
         batch=split_batch(config),

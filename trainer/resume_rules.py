@@ -57,6 +57,10 @@ RULES: dict[str, Rule] = {
     "data.image_channels": _fixed("it is part of the data and of the networks"),
     "data.horizontal_flip": _fixed("it changes what the networks see"),
     "data.loader_workers": _may("the order of samples does not depend on it"),
+    "data.verify": _may("it says only how much is checked before a start"),
+    "data.max_bad_percent": _may("it says only when a run gives up"),
+    "data.cache_directory": _may("it is only where copies of the shards lie"),
+    "data.cache_gb": _may("it bounds only copies of the shards"),
     "data.shuffle_window_shards": _fixed("it changes the order of samples, so some would be seen twice and some never"),
     "training.total_images": _may(
         "the cosine of the learning rate is stretched, the rate jumps at the point of resuming"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data.location import is_remote
 from data.shards import DataError
 from trainer.checkpoint import newest_valid
 from trainer.command import add_config_arguments, check_data, start_logging
@@ -86,9 +87,14 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
     Raises:
         ConfigError: inside a Ray job a relative path would be lost with the job's temporary folder.
     """
-    paths = {"run.directory": config.run.directory, "data.path": config.data.path}
-    if config.run.init_from:
-        paths["run.init_from"] = config.run.init_from
+    run, data = config.run, config.data
+    paths = {"run.directory": run.directory}
+    if not is_remote(data.path) and not data.path.startswith("file:"):
+        paths["data.path"] = data.path
+    if data.cache_directory:
+        paths["data.cache_directory"] = data.cache_directory
+    if run.init_from:
+        paths["run.init_from"] = run.init_from
     relative = {name: path for name, path in paths.items() if not Path(path).is_absolute()}
     if inside_job and relative:
         raise ConfigError(
@@ -96,15 +102,15 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
             f"what is written there is lost. Give an absolute path that all nodes share: --set {name}=/shared/..."
             for name, path in relative.items()
         )
-    initial = config.run.init_from
+    absolute = {name: str(Path(path).absolute()) for name, path in paths.items()}
     return replace(
         config,
-        run=replace(
-            config.run,
-            directory=str(Path(config.run.directory).absolute()),
-            init_from=str(Path(initial).absolute()) if initial else None,
+        run=replace(run, directory=absolute["run.directory"], init_from=absolute.get("run.init_from")),
+        data=replace(
+            data,
+            path=absolute.get("data.path", data.path),
+            cache_directory=absolute.get("data.cache_directory"),
         ),
-        data=replace(config.data, path=str(Path(config.data.path).absolute())),
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.batches import Batch, BatchIterator, LoaderError
 from data.pipeline import open_batches
 from data.shards import DataError, load_index
 from models.diffusion import Diffusion
@@ -34,6 +35,7 @@ from trainer.progress import Status as RunStatus
 from trainer.provenance import library_versions
 from trainer.randomness import fold_seed
 from trainer.ranks import Ranks
+from trainer.replaced import ReplacedSamples
 from trainer.resume_rules import check_resumable
 from trainer.sample import sample_images
 from trainer.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
@@ -87,6 +89,7 @@ class Worker:
         self.directory = Path(config.run.directory)
         self.checkpoints = self.directory / "checkpoints"
         self.tracker: Tracker = NullTracker()
+        self.replaced = ReplacedSamples(self.directory, ranks)
         self.share = Share.of(config, ranks.rank, ranks.world_size)
         self.index = load_index(config.data.path)
         # Rank 0 alone reads and hashes everything; the others take its word.
@@ -138,7 +141,7 @@ class Worker:
             ema=self.ema,
             batches=iter(()),
             driver=self.driver,
-            on_log=lambda step, metrics: self.tracker.log_metrics(step, metrics),
+            on_log=self._log,
             on_sample=self._draw_grid,
             on_save=lambda step: self._save(loop),
         )
@@ -149,18 +152,8 @@ class Worker:
             if self.ranks.rank == 0:
                 self._open_tracker()
                 stack.callback(lambda: self.tracker.close(status))
-            batches = open_batches(
-                self.config.data,
-                self.index,
-                seed=self.config.run.seed,
-                global_batch_size=self.share.global_batch_size,
-                share=(self.share.start, self.share.stop),
-                micro_batch_size=self.share.micro_batch_size,
-                first_batch=loop.step,
-                pin_memory=self.ranks.device.type == "cuda",
-            )
-            stack.enter_context(closing(batches))
-            loop.batches = (batch.images for batch in batches)
+            batches = stack.enter_context(closing(self.open_batches(loop.step)))
+            loop.batches = self._images(batches, loop)
             finished = loop.run()
             if finished:  # before the checkpoint, which says that all is done
                 self._save_snapshot(loop.step)
@@ -168,6 +161,30 @@ class Worker:
                 self._save(loop)
             status = "FINISHED" if finished else "KILLED"
         return outcome_at(self.config, loop.step)
+
+    def open_batches(self, first_batch: int) -> BatchIterator:
+        """This rank's micro-batches from batch `first_batch` on."""
+        return open_batches(
+            self.config.data,
+            self.index,
+            seed=self.config.run.seed,
+            global_batch_size=self.share.global_batch_size,
+            share=(self.share.start, self.share.stop),
+            micro_batch_size=self.share.micro_batch_size,
+            first_batch=first_batch,
+            pin_memory=self.ranks.device.type == "cuda",
+        )
+
+    def _images(self, batches: Iterable[Batch], loop: Loop) -> Iterator[Tensor]:
+        for batch in batches:
+            loop.statistics.count_replaced(len(batch.replaced))
+            self.replaced.note(batch.replaced)
+            yield batch.images
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        self.tracker.log_metrics(step, metrics)
+        if metrics["replaced_samples"]:  # the sum over the ranks: all of them see it
+            self.replaced.publish(self.tracker)
 
     def close(self) -> None:
         """Release the engines."""
@@ -178,8 +195,8 @@ class Worker:
         notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
         if checkpoint.manifest["data"] != self.index.digest:
             raise DataError(
-                f"{self.config.data.path} is not the data set that {checkpoint.path} was trained on: its index.json "
-                "differs. Restore that data set, or start a run in another run.directory"
+                f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
+                "index.json differs. Restore that data set, or start a run in another run.directory"
             )
         self.players.generator.load(checkpoint.section("generator"), checkpoint.step)
         self.players.discriminator.load(checkpoint.section("discriminator"), checkpoint.step)
@@ -204,6 +221,7 @@ class Worker:
 
     def _save(self, loop: Loop) -> None:
         """Write a checkpoint of the step that has just been done, and prune the older ones."""
+        self.replaced.publish(self.tracker)  # a run that goes on from here does not meet them again
         sections = {
             "generator": self.players.generator.fragments(),
             "discriminator": self.players.discriminator.fragments(),
@@ -281,8 +299,8 @@ class Worker:
             )
 
 
-def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
-    """Join the group, train, leave it: the whole life of one rank."""
+def prepare_torch(config: TrainConfig) -> None:
+    """Threads, number formats and determinism of this process, before anything is computed."""
     if config.scaling.device == "cpu":
         torch.set_num_threads(config.scaling.cpus_per_worker)
     # TF32 keeps 10 bits of mantissa: neither float32 nor the R1 penalty would be what they are called.
@@ -291,6 +309,11 @@ def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
+    """Join the group, train, leave it: the whole life of one rank."""
+    prepare_torch(config)
     ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
     try:
         worker = Worker(config, ranks, driver)
@@ -345,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, LoaderError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     if rank == 0:

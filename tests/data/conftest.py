@@ -1,5 +1,6 @@
 """Tiny sources and prepared data sets in temporary folders."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,9 +9,15 @@ import pytest
 from PIL import Image
 
 from data.prepare import main
-from data.shards import ShardIndex, load_index
+from data.reader import ShardReader
+from data.shards import Shard, ShardIndex, load_index
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
+
+
+def open_shard(index: ShardIndex, shard: Shard) -> ShardReader:
+    """A reader of a local shard."""
+    return ShardReader(os.open(index.directory / shard.name, os.O_RDONLY), shard)
 
 
 @pytest.fixture
@@ -32,6 +39,19 @@ def class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.empty((20 + number % 3, 24, 3), dtype=np.uint8)
         pixels[...] = (label * 200, number * 6, 30)
         Image.fromarray(pixels).save(file)
+    return root
+
+
+@pytest.fixture(scope="session")
+def made_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """320 files of 280 x 300 pixels with as much detail as photographs have: smooth shapes under some noise."""
+    root = tmp_path_factory.mktemp("photographs")
+    y, x = np.mgrid[0:280, 0:300].astype(np.float32)
+    for number in range(320):
+        draws = np.random.default_rng(number)
+        waves = [np.sin(x * a + y * b + c) for a, b, c in draws.uniform(0, 0.1, (3, 3))]
+        pixels = 128 + 90 * np.stack(waves, axis=-1) + draws.normal(0, 6, (280, 300, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"{number:03d}.jpg", quality=92)
     return root
 
 

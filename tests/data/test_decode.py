@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.decode import decode_into
+from data.decode import BadSampleError, decode_into
 from data.reader import EncodedSample
-from data.shards import DataError
 
 
 def encoded(pixels: np.ndarray, kind: str, mode: str | None = None) -> EncodedSample:
@@ -29,19 +28,19 @@ def picture(channels: int, size: int = 64) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_comes_back_exactly_as_channels_height_width(channels: int) -> None:
+def test_png_comes_back_exactly_as_height_width_channels(channels: int) -> None:
     pixels = picture(channels)
-    out = np.zeros((channels, 64, 64), dtype=np.uint8)
+    out = np.zeros((64, 64, channels), dtype=np.uint8)
     decode_into(out, encoded(pixels, "png"))
-    assert np.array_equal(out, pixels.reshape(64, 64, channels).transpose(2, 0, 1))
+    assert np.array_equal(out, pixels.reshape(64, 64, channels))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_comes_back_as_pil_decodes_it(channels: int) -> None:
     sample = encoded(picture(channels), "jpg")
-    out = np.zeros((channels, 64, 64), dtype=np.uint8)
+    out = np.zeros((64, 64, channels), dtype=np.uint8)
     decode_into(out, sample)
-    reference = np.asarray(Image.open(io.BytesIO(sample.content))).reshape(64, 64, channels).transpose(2, 0, 1)
+    reference = np.asarray(Image.open(io.BytesIO(sample.content))).reshape(64, 64, channels)
     # Both are libjpeg-turbo, of releases that may differ in rounding.
     assert np.abs(out.astype(int) - reference).max() <= 1
 
@@ -49,24 +48,35 @@ def test_jpeg_comes_back_as_pil_decodes_it(channels: int) -> None:
 @pytest.mark.parametrize("kind", ["jpg", "png"])
 def test_wrong_size_or_channels_names_shard_and_key(kind: str) -> None:
     with pytest.raises(
-        DataError, match=r"shard 00007\.tar, key k1: the image is 64x64 with 3 channels, .* 32x32 with 3"
+        BadSampleError, match=r"shard 00007\.tar, key k1: the image is 64x64 with 3 channels, .* 32x32 with 3"
     ):
-        decode_into(np.zeros((3, 32, 32), dtype=np.uint8), encoded(picture(3), kind))
-    with pytest.raises(DataError, match="64x64 with 1 channels, the index says 64x64 with 3"):
-        decode_into(np.zeros((3, 64, 64), dtype=np.uint8), encoded(picture(1), kind))
-    with pytest.raises(DataError, match="64x64 with 3 channels, the index says 64x64 with 1"):
-        decode_into(np.zeros((1, 64, 64), dtype=np.uint8), encoded(picture(3), kind))
+        decode_into(np.zeros((32, 32, 3), dtype=np.uint8), encoded(picture(3), kind))
+    with pytest.raises(BadSampleError, match="64x64 with 1 channels, the index says 64x64 with 3"):
+        decode_into(np.zeros((64, 64, 3), dtype=np.uint8), encoded(picture(1), kind))
+    with pytest.raises(BadSampleError, match="64x64 with 3 channels, the index says 64x64 with 1"):
+        decode_into(np.zeros((64, 64, 1), dtype=np.uint8), encoded(picture(3), kind))
+
+
+def test_progressive_jpeg_with_metadata_before_its_frame_comes_back() -> None:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "a description " * 100
+    Image.fromarray(picture(3)).save(stream, "JPEG", progressive=True, exif=exif, quality=95)
+    out = np.zeros((64, 64, 3), dtype=np.uint8)
+    decode_into(out, EncodedSample("00007.tar", "k1", "jpg", stream.getvalue(), None))
+    assert np.abs(out.astype(int) - np.asarray(Image.open(stream))).max() <= 1
 
 
 def test_palette_image_is_refused_rather_than_read_as_grey() -> None:
-    with pytest.raises(DataError, match="key k1: PNG mode P, expected L"):
-        decode_into(np.zeros((1, 64, 64), dtype=np.uint8), encoded(picture(1), "png", mode="P"))
+    with pytest.raises(BadSampleError, match="key k1: PNG mode P, expected L"):
+        decode_into(np.zeros((64, 64, 1), dtype=np.uint8), encoded(picture(1), "png", mode="P"))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png"])
 def test_damaged_image_names_shard_and_key(kind: str) -> None:
     whole = encoded(picture(3), kind)
-    out = np.zeros((3, 64, 64), dtype=np.uint8)
-    for content in (whole.content[: len(whole.content) // 2], b"", b"no image at all"):
-        with pytest.raises(DataError, match=r"shard 00007\.tar, key k1: the image is damaged"):
+    out = np.zeros((64, 64, 3), dtype=np.uint8)
+    middle = len(whole.content) // 2
+    for content in (whole.content[:middle], whole.content[:9], whole.content[:2], b"", b"no image at all"):
+        with pytest.raises(BadSampleError, match=r"shard 00007\.tar, key k1: the image is damaged"):
             decode_into(out, whole._replace(content=content))

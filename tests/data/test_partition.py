@@ -48,6 +48,69 @@ def test_no_more_shards_are_begun_and_unfinished_than_a_window_holds(sizes: list
         assert sum(count > 0 for count in unread.values()) <= window
 
 
+@given(SIZES, SEEDS, WINDOWS)
+def test_windows_follow_one_another_and_hold_what_is_read_in_them(sizes: list[int], seed: int, window: int) -> None:
+    order = SampleOrder(sizes, seed=seed, window_shards=window)
+    start = 0
+    while start < 2 * order.num_samples:
+        current, following = order.windows(start)
+        stop = start + sum(sizes[shard] for shard in current)
+        assert 1 <= len(current) <= window
+        assert set(order.locate(start, stop)[0].tolist()) == set(current)
+        assert all(order.windows(position) == (current, following) for position in range(start, stop))
+        assert order.windows(stop)[0] == following
+        start = stop
+    assert start == 2 * order.num_samples
+
+
+@given(
+    SIZES,
+    SEEDS,
+    WINDOWS,
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 40),
+)
+def test_any_ranks_and_processes_from_any_batch_on_read_the_one_stream(
+    sizes: list[int],
+    seed: int,
+    window: int,
+    world_size: int,
+    rank_batch_size: int,
+    micro_batch_size: int,
+    num_processes: int,
+    first_batch: int,
+) -> None:
+    batch_size, num_batches = world_size * rank_batch_size, 3
+    per_batch = -(-rank_batch_size // micro_batch_size)
+    found: dict[int, list[list[tuple[int, int]]]] = {}
+    for rank in range(world_size):
+        share = (rank * rank_batch_size, (rank + 1) * rank_batch_size)
+        for process in range(num_processes):
+            order = SampleOrder(sizes, seed=seed, window_shards=window)
+            spans = micro_batch_spans(
+                global_batch_size=batch_size,
+                share=share,
+                micro_batch_size=micro_batch_size,
+                first_batch=first_batch,
+                process=process,
+                num_processes=num_processes,
+            )
+            for span in spans:
+                if span.number >= num_batches * per_batch:
+                    break
+                batch, part = divmod(span.number, per_batch)
+                found.setdefault((batch * world_size + rank) * per_batch + part, []).append(
+                    pairs(order, span.start, span.stop)
+                )
+    assert all(len(readings) == 1 for readings in found.values())
+    merged = [pair for place in sorted(found) for pair in found[place][0]]
+    whole = SampleOrder(sizes, seed=seed, window_shards=window)
+    assert merged == pairs(whole, first_batch * batch_size, (first_batch + num_batches) * batch_size)
+
+
 def test_order_is_the_recorded_one() -> None:
     # A changed order would break the resumption of every run that exists.
     order = SampleOrder([3, 1, 4, 2], seed=7, window_shards=2)

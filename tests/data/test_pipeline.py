@@ -10,14 +10,17 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from data.batches import Batch, BatchIterator, LoaderError
 from data.partition import SampleOrder
-from data.pipeline import Batch, BatchIterator, DataConfig, open_batches
-from data.reader import ShardReader
-from data.shards import DataError, ShardIndex
+from data.pipeline import DataConfig, open_batches
+from data.prepare import main as prepare
+from data.shards import DataError, ShardIndex, load_index
+from tests.data.conftest import open_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +32,15 @@ def stream(
     share: tuple[int, int] = (0, 8),
     micro_batch_size: int = 4,
     first_batch: int = 0,
+    max_bad_percent: float = 100,
 ) -> BatchIterator:
-    config = DataConfig(path=str(index.directory), image_size=8, loader_workers=loader_workers, shuffle_window_shards=3)
+    config = DataConfig(
+        path=index.location,
+        image_size=8,
+        loader_workers=loader_workers,
+        shuffle_window_shards=3,
+        max_bad_percent=max_bad_percent,
+    )
     return open_batches(
         config,
         index,
@@ -61,16 +71,16 @@ def test_order_is_the_one_of_the_partition(prepared: ShardIndex) -> None:
     order = SampleOrder([shard.num_samples for shard in prepared.shards], seed=11, window_shards=3)
     expected: list[str] = []
     for shard, sample in zip(*order.locate(0, 48), strict=True):
-        reader = ShardReader(prepared.directory, prepared.shards[shard])
+        reader = open_shard(prepared, prepared.shards[shard])
         expected.append(reader.read(int(sample)).key)
         reader.close()
     assert [key for batch in take(12, stream(prepared)) for key in batch.keys] == expected
 
 
-def test_batches_are_contiguous_uint8_images_with_int64_labels(prepared: ShardIndex) -> None:
+def test_batches_are_uint8_images_in_the_layout_of_the_decoders_with_int64_labels(prepared: ShardIndex) -> None:
     (batch,) = take(1, stream(prepared))
     assert (batch.images.shape, batch.images.dtype) == ((4, 3, 8, 8), torch.uint8)
-    assert batch.images.is_contiguous()
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert (batch.labels.shape, batch.labels.dtype) == ((4,), torch.int64)
     # The red channel is 200 times the label: see the class folder.
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels * 200)
@@ -147,17 +157,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def loader_pids(batches: BatchIterator) -> list[int]:
-    return [process.pid for process in batches._source._workers]  # pyright: ignore
-
-
 def test_processes_end_at_once_when_the_consumer_raises(prepared: ShardIndex) -> None:
     batches = stream(prepared, loader_workers=2)
-    pids: list[int] = []
+    pids: tuple[int, ...] = ()
     began = 0.0
     with pytest.raises(RuntimeError, match="the step failed"), batches:
         next(batches)
-        pids = loader_pids(batches)
+        pids = batches.process_ids
         assert [alive(pid) for pid in pids] == [True, True]
         began = time.monotonic()
         raise RuntimeError("the step failed")
@@ -172,7 +178,7 @@ def test_processes_survive_the_signals_that_are_meant_for_the_rank(prepared: Sha
     with stream(prepared, loader_workers=2) as batches:
         found = [next(batches)]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            for pid in loader_pids(batches):
+            for pid in batches.process_ids:
                 os.kill(pid, number)
         found += islice(batches, 11)
         assert same(found, expected)
@@ -188,7 +194,7 @@ config = DataConfig(path=path, image_size=8, loader_workers=2)
 batches = open_batches(config, load_index(path), seed=0, global_batch_size=8, share=(0, 8),
                        micro_batch_size=8, first_batch=0)
 next(batches)
-print(*[process.pid for process in batches._source._workers], flush=True)
+print(*batches.process_ids, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -214,25 +220,102 @@ def test_processes_die_with_a_killed_rank_and_never_import_its_main_module(
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("loader_workers", [0, 2])
-def test_bad_sample_is_an_error_in_its_place_that_names_shard_and_key(
-    own_copy: ShardIndex, loader_workers: int
-) -> None:
-    good = take(10, stream(own_copy))
-    reader = ShardReader(own_copy.directory, own_copy.shards[4])
-    sample = reader.read(2)
-    reader.close()
-    file = own_copy.directory / sample.shard
-    file.write_bytes(file.read_bytes().replace(sample.content[:60], bytes(60)))
-    place = next(number for number, batch in enumerate(good) if sample.key in batch.keys)
-    with stream(own_copy, loader_workers=loader_workers) as batches:
-        assert same(list(islice(batches, place)), good[:place])
-        with pytest.raises(DataError) as caught:
-            next(batches)
-        assert str(caught.value).startswith(f"shard 00004.tar, key {sample.key}: the image is damaged")
-        assert "Traceback" not in str(caught.value)
-        # It is over: a run must not go on with another order.
+def test_killed_loader_process_is_named_within_seconds(prepared: ShardIndex) -> None:
+    with stream(prepared, loader_workers=2) as batches:
+        next(batches)
+        victim = batches.process_ids[1]
+        os.kill(victim, signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(
+            LoaderError, match=rf"loader process {victim} ended with SIGKILL \(most likely for want of mem"
+        ):
+            list(islice(batches, 100))
+        assert time.monotonic() - began < 10
         assert list(batches) == []
+
+
+def damage(index: ShardIndex, *places: tuple[int, int]) -> list[str]:
+    """Overwrite the images at (shard, sample); returns their keys."""
+    keys = []
+    for shard, number in places:
+        reader = open_shard(index, index.shards[shard])
+        sample = reader.read(number)
+        reader.close()
+        file = index.directory / sample.shard
+        content = file.read_bytes()
+        # The key makes the place unique: the header comes a block before the image.
+        header = content.index(f"{sample.key}.png".encode())
+        image = content.index(sample.content[:60], header)
+        file.write_bytes(content[:image] + bytes(60) + content[image + 60 :])
+        keys.append(sample.key)
+    return keys
+
+
+def key_of(index: ShardIndex, shard: int, sample: int) -> str:
+    reader = open_shard(index, index.shards[shard])
+    try:
+        return reader.read(sample).key
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_bad_sample_is_replaced_by_the_next_good_one_of_its_shard_and_named(
+    own_copy: ShardIndex, loader_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = take(20, stream(own_copy))
+    first, second, last = damage(own_copy, (4, 2), (4, 3), (6, 4))
+    stands_in = {first: key_of(own_copy, 4, 4), second: key_of(own_copy, 4, 4), last: key_of(own_copy, 6, 0)}
+    caplog.clear()
+    found = take(20, stream(own_copy, loader_workers=loader_workers))
+    assert keys(found) == [tuple(stands_in.get(key, key) for key in batch.keys) for batch in good]
+    pixels = {key: image for batch in good for key, image in zip(batch.keys, batch.images, strict=True)}
+    for batch in found:
+        assert all(torch.equal(image, pixels[key]) for key, image in zip(batch.keys, batch.images, strict=True))
+    # Each is met once in each of the two epochs, and named once in the log.
+    reasons = [replaced.reason for batch in found for replaced in batch.replaced]
+    assert len(reasons) == 6
+    for shard, key in ((4, first), (4, second), (6, last)):
+        words = f"shard 0000{shard}.tar, key {key}: the image is damaged"
+        assert sum(words in reason for reason in reasons) == 2
+        assert sum(words in line and f"key {stands_in[key]} is read" in line for line in caplog.messages) == 1
+
+
+def test_replacements_are_the_same_from_any_batch_and_for_any_share(own_copy: ShardIndex) -> None:
+    damage(own_copy, (0, 0), (0, 1), (3, 4))
+    whole = take(24, stream(own_copy))
+    assert same(take(10, stream(own_copy, first_batch=7)), whole[14:])
+    halves = [take(12, stream(own_copy, share=share)) for share in ((0, 4), (4, 8))]
+    assert [key for pair in zip(*halves, strict=True) for half in pair for key in half.keys] == [
+        key for batch in whole for key in batch.keys
+    ]
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_too_many_bad_samples_end_the_run_with_their_names(own_copy: ShardIndex, loader_workers: int) -> None:
+    bad = damage(own_copy, (1, 0), (5, 3))
+    # Two of forty are five per cent of an epoch.
+    assert len(take(30, stream(own_copy, loader_workers=loader_workers, max_bad_percent=5))) == 30
+    with stream(own_copy, loader_workers=loader_workers, max_bad_percent=4) as batches:
+        with pytest.raises(DataError) as caught:
+            list(islice(batches, 30))
+        assert "2 of " in str(caught.value)
+        assert "more than data.max_bad_percent of 4 allows" in str(caught.value)
+        assert all(key in str(caught.value) for key in bad)
+        # It is over: a run must not go on.
+        assert list(batches) == []
+
+
+def test_shard_without_any_good_sample_is_an_error_in_its_place(own_copy: ShardIndex) -> None:
+    good = take(10, stream(own_copy))
+    whole_shard = damage(own_copy, *((2, number) for number in range(5)))
+    place = next(number for number, batch in enumerate(good) if set(batch.keys) & set(whole_shard))
+    with stream(own_copy) as batches:
+        assert same(list(islice(batches, place)), good[:place])
+        with pytest.raises(
+            DataError, match=r"shard 00002\.tar, key .*; none of the 5 samples of this shard can be used"
+        ):
+            next(batches)
 
 
 def test_label_out_of_range_is_named(own_copy: ShardIndex) -> None:
@@ -286,3 +369,23 @@ def test_config_that_does_not_fit_the_data_set_says_both_values(prepared: ShardI
         open_batches(DataConfig(path=path, image_size=8, image_channels=1), prepared, **numbers)
     with pytest.raises(ValueError, match=r"share is \[0, 9\)"):
         open_batches(DataConfig(path=path, image_size=8), prepared, **{**numbers, "share": (0, 9)})
+
+
+def test_private_memory_of_a_loader_process_is_small_and_constant_over_three_epochs(
+    tmp_path: Path, made_photographs: Path
+) -> None:
+    """At 256 px; the first epoch is left out, in which the process comes to its size."""
+    out = tmp_path / "set"
+    assert prepare([str(made_photographs), "--out", str(out), "--size", "256", "--shard-samples", "40"]) == 0
+    index = load_index(out)
+    numbers = {"seed": 0, "global_batch_size": 16, "share": (0, 16), "micro_batch_size": 16, "first_batch": 0}
+    config = DataConfig(path=str(out), image_size=256, loader_workers=2, shuffle_window_shards=2)
+    per_epoch = -(-index.num_samples // 16)
+    used: list[int] = []
+    with open_batches(config, index, **numbers) as batches:
+        for _ in range(4):
+            for _ in range(per_epoch):
+                next(batches)
+            used.append(max(psutil.Process(pid).memory_full_info().uss for pid in batches.process_ids))
+    assert max(used) < 300e6
+    assert max(used[1:]) - min(used[1:]) < 2e6

@@ -4,25 +4,21 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import data.writer
+import data.preparation
 from data.pipeline import DataConfig, open_batches
 from data.prepare import main
 from data.shards import load_index, verify_present
+from data.writer import write_index
 
 Refusal = Callable[..., str]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -122,6 +118,89 @@ def test_other_data_in_the_way_is_refused_and_kept(class_folder: Path, tmp_path:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_class_whose_name_is_no_text_is_refused(class_folder: Path, tmp_path: Path, refusal: Refusal) -> None:
+    shutil.copytree(class_folder, tmp_path / "source")
+    os.rename(tmp_path / "source" / "cat", os.fsencode(tmp_path / "source") + b"/caf\xe9")
+    told = refusal(tmp_path / "source", "--out", tmp_path / "set", "--size", 8)
+    assert "source folder:source: the name caf\\udce9 is no UTF-8, which index.json needs; rename it" in told
+    assert [file.name for file in tmp_path.iterdir()] == ["source"]
+
+
+def test_first_images_of_a_source_are_another_data_set(class_folder: Path, tmp_path: Path, refusal: Refusal) -> None:
+    command = (class_folder, "--out", tmp_path / "set", "--size", 8)
+    assert run(*command, "--max-images", 10) == 0
+    index = load_index(tmp_path / "set")
+    assert (index.num_samples, index.options["max_images"]) == (10, 10)
+    assert run(*command, "--max-images", 10) == 0
+    assert "(max_images is 10 there, None here)" in refusal(*command)
+    assert "(max_images is 10 there, 11 here)" in refusal(*command, "--max-images", 11)
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    """Thirty images for training and twenty for tests, in the form of MNIST."""
+    root = tmp_path / "mnist"
+    root.mkdir()
+    for split, num_images in (("train", 30), ("test", 20)):
+        images = np.full((num_images, 28, 28), np.arange(num_images)[:, None, None], dtype=np.uint8)
+        np.savez(root / f"{split}.npz", images=images, labels=np.arange(num_images) % 10)
+    return root
+
+
+def test_size_and_channels_come_from_the_source_and_splits_are_other_data_sets(
+    mnist: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    assert run(f"mnist:{mnist}", "--out", tmp_path / "set", "--split", "test") == 0
+    index = load_index(tmp_path / "set")
+    assert (index.num_samples, index.image_size, index.image_channels, index.num_classes) == (20, 28, 1, 10)
+    assert index.options["split"] == "test"
+    assert "split is test there, train here" in refusal(f"mnist:{mnist}", "--out", tmp_path / "set", "--split", "train")
+    assert "folder has no splits" in refusal(tmp_path, "--out", tmp_path / "x", "--size", 8, "--split", "test")
+
+
+def test_seed_decides_on_the_triplets_of_stackedmnist(mnist: Path, tmp_path: Path, refusal: Refusal) -> None:
+    command = (f"stackedmnist:{mnist}", "--max-images", 50, "--size", 32)
+    assert run(*command, "--out", tmp_path / "one", "--seed", 3) == 0
+    assert run(*command, "--out", tmp_path / "two", "--seed", 3) == 0
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    index = load_index(tmp_path / "one")
+    assert (index.num_samples, index.image_channels, index.num_classes) == (50, 3, 1000)
+    assert (index.options["seed"], index.options["max_images"]) == (3, 50)
+    assert "seed is 3 there, 4 here" in refusal(*command, "--out", tmp_path / "one", "--seed", 4)
+
+
+def test_folder_of_the_name_of_a_command_is_given_with_its_path(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    shutil.copytree(class_folder, tmp_path / "inspect")
+    monkeypatch.chdir(tmp_path)
+    assert run("./inspect", "--out", "set", "--size", 8) == 0
+    assert load_index("set").source == "folder:inspect"
+    assert "see python -m data.prepare inspect --help" in refusal("inspect", "--out", "other", "--size", 8)
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["verify"]])
+def test_help_names_the_other_commands_and_kinds(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    if not command:
+        for kind in (
+            "cifar-10-python.tar.gz",
+            "mnist:",
+            "fashionmnist:",
+            "stackedmnist:",
+            "LMDB",
+            "WebDataset",
+            ".zip",
+        ):
+            assert kind in told
+        assert "inspect DIR" in told
+        assert "verify DIR" in told
+        assert max(map(len, told.splitlines())) <= 120
+
+
 def test_damaged_result_in_the_way_is_named(class_folder: Path, tmp_path: Path, refusal: Refusal) -> None:
     command = (class_folder, "--out", tmp_path / "set", "--size", 8)
     assert run(*command) == 0
@@ -189,16 +268,12 @@ def test_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Linux's always full device, in place of the file of the first shard.
-    new_stream = data.writer.HashingFile.__init__
-
-    def full_stream(self: data.writer.HashingFile, _: Path) -> None:
-        new_stream(self, Path("/dev/full"))
-
     path_open = Path.open
-    monkeypatch.setattr(data.writer.HashingFile, "__init__", full_stream)
-    monkeypatch.setattr(
-        Path, "open", lambda self, mode="r", **options: path_open(self, mode.replace("x", "w"), **options)
-    )
+
+    def open_full(self: Path, mode: str = "r", **options: Any) -> IO[Any]:
+        return path_open(Path("/dev/full"), "wb") if mode == "xb" else path_open(self, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
     told = refusal("digits", "--out", tmp_path / "deep" / "set", code=1)
     assert told == (
         "data.prepare: the disk of --out is full; nothing is left behind: free some space or choose another disk\n"
@@ -216,51 +291,9 @@ def test_folder_that_appears_meanwhile_is_not_replaced(
         out.mkdir()
         (out / "other.txt").write_text("mine")
 
-    write_index = data.writer.write_index
-    monkeypatch.setattr(data.writer, "write_index", write_index_late)
+    monkeypatch.setattr(data.preparation, "write_index", write_index_late)
     assert "Directory not empty" in refusal(class_folder, "--out", out, "--size", 8, code=1)
     assert [file.name for file in tmp_path.rglob("*")] == ["set", "other.txt"]
-
-
-@pytest.mark.parametrize(("workers", "how"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
-def test_interrupted_command_leaves_nothing(tmp_path: Path, workers: int, how: signal.Signals) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for number in range(3000):
-        (source / f"{number}.png").symlink_to("one.image")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)).save(
-        source / "one.image", "PNG"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "data.prepare",
-        str(source),
-        "--out",
-        str(tmp_path / "out" / "set"),
-        "--size",
-        "64",
-    ]
-    process = subprocess.Popen(
-        [*command, "--workers", str(workers)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A suite that was started in the background of a shell inherits an ignored SIGINT; a user's command does not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out/.set.unfinished-*/*.tar")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    # As a terminal does it: to every process of the command.
-    os.killpg(process.pid, how)
-    told = process.communicate(timeout=30)[1]
-    assert process.returncode == 130
-    assert told == "data.prepare: interrupted; nothing is left behind, run the same command again\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
 
 def test_index_holds_no_path_of_this_machine(class_folder: Path, tmp_path: Path) -> None:

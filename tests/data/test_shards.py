@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ def test_index_says_what_was_prepared(prepared: ShardIndex) -> None:
         content = (prepared.directory / shard.name).read_bytes()
         assert (shard.num_bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     verify_present(prepared)
+
+
+def test_location_is_absolute(prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared.directory.parent)
+    index = load_index("set")
+    assert (index.location, index.is_remote) == (str(prepared.directory), False)
+    assert (index.directory, index.shown_location) == (prepared.directory, index.location)
+    assert index == prepared
+    with pytest.raises(DataError, match="s3://bucket/set is no local folder, which is needed here"):
+        _ = replace(index, location="s3://bucket/set").directory
 
 
 def test_missing_data_set_is_told_how_to_prepare_it(tmp_path: Path) -> None:

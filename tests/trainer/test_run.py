@@ -65,6 +65,14 @@ def test_relative_paths_are_made_absolute_outside_a_job(tmp_path, monkeypatch):
     assert config.data.path == str(tmp_path / "datasets/digits")
 
 
+@pytest.mark.parametrize("inside_job", [False, True])
+@pytest.mark.parametrize("url", ["s3://bucket/mine", "https://host/mine", "file:///shared/mine"])
+def test_urls_of_data_stay_as_they_are(inside_job, url):
+    places = [f"data.path={url}", "run.directory=/shared/runs/x", "data.cache_directory=/scratch"]
+    config = load_config("digits", places)
+    assert with_absolute_paths(config, inside_job=inside_job) == config
+
+
 def test_relative_paths_are_refused_inside_a_job_with_the_reason():
     with pytest.raises(ConfigError) as refused:
         with_absolute_paths(load_config("digits"), inside_job=True)

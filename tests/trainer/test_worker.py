@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.shards import DataError
+from data.shards import DataError, load_index
 from tests.launch import ROOT, environment, run_python, run_ranks
 from trainer.checkpoint import list_checkpoints, save
 from trainer.command import check_data
@@ -151,7 +153,7 @@ def test_password_of_the_tracking_server_is_in_no_file_of_the_run(tiny, tmp_path
 def test_curves_have_what_a_reader_needs(straight):
     metrics = straight[1].metrics[8]
     names = {"loss_d_real", "loss_d_fake", "loss_g", "r1", "gradient_norm_g", "gradient_norm_d", "learning_rate_g"}
-    names |= {"learning_rate_d", "images_seen", "images_per_s", "peak_memory_gib"}
+    names |= {"learning_rate_d", "images_seen", "images_per_s", "peak_memory_gib", "replaced_samples"}
     names |= {f"time/{part}_s" for part in ("data", "d", "g", "other")}
     names |= {f"logit_{kind}/t{t}" for kind in ("real", "fake") for t in range(4)}
     assert names == metrics.keys()
@@ -305,3 +307,50 @@ def test_a_wrong_key_ends_with_one_line_and_code_2(tmp_path):
     assert done.returncode == 2
     assert "r1_gamma" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def damaged_copy(tiny: Sequence[str], target: Path, *numbers: int) -> list[str]:
+    """Overrides for a copy of the digits in which some images, counted through the shards, are overwritten."""
+    source = Path(next(words for words in tiny if words.startswith("data.path=")).partition("=")[2])
+    shutil.copytree(source, target)
+    index = load_index(target)
+    files = {shard.name: bytearray((target / shard.name).read_bytes()) for shard in index.shards}
+    images = []
+    for name, content in files.items():
+        with tarfile.open(target / name) as archive:
+            images += [(content, member) for member in archive if not member.name.endswith(".cls")]
+    for number in numbers:
+        content, member = images[number]
+        content[member.offset_data : member.offset_data + 40] = bytes(40)
+    for name, content in files.items():
+        (target / name).write_bytes(content)
+    return [*tiny, f"data.path={target}", "data.max_bad_percent=5"]
+
+
+def test_replaced_samples_are_counted_in_the_curve_and_named_in_a_file_that_survives_a_stop(tiny, tmp_path):
+    settings = damaged_copy(tiny, tmp_path / "data", *range(0, 1797, 25))
+    whole, parts = (configure(settings, tmp_path / name) for name in ("whole", "parts"))
+    _, straight = train(whole)
+    _, before = train(parts, Stopper(6))
+    _, after = train(parts)
+    counts = {step: metrics["replaced_samples"] for step, metrics in straight.metrics.items()}
+    assert sum(counts.values()) > 0
+    assert {step: m["replaced_samples"] for step, m in (before.metrics | after.metrics).items()} == counts
+    named = [(tmp_path / name / "replaced-samples.txt").read_text().splitlines() for name in ("whole", "parts")]
+    assert len(named[0]) == sum(counts.values())  # less than an epoch: each came once
+    assert sorted(named[0]) == sorted(named[1])
+    assert all("the image is damaged" in line and "is read in its place" in line for line in named[0])
+    assert_same_state(state_of(tmp_path / "parts", 10), state_of(tmp_path / "whole", 10))
+
+
+def test_run_without_bad_samples_counts_none_and_leaves_no_list(straight):
+    assert all(metrics["replaced_samples"] == 0 for metrics in straight[1].metrics.values())
+    assert not (straight[0] / "replaced-samples.txt").exists()
+
+
+def test_too_many_bad_samples_end_the_run_with_their_names(tiny, tmp_path):
+    settings = damaged_copy(tiny, tmp_path / "data", *range(0, 1797, 5))
+    with pytest.raises(
+        DataError, match=r"unusable, more than data\.max_bad_percent of 5 allows: shard 00000\.tar, key"
+    ):
+        train(configure(settings, tmp_path / "run", "training.total_images=1600"))

@@ -1,0 +1,303 @@
+"""How fast a prepared data set is read: `python -m data.bench DIR`.
+
+Prints images per second of a bare decoder loop, of this project's reader with several numbers of loader processes, of
+plain WebDataset and of a torch Dataset over image files, all on the same images and in turn within one run: the ratios
+are what to compare, the rates belong to the machine. The images come from the page cache, as from a warm run.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import simplejpeg
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+from webdataset.compat import WebDataset
+
+from data.cache import shard_files
+from data.pipeline import DataConfig, open_batches
+from data.reader import IMAGE_EXTENSIONS, EncodedSample, samples_in_order
+from data.shards import DataError, ShardIndex, load_index
+from data.shuffle_quality import ShuffleQuality, shuffle_quality
+
+_SAMPLES = 1024
+"""Images of the bare loop and of the folder of files; more make no difference to a rate."""
+
+Step = Callable[[], int]
+"""Reads a batch and says how many images it had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What one way of reading reaches."""
+
+    reader: str
+    """Which way."""
+    loader_workers: int
+    """Processes beside the one that takes the batches; 0: it does all itself."""
+    images_per_s: float
+    """Median of the rounds."""
+    private_mb: float | None
+    """Memory of the largest loader process that it shares with no other, in 10^6 bytes; None where not looked at."""
+
+
+class ImageFiles(Dataset[torch.Tensor]):
+    """Images in files, decoded by PIL: what an ImageFolder does, without its transforms."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        with Image.open(self._files[number]) as image:
+            pixels = np.array(image)
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+class _Bench:
+    """The ways of reading one data set. Each method opens one, and registers what has to be closed in `stack`."""
+
+    def __init__(self, index: ShardIndex, micro_batch_size: int, stack: ExitStack) -> None:
+        self._index = index
+        self._micro_batch_size = micro_batch_size
+        self._stack = stack
+        self._samples = _some_samples(index)
+
+    def bare(self) -> Step:
+        """Nothing but the decoder, over bytes in memory."""
+        decode = simplejpeg.decode_jpeg if self._samples[0].extension == "jpg" else _decode_with_pil
+        contents = cycle(sample.content for sample in self._samples)
+
+        def step() -> int:
+            for _ in range(self._micro_batch_size):
+                decode(next(contents))
+            return self._micro_batch_size
+
+        return step
+
+    def ours(self, loader_workers: int, pin_memory: bool) -> tuple[Step, tuple[int, ...]]:
+        """This project's reader, and the ids of its processes."""
+        size = self._micro_batch_size
+        batches = open_batches(
+            DataConfig(
+                path=self._index.location,
+                image_size=self._index.image_size,
+                image_channels=1 if self._index.image_channels == 1 else 3,
+                loader_workers=loader_workers,
+            ),
+            self._index,
+            seed=0,
+            global_batch_size=size,
+            share=(0, size),
+            micro_batch_size=size,
+            first_batch=0,
+            pin_memory=pin_memory,
+        )
+        self._stack.enter_context(closing(batches))
+        return lambda: len(next(batches).images), batches.process_ids
+
+    def webdataset(self) -> Step:
+        """WebDataset's own reader, decoder and batches, in one loader process, without a shuffle."""
+        urls = [str(self._index.directory / shard.name) for shard in self._index.shards]
+        dataset: Any = WebDataset(urls, shardshuffle=False, empty_check=False).decode("rgb8")
+        dataset = dataset.to_tuple(";".join(IMAGE_EXTENSIONS)).batched(self._micro_batch_size).repeat()
+        batches = self._looped(DataLoader(dataset, batch_size=None, num_workers=1))
+        return lambda: len(next(batches)[0])
+
+    def files(self) -> Step:
+        """A torch Dataset over image files, shuffled, in one loader process."""
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ddgan-bench-")))
+        files = [folder / f"{number:05d}.{sample.extension}" for number, sample in enumerate(self._samples)]
+        for file, sample in zip(files, self._samples, strict=True):
+            file.write_bytes(sample.content)
+        loader = DataLoader(ImageFiles(files), batch_size=self._micro_batch_size, shuffle=True, num_workers=1)
+        batches = self._looped(loader)
+        return lambda: len(next(batches))
+
+    def _looped(self, loader: "DataLoader[torch.Tensor]") -> Iterator[torch.Tensor]:
+        def forever() -> Generator[torch.Tensor]:
+            while True:
+                yield from loader
+
+        batches = forever()
+        self._stack.callback(batches.close)
+        return batches
+
+
+def _decode_with_pil(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        return np.asarray(image)
+
+
+def _some_samples(index: ShardIndex) -> list[EncodedSample]:
+    """The first images of the data set."""
+    with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
+        return list(islice(samples_in_order(index.shards, files.open), _SAMPLES))
+
+
+def _timed(step: Step, seconds: float) -> float:
+    """Images per second of one round."""
+    images, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        images += step()
+    return images / elapsed
+
+
+def measure(
+    index: ShardIndex, *, loader_workers: Sequence[int], micro_batch_size: int, seconds: float, rounds: int
+) -> list[Rate]:
+    """Time every way of reading.
+
+    Args:
+        index: a local prepared data set.
+        loader_workers: numbers of loader processes to try of this project's reader.
+        micro_batch_size: images of a batch.
+        seconds: length of a round, after a quarter of that to warm up.
+        rounds: rounds of each; they are taken in turn, so that a machine that slows down slows all of them.
+    """
+    pin_memory = torch.cuda.is_available()
+    ours = f"this reader{', pinned' if pin_memory else ''}"
+    ways: list[tuple[str, int]] = [("bare decoder", 0), *((ours, n) for n in loader_workers)]
+    ways += [("WebDataset", 1), ("image files", 1)]
+    rates: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    private: dict[tuple[str, int], float] = {}
+    for _ in range(rounds):
+        for way in ways:
+            # One at a time: idle loader processes of another one would still fill their queues.
+            with ExitStack() as stack:
+                bench = _Bench(index, micro_batch_size, stack)
+                processes: tuple[int, ...] = ()
+                match way:
+                    case ("bare decoder", _):
+                        step = bench.bare()
+                    case ("WebDataset", _):
+                        step = bench.webdataset()
+                    case ("image files", _):
+                        step = bench.files()
+                    case (_, workers):
+                        step, processes = bench.ours(workers, pin_memory)
+                _timed(step, seconds / 4)
+                rates[way].append(_timed(step, seconds))
+                if processes:
+                    private[way] = max(psutil.Process(pid).memory_full_info().uss for pid in processes) / 1e6
+    return [
+        Rate(
+            reader=name,
+            loader_workers=workers,
+            images_per_s=statistics.median(rates[name, workers]),
+            private_mb=private.get((name, workers)),
+        )
+        for name, workers in ways
+    ]
+
+
+def _machine() -> str:
+    """What the rates belong to."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, torch {torch.__version__}"
+
+
+def _shuffle(index: ShardIndex, batch_size: int) -> ShuffleQuality | None:
+    """The order that the reader gives, at the default window; None if no shard has two samples."""
+    sizes = [shard.num_samples for shard in index.shards]
+    if max(sizes) < 2:
+        return None
+    return shuffle_quality(sizes, window_shards=DataConfig.shuffle_window_shards, batch_size=batch_size)
+
+
+def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | None) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"{index.shown_location}: {index.num_samples} images "
+        f"{index.image_size}x{index.image_size}x{index.image_channels}; {_machine()}",
+        soft_wrap=True,
+    )
+    table = Table("reader", "loader processes", "images/s", "of the bare decoder", "private MB a process")
+    for rate in rates:
+        table.add_row(
+            rate.reader,
+            str(rate.loader_workers),
+            f"{rate.images_per_s:,.0f}",
+            f"{rate.images_per_s / rates[0].images_per_s:.2f}",
+            "" if rate.private_mb is None else f"{rate.private_mb:,.0f}",
+        )
+    console.print(table)
+    if shuffle:
+        console.print(
+            f"shuffle at the default window: neighbours on disk come {shuffle.mean_distance:,.0f} samples apart, in a "
+            f"full permutation {shuffle.full_permutation:,.0f} (ratio {shuffle.ratio:.2f}); in one batch come "
+            f"{shuffle.same_batch:.2%} of them, in a full permutation {shuffle.same_batch_full_permutation:.2%}",
+            soft_wrap=True,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit code 2: wrong arguments or data."""
+    parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
+    positive = partial(_number_from, 1)
+    parser.add_argument("directory", metavar="DIR", help="folder of a prepared data set")
+    parser.add_argument(
+        "--workers", type=partial(_number_from, 0), nargs="+", default=[0, 1, 2], help="numbers of loader processes"
+    )
+    parser.add_argument("--micro-batch", type=positive, default=64, help="images of a batch (64)")
+    parser.add_argument("--seconds", type=positive, default=4, help="length of a round (4)")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds of each way of reading (3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    try:
+        index = load_index(options.directory)
+        if index.is_remote:
+            raise DataError(
+                f"{index.shown_location} is no local folder: the network would be measured; copy the data set first"
+            )
+        rates = measure(
+            index,
+            loader_workers=options.workers,
+            micro_batch_size=options.micro_batch,
+            seconds=options.seconds,
+            rounds=options.rounds,
+        )
+    except DataError as error:
+        print(f"data.bench: {error}", file=sys.stderr)
+        return 2
+    shuffle = _shuffle(index, options.micro_batch)
+    if options.json:
+        shuffled = shuffle and {**asdict(shuffle), "ratio": shuffle.ratio}
+        print(json.dumps({"machine": _machine(), "rates": [asdict(rate) for rate in rates], "shuffle": shuffled}))
+    else:
+        _show(index, rates, shuffle)
+    return 0
+
+
+def _number_from(low: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of {low} or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

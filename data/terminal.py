@@ -1,0 +1,21 @@
+"""What the commands show on a terminal."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints names and messages as they are: no markup, no colours, no line breaks of its own."""
+    return Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar with counts and the time that is left; nothing at all unless the console is a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

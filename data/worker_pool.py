@@ -1,0 +1,97 @@
+"""Worker processes of the commands: results in the order of the tasks, whichever worker is faster, and no process is
+left behind, however the command ends."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, parent_process
+from typing import Any, TypeVar
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+_SIGNAL_REACHES_ALL_S = 0.5
+"""A signal to a whole process group arrives in its processes one after the other."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process was killed; the message says what to do."""
+
+
+def map_in_order(
+    work: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int
+) -> Generator[_Result, None, None]:
+    """Do the tasks, at most a few ahead of what is taken. Close the generator to stop the workers.
+
+    Args:
+        work: picklable; it goes to each worker process once. What it raises is raised here.
+        tasks: picklable, taken one by one as workers need them.
+        workers: number of processes; 0 works in this process.
+
+    Yields:
+        The results in the order of the tasks.
+
+    Raises:
+        WorkerError: a worker process was killed.
+    """
+    if workers == 0:
+        yield from map(work, tasks)
+        return
+    # Not fork: the progress bar runs a thread. Not spawn: the server imports the libraries once for all.
+    executor = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=_start_worker,
+        initargs=(work,),
+    )
+    waiting: deque[Future[_Result]] = deque()
+    # Ctrl-C is for the main process. Workers start with the first tasks and keep the mask that they start with.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        for task in tasks:
+            waiting.append(executor.submit(_work, task))
+            if len(waiting) >= workers:
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        # Where a signal ended the whole command, it interrupts this pause, and that is then what is reported.
+        time.sleep(_SIGNAL_REACHES_ALL_S)
+        raise WorkerError(
+            "a worker process was killed, most likely for want of memory; run again with fewer --workers"
+        ) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        executor.shutdown(cancel_futures=True)
+
+
+_worker_function: Callable[[Any], Any] | None = None
+"""Set once in each worker process, so that a task carries no more than its data."""
+
+
+def _start_worker(work: Callable[[Any], Any]) -> None:
+    global _worker_function
+    _worker_function = work
+    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # A killed command would otherwise leave its workers waiting for tasks for ever: each holds the queue open itself.
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(task: Any) -> Any:
+    assert _worker_function is not None
+    return _worker_function(task)

@@ -1,0 +1,122 @@
+"""An HTTP server on loopback that serves a folder, and fails when it is told to."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+_PLACES = ("/data/set", "/images/set")
+"""Paths under which the folder is served; the second one as a bucket of S3."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a request instead of a whole, right answer."""
+
+    status: int | None = None
+    """Answer with this status."""
+    cut_after: int | None = None
+    """Close the connection after so many bytes of the content."""
+    stall_after: int | None = None
+    """Send nothing more after so many bytes."""
+    hangs_up: bool = False
+    """Close the connection without an answer."""
+    altered: bool = False
+    """Change a byte of the content."""
+    content: bytes | None = None
+    """Serve this instead."""
+
+
+@dataclass
+class FaultyServer:
+    """The server's side that a test steers and asks."""
+
+    folder: Path
+    url: str = ""
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    """By file name: each GET takes the first one, until none is left."""
+    always: Fault | None = None
+    """For every request that has none of its own."""
+    gets: Counter[str] = field(default_factory=Counter)
+    """GET requests by file name."""
+    authorizations: set[str | None] = field(default_factory=set)
+    """The headers of that name."""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    """Set when a request stalls."""
+    released: threading.Event = field(default_factory=threading.Event)
+    """Set to go on with those that stall."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fault(self, name: str, *, is_get: bool) -> Fault:
+        """The fault of a request that has come in."""
+        with self.lock:
+            if is_get:
+                self.gets[name] += 1
+                if self.faults.get(name):
+                    return self.faults[name].pop(0)
+            return self.always or Fault()
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[FaultyServer]:
+    """Serve a folder on a free port of 127.0.0.1."""
+    state = FaultyServer(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self._answer(is_get=False)
+
+        def do_GET(self) -> None:
+            self._answer(is_get=True)
+
+        def _answer(self, *, is_get: bool) -> None:
+            state.authorizations.add(self.headers.get("Authorization"))
+            place, _, name = self.path.rpartition("/")
+            fault = state.fault(name, is_get=is_get)
+            if fault.hangs_up:
+                self.close_connection = True
+                return
+            file = state.folder / name
+            status = fault.status or (200 if file.is_file() and place in _PLACES else 404)
+            content = (fault.content or file.read_bytes()) if status == 200 else b"no"
+            if fault.altered:
+                content = content[:600] + bytes([content[600] ^ 1]) + content[601:]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if not is_get:
+                return
+            stops_at = fault.cut_after if fault.stall_after is None else fault.stall_after
+            self.wfile.write(content[:stops_at])
+            self.wfile.flush()
+            if fault.stall_after is not None:
+                state.stalled.set()
+                state.released.wait(60)
+                self.wfile.write(content[stops_at:])
+            if fault.cut_after is not None:
+                self.close_connection = True
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Clients that went away are expected."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        state.url = f"http://127.0.0.1:{server.server_port}{_PLACES[0]}"
+        try:
+            yield state
+        finally:
+            state.released.set()
+            server.shutdown()
+            thread.join()

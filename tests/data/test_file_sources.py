@@ -1,0 +1,157 @@
+"""What a folder or a zip of images holds, in which order, and what is refused."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from data.file_sources import FolderSource, ZipSource, folder_source, zip_source
+from data.items import FormDefaults, SourceError
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(name.encode())
+    return root
+
+
+def pack(file: Path, *names: str, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name in names:
+            archive.writestr(name, name.encode())
+    return file
+
+
+def listed(source: FolderSource | ZipSource) -> list[tuple[str, int | None]]:
+    return [(item.name, item.label) for item in source.items]
+
+
+def test_folder_without_subfolders_has_no_labels(tmp_path: Path) -> None:
+    source = folder_source(make(tmp_path, "b.png", "a.JPG", "notes.txt", ".hidden.png"))
+    assert listed(source) == [("a.JPG", None), ("b.png", None)]
+    assert source.class_names is None
+    assert source.num_skipped == 2
+    assert source.defaults == FormDefaults(None, 3, False)
+    assert source.description == f"folder:{tmp_path.name}"
+    assert source.read(source.items[0]) == b"a.JPG"
+
+
+def test_subfolders_are_the_classes_in_order_of_their_names(tmp_path: Path) -> None:
+    source = folder_source(make(tmp_path, "dog/x/1.png", "cat/2.png", "dog/0.png"))
+    assert listed(source) == [("cat/2.png", 0), ("dog/0.png", 1), ("dog/x/1.png", 1)]
+    assert source.class_names == ("cat", "dog")
+
+
+def test_imagenet_folder_of_one_split_has_its_class_folders_as_classes(tmp_path: Path) -> None:
+    make(tmp_path, "train/n01440764/n01440764_10026.JPEG", "train/n01443537/n01443537_2.JPEG")
+    source = folder_source(tmp_path)
+    assert source.class_names == ("n01440764", "n01443537")
+    assert listed(source) == [
+        ("train/n01440764/n01440764_10026.JPEG", 0),
+        ("train/n01443537/n01443537_2.JPEG", 1),
+    ]
+
+
+@pytest.mark.parametrize("names", [("train/cat/1.png", "val/cat/2.png"), ("TEST/1.png", "validation/2.png")])
+def test_splits_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError, match=r"its folders \w+, \w+ are splits, .* give one of them alone as the source"):
+        folder_source(make(tmp_path / "set", *names))
+    with pytest.raises(SourceError, match=r"are splits"):
+        zip_source(pack(tmp_path / "a.zip", *names))
+
+
+def test_a_class_may_be_called_test_beside_others(tmp_path: Path) -> None:
+    assert folder_source(make(tmp_path, "test/1.png", "cat/1.png")).class_names == ("cat", "test")
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"1 images, such as loose\.png, lie beside the class folders; move"):
+        folder_source(make(tmp_path, "dog/1.png", "cat/2.png", "loose.png"))
+
+
+def test_linked_class_folder_is_read_and_a_circle_of_links_ends(tmp_path: Path) -> None:
+    elsewhere = make(tmp_path / "elsewhere", "1.png")
+    root = make(tmp_path / "root", "cat/2.png")
+    (root / "dog").symlink_to(elsewhere)
+    (root / "cat" / "circle").symlink_to(root)
+    assert listed(folder_source(root)) == [("cat/2.png", 0), ("dog/1.png", 1)]
+
+
+def test_a_file_is_no_folder_and_a_folder_no_zip(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is a file, a folder of images was expected"):
+        folder_source(make(tmp_path, "1.png") / "1.png")
+    with pytest.raises(SourceError, match="not a readable zip archive"):
+        zip_source(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_folder_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    with pytest.raises(SourceError, match=r"cannot read .*closed: Permission denied"):
+        folder_source(tmp_path)
+
+
+def test_zip_is_read_like_a_folder_without_its_outer_folder(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "all/dog/1.png", "all/cat/2.png", "__MACOSX/all/._1.png", "all/readme.md")
+    source = zip_source(file)
+    assert listed(source) == [("all/cat/2.png", 0), ("all/dog/1.png", 1)]
+    assert source.class_names == ("cat", "dog")
+    assert source.num_skipped == 1
+    assert source.description == "zip:a.zip"
+    assert source.read(source.items[1]) == b"all/dog/1.png"
+    assert zip_source(pack(tmp_path / "b.zip", "all/1.png", "all/2.png")).class_names is None
+
+
+def test_opened_zip_can_be_pickled_and_read_again(tmp_path: Path) -> None:
+    source = zip_source(pack(tmp_path / "a.zip", *(f"{number:04d}.png" for number in range(1000))))
+    item = source.items[7]
+    assert source.read(item) == b"0007.png"
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).read(item) == b"0007.png"
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/abs.png", "a/../../out.png", "..\\out.png", "C:\\x.png"])
+def test_zip_member_that_would_escape_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match="points outside the archive; pack the images again"):
+        zip_source(pack(tmp_path / "a.zip", "fine.png", name))
+
+
+def test_zip_bomb_is_refused_without_unpacking_it(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(20 * 2**20))
+    with pytest.raises(SourceError, match=r"member 'bomb\.png' would unpack to 20971520 bytes from \d+"):
+        zip_source(file)
+
+
+def test_damaged_zip_is_refused(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "1.png")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(SourceError, match="not a readable zip archive"):
+        zip_source(file)
+
+
+def test_damaged_zip_member_is_an_error_of_that_image(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "1.png")
+    file.write_bytes(file.read_bytes().replace(b"1.png1.png", b"1.png2.png"))
+    source = zip_source(file)
+    with pytest.raises(OSError, match="Bad CRC-32"):
+        source.read(source.items[0])
+
+
+def test_member_that_does_not_unpack_is_an_error_of_that_image(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "1.png", "2.png", method=zipfile.ZIP_DEFLATED)
+    content = bytearray(file.read_bytes())
+    # The first member's data follow its header of 30 bytes and its name; this block type does not exist.
+    content[30 + len("1.png")] = 0xFF
+    file.write_bytes(content)
+    source = zip_source(file)
+    with pytest.raises(OSError, match="cannot unpack: Error -3 while decompressing"):
+        source.read(source.items[0])
+    assert source.read(source.items[1]) == b"2.png"

@@ -1,0 +1,48 @@
+"""The benchmark of the step and of the pace of the data."""
+
+import json
+
+import pytest
+
+from trainer.bench import main
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, float]:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def overrides(tiny: tuple[str, ...], *more: str) -> list[str]:
+    return [word for setting in (*tiny, "engine.backend=torch", *more) for word in ("--set", setting)]
+
+
+def test_parts_of_a_step_add_up_to_its_time(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = report(
+        capsys, "--config", "digits", *overrides(tiny, "scaling.world_size=2"), "--rounds", "1", "--steps", "3"
+    )
+    parts = sum(found[f"time/{part}_s"] for part in ("data", "d", "g", "other"))
+    # One rank of two trains on half of the global batch of 16.
+    assert 8 / found["images_per_s"] == pytest.approx(parts, rel=0.3)
+    assert found["peak_memory_gib"] > 0
+    assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
+
+
+def test_images_are_taken_no_faster_than_the_pace(tiny, capsys):
+    found = report(capsys, "--config", "digits", *overrides(tiny), "--pace", "100", "--seconds", "1")
+    assert 0 < found["images_per_s"] <= 100.1
+    assert 0 <= found["longest_wait_s"] < 1
+    assert 0 <= found["waiting_share"] < 1
+
+
+def test_pace_that_no_reader_holds_is_mostly_waiting(tiny, capsys):
+    found = report(capsys, "--config", "digits", *overrides(tiny), "--pace", "1000000000", "--seconds", "1")
+    assert 100 < found["images_per_s"] < 1_000_000_000
+    assert found["waiting_share"] > 0.5
+
+
+def test_wrong_config_and_missing_data_are_refused_in_words(tiny, tmp_path, capsys):
+    assert main(["--config", "digits", *overrides(tiny, f"data.path={tmp_path / 'none'}")]) == 2
+    assert "no prepared data set" in capsys.readouterr().err
+    assert main(["--config", "digits", "--set", "training.batch=3"]) == 2
+    assert "training.batch" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""How fast a config trains on this machine: `python -m trainer.bench --config cifar10`. One process, without Ray.
+
+With `--pace N` no network runs: batches are taken as for a device that trains N images a second, and what is measured
+is how long it would stand still for want of them.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+
+from data.batches import LoaderError
+from data.pipeline import open_batches
+from data.shards import DataError, load_index
+from trainer.command import add_config_arguments, check_data, start_logging
+from trainer.config import TrainConfig
+from trainer.config_io import ConfigError, load_config
+from trainer.loop import Loop, Share
+from trainer.progress import Status
+from trainer.ranks import Ranks
+from trainer.worker import Worker, prepare_torch
+
+Report = dict[str, float]
+
+
+class _Driver:
+    """Neither reports nor stops."""
+
+    def report(self, status: Status) -> None:
+        """Nobody looks."""
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+
+def measure_steps(config: TrainConfig) -> Report:
+    """Time whole steps: data, both updates, R1 at its own frequency, optimizer and average; no checkpoint, no grid.
+
+    Args:
+        config: of one rank. Each of its log intervals is a round, the first one warms up.
+
+    Returns:
+        Median over the rounds of images_per_s, time/data_s, time/d_s, time/g_s and time/other_s (seconds of a step),
+        and peak_memory_gib.
+    """
+    rounds: list[Report] = []
+    prepare_torch(config)
+    ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
+    with ExitStack() as stack:
+        stack.callback(ranks.leave)
+        worker = Worker(config, ranks, _Driver())
+        stack.callback(worker.close)
+        batches = stack.enter_context(closing(worker.open_batches(first_batch=0)))
+        Loop(
+            config=config,
+            ranks=ranks,
+            share=worker.share,
+            players=worker.players,
+            ema=worker.ema,
+            batches=(batch.images for batch in batches),
+            driver=_Driver(),
+            on_log=lambda _step, metrics: rounds.append(metrics),
+            on_sample=lambda _step: None,
+            on_save=lambda _step: None,
+        ).run()
+    names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")
+    report = {name: statistics.median(measured[name] for measured in rounds[1:]) for name in names}
+    return report | {"peak_memory_gib": rounds[-1]["peak_memory_gib"]}
+
+
+def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) -> Report:
+    """Take this rank's micro-batches as the host of a device does: ask for the next while the device has the last.
+
+    Args:
+        config: its data section says how many loader processes read.
+        images_per_s: rate of the device that is stood in for.
+        seconds: how long, after the first micro-batch.
+
+    Returns:
+        images_per_s that was reached, waiting_share (of the time, in [0, 1]), longest_wait_s.
+    """
+    share = Share.of(config, 0, config.scaling.world_size)
+    batches = open_batches(
+        config.data,
+        load_index(config.data.path),
+        seed=config.run.seed,
+        global_batch_size=share.global_batch_size,
+        share=(share.start, share.stop),
+        micro_batch_size=share.micro_batch_size,
+        first_batch=0,
+    )
+    waits: list[float] = []
+    with closing(batches):
+        num_images = len(next(batches).images)  # the start of the loader processes is not counted
+        began = time.perf_counter()
+        free_at = began + num_images / images_per_s  # when the device is done with what it has
+        while time.perf_counter() < began + seconds:
+            count = len(next(batches).images)
+            arrived = time.perf_counter()
+            waits.append(max(0.0, arrived - free_at))
+            started = max(arrived, free_at)
+            free_at = started + count / images_per_s
+            num_images += count
+            time.sleep(max(0.0, started - time.perf_counter()))
+    elapsed = free_at - began
+    return {
+        "images_per_s": num_images / elapsed,
+        "waiting_share": sum(waits) / elapsed,
+        "longest_wait_s": max(waits),
+    }
+
+
+def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfig:
+    """The config of one rank that keeps nothing: its share of the global batch stays what it is on all ranks."""
+    config = load_config(options.config, options.set)
+    share = Share.of(config, 0, config.scaling.world_size)
+    batch = share.stop - share.start
+    # Whole intervals of R1, so that it counts with its real frequency.
+    steps = options.steps or config.training.r1_interval_steps or 1
+    return load_config(
+        options.config,
+        [
+            *options.set,
+            "scaling.world_size=1",
+            f"training.micro_batch_size={share.micro_batch_size}",
+            f"training.global_batch_size={batch}",
+            f"training.total_images={batch * steps * (options.rounds + 1)}",
+            f"tracking.log_interval_steps={steps}",
+            "tracking.backend=none",
+            "run.init_from=null",
+            f"run.directory={run_directory}",
+        ],
+    )
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of 1 or more")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
+    add_config_arguments(parser)
+    parser.add_argument("--rounds", type=_number, default=3, help="rounds that are timed, after one to warm up (3)")
+    parser.add_argument("--steps", type=_number, help="steps of a round (default: the interval of R1)")
+    parser.add_argument(
+        "--pace", type=_number, metavar="N", help="only take images, at N a second, and time the waiting"
+    )
+    parser.add_argument("--seconds", type=_number, default=10, help="length of a run with --pace (10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    start_logging(0)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
+            config = _bench_config(options, folder)
+            check_data(config)
+            if options.pace:
+                report = measure_pace(config, images_per_s=options.pace, seconds=options.seconds)
+            else:
+                report = measure_steps(config)
+    except (ConfigError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (LoaderError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(
+        json.dumps(report) if options.json else "\n".join(f"{name:<16} {value:.4g}" for name, value in report.items())
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
