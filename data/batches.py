@@ -6,11 +6,11 @@ life, and the rank copies a slot into the memory it works with: page-locked memo
 """
 
 import logging
-import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -94,62 +94,76 @@ class Slots:
         """
         # A process works on a request while _PREFETCHED are outstanding, and one more slot is being copied.
         whole = (loader_workers, _PREFETCHED + 1, *shape)
-        self._refuse_too_much(int(np.prod(whole)))
-        self._memory = torch.empty(whole, dtype=torch.uint8).share_memory_()
+        num_bytes = int(np.prod(whole))
+        self._refuse_too_much(num_bytes)
+        try:
+            self._memory = torch.empty(whole, dtype=torch.uint8).share_memory_()
+        except RuntimeError as error:
+            # Other ranks of the host may have taken meanwhile what was free.
+            raise DataError(self._too_little(num_bytes)) from error
 
     def of(self, process: int, turn: int) -> npt.NDArray[np.uint8]:
         """The slot for the `turn`-th micro-batch of a loader process."""
         return self._memory[process, turn % self._memory.shape[1]].numpy()
 
+    @classmethod
+    def _refuse_too_much(cls, num_bytes: int) -> None:
+        # Where memory is not reserved at once, the first write to what is not there ends the process with a bus error.
+        if os.path.isdir(_SHARED_MEMORY) and _free_bytes() < num_bytes:
+            raise DataError(cls._too_little(num_bytes))
+
     @staticmethod
-    def _refuse_too_much(num_bytes: int) -> None:
-        # Without this check the first write to memory that is not there ends the process with a bus error.
-        if not os.path.isdir(_SHARED_MEMORY):
-            return
-        status = os.statvfs(_SHARED_MEMORY)
-        if (free := status.f_bavail * status.f_frsize) < num_bytes:
-            raise DataError(
-                f"the loader processes need {num_bytes / 1e6:.0f} MB of shared memory, {_SHARED_MEMORY} has "
-                f"{free / 1e6:.0f} MB left: set fewer data.loader_workers or a smaller training.micro_batch_size, or "
-                "give the container more (docker run --shm-size)"
-            )
+    def _too_little(num_bytes: int) -> str:
+        left = f", {_SHARED_MEMORY} has {_free_bytes() / 1e6:.0f} MB left" if os.path.isdir(_SHARED_MEMORY) else ""
+        return (
+            f"the loader processes need {num_bytes / 1e6:.0f} MB of shared memory{left}: set fewer data.loader_workers "
+            "or a smaller training.micro_batch_size, or give the container more (docker run --shm-size)"
+        )
+
+
+def _free_bytes() -> int:
+    status = os.statvfs(_SHARED_MEMORY)
+    return status.f_bavail * status.f_frsize
 
 
 class BadSampleLimit:
-    """Counts replaced samples, names each once in the log, and ends the run when they are too many."""
+    """Knows the bad samples that were met, and ends the run when they are too many of the data set.
 
-    def __init__(self, *, max_percent: float, epoch_samples: float) -> None:
+    It counts samples, not how often they are met: that differs from rank to rank and from epoch to epoch by chance, and
+    a run would depend on the number of its ranks.
+    """
+
+    def __init__(self, *, max_percent: float, num_samples: int) -> None:
         """Start at none.
 
         Args:
-            max_percent: share of samples that may be replaced, 0 to 100.
-            epoch_samples: samples that this rank reads in an epoch. The share is taken of whole epochs, the one that is
-                being read included, so that one bad sample among the first ones does not end a run.
+            max_percent: share of the data set's samples that may be bad, 0 to 100.
+            num_samples: of the data set.
         """
         self._max_percent = max_percent
-        self._epoch_samples = epoch_samples
-        self._num_read = 0
-        self._num_replaced = 0
-        self._named: list[str] = []
+        self._num_samples = num_samples
+        self._met: dict[str, None] = {}
 
-    def take(self, batch: Batch) -> None:
-        """Count a batch.
+    def take(self, replaced: Iterable[str]) -> list[str]:
+        """Count what was met.
+
+        Args:
+            replaced: `Replaced` as text; the same sample may come again.
+
+        Returns:
+            Those that come for the first time.
 
         Raises:
-            DataError: more samples were replaced than the limit allows; names some of them.
+            DataError: there are more than the limit allows; names some of them.
         """
-        self._num_read += len(batch.images)
-        self._num_replaced += len(batch.replaced)
-        for replaced in batch.replaced:
-            if replaced.reason not in self._named:
-                self._named.append(replaced.reason)
-                log.warning("%s", replaced)
-        epochs_begun = math.ceil(self._num_read / self._epoch_samples)
-        if self._num_replaced > self._max_percent / 100 * epochs_begun * self._epoch_samples:
+        new = [name for name in dict.fromkeys(replaced) if name not in self._met]
+        self._met.update(dict.fromkeys(new))
+        if len(self._met) > self._max_percent / 100 * self._num_samples:
             raise DataError(
-                f"{self._num_replaced} of {self._num_read} samples that this rank read are unusable, more than "
-                f"data.max_bad_percent of {self._max_percent:g} allows: " + "; ".join(self._named[:_LISTED])
+                f"at least {len(self._met)} of {self._num_samples} samples are unusable, more than "
+                f"data.max_bad_percent of {self._max_percent:g} allows: " + "; ".join(islice(self._met, _LISTED))
             )
+        return new
 
 
 class BatchIterator(Iterator[Batch]):
@@ -171,7 +185,7 @@ class BatchIterator(Iterator[Batch]):
             loader_workers: processes; 0 runs the pipeline in this one.
             slots: where the processes leave pixels; None without processes.
             pin_memory: put batches in page-locked memory.
-            bad_samples: counts what was replaced.
+            bad_samples: counts what this rank meets.
         """
         loader = DataLoader(
             cast("Dataset[Loaded]", dataset),
@@ -196,8 +210,8 @@ class BatchIterator(Iterator[Batch]):
             raise StopIteration
         try:
             loaded = next(self._source)
-        except RuntimeError as error:
-            ended = self._ended_processes()
+        except BaseException as error:
+            ended = self._ended_processes() if isinstance(error, RuntimeError) else ""
             self.close()
             if not ended:
                 raise
@@ -207,7 +221,8 @@ class BatchIterator(Iterator[Batch]):
                 raise DataError(loaded.error)
             assert loaded.number == self._expected, f"loader gave micro-batch {loaded.number}, not {self._expected}"
             batch = self._batch(loaded)
-            self._bad_samples.take(batch)
+            for line in self._bad_samples.take(map(str, batch.replaced)):
+                log.warning("%s", line)
         except BaseException:
             self.close()
             raise

@@ -32,6 +32,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from webdataset.compat import WebDataset
 
+from data.batches import LoaderError
 from data.cache import shard_files
 from data.pipeline import DataConfig, open_batches
 from data.reader import IMAGE_EXTENSIONS, EncodedSample, samples_in_order
@@ -256,7 +257,7 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 2: wrong arguments or data."""
+    """The command. Exit code 1: failed; 2: wrong arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
     positive = partial(_number_from, 1)
     parser.add_argument("directory", metavar="DIR", help="folder of a prepared data set")
@@ -284,6 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"data.bench: {error}", file=sys.stderr)
         return 2
+    except (LoaderError, OSError) as error:
+        print(f"data.bench: {error}", file=sys.stderr)
+        return 1
     shuffle = _shuffle(index, options.micro_batch)
     if options.json:
         shuffled = shuffle and {**asdict(shuffle), "ratio": shuffle.ratio}

@@ -7,16 +7,13 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from data.reader import EncodedSample
-from data.shards import DataError
+from data.reader import BadSampleError, EncodedSample
 
 _MODES = {1: "L", 3: "RGB"}
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG markers of a frame header (ITU T.81, table B.1)."""
-
-
-class BadSampleError(DataError):
-    """One sample that cannot be used; the rest of its shard may be good."""
+_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+"""JPEG markers that no length follows."""
 
 
 def decode_into(out: npt.NDArray[np.uint8], sample: EncodedSample) -> None:
@@ -35,11 +32,12 @@ def decode_into(out: npt.NDArray[np.uint8], sample: EncodedSample) -> None:
             simplejpeg.decode_jpeg(sample.content, colorspace="GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
         else:
             out[...] = _decode_png(sample, out.shape)
-    except BadSampleError:
+    except (BadSampleError, MemoryError):
         raise
     except Image.UnidentifiedImageError:  # its own words hold an address in memory
         raise BadSampleError(f"{_where(sample)}: the image is damaged (no PNG); prepare the data set again") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # On damaged input PIL raises nearly anything: IndexError and struct.error for chunks that are too short, for two.
+    except Exception as error:
         raise BadSampleError(f"{_where(sample)}: the image is damaged ({error}); prepare the data set again") from None
 
 
@@ -51,7 +49,12 @@ def _jpeg_shape(content: bytes) -> tuple[int, int, int]:
         if marker in _START_OF_FRAME:
             height, width = (int.from_bytes(content[place + at : place + at + 2]) for at in (5, 7))
             return height, width, content[place + 9]
-        place += 2 + int.from_bytes(content[place + 2 : place + 4])
+        if marker == 0xFF:  # any number of these may come before a marker
+            place += 1
+        elif marker in _ALONE:
+            place += 2
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4])
     raise ValueError("no JPEG frame")
 
 

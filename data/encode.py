@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from data.items import Item, Source
 
@@ -16,6 +16,16 @@ _MAX_PIXELS = 200_000_000
 _JPEG_MIN_SIZE = 64
 """Below this, PNG: JPEG's 8 px blocks show, and hardly anything is saved."""
 _JPEG_QUALITY = 95
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its Exif orientation."""
 
 
 class BadImageError(ValueError):
@@ -82,8 +92,10 @@ def encode_image(content: bytes, form: ImageForm) -> bytes:
         raise BadImageError("is no image of a known format") from None
     except Image.DecompressionBombError:
         raise BadImageError(f"has more than {_MAX_PIXELS} pixels") from None
-    # The decoders raise these and more on damaged input.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, OverflowError) as error:
+    except MemoryError:
+        raise
+    # On damaged input the decoders raise nearly anything, TypeError and struct.error included.
+    except Exception as error:
         raise BadImageError(f"is damaged: {error}") from None
 
 
@@ -96,7 +108,10 @@ def _load(image: Image.Image, form: ImageForm) -> Image.Image:
     # Not `image.draft`: a JPEG decoded at a fraction of its size is faster, but differs from the filtered whole image
     # by up to 2.5 grey levels in the mean (photographs, to 64 px), as much as the encoding at the end.
     image.load()
-    image = ImageOps.exif_transpose(image)
+    # Not `ImageOps.exif_transpose`: it writes the Exif block anew, and fails if a good photograph's has a wrong type.
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I;16"):
         # PIL would clip 16-bit grey at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from data.items import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside
+from data.items import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside, shown_name
 
 _MAX_FILE_BYTES = 512 * 2**20
 _MAX_ZIP_RATIO = 200
@@ -31,7 +32,14 @@ class FolderSource(BaseSource):
 
     def read(self, item: Item) -> bytes:
         """The bytes of an image file."""
-        return (self.root / item.name).read_bytes()
+        file = self.root / item.name
+        # Looked at before it is opened: a pipe would wait for its writer, and a device never ends.
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > _MAX_FILE_BYTES:
+            raise OSError(f"it has {status.st_size} bytes, allowed are {_MAX_FILE_BYTES}")
+        return file.read_bytes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +63,21 @@ class ZipSource(BaseSource):
             with self._archive.open(item.name) as stream:
                 # Not more than the directory states, which was checked: the stream may hold more.
                 return stream.read(item.num_bytes)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            ValueError,
+            zlib.error,
+            lzma.LZMAError,
+        ) as error:
             raise OSError(f"cannot unpack: {error}") from None
 
 
 def folder_source(root: Path) -> FolderSource:
-    """List the images under a folder; hidden files and folders are left out.
+    """List the images under a folder; hidden files and folders are left out. Links are followed.
 
     Raises:
         SourceError: unreadable, without images, or with sub-folders that are not clearly classes.
@@ -69,22 +86,22 @@ def folder_source(root: Path) -> FolderSource:
         raise SourceError(f"source {root}: is a file, a folder of images was expected; give the folder it lies in")
     files: dict[str, int] = {}
     num_skipped = 0
-    seen: set[str] = set()
+    real_parents: dict[str, frozenset[str]] = {}
     try:
-        # Class folders are often links; a link to a folder that was visited already is a circle.
+        # Class folders are often links, of which two may lead to the same place; one to a folder above it is a circle.
         for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise):
-            real = os.path.realpath(folder)
-            if real in seen:
+            above, real = real_parents.pop(folder, frozenset()), os.path.realpath(folder)
+            if real in above:
                 subfolders.clear()
                 continue
-            seen.add(real)
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            real_parents.update((os.path.join(folder, name), above | {real}) for name in subfolders)
             for name in names:
                 file = Path(folder, name)
                 if name.startswith(".") or file.suffix.lower() not in IMAGE_SUFFIXES:
                     num_skipped += 1
                 else:
-                    files[file.relative_to(root).as_posix()] = file.stat().st_size
+                    files[file.relative_to(root).as_posix()] = _size(file)
     except OSError as error:
         raise SourceError(f"source {root}: cannot read {error.filename}: {error.strerror}") from None
     items, class_names = _classify(f"source {root}", files, num_skipped)
@@ -93,6 +110,14 @@ def folder_source(root: Path) -> FolderSource:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _size(file: Path) -> int:
+    # A link to nowhere is one bad image, which `read` reports; it does not make the whole folder unusable.
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def zip_source(file: Path) -> ZipSource:
@@ -113,9 +138,10 @@ def zip_source(file: Path) -> ZipSource:
         path = PurePosixPath(member.filename)
         if member.is_dir() or path.parts[:1] == ("__MACOSX",):
             continue
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-            num_skipped += 1
-        else:
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        # Of members of one name, which an archive has that was added to, the last counts: `read` gets that one.
+        num_skipped += not is_image or member.filename in files
+        if is_image:
             files[member.filename] = member.file_size
     items, class_names = _classify(f"source {file}", files, num_skipped)
     return ZipSource(file=file.resolve(), items=items, class_names=class_names, num_skipped=num_skipped)
@@ -152,7 +178,7 @@ def _classify(where: str, files: dict[str, int], num_skipped: int) -> tuple[tupl
         return tuple(Item(name, files[name], None) for name in names), None
     if loose:
         raise SourceError(
-            f"{where}: {len(loose)} images, such as {loose[0]}, lie beside the class folders; "
+            f"{where}: {len(loose)} images, such as {shown_name(loose[0])}, lie beside the class folders; "
             "move them into one, or all images into a single folder to have no classes"
         )
     class_names = tuple(sorted({parts[depth] for parts in split.values()}))

@@ -13,12 +13,15 @@ from rich.console import Console
 
 from data.cache import shard_files
 from data.decode import decode_into
+from data.items import shown_name
 from data.reader import ShardReader
 from data.shards import FORMAT_NAME, FORMAT_VERSION, ShardIndex
 from data.terminal import progress_bar
 from data.work_folder import OutputError
 
 _SHEET_IMAGES = 64
+_SHEET_IMAGE_PIXELS = 256
+"""Larger images are reduced to this height and width: 64 of 1024 px would be a picture that no viewer opens."""
 _GAP_PIXELS = 2
 _GAP_LEVEL = 128
 """Grey of the gaps, to be seen beside black and white images."""
@@ -90,9 +93,11 @@ def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
 
 
 def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], Counter[int]]:
-    """The images of the sheet, and how often each label is there (-1 for none)."""
+    """The images of the sheet [N, H, W, C], and how often each label is there (-1 for none)."""
     wanted = sheet_samples(index.num_samples)
-    images = np.empty((len(wanted), index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    side = min(index.image_size, _SHEET_IMAGE_PIXELS)
+    images = np.empty((len(wanted), side, side, index.image_channels), dtype=np.uint8)
     labels: Counter[int] = Counter()
     first, shown = 0, 0
     with (
@@ -107,22 +112,35 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
                     values, counts = np.unique(reader.labels, return_counts=True)
                     labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
                     while shown < len(wanted) and wanted[shown] < end:
-                        decode_into(images[shown], reader.read(wanted[shown] - first))
+                        decode_into(pixels, reader.read(wanted[shown] - first))
+                        images[shown] = _reduced(pixels, side)
                         shown += 1
             first = end
     return images, labels
 
 
+def _reduced(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """An image [H, W, C] with another height and width; as it is where they are the same."""
+    if len(pixels) == side:
+        return pixels
+    return np.asarray(_picture(pixels).resize((side, side), Image.Resampling.LANCZOS)).reshape(side, side, -1)
+
+
+def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
 def _write(file: Path, sheet: npt.NDArray[np.uint8]) -> None:
-    image = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
     try:
-        image.save(unfinished, "PNG")
+        _picture(sheet).save(unfinished, "PNG")
         unfinished.replace(file)
     except OSError as error:
         raise OutputError(f"--sheet {file} cannot be written: {error.strerror or error}; choose another") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        # Where nothing may be written, nothing may be removed either.
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
 
 
 def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
@@ -132,7 +150,7 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
     options = ", ".join(f"{name} {value}" for name, value in index.options.items() if value is not None)
     return [
         f"location      {index.shown_location}",
-        f"source        {index.source}",
+        f"source        {shown_name(index.source)}",
         f"options       {options}",
         f"images        {index.num_samples}",
         f"form          {index.image_size}x{index.image_size}, {'grey' if index.image_channels == 1 else 'RGB'}",
@@ -151,7 +169,7 @@ def _class_lines(index: ShardIndex, labels: Counter[int]) -> list[str]:
     lines = [f"classes       {len(known)}"]
     for label in list(known)[:_LISTED_CLASSES]:
         share = known[label] / index.num_samples
-        lines.append(f"  {label:>6}  {index.class_names[label]}: {known[label]} ({share:.1%})")
+        lines.append(f"  {label:>6}  {shown_name(index.class_names[label])}: {known[label]} ({share:.1%})")
     if rest := list(known.values())[_LISTED_CLASSES:]:
         lines.append(f"  and {len(rest)} more with {min(rest)} to {max(rest)} images each")
     if labels:

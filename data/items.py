@@ -110,6 +110,11 @@ def pixel_file(pixels: bytes, *, size: int, channels: Literal[1, 3]) -> bytes:
     return b"P%d %d %d 255\n" % (5 if channels == 1 else 6, size, size) + pixels
 
 
+def shown_name(name: str) -> str:
+    """A name for a message: one line of text that does nothing to a terminal; names of files may be neither."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
+
+
 def points_outside(name: str) -> bool:
     """Whether a member of an archive names a place outside the folder that the archive would be unpacked to."""
     parts = name.replace("\\", "/").split("/")

@@ -38,6 +38,8 @@ _GARMENTS = (
 )
 _STACKED_PAD = 2
 """Black pixels on each side: 28 -> 32."""
+_MAX_TRIPLETS = 10**7
+"""They take about 4 GB."""
 _STACKED_TAG = 0x737461636B  # "stack": keeps these draws apart from any other use of the same seed
 
 
@@ -90,12 +92,14 @@ def stacked_mnist_source(path: Path, *, split: Split | None, num_triplets: int |
     Args:
         path: as for `mnist_source`.
         split: as for `mnist_source`.
-        num_triplets: None makes as many as there are single images.
+        num_triplets: None makes as many as there are single images; at most 10**7.
         seed: decides on the triplets, 0 .. 2**64 - 1; the first ones are the same for any number of them.
 
     Raises:
-        SourceError: as for `mnist_source`.
+        SourceError: as for `mnist_source`, or too many triplets.
     """
+    if num_triplets is not None and num_triplets > _MAX_TRIPLETS:
+        raise SourceError(f"source {path}: {num_triplets} triplets are asked for, allowed are 1 to {_MAX_TRIPLETS}")
     name, load = _find(path, split)
     labels = load().labels
     triplets = _draw_triplets(num_triplets or len(labels), num_images=len(labels), seed=seed)

@@ -12,9 +12,9 @@ from webdataset.pipeline import DataPipeline
 
 from data.batches import BadSampleLimit, BatchIterator, Loaded, Replaced, Slots
 from data.cache import shard_files
-from data.decode import BadSampleError, decode_into
+from data.decode import decode_into
 from data.partition import SampleOrder, Span, micro_batch_spans
-from data.reader import EncodedSample, OpenShards
+from data.reader import BadSampleError, EncodedSample, OpenShards
 from data.shards import DataError, ShardIndex
 
 _MAX_OPEN_SHARDS = 256
@@ -41,7 +41,7 @@ class DataConfig:
     verify: Literal["hash", "size"] = "hash"
     """What is compared with the index before a start: all of each shard (again when a file changes) or its size."""
     max_bad_percent: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Share of samples that others may stand in for, as they are damaged; past it the run stops."""
+    """Share of the data set's samples that may be damaged, others standing in for them; past it the run stops."""
     cache_directory: str | None = None
     """Local folder for the shards of a URL, shared by all processes of a host; null: one of this user in /tmp."""
     cache_gb: Annotated[float, Field(gt=0)] = 50.0
@@ -72,7 +72,7 @@ def open_batches(
         pin_memory: put batches in page-locked memory, for copies to a GPU that overlap with its work.
 
     Raises:
-        DataError: the data set is of another form than the config says; later, from the iterator, a bad sample.
+        DataError: the data set is of another form than the config says; later, from the iterator: too many bad samples.
     """
     _check_form(config, index)
     # Built here too, so that bad numbers are refused before a process is started.
@@ -98,10 +98,7 @@ def open_batches(
         partial(_load, config=config, index=index, order=order, slots=slots),
         _report_errors,
     )
-    bad_samples = BadSampleLimit(
-        max_percent=config.max_bad_percent,
-        epoch_samples=index.num_samples * (share[1] - share[0]) / global_batch_size,
-    )
+    bad_samples = BadSampleLimit(max_percent=config.max_bad_percent, num_samples=index.num_samples)
     return BatchIterator(
         dataset,
         loader_workers=config.loader_workers,
@@ -174,9 +171,9 @@ def _load(
             yield Loaded(
                 span.number,
                 pixels if slots is None else len(shards),
-                tuple(_label(sample, index.num_classes) for sample, _ in found),
-                tuple(sample.key for sample, _ in found),
-                tuple(replaced for _, replaced in found if replaced),
+                tuple(label for label, _, _ in found),
+                tuple(key for _, key, _ in found),
+                tuple(replaced for _, _, replaced in found if replaced),
             )
     finally:
         readers.close()
@@ -185,18 +182,23 @@ def _load(
 
 def _decode_or_replace(
     out: np.ndarray, readers: OpenShards, index: ShardIndex, shard: int, sample: int
-) -> tuple[EncodedSample, Replaced | None]:
-    """A sample's pixels; those of the next good one of its shard if it is bad: the same for any rank or process."""
+) -> tuple[int, str, Replaced | None]:
+    """A sample's pixels, label and key; if it is bad those of the next good one of its shard, for any rank or process.
+
+    Raises:
+        DataError: the shard cannot be read, or has no good sample.
+    """
     size = index.shards[shard].num_samples
     first_error: BadSampleError | None = None
     for offset in range(size):
-        found = readers.read(shard, (sample + offset) % size)
         try:
+            found = readers.read(shard, (sample + offset) % size)
             decode_into(out, found)
+            label = _label(found, index.num_classes)
         except BadSampleError as error:
             first_error = first_error or error
             continue
-        return found, first_error and Replaced(found.shard, found.key, str(first_error))
+        return label, found.key, first_error and Replaced(found.shard, found.key, str(first_error))
     raise DataError(f"{first_error}; none of the {size} samples of this shard can be used")
 
 
@@ -204,7 +206,7 @@ def _label(sample: EncodedSample, num_classes: int | None) -> int:
     if num_classes is None:
         return 0
     if sample.label is None or sample.label >= num_classes:
-        raise DataError(
+        raise BadSampleError(
             f"shard {sample.shard}, key {sample.key}: label is {sample.label}, the index has {num_classes} classes; "
             "prepare the data set again"
         )

@@ -5,9 +5,11 @@ Each finished shard is entered in a journal, so that the same command goes on af
 
 import contextlib
 import hashlib
+import math
 import re
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.encode import ImageForm, Prepared, prepare_items
-from data.items import Item, SourceError
+from data.items import Item, SourceError, shown_name
 from data.journal import Journal, load_journal
 from data.prepare_job import Preparation, describe_difference, find_prepared
 from data.shards import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
@@ -128,8 +130,7 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
                 done += 1
                 progress.advance(task)
                 if prepared.error is not None:
-                    # File names need not be text.
-                    bad.append(f"{prepared.item.name} {prepared.error}".encode(errors="backslashreplace").decode())
+                    bad.append(f"{shown_name(prepared.item.name)} {shown_name(prepared.error)}")
                     _refuse_bad(bad, job)
                 elif shard := shards.write(_key(number, prepared.item), _members(prepared, options.form)):
                     journal = journal.extended(shard, num_items=done, bad=bad)
@@ -182,7 +183,8 @@ def _is_intact(file: Path, shard: Shard) -> bool:
 
 def _refuse_bad(bad: list[str], job: Preparation) -> None:
     num_items, percent = len(job.source.items), job.options.max_bad_percent
-    allowed = int(num_items * percent / 100)
+    # Exactly: 0.57% of 10,000 is 57, but 56.99 in floating point.
+    allowed = math.floor(num_items * Fraction(str(percent)) / 100)
     if len(bad) > allowed:
         raise PreparationError(
             f"{len(bad)} of {num_items} images are unusable, --max-bad {percent:g} allows {allowed}; "

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
     try:
-        with _sigterm_interrupts():
+        with _signals_interrupt():
             arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
             return {"prepare": _prepare, "inspect": _inspect, "verify": _verify}[arguments.command](arguments, out, err)
     except (UsageError, SourceError, OutputError, DataError) as error:
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error), 130)
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again", 130)
+    except MemoryError:
+        return fail("too little memory; run again with fewer --workers or a smaller --size", 1)
     except OSError as error:
         return fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
 
@@ -57,7 +59,7 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
         source=source,
         fingerprint=fingerprint(source),
         options=resolve_options(arguments, source),
-        target=Path(arguments.out).resolve(),
+        target=_target(arguments.out),
     )
     try:
         outcome = prepare(job, err)
@@ -87,6 +89,13 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     return 0
 
 
+def _target(out: str) -> Path:
+    try:
+        return Path(out).resolve()
+    except RuntimeError:
+        raise OutputError(f"--out {out} is a circle of links; remove it, or choose another --out") from None
+
+
 def _inspect(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     # Imported where they are used: a preparation needs neither the reader nor a decoder.
     from data.inspection import inspect
@@ -109,16 +118,21 @@ def _verify(arguments: argparse.Namespace, out: Console, err: Console) -> int:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let a polite kill clean up as Ctrl-C does."""
+def _signals_interrupt() -> Iterator[None]:
+    """Let a polite kill and a terminal that is closed clean up as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGHUP)}
+    for which, handler in previous.items():
+        # nohup ignores SIGHUP.
+        if handler != signal.SIG_IGN:
+            signal.signal(which, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for which, handler in previous.items():
+            signal.signal(which, handler)
 
 
 if __name__ == "__main__":

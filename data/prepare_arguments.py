@@ -12,6 +12,9 @@ from data.prepare_job import PrepareOptions
 
 COMMANDS = ("inspect", "verify")
 _MIN_SIZE = 4
+_MAX_SIZE = 8192
+"""A batch of larger images fits no memory, and every decoder reads an image of this size."""
+_MAX_WORKERS = 1024
 _DEFAULT_SHARD_SAMPLES = 4096
 _IMAGES_WORTH_A_WORKER = 500
 """A process takes about as long to start as a few hundred images take."""
@@ -61,6 +64,13 @@ def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def _path(text: str) -> str:
+    # An unset variable of a shell script would else mean the current folder.
+    if not text:
+        raise argparse.ArgumentTypeError("'' is given, expected is a path")
+    return text
+
+
 def _percent(text: str) -> float:
     try:
         value = float(text.removesuffix("%"))
@@ -93,10 +103,14 @@ def _prepare_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SOURCE", help="where the images are, see below")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder for the prepared data set")
+    parser.add_argument("source", type=_path, metavar="SOURCE", help="where the images are, see below")
     parser.add_argument(
-        "--size", type=_whole_number(_MIN_SIZE), help="height and width in pixels, 4 or more (default: the source's)"
+        "--out", required=True, type=_path, metavar="DIR", help="new or empty folder for the prepared data set"
+    )
+    parser.add_argument(
+        "--size",
+        type=_whole_number(_MIN_SIZE, _MAX_SIZE),
+        help=f"height and width in pixels, {_MIN_SIZE} to {_MAX_SIZE} (default: the source's)",
     )
     parser.add_argument(
         "--channels", type=_whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
@@ -112,7 +126,10 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     shards.add_argument("--shard-mb", type=_whole_number(1), metavar="N", help="or: its size in 10^6 bytes")
     parser.add_argument(
-        "--workers", type=_whole_number(0), metavar="N", help="processes that encode (default: by CPUs and images)"
+        "--workers",
+        type=_whole_number(0, _MAX_WORKERS),
+        metavar="N",
+        help="processes that encode (default: by CPUs and images)",
     )
     parser.add_argument(
         "--seed", type=_whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"
@@ -130,8 +147,10 @@ def _inspect_parser() -> argparse.ArgumentParser:
         epilog="A folder called inspect is prepared as ./inspect.",
         allow_abbrev=False,
     )
-    parser.add_argument("directory", metavar="DIR", help="folder or URL of a prepared data set")
-    parser.add_argument("--sheet", metavar="FILE.png", help="where the sheet goes (contact-sheet-NAME.png, replaced)")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
+    parser.add_argument(
+        "--sheet", type=_path, metavar="FILE.png", help="where the sheet goes (contact-sheet-NAME.png, replaced)"
+    )
     return parser
 
 
@@ -143,9 +162,12 @@ def _verify_parser() -> argparse.ArgumentParser:
         "A folder called verify is prepared as ./verify.",
         allow_abbrev=False,
     )
-    parser.add_argument("directory", metavar="DIR", help="folder or URL of a prepared data set")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
     parser.add_argument(
-        "--workers", type=_whole_number(0), metavar="N", help="processes that decode (default: by CPUs and images)"
+        "--workers",
+        type=_whole_number(0, _MAX_WORKERS),
+        metavar="N",
+        help="processes that decode (default: by CPUs and images)",
     )
     return parser
 

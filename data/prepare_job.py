@@ -6,7 +6,7 @@ from pathlib import Path
 import PIL
 
 from data.encode import ImageForm
-from data.items import Source, SourceError
+from data.items import Source, SourceError, shown_name
 from data.shards import INDEX_NAME, DataError, ShardIndex, load_index, verify_present
 from data.work_folder import OutputError
 
@@ -101,8 +101,10 @@ def refuse_unwritable_names(source: Source) -> None:
         try:
             name.encode()
         except UnicodeEncodeError:
-            shown, of = (text.encode(errors="backslashreplace").decode() for text in (name, source.description))
-            raise SourceError(f"source {of}: the name {shown} is no UTF-8, which index.json needs; rename it") from None
+            raise SourceError(
+                f"source {shown_name(source.description)}: the name {shown_name(name)} is no UTF-8, which index.json "
+                "needs; rename it"
+            ) from None
 
 
 def find_prepared(job: Preparation) -> ShardIndex | None:

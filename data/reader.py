@@ -10,6 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,14 @@ IMAGE_EXTENSIONS = ("jpg", "png")
 LABEL_EXTENSION = "cls"
 _BLOCK = 512
 _END = bytes(_BLOCK)
+_NO_NUMBER = 2**32 - 2
+"""Stands for a damaged label, which is the fault of one sample: the others of its shard stay readable."""
 _MAX_TABLE_SAMPLES = 4_000_000
 """Samples whose places a process remembers: 48 MB."""
+
+
+class BadSampleError(DataError):
+    """One sample that cannot be used; the rest of its shard may be good."""
 
 
 class EncodedSample(NamedTuple):
@@ -47,7 +54,7 @@ def _parse_header(block: bytes) -> _Member | None:
     try:
         # 12 octal digits, magic, a regular file, and no part of the name in the prefix field.
         size = int(block[124:136].rstrip(b" \0"), 8)
-        if not dot or block[156:157] not in b"0\0" or block[257:262] != b"ustar" or block[345:346] != b"\0":
+        if not dot or block[156:157] not in b"0\0" or block[257:262] != b"ustar" or block[345:346] != b"\0" or size < 0:
             return None
         return _Member(key.decode("ascii"), extension.decode("ascii"), size)
     except ValueError:
@@ -68,10 +75,8 @@ def scan(descriptor: int, shard: Shard) -> Table:
     label, label_key = -1, ""
     for offset, member, content in _members(descriptor, shard):
         if member.extension == LABEL_EXTENSION:
-            digits = content[: member.size]
-            if not re.fullmatch(rb"\d{1,9}", digits):
-                raise DataError(f"shard {shard.name}, key {member.key}: label {digits!r} is no number")
-            label, label_key = int(digits), member.key
+            digits = re.fullmatch(rb"\d{1,9}", content[: member.size])
+            label, label_key = int(digits[0]) if digits else _NO_NUMBER, member.key
         elif member.extension in IMAGE_EXTENSIONS:
             rows.append((offset // _BLOCK, member.size, 1 + label if label_key == member.key else 0))
         else:
@@ -148,17 +153,28 @@ class ShardReader:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 [N]: the label of each sample, -1 where it has none."""
-        return self.table[:, 2].astype(np.int64) - 1
+        """int64 [N]: the label of each sample, -1 where it has none that is a number."""
+        labels = self.table[:, 2].astype(np.int64) - 1
+        return np.where(labels == _NO_NUMBER, -1, labels)
 
     def read(self, sample: int) -> EncodedSample:
-        """The encoded image and label of a sample, counted from 0 in the order of the archive."""
+        """The encoded image and label of a sample, counted from 0 in the order of the archive.
+
+        Raises:
+            BadSampleError: its label is no number.
+            DataError: the file cannot be read, or has changed.
+        """
         block, size, label = self.table[sample].tolist()
         content = _pread(self._descriptor, self._shard, _BLOCK + size, block * _BLOCK)
         member = _parse_header(content[:_BLOCK])
         if member is None or member.size != size or len(content) != _BLOCK + size:
             raise DataError(
                 f"shard {self._shard.name} at byte {block * _BLOCK}: the file changed while it was read; copy it again"
+            )
+        if label == _NO_NUMBER + 1:
+            digits = _pread(self._descriptor, self._shard, _BLOCK, (block - 1) * _BLOCK).rstrip(b"\0")
+            raise BadSampleError(
+                f"shard {self._shard.name}, key {member.key}: label {digits!r} is no number; prepare the data set again"
             )
         return EncodedSample(
             self._shard.name, member.key, member.extension, content[_BLOCK:], None if label == 0 else label - 1
@@ -214,8 +230,11 @@ class OpenShards:
         """Close the readers of all other shards, and scan those that come next, in a thread."""
         for shard in set(self._readers).difference(shards):
             self._readers.pop(shard).close()
-        self._ahead = tuple(ahead)
-        if any(shard not in self._tables for shard in ahead) and not (self._scanner and self._scanner.is_alive()):
+        # No more than what is remembered: the first tables would be forgotten for the last ones, and so on for ever.
+        ends = accumulate(self._shards[shard].num_samples for shard in ahead)
+        self._ahead = tuple(shard for shard, end in zip(ahead, ends, strict=True) if end <= _MAX_TABLE_SAMPLES)
+        unknown = any(shard not in self._tables for shard in self._ahead)
+        if unknown and not (self._scanner and self._scanner.is_alive()):
             self._scanner = threading.Thread(target=self._scan_ahead, name="scan-ahead", daemon=True)
             self._scanner.start()
 

@@ -33,6 +33,9 @@ def open_source(name: str, *, split: Split | None = None, max_images: int | None
     if max_images is not None and max_images < 1:
         raise SourceError(f"max_images is {max_images}: allowed is 1 or more")
     kind, path = _parse(name)
+    if not (path.is_file() or path.is_dir()):
+        # A pipe would wait for its writer.
+        raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
     if split is not None and kind not in _SPLIT_KINDS:
         raise SourceError(
             f"source {name}: split {split} is given, but {kind} has no splits; leave it out "

@@ -1,11 +1,20 @@
 """What the commands show on a terminal."""
 
+import io
+import sys
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that prints names and messages as they are: no markup, no colours, no line breaks of its own."""
+    """A console that prints names and messages as they are: no markup, no colours, no line breaks of its own.
+
+    Characters that the stream's encoding does not have, and bytes of file names that are no text, are escaped.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
     return Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False)
 
 

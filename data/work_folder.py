@@ -97,8 +97,10 @@ class WorkFolder:
         # Unlike Path.rglob it takes no offence at a folder that vanishes, when another process publishes its result.
         for folder, subfolders, files in os.walk(self.path):
             for name in sorted([*subfolders, *files]):
-                relative = Path(folder, name).relative_to(self.path).as_posix()
-                if not _OWN_NAMES.fullmatch(relative):
+                file = Path(folder, name)
+                relative = file.relative_to(self.path).as_posix()
+                # What lies behind a link is not its own.
+                if file.is_symlink() or not _OWN_NAMES.fullmatch(relative):
                     raise OutputError(
                         f"{self.path} is in the way: it holds {relative}, which no preparation wrote; "
                         "move it, or choose another --out"

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, resource_tracker
 from typing import Any, TypeVar
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 _SIGNAL_REACHES_ALL_S = 0.5
 """A signal to a whole process group arrives in its processes one after the other."""
 
@@ -43,6 +44,11 @@ def map_in_order(
     if workers == 0:
         yield from map(work, tasks)
         return
+    # The resource tracker, which a semaphore would start, takes no notice of Ctrl-C or SIGTERM. A closed terminal must
+    # not end it either, which Python would complain of. It keeps the mask that it starts with.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     # Not fork: the progress bar runs a thread. Not spawn: the server imports the libraries once for all.
     executor = ProcessPoolExecutor(
         workers,
@@ -51,8 +57,8 @@ def map_in_order(
         initargs=(work,),
     )
     waiting: deque[Future[_Result]] = deque()
-    # Ctrl-C is for the main process. Workers start with the first tasks and keep the mask that they start with.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # No interrupt tears the start of a worker apart. Workers start with the first tasks, and keep the mask of then.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
         for task in tasks:
             waiting.append(executor.submit(_work, task))
@@ -81,6 +87,8 @@ _worker_function: Callable[[Any], Any] | None = None
 def _start_worker(work: Callable[[Any], Any]) -> None:
     global _worker_function
     _worker_function = work
+    # Ctrl-C and the end of a terminal are for the main process alone; by SIGTERM the pool ends its workers.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
 
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 from data.batches import LoaderError
 from data.pipeline import open_batches
 from data.shards import DataError, load_index
-from trainer.command import add_config_arguments, check_data, start_logging
+from trainer.command import add_config_arguments, check_data, check_device, start_logging
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError, load_config
 from trainer.loop import Loop, Share
@@ -164,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.pace:
                 report = measure_pace(config, images_per_s=options.pace, seconds=options.seconds)
             else:
+                check_device(config)
                 report = measure_steps(config)
     except (ConfigError, DataError) as error:
         print(error, file=sys.stderr)

@@ -3,10 +3,13 @@
 import argparse
 import logging
 
+import torch
+
 from data.cache import check_room
 from data.shards import DataError, ShardIndex, load_index
 from data.verification import verify_shards
 from trainer.config import TrainConfig
+from trainer.config_io import ConfigError
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +28,16 @@ def start_logging(rank: int) -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
+
+
+def check_device(config: TrainConfig) -> None:
+    """Refuse a config for GPUs on a machine without any.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    if config.scaling.device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(["scaling.device is gpu, but torch finds none on this machine: set scaling.device=cpu"])
 
 
 def check_data(config: TrainConfig) -> ShardIndex:

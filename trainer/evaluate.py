@@ -17,7 +17,6 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from data.verification import verify_shards
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -27,6 +26,7 @@ from data.decode import decode_into
 from data.pipeline import DataConfig
 from data.reader import samples_in_order
 from data.shards import load_index
+from data.verification import verify_shards
 from models.shapes import Uint8Image
 from trainer.checkpoint import CheckpointError
 from trainer.classifier import NUM_FEATURES, train_classifier

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
         config = load_config(options.config, overrides)
         if options.dry_run:
-            print(dump_config(config) + "\n" + render(make_plan(config)))
+            print(redact(dump_config(config)) + "\n" + render(make_plan(config)))
             return 0
         config = with_absolute_paths(config, inside_job=inside_ray_job())
         done = check_before_start(config, resume=options.resume)

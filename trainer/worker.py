@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.batches import Batch, BatchIterator, LoaderError
+from data.batches import BadSampleLimit, Batch, BatchIterator, LoaderError
 from data.pipeline import open_batches
 from data.shards import DataError, load_index
 from models.diffusion import Diffusion
 from models.discriminator import Discriminator
 from trainer.checkpoint import Checkpoint, CheckpointError, checkpoint_path, newest_valid, prune, save, timestamp
-from trainer.command import add_config_arguments, check_data, start_logging
+from trainer.command import add_config_arguments, check_data, check_device, start_logging
 from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, flat, from_dict, load_config, to_dict
 from trainer.ema import Ema
@@ -89,9 +89,10 @@ class Worker:
         self.directory = Path(config.run.directory)
         self.checkpoints = self.directory / "checkpoints"
         self.tracker: Tracker = NullTracker()
-        self.replaced = ReplacedSamples(self.directory, ranks)
         self.share = Share.of(config, ranks.rank, ranks.world_size)
         self.index = load_index(config.data.path)
+        limit = BadSampleLimit(max_percent=config.data.max_bad_percent, num_samples=self.index.num_samples)
+        self.replaced = ReplacedSamples(self.directory, ranks, limit)
         # Rank 0 alone reads and hashes everything; the others take its word.
         self.checkpoint = ranks.broadcast(newest_valid(self.checkpoints) if ranks.rank == 0 else None)
         self._saved_step = self.checkpoint.step if self.checkpoint else None
@@ -359,8 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(rank)
     try:
         config = load_config(options.config, [*options.set, f"scaling.world_size={os.environ.get('WORLD_SIZE', 1)}"])
-        if config.scaling.device == "gpu" and not torch.cuda.is_available():
-            raise ConfigError(["scaling.device is gpu, but torch finds none on this machine: set scaling.device=cpu"])
+        check_device(config)
         check_data(config)
         with ExitStack() as stack:
             bar = stack.enter_context(ProgressBar()) if rank == 0 else None

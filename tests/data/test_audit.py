@@ -184,7 +184,7 @@ def test_repeated_keys_are_named_within_and_across_shards(own_copy: ShardIndex, 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, refusal: Callable[..., str]) -> None:
     assert f"no prepared data set at {tmp_path}" in refusal("verify", tmp_path)
-    assert "--workers: '-1' is given, allowed is a whole number of 0 or more" in refusal(
+    assert "--workers: '-1' is given, allowed is a whole number of 0 to 1024" in refusal(
         "verify", tmp_path, "--workers", "-1"
     )
     assert "unrecognized arguments: --sheet" in refusal("verify", tmp_path, "--sheet", "a.png")

@@ -1,47 +1,52 @@
 """Counting of bad samples, and the memory that loader processes share with their rank."""
 
-import logging
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from data import batches
-from data.batches import BadSampleLimit, Batch, Replaced, Slots
+from data.batches import BadSampleLimit, Slots
+from data.partition import SampleOrder
 from data.shards import DataError
 
-
-def batch(size: int, *reasons: str) -> Batch:
-    images = torch.zeros(size, 1, 4, 4, dtype=torch.uint8)
-    return Batch(images, torch.zeros(size, dtype=torch.int64), (), tuple(Replaced("s.tar", "k", r) for r in reasons))
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_bad_samples_up_to_the_share_of_every_epoch_begun_are_borne() -> None:
-    limit = BadSampleLimit(max_percent=10, epoch_samples=20)
-    limit.take(batch(4, "a", "b"))  # two of an epoch of twenty, though half of what was read
-    limit.take(batch(16))
-    limit.take(batch(4, "a", "b"))  # they come again in the second epoch
-    with pytest.raises(DataError, match=r"5 of 28 samples .*, more than data\.max_bad_percent of 10 allows: a; b; c"):
-        limit.take(batch(4, "c"))
+def test_bad_samples_up_to_the_share_of_the_data_set_are_borne_however_often_they_are_met() -> None:
+    limit = BadSampleLimit(max_percent=10, num_samples=20)
+    assert limit.take(["a", "b", "a"]) == ["a", "b"]
+    for _ in range(100):
+        assert limit.take(["b", "a"]) == []
+    with pytest.raises(
+        DataError, match=r"at least 3 of 20 samples .*, more than data\.max_bad_percent of 10 allows: a; b; c"
+    ):
+        limit.take(["c"])
 
 
 def test_without_any_allowed_the_first_bad_sample_ends_the_run() -> None:
-    limit = BadSampleLimit(max_percent=0, epoch_samples=1000)
-    limit.take(batch(8))
-    with pytest.raises(DataError, match=r"1 of 16 samples .*: a"):
-        limit.take(batch(8, "a"))
+    limit = BadSampleLimit(max_percent=0, num_samples=1000)
+    assert limit.take([]) == []
+    with pytest.raises(DataError, match=r"1 of 1000 samples .*: a"):
+        limit.take(["a"])
 
 
-def test_each_bad_sample_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    limit = BadSampleLimit(max_percent=100, epoch_samples=4)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            limit.take(batch(4, "first is damaged", "second is damaged"))
-    assert caplog.messages == [
-        "first is damaged; key k is read in its place",
-        "second is damaged; key k is read in its place",
-    ]
+@pytest.mark.parametrize("world_size", [1, 2, 8, 32])
+def test_share_of_bad_samples_below_the_limit_ends_the_run_of_no_rank_whatever_the_number_of_ranks(
+    world_size: int,
+) -> None:
+    # 0.9% of bad ones; each rank meets more and fewer of them from epoch to epoch.
+    order, batch_size = SampleOrder([400] * 5, seed=3, window_shards=5), 64
+    bad = set(range(0, 2000, 111))
+    limits = [BadSampleLimit(max_percent=1, num_samples=2000) for _ in range(world_size)]
+    for number in range(200):
+        places = np.stack(order.locate(number * batch_size, (number + 1) * batch_size), axis=1) @ [400, 1]
+        for limit, share in zip(limits, np.split(places, world_size), strict=True):
+            limit.take(str(place) for place in share.tolist() if place in bad)
 
 
 def test_slots_of_processes_and_of_the_batches_under_way_do_not_overlap() -> None:
@@ -63,3 +68,32 @@ def test_more_shared_memory_than_there_is_is_refused_before_it_is_touched(monkey
         DataError, match=r"need \d+ MB of shared memory, /dev/shm has \d+ MB left: set fewer data\.loader_"
     ):
         Slots(1, (free // 3 // 16 + 4096, 4, 4, 1))
+
+
+TAKEN_MEANWHILE = """
+from data.batches import Slots
+from data.shards import DataError
+Slots._refuse_too_much = lambda *_: None
+try:
+    Slots(2, (64, 64, 64, 3))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_shared_memory_that_another_rank_took_meanwhile_is_refused_in_the_same_words() -> None:
+    # Every rank of a host looks before any of them has taken its part. Here in a namespace with 2 MB.
+    small = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = "mount -t tmpfs -o size=2m tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.run([*small, mount], capture_output=True).returncode != 0:
+        pytest.skip("a small /dev/shm needs user namespaces")
+    done = subprocess.run(
+        [*small, f'{mount} && exec "$0" -c "$1"', sys.executable, TAKEN_MEANWHILE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith(
+        "the loader processes need 5 MB of shared memory, /dev/shm has 2 MB left: set fewer data.loader_workers"
+    ), done.stderr

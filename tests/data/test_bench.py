@@ -1,9 +1,14 @@
 """The benchmark runs every way of reading and says what it cannot do."""
 
 import json
+import os
+import signal
+from typing import Any
 
 import pytest
 
+from data import bench
+from data.batches import BatchIterator
 from data.bench import main
 from data.shards import ShardIndex
 
@@ -50,3 +55,22 @@ def test_missing_data_set_is_one_line(tmp_path, capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "no prepared data set" in shown
+
+
+def test_killed_loader_process_is_one_line(
+    prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = bench.open_batches
+
+    def start_and_kill(*arguments: Any, **options: Any) -> BatchIterator:
+        batches = started(*arguments, **options)
+        for pid in batches.process_ids:
+            os.kill(pid, signal.SIGKILL)
+        return batches
+
+    monkeypatch.setattr(bench, "open_batches", start_and_kill)
+    assert main([str(prepared.directory), "--seconds", "1", "--rounds", "1", "--workers", "1"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("data.bench: loader process ")
+    assert "ended with SIGKILL" in shown
+    assert "Traceback" not in shown

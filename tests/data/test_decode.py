@@ -1,13 +1,14 @@
 """Decoding: the right pixels in the right layout, and a name for everything else."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.decode import BadSampleError, decode_into
-from data.reader import EncodedSample
+from data.decode import decode_into
+from data.reader import BadSampleError, EncodedSample
 
 
 def encoded(pixels: np.ndarray, kind: str, mode: str | None = None) -> EncodedSample:
@@ -65,6 +66,34 @@ def test_progressive_jpeg_with_metadata_before_its_frame_comes_back() -> None:
     out = np.zeros((64, 64, 3), dtype=np.uint8)
     decode_into(out, EncodedSample("00007.tar", "k1", "jpg", stream.getvalue(), None))
     assert np.abs(out.astype(int) - np.asarray(Image.open(stream))).max() <= 1
+
+
+@pytest.mark.parametrize("before_frame", [b"\xff" * 3, b"\xff\x01", b"\xff\xd3\xff"])
+def test_jpeg_with_fill_bytes_or_markers_without_a_length_before_its_frame_comes_back(before_frame: bytes) -> None:
+    sample = encoded(picture(3), "jpg")
+    out, plain = np.zeros((2, 64, 64, 3), dtype=np.uint8)
+    decode_into(plain, sample)
+    place = sample.content.index(b"\xff\xc0")
+    content = sample.content[:place] + before_frame + sample.content[place:]
+    decode_into(out, sample._replace(content=content))
+    assert np.array_equal(out, plain)
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xe1\0\0", b"\xff\xe1\0\1", b"\xff" * 4000, b"\xff\xe1\xff\xff"])
+def test_jpeg_segment_without_an_end_is_damage(segment: bytes) -> None:
+    sample = encoded(picture(3), "jpg")
+    with pytest.raises(BadSampleError, match="the image is damaged"):
+        decode_into(np.zeros((64, 64, 3), dtype=np.uint8), sample._replace(content=b"\xff\xd8" + segment))
+
+
+def test_colour_profile_that_is_cut_off_behind_the_pixels_is_damage() -> None:
+    # PIL raises an IndexError there.
+    whole = encoded(picture(3), "png").content
+    end = len(whole) - 12
+    chunk = (1).to_bytes(4) + b"iCCP\0" + zlib.crc32(b"iCCP\0").to_bytes(4)
+    sample = EncodedSample("00007.tar", "k1", "png", whole[:end] + chunk + whole[end:], None)
+    with pytest.raises(BadSampleError, match=r"shard 00007\.tar, key k1: the image is damaged"):
+        decode_into(np.zeros((64, 64, 3), dtype=np.uint8), sample)
 
 
 def test_palette_image_is_refused_rather_than_read_as_grey() -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data.encode import BadImageError, ImageForm, encode_image, prepare_items
 from data.sources import open_source
@@ -61,13 +61,27 @@ def test_grey_is_kept_as_one_channel(size: int) -> None:
     assert decoded(encode_image(file_of(Image.new("RGB", (80, 80), "red")), form(size, 1))).shape == (size, size)
 
 
-def test_camera_orientation_is_applied() -> None:
-    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
-    pixels[:8] = 255
+@pytest.mark.parametrize("orientation", range(10))
+def test_camera_orientation_is_applied(orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 3  # the camera was upside down
-    upright = decoded(encode_image(file_of(Image.fromarray(pixels), exif=exif), form(16)))
-    assert np.array_equal(upright, pixels[::-1])
+    exif[0x0112] = orientation
+    content = file_of(Image.fromarray(pixels), exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    assert np.array_equal(decoded(encode_image(content, form(16))), np.asarray(upright))
+    assert np.array_equal(pixels, np.asarray(upright)) == (orientation not in range(2, 9))
+
+
+def test_tag_of_a_wrong_type_does_not_make_a_turned_photograph_bad() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 3, "a maker of cameras"
+    pixels = np.repeat(np.arange(16, dtype=np.uint8)[:, None] * 16, 16, axis=1)
+    content = file_of(Image.fromarray(pixels), "JPEG", quality=100, exif=exif)
+    # Its maker, tag 0x010F, is text, type 2, of 19 bytes; now it is a fraction, type 5.
+    found, wrong = struct.pack(">HHI", 0x010F, 2, 19), struct.pack(">HHI", 0x010F, 5, 1)
+    assert content.count(found) == 1
+    upright = decoded(encode_image(content.replace(found, wrong), form(16, 1)))
+    assert np.abs(upright.astype(int) - pixels[::-1]).max() <= 2
 
 
 def test_sixteen_bit_grey_is_scaled_and_transparency_is_put_on_white() -> None:
@@ -103,6 +117,15 @@ def test_truncated_image_is_bad(kind: str) -> None:
     assert decoded(encode_image(content, form(16))).shape == (16, 16, 3)
     with pytest.raises(BadImageError):
         encode_image(content[: len(content) // 2], form(16))
+
+
+def test_header_of_a_wrong_type_is_bad() -> None:
+    content = file_of(Image.new("L", (16, 16)), "TIFF")
+    # The offset of the pixels, tag 273, is a number, type 4; now it is text, type 2.
+    number, text = struct.pack("<HHI", 273, 4, 1), struct.pack("<HHI", 273, 2, 1)
+    assert content.count(number) == 1
+    with pytest.raises(BadImageError, match="is damaged: 'str' object cannot be interpreted as an integer"):
+        encode_image(content.replace(number, text), form(16))
 
 
 def test_formats_whose_decoders_run_programs_are_not_opened() -> None:

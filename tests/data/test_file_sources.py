@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import data.file_sources
 from data.file_sources import FolderSource, ZipSource, folder_source, zip_source
 from data.items import FormDefaults, SourceError
 
@@ -81,6 +82,43 @@ def test_linked_class_folder_is_read_and_a_circle_of_links_ends(tmp_path: Path) 
     assert listed(folder_source(root)) == [("cat/2.png", 0), ("dog/1.png", 1)]
 
 
+def test_two_links_to_one_folder_are_two_classes(tmp_path: Path) -> None:
+    root = make(tmp_path, "dog/1.png")
+    (root / "cat").symlink_to("dog")
+    assert listed(folder_source(root)) == [("cat/1.png", 0), ("dog/1.png", 1)]
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    root = make(tmp_path, "cat/1.png", "dog/2.png")
+    (root / "cat" / "other").symlink_to(root / "dog")
+    (root / "dog" / "other").symlink_to(root / "cat")
+    (root / "self").symlink_to("self")
+    names = [name for name, _ in listed(folder_source(root))]
+    assert names == ["cat/1.png", "cat/other/2.png", "dog/2.png", "dog/other/1.png"]
+
+
+def test_what_is_no_file_is_an_error_of_that_image_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "good.png", "large.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "nowhere.png").symlink_to("missing")
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(data.file_sources, "_MAX_FILE_BYTES", 8)
+    source = folder_source(tmp_path)
+    told: dict[str, str] = {}
+    for item in source.items:
+        try:
+            told[item.name] = source.read(item).decode()
+        except OSError as error:
+            told[item.name] = error.strerror or str(error)
+    assert told == {
+        "device.png": "it is no regular file",
+        "good.png": "good.png",
+        "large.png": "it has 9 bytes, allowed are 8",
+        "nowhere.png": "No such file or directory",
+        "pipe.png": "it is no regular file",
+    }
+
+
 def test_a_file_is_no_folder_and_a_folder_no_zip(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is a file, a folder of images was expected"):
         folder_source(make(tmp_path, "1.png") / "1.png")
@@ -105,6 +143,30 @@ def test_zip_is_read_like_a_folder_without_its_outer_folder(tmp_path: Path) -> N
     assert source.description == "zip:a.zip"
     assert source.read(source.items[1]) == b"all/dog/1.png"
     assert zip_source(pack(tmp_path / "b.zip", "all/1.png", "all/2.png")).class_names is None
+
+
+def test_hidden_folders_of_a_zip_are_left_out(tmp_path: Path) -> None:
+    source = zip_source(pack(tmp_path / "a.zip", "cat/1.png", "dog/2.png", ".thumbs/1.png"))
+    assert source.class_names == ("cat", "dog")
+    assert source.num_skipped == 1
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_members_of_one_name_the_last_counts_and_the_others_are_skipped(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for content in (b"first", b"second", b"3rd"):
+            archive.writestr("1.png", content)
+    source = zip_source(tmp_path / "a.zip")
+    assert [(item.name, item.num_bytes) for item in source.items] == [("1.png", 3)]
+    assert source.read(source.items[0]) == b"3rd"
+    assert source.num_skipped == 2
+
+
+def test_member_that_is_gone_is_an_error_of_that_image(tmp_path: Path) -> None:
+    source = zip_source(pack(tmp_path / "a.zip", "1.png"))
+    pack(tmp_path / "a.zip", "2.png")
+    with pytest.raises(OSError, match=r"cannot unpack: .*1\.png"):
+        source.read(source.items[0])
 
 
 def test_opened_zip_can_be_pickled_and_read_again(tmp_path: Path) -> None:

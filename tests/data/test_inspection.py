@@ -96,6 +96,27 @@ def test_samples_of_a_sheet_are_distinct_and_of_the_data_set(num_samples: int) -
     assert abs(places[0] - (num_samples - 1 - places[-1])) <= 1
 
 
+def test_names_of_classes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog\n\x1b[31mred"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "source" / name / "1.png")
+    assert main([str(tmp_path / "source"), "--out", str(tmp_path / "set"), "--size", "8"]) == 0
+    assert main(["inspect", str(tmp_path / "set"), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert "       1  dog\\n\\x1b[31mred: 1 (50.0%)\n" in capsys.readouterr().out
+
+
+def test_large_images_are_reduced_on_the_sheet(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(4):
+        Image.new("L", (300, 300), 60 * number).save(tmp_path / "source" / f"{number}.png")
+    command = [str(tmp_path / "source"), "--out", str(tmp_path / "set"), "--size", "300", "--channels", "1"]
+    assert main(command) == 0
+    assert main(["inspect", str(tmp_path / "set"), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 258 - 2, 2 * 258 - 2)
+    assert sorted(sheet[100::258, 100::258].ravel().tolist()) == pytest.approx([0, 60, 120, 180], abs=1)
+
+
 def test_single_large_image_is_a_sheet_of_its_own() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 600, 600, 3), dtype=np.uint8)
     assert np.array_equal(contact_sheet(image), image[0])

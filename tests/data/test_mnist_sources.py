@@ -249,6 +249,11 @@ def test_triplets_follow_the_seed_and_the_first_ones_not_their_number(tmp_path: 
     assert any(len(set(item.name.split("-")[1:])) < 3 for item in many.items)
 
 
+def test_more_triplets_than_memory_holds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="10000001 triplets are asked for, allowed are 1 to 10000000"):
+        stacked_mnist_source(write_idx(tmp_path), split=None, num_triplets=10**7 + 1, seed=0)
+
+
 def test_as_many_triplets_as_single_images_by_default(tmp_path: Path) -> None:
     source = stacked_mnist_source(write_idx(tmp_path), split="test", num_triplets=None, seed=0)
     assert (len(source.items), source.description) == (12, "stackedmnist:test")

@@ -303,14 +303,21 @@ def test_result_that_another_process_published_meanwhile_is_found(
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
+def test_limit_of_bad_images_is_exact(tmp_path: Path, console: Console) -> None:
+    # 57, but in floating point 10,000 * 0.57 / 100 is less.
+    items = tuple(Item(f"03-{n}.png" if n < 57 else f"00-{n}.png", 1, 0) for n in range(10_000))
+    whole = job(tmp_path / "set", CountingSource(items=items), max_bad_percent=0.57, shard_samples=len(items))
+    assert len(prepare(whole, console).bad) == 57
+
+
 def test_file_names_that_are_no_text_are_told_all_the_same(tmp_path: Path, console: Console) -> None:
     (tmp_path / "source").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "source" / "good.png")
-    with open(os.fsencode(tmp_path / "source") + b"/caf\xe9.png", "wb") as file:
+    with open(os.fsencode(tmp_path / "source") + b"/\x1b[31m\ncaf\xe9.png", "wb") as file:
         file.write(b"text")
     source = open_source(str(tmp_path / "source"))
     whole = job(tmp_path / "set")
     outcome = prepare(
         Preparation(source=source, fingerprint=fingerprint(source), options=whole.options, target=whole.target), console
     )
-    assert outcome.bad == ["caf\\udce9.png is no image of a known format"]
+    assert outcome.bad == ["\\x1b[31m\\ncaf\\udce9.png is no image of a known format"]

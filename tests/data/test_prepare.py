@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,12 +16,16 @@ import pytest
 from PIL import Image
 
 import data.preparation
+import data.prepare
+from data.items import Source
 from data.pipeline import DataConfig, open_batches
 from data.prepare import main
 from data.shards import load_index, verify_present
+from data.sources import open_source
 from data.writer import write_index
 
 Refusal = Callable[..., str]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -212,7 +219,14 @@ def test_damaged_result_in_the_way_is_named(class_folder: Path, tmp_path: Path, 
     ("arguments", "told"),
     [
         (["/no/such", "--size", "8"], "source /no/such: no such file or folder; allowed are"),
-        (["digits", "--size", "3"], "--size: '3' is given, allowed is a whole number of 4 or more"),
+        (["digits", "--size", "3"], "--size: '3' is given, allowed is a whole number of 4 to 8192"),
+        (["digits", "--size", "8193"], "--size: '8193' is given, allowed is a whole number of 4 to 8192"),
+        (
+            ["digits", "--workers", "9" * 12],
+            "--workers: '999999999999' is given, allowed is a whole number of 0 to 1024",
+        ),
+        ([""], "SOURCE: '' is given, expected is a path"),
+        (["digits", "--out", ""], "--out: '' is given, expected is a path"),
         (["digits", "--size", "big"], "--size: 'big' is given"),
         (["digits", "--channels", "2"], "--channels: invalid choice: 2"),
         (["digits", "--max-bad", "120"], "--max-bad: '120' is given, allowed is a percentage of 0 to 100"),
@@ -224,8 +238,57 @@ def test_damaged_result_in_the_way_is_named(class_folder: Path, tmp_path: Path, 
 def test_wrong_arguments_are_told_in_one_line(
     tmp_path: Path, refusal: Refusal, arguments: list[str], told: str
 ) -> None:
-    assert told in refusal(*arguments, "--out", tmp_path / "set")
+    assert told in refusal("--out", tmp_path / "set", *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_out_that_is_a_circle_of_links_is_refused(tmp_path: Path, refusal: Refusal) -> None:
+    (tmp_path / "set").symlink_to("set")
+    assert f"--out {tmp_path}/set is a circle of links" in refusal("digits", "--out", tmp_path / "set")
+
+
+@pytest.mark.parametrize("kind", ["", "zip:", "webdataset:", "mnist:"])
+def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path, refusal: Refusal, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe.zip")
+    told = refusal(f"{kind}{tmp_path}/pipe.zip", "--out", tmp_path / "set", "--size", 8)
+    assert "is neither a file nor a folder" in told
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    def open_large_source(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(data.prepare, "open_source", open_large_source)
+    told = "data.prepare: too little memory; run again with fewer --workers or a smaller --size\n"
+    assert refusal("digits", "--out", tmp_path / "set", code=1) == told
+
+
+@pytest.mark.parametrize(("before", "code"), [(signal.SIG_DFL, 130), (signal.SIG_IGN, 0)], ids=["terminal", "nohup"])
+def test_closed_terminal_interrupts_unless_that_is_ignored(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: signal.Handlers, code: int
+) -> None:
+    def open_source_and_hang_up(*arguments: Any, **options: Any) -> Source:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return open_source(*arguments, **options)
+
+    monkeypatch.setattr(data.prepare, "open_source", open_source_and_hang_up)
+    previous = signal.signal(signal.SIGHUP, before)
+    try:
+        assert run(class_folder, "--out", tmp_path / "set", "--size", 8) == code
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_names_that_the_output_cannot_show_are_escaped(class_folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "data.prepare", class_folder, "--out", tmp_path / "sét", "--size", "8"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert f"{tmp_path}/s\\xe9t: 40 images".encode() in done.stdout
 
 
 def test_folder_needs_a_size(class_folder: Path, tmp_path: Path, refusal: Refusal) -> None:

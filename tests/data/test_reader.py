@@ -2,14 +2,18 @@
 
 import os
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from data.reader import OpenShards
+from data import reader as reader_module
+from data.reader import BadSampleError, OpenShards
 from data.shards import DataError, Shard, ShardIndex
 from tests.data.conftest import open_shard
+from tests.data.damage import change_label
 
 
 def test_random_access_equals_the_archive_read_from_front_to_back(prepared: ShardIndex) -> None:
@@ -76,6 +80,25 @@ def test_failed_scan_leaves_no_file_open(own_copy: ShardIndex) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_label_that_is_no_number_is_the_fault_of_its_sample_alone(own_copy: ShardIndex) -> None:
+    key = change_label(own_copy, 0, 4, b"x")
+    reader = open_shard(own_copy, own_copy.shards[0])
+    assert (reader.labels >= 0).tolist() == [True, True, True, True, False]
+    assert len({reader.read(number).key for number in range(4)} - {key}) == 4
+    with pytest.raises(BadSampleError, match=rf"shard 00000\.tar, key {key}: label b'x' is no number"):
+        reader.read(4)
+    reader.close()
+
+
+def test_header_with_a_negative_size_does_not_turn_the_scan_back(own_copy: ShardIndex) -> None:
+    file = own_copy.directory / "00000.tar"
+    content = bytearray(file.read_bytes())
+    content[124:135] = b"-0000002000"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"shard 00000\.tar at byte 0: damaged"):
+        open_shard(own_copy, own_copy.shards[0])
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -102,3 +125,41 @@ def test_files_of_other_windows_are_closed(prepared: ShardIndex) -> None:
     readers.keep([3, 4, 7])
     assert descriptors() == before + 2
     readers.close()
+
+
+def scan_ahead_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "scan-ahead"]
+
+
+def test_more_samples_ahead_than_are_remembered_are_not_scanned_for_ever(
+    prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "_MAX_TABLE_SAMPLES", 12)  # two shards and a bit
+    opened: list[str] = []
+
+    def count(shard: Shard) -> int:
+        opened.append(shard.name)
+        return os.open(prepared.directory / shard.name, os.O_RDONLY)
+
+    readers = OpenShards(count, prepared.shards, capacity=8)
+    readers.keep([], ahead=[5, 2, 7, 1])
+    deadline = time.monotonic() + 5
+    while scan_ahead_threads():
+        assert time.monotonic() < deadline, f"still scanning after {len(opened)} shards"
+        time.sleep(0.01)
+    assert opened == ["00005.tar", "00002.tar"]
+    readers.close()
+
+
+def test_close_while_shards_are_scanned_ahead_leaves_no_file_open(prepared: ShardIndex) -> None:
+    before = descriptors()
+    for _ in range(20):
+        readers = OpenShards(open_file(prepared), prepared.shards, capacity=8)
+        readers.keep([], ahead=range(8))
+        sample = readers.read(7, 2)
+        readers.close()
+        assert sample.shard == "00007.tar"
+    deadline = time.monotonic() + 5
+    while scan_ahead_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert descriptors() == before

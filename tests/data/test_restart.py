@@ -159,7 +159,9 @@ def test_command_that_is_killed_again_and_again_gets_there(
 
 
 @pytest.mark.parametrize(
-    ("workers", "how"), [("0", signal.SIGTERM), ("2", signal.SIGINT), ("2", signal.SIGTERM)], ids=str
+    ("workers", "how"),
+    [("0", signal.SIGTERM), ("2", signal.SIGINT), ("2", signal.SIGTERM), ("2", signal.SIGHUP)],
+    ids=str,
 )
 def test_stopped_command_keeps_the_finished_shards(
     tmp_path: Path, start: Start, unbroken: dict[str, bytes], workers: str, how: signal.Signals

@@ -90,6 +90,17 @@ def test_files_of_others_are_refused_and_kept(tmp_path: Path, name: str) -> None
     assert everything(tmp_path) == before
 
 
+def test_linked_result_is_refused_and_what_it_leads_to_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.txt").write_text("years of work")
+    (tmp_path / ".set.unfinished").mkdir()
+    (tmp_path / ".set.unfinished" / "set").symlink_to(tmp_path / "elsewhere")
+    before = everything(tmp_path)
+    with pytest.raises(OutputError, match=r"is in the way: it holds set, which no preparation wrote"):
+        WorkFolder(tmp_path / "set").__enter__()
+    assert everything(tmp_path) == before
+
+
 def test_link_or_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".one.unfinished").symlink_to("elsewhere")

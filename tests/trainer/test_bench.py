@@ -46,3 +46,9 @@ def test_wrong_config_and_missing_data_are_refused_in_words(tiny, tmp_path, caps
     assert "no prepared data set" in capsys.readouterr().err
     assert main(["--config", "digits", "--set", "training.batch=3"]) == 2
     assert "training.batch" in capsys.readouterr().err
+
+
+def test_config_for_gpus_is_refused_where_there_is_none(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--config", "digits", *overrides(tiny, "scaling.device=gpu")]) == 2
+    assert "scaling.device is gpu, but torch finds none on this machine: set" in capsys.readouterr().err

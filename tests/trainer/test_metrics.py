@@ -57,6 +57,18 @@ def test_saved_sums_go_on_where_they_were(ranks):
     assert second.take(ranks)["loss_d_real"] == pytest.approx(2.0)
 
 
+def test_replaced_samples_are_summed_and_survive_a_checkpoint(ranks):
+    first, second = StatisticsSum(), StatisticsSum()
+    first.add(statistics(1.0))
+    first.count_replaced(3)
+    second.load(first.state(), CPU)
+    second.add(statistics(1.0))
+    second.count_replaced(2)
+    assert second.take(ranks)["replaced_samples"] == 5
+    second.add(statistics(1.0))
+    assert second.take(ranks)["replaced_samples"] == 0
+
+
 def test_parts_of_the_steps_add_up_to_their_time():
     clock = StepClock(CPU)
     for _ in range(2):

@@ -65,6 +65,14 @@ def test_relative_paths_are_made_absolute_outside_a_job(tmp_path, monkeypatch):
     assert config.data.path == str(tmp_path / "datasets/digits")
 
 
+def test_dry_run_shows_no_password(tiny, tmp_path, capsys):
+    url = "data.path=ftp-of-mine://user:pa55w0rd@host/set"
+    assert main([*arguments(tiny, tmp_path / "run"), "--set", url, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "ftp-of-mine://***@host/set" in shown
+    assert "pa55w0rd" not in shown
+
+
 @pytest.mark.parametrize("inside_job", [False, True])
 @pytest.mark.parametrize("url", ["s3://bucket/mine", "https://host/mine", "file:///shared/mine"])
 def test_urls_of_data_stay_as_they_are(inside_job, url):
