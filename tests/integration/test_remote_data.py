@@ -67,9 +67,11 @@ def test_bucket_and_web_server_give_the_weights_of_the_folder(
     assert cached(cache) == first
 
 
-def test_altered_shard_in_a_bucket_ends_the_run_by_name(tiny: tuple[str, ...], bucket: str, tmp_path: Path) -> None:
+def test_altered_shard_in_a_bucket_ends_the_run_by_name(
+    tiny: tuple[str, ...], tiny_digits: Path, bucket: str, tmp_path: Path
+) -> None:
     storage = S3FileSystem(skip_instance_cache=True)
-    content = bytearray(storage.cat_file("digits/set/00000.tar"))
+    content = bytearray((tiny_digits / "00000.tar").read_bytes())
     content[2000] ^= 1
     storage.pipe_file("digits/set/00000.tar", bytes(content))
     config = configure(tiny, tmp_path / "run", f"data.path={bucket}", f"data.cache_directory={tmp_path / 'cache'}")
