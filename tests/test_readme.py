@@ -33,6 +33,7 @@ def test_no_command_is_left_out_by_the_tests_below():
     assert modules == {"data.prepare", "trainer.run", "trainer.sample"}
 
 
+@pytest.mark.slow
 def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()
@@ -51,6 +52,7 @@ def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
     assert "not readable" not in planned.stdout
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_by_the_command(tiny, tmp_path):
     train(configure(tiny, tmp_path / "runs" / "mine", "training.total_images=32"))
     done = run_python(arguments("trainer.sample"), cwd=tmp_path)

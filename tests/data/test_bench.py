@@ -12,6 +12,8 @@ from data.batches import BatchIterator
 from data.bench import main
 from data.shards import ShardIndex
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_way_of_reading_is_timed(prepared: ShardIndex, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seconds", "1", "--rounds", "1", "--workers", "0", "1", "--micro-batch", "8", "--json"]

@@ -73,6 +73,8 @@ from pathlib import Path
 from data import storage
 from data.cache import CachedShards
 from data.shards import load_index
+
+pytestmark = pytest.mark.slow
 storage.FIRST_WAIT_S = 0.01
 url, folder, capacity = sys.argv[1:4]
 index = load_index(url)

@@ -17,6 +17,8 @@ from PIL import Image
 from data.journal import load_journal
 from data.prepare import main
 
+pytestmark = pytest.mark.slow
+
 Refusal = Callable[..., str]
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["--size", "64", "--shard-samples", "16"]

@@ -58,6 +58,8 @@ ranks.leave()
 """
 
 
+@pytest.mark.slow
+@pytest.mark.multirank
 def test_ranks_that_are_each_below_the_limit_end_the_run_together_when_their_sum_is_not(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
