@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -34,8 +34,9 @@ from webdataset.compat import WebDataset
 
 from data.batches import LoaderError
 from data.cache import shard_files
+from data.decode import decode_into
 from data.pipeline import DataConfig, open_batches
-from data.reader import IMAGE_EXTENSIONS, EncodedSample, samples_in_order
+from data.reader import IMAGE_EXTENSIONS, BadSampleError, EncodedSample, samples_in_order
 from data.shards import DataError, ShardIndex, load_index
 from data.shuffle_quality import ShuffleQuality, shuffle_quality
 
@@ -151,9 +152,17 @@ def _decode_with_pil(content: bytes) -> np.ndarray:
 
 
 def _some_samples(index: ShardIndex) -> list[EncodedSample]:
-    """The first images of the data set."""
+    """The first images of the data set that can be decoded."""
+    pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    good: list[EncodedSample] = []
     with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
-        return list(islice(samples_in_order(index.shards, files.open), _SAMPLES))
+        for sample in islice(samples_in_order(index.shards, files.open), _SAMPLES):
+            with suppress(BadSampleError):
+                decode_into(pixels, sample)
+                good.append(sample)
+    if not good:
+        raise DataError(f"none of the first {_SAMPLES} images of {index.shown_location} can be decoded")
+    return good
 
 
 def _timed(step: Step, seconds: float) -> float:

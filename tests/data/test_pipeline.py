@@ -16,10 +16,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from data.batches import Batch, BatchIterator, Loaded, LoaderError
+from data.cache import LocalShards
 from data.partition import SampleOrder
 from data.pipeline import DataConfig, open_batches
 from data.prepare import main as prepare
-from data.shards import DataError, ShardIndex, load_index
+from data.shards import DataError, Shard, ShardIndex, load_index
 from tests.data.conftest import open_shard
 from tests.data.streams import keys, same, stream, take
 
@@ -76,6 +77,31 @@ def test_stream_opened_at_a_batch_equals_the_tail_of_the_whole(prepared: ShardIn
     whole = take(2 * 20, stream(prepared))
     tail = take(6, stream(prepared, first_batch=first_batch))
     assert same(tail, whole[2 * first_batch : 2 * first_batch + 6])
+
+
+@pytest.mark.parametrize("first_batch", [0, 3, 7])
+def test_no_shard_is_opened_beyond_the_window_that_is_read_and_the_next_one(
+    prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch, first_batch: int
+) -> None:
+    opened: set[str] = set()
+    open_local = LocalShards.open
+
+    def opening(files: LocalShards, shard: Shard) -> int:
+        opened.add(shard.name)
+        return open_local(files, shard)
+
+    monkeypatch.setattr(LocalShards, "open", opening)
+    order = SampleOrder([5] * 8, seed=11, window_shards=2)
+    config = DataConfig(path=prepared.location, image_size=8, loader_workers=0, shuffle_window_shards=2)
+    with open_batches(
+        config, prepared, seed=11, global_batch_size=4, share=(0, 4), micro_batch_size=4, first_batch=first_batch
+    ) as batches:
+        next(batches)
+        needed = set(order.locate(4 * first_batch, 4 * first_batch + 4)[0].tolist())
+        current, following = order.windows(4 * first_batch + 3)
+    allowed = {prepared.shards[number].name for number in {*needed, *current, *following}}
+    assert {prepared.shards[number].name for number in needed} <= opened <= allowed
+    assert len(allowed) < 8
 
 
 def test_opening_at_a_batch_opens_only_the_shards_that_it_needs(own_copy: ShardIndex) -> None:
