@@ -18,6 +18,8 @@ from data.cache import CachedShards
 from data.shards import ShardIndex, load_index
 from tests.data.servers import Fault, FaultyServer, serve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -73,8 +75,6 @@ from pathlib import Path
 from data import storage
 from data.cache import CachedShards
 from data.shards import load_index
-
-pytestmark = pytest.mark.slow
 storage.FIRST_WAIT_S = 0.01
 url, folder, capacity = sys.argv[1:4]
 index = load_index(url)
