@@ -89,6 +89,7 @@ def test_test_lints_checks_types_and_ends_with_the_suite(machine: Machine, progr
     ]
 
 
+@pytest.mark.slow
 def test_train_runs_from_another_current_directory(machine: Machine, tmp_path: Path) -> None:
     machine.checkout = ROOT
     arguments = ["train", "--config", "digits", "--dry-run"]

@@ -68,6 +68,7 @@ def test_submitted_command_names_a_config_and_fields_that_exist():
     assert config.run.directory == "/shared/runs/mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_table_of_configs_states_the_figures_of_the_dry_run(name):
     (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}`")]

@@ -214,6 +214,7 @@ def test_table_of_many_classes_is_summed_up():
     ]
 
 
+@pytest.mark.slow
 def test_command_prints_table_or_json(
     digits: Digits, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
