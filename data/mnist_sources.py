@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.array_sources import DIGIT_NAMES, ArraySource, LabelledPixels, Split, array_source
-from data.items import BaseSource, FormDefaults, Item, SourceError, pixel_file
+from data.items import FormDefaults, Item, SourceError, pixel_file
 
 _IMAGE_SHAPE = (28, 28)
 _MAX_IMAGES = 10**6
@@ -44,16 +44,11 @@ _STACKED_TAG = 0x737461636B  # "stack": keeps these draws apart from any other u
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackedMnistSource(BaseSource):
-    """Triplets of grey images as red, green and blue; an item's name says which: `number-red-green-blue`."""
+class StackedMnistSource(ArraySource):
+    """Triplets of grey images as red, green and blue; an item's name says which: `number-red-green-blue`.
 
-    description: str
-    load: Callable[[], LabelledPixels]
-
-    @cached_property
-    def pixels(self) -> npt.NDArray[np.uint8]:
-        """The single images [N, 28, 28, 1]."""
-        return self.load().pixels
+    The arrays hold the single images, uint8 [N, 28, 28, 1].
+    """
 
     def read(self, item: Item) -> bytes:
         """A 32x32 PPM file, black around the digits."""

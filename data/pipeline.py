@@ -68,13 +68,13 @@ def open_batches(
         global_batch_size: samples of a batch over all ranks.
         share: [start, stop) within each global batch that this rank reads.
         micro_batch_size: samples of a micro-batch; the last one of a batch is smaller if it does not divide the share.
-        first_batch: number of the batch to start with; only the shards that it needs are opened.
+        first_batch: number of the batch to start with; no shards are opened but those of its window and the next one.
         pin_memory: put batches in page-locked memory, for copies to a GPU that overlap with its work.
 
     Raises:
         DataError: the data set is of another form than the config says; later, from the iterator: too many bad samples.
     """
-    _check_form(config, index)
+    check_form(config, index)
     # Built here too, so that bad numbers are refused before a process is started.
     spans = partial(
         micro_batch_spans,
@@ -108,7 +108,12 @@ def open_batches(
     )
 
 
-def _check_form(config: DataConfig, index: ShardIndex) -> None:
+def check_form(config: DataConfig, index: ShardIndex) -> None:
+    """Check that a data set holds images of the form that a config wants.
+
+    Raises:
+        DataError: says both, and what to do.
+    """
     for name in ("image_size", "image_channels"):
         wanted, found = getattr(config, name), getattr(index, name)
         if wanted != found:

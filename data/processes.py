@@ -13,12 +13,9 @@ import contextlib
 import io
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from multiprocessing import (
-    connection,
     forkserver,
-    parent_process,
     popen_forkserver,
     reduction,
     resource_tracker,
@@ -30,6 +27,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+
+from data.worker_pool import end_with_parent
 
 _PRELOADED = ["torch", "webdataset", "simplejpeg", "PIL.Image", "pydantic"]
 """Third-party only: the server's import path is not the program's, and it skips what it does not find."""
@@ -104,13 +103,6 @@ class LoaderContext(ForkServerContext):
 def initialize_loader(_worker_id: int) -> None:
     """What a loader process does first: one thread for its arithmetic, and no life without its rank."""
     torch.set_num_threads(1)
-    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
-
-
-def _exit_with_parent() -> None:
     # The DataLoader's own watchdog compares the parent's pid, but here that is the server, which lives as long as its
     # children do: a killed rank would leave them waiting for ever.
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    end_with_parent()

@@ -49,7 +49,7 @@ class _Member(NamedTuple):
 
 
 def _parse_header(block: bytes) -> _Member | None:
-    """Name and size of a ustar header as TarWriter writes it; None for anything else. The checksum is not looked at."""
+    """Name and size of a ustar header as data.writer makes it; None for anything else. The checksum is not checked."""
     key, dot, extension = block[:100].rstrip(b"\0").partition(b".")
     try:
         # 12 octal digits, magic, a regular file, and no part of the name in the prefix field.

@@ -89,11 +89,16 @@ def _start_worker(work: Callable[[Any], Any]) -> None:
     _worker_function = work
     # Ctrl-C and the end of a terminal are for the main process alone; by SIGTERM the pool ends its workers.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    # A killed command would otherwise leave its workers waiting for tasks for ever: each holds the queue open itself.
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process, from a thread, as soon as the one that asked for it is gone, however that ended."""
     threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    # A killed command would otherwise leave its workers waiting for tasks for ever: each holds the queue open itself.
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

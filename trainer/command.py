@@ -6,7 +6,8 @@ import logging
 import torch
 
 from data.cache import check_room
-from data.shards import DataError, ShardIndex, load_index
+from data.pipeline import check_form
+from data.shards import ShardIndex, load_index
 from data.verification import verify_shards
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError
@@ -47,13 +48,7 @@ def check_data(config: TrainConfig) -> ShardIndex:
         DataError: naming what is missing or does not fit, and what to do.
     """
     index = load_index(config.data.path)
-    for name in ("image_size", "image_channels"):
-        prepared, wanted = getattr(index, name), getattr(config.data, name)
-        if prepared != wanted:
-            raise DataError(
-                f"data.{name} is {wanted}, but {index.shown_location} was prepared with {prepared}: set data.{name} to "
-                f"{prepared}, or prepare the images again with the size and channels you want"
-            )
+    check_form(config.data, index)
     check_room(index, cache_gb=config.data.cache_gb, window_shards=config.data.shuffle_window_shards)
     verify_shards(index, by=config.data.verify, cache_directory=config.data.cache_directory)
     return index

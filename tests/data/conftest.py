@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import storage
 from data.prepare import main
 from data.reader import ShardReader
 from data.shards import Shard, ShardIndex, load_index
+from tests.data.servers import FaultyServer, serve
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
 
@@ -89,3 +91,24 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
         return captured.err
 
     yield run
+
+
+@pytest.fixture
+def server(prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """The prepared data set over HTTP; the patience of the client is short."""
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve(prepared.directory) as state:
+        yield state
+
+
+@pytest.fixture
+def index(server: FaultyServer) -> ShardIndex:
+    """The index of the served data set."""
+    return load_index(server.url)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a cache may be made."""
+    return tmp_path / "cache"

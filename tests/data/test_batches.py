@@ -43,10 +43,12 @@ def test_share_of_bad_samples_below_the_limit_ends_the_run_of_no_rank_whatever_t
     order, batch_size = SampleOrder([400] * 5, seed=3, window_shards=5), 64
     bad = set(range(0, 2000, 111))
     limits = [BadSampleLimit(max_percent=1, num_samples=2000) for _ in range(world_size)]
+    met: set[str] = set()
     for number in range(200):
         places = np.stack(order.locate(number * batch_size, (number + 1) * batch_size), axis=1) @ [400, 1]
         for limit, share in zip(limits, np.split(places, world_size), strict=True):
-            limit.take(str(place) for place in share.tolist() if place in bad)
+            met.update(limit.take(str(place) for place in share.tolist() if place in bad))
+    assert met == set(map(str, bad)), "no rank was ended, and all bad ones came"
 
 
 def test_slots_of_processes_and_of_the_batches_under_way_do_not_overlap() -> None:

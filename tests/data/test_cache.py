@@ -11,32 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from data import storage
 from data.cache import CachedShards, LocalShards, check_room, required_bytes, shard_files
 from data.reader import ShardReader
 from data.shards import DataError, ShardIndex, load_index
 from tests.data.servers import Fault, FaultyServer, serve
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def server(prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    """The prepared data set over HTTP; the patience of the client is short."""
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serve(prepared.directory) as state:
-        yield state
-
-
-@pytest.fixture
-def index(server: FaultyServer) -> ShardIndex:
-    return load_index(server.url)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 @pytest.fixture

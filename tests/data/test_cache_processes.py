@@ -7,39 +7,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from data import storage
 from data.cache import CachedShards
-from data.shards import ShardIndex, load_index
-from tests.data.servers import Fault, FaultyServer, serve
+from data.shards import ShardIndex
+from tests.data.servers import Fault, FaultyServer
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def server(prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    """The prepared data set over HTTP; the patience of the client is short."""
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serve(prepared.directory) as state:
-        yield state
-
-
-@pytest.fixture
-def index(server: FaultyServer) -> ShardIndex:
-    return load_index(server.url)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 def size_of(index: ShardIndex) -> int:
