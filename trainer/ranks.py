@@ -12,7 +12,7 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """The place of this process in the group. Make it with `join`.
 
@@ -54,7 +54,12 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device, cpu_group)
 
     def leave(self) -> None:
-        """Take the process group down."""
+        """Take the process group down.
+
+        The last reference to a gloo group joins its threads. One held longer lets them release the tensors of the last
+        collective while the interpreter ends, which now and then aborts the process.
+        """
+        self.cpu_group = None
         dist.destroy_process_group()
 
     def broadcast(self, value: T) -> T:
@@ -83,14 +88,14 @@ class Agreement:
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        self._group = ranks.cpu_group
+        self._ranks = ranks
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: Any = None
 
     def propose(self, stop: bool) -> None:
         """Launch the vote of one step."""
         self._flag.fill_(int(stop))
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._ranks.cpu_group, async_op=True)
 
     def reached(self) -> bool:
         """The result of the vote that was launched last."""

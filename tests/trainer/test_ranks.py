@@ -1,0 +1,21 @@
+"""The group of ranks, and what is left of it afterwards."""
+
+from pathlib import Path
+
+from trainer.ranks import Agreement, Ranks
+
+
+def gloo_threads() -> int:
+    return sum((task / "comm").read_text().startswith("pt_gloo") for task in Path("/proc/self/task").iterdir())
+
+
+def test_no_thread_of_the_group_outlives_it():
+    """One that does aborts the process now and then, when it lets go of tensors while the interpreter ends."""
+    ranks = Ranks.join("cpu", 60)
+    agreement = Agreement(ranks)
+    agreement.propose(False)
+    assert not agreement.reached()
+    assert ranks.gather("here") == ["here"]
+    assert gloo_threads() > 0
+    ranks.leave()
+    assert gloo_threads() == 0
