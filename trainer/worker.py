@@ -4,7 +4,6 @@ Alone it is one process; with `torchrun --nproc-per-node 2 -m trainer.worker --c
 """
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -22,24 +21,23 @@ from data.pipeline import open_batches
 from data.shards import DataError, load_index
 from models.diffusion import Diffusion
 from models.discriminator import Discriminator
-from trainer.checkpoint import Checkpoint, CheckpointError, checkpoint_path, newest_valid, prune, save, timestamp
+from trainer.checkpoint import CheckpointError, checkpoint_path, newest_valid, prune, save
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
 from trainer.config import TrainConfig, num_steps
-from trainer.config_io import ConfigError, dump_config, flat, from_dict, load_config, to_dict
+from trainer.config_io import ConfigError, dump_config, flat, load_config
 from trainer.ema import Ema
 from trainer.engines import make_adam, make_engine
 from trainer.images import save_grid
 from trainer.loop import Loop, Share
 from trainer.progress import Driver, ProgressBar
 from trainer.progress import Status as RunStatus
-from trainer.provenance import library_versions
 from trainer.randomness import fold_seed
 from trainer.ranks import Ranks
 from trainer.replaced import ReplacedSamples
-from trainer.resume_rules import check_resumable
 from trainer.sample import sample_images
 from trainer.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
 from trainer.spool import Status
+from trainer.state import TrainingState
 from trainer.step import Players
 from trainer.tracking import NullTracker, Tracker, collect_tags, open_tracker, redact
 
@@ -131,6 +129,7 @@ class Worker:
             bf16=training.precision == "bf16",
         )
         self.ema = Ema(engines[0], training.ema_decay)
+        self.state = TrainingState(config, self.ranks, self.index, self.players, self.ema)
 
     def run(self) -> Outcome:
         """Train from the newest valid checkpoint, or from the start, to the end or to a stop."""
@@ -147,7 +146,8 @@ class Worker:
             on_save=lambda step: self._save(loop),
         )
         if self.checkpoint:
-            self._resume(loop, self.checkpoint)
+            self.state.restore(self.checkpoint, loop.statistics)
+            loop.resume_at(self.checkpoint.step)
         status: Status = "FAILED"
         with ExitStack() as stack:
             if self.ranks.rank == 0:
@@ -192,53 +192,11 @@ class Worker:
         self.players.generator.close()
         self.players.discriminator.close()
 
-    def _resume(self, loop: Loop, checkpoint: Checkpoint) -> None:
-        notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
-        if checkpoint.manifest["data"] != self.index.digest:
-            raise DataError(
-                f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
-                "index.json differs. Restore that data set, or start a run in another run.directory"
-            )
-        self.players.generator.load(checkpoint.section("generator"), checkpoint.step)
-        self.players.discriminator.load(checkpoint.section("discriminator"), checkpoint.step)
-        self.ema.load(checkpoint.section("ema"))
-        self._load_buffers(checkpoint)
-        loop.statistics.load(self._statistics_of(checkpoint), self.ranks.device)
-        loop.resume_at(checkpoint.step)
-        if self.ranks.rank == 0:
-            log.info("resuming from %s", checkpoint.path)
-            for note in notes:
-                log.info("changed since: %s", redact(note))
-
-    def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The sums this rank had, or at another world size everyone's on rank 0: the reduction adds them up anyway."""
-        if checkpoint.manifest["world_size"] == self.ranks.world_size:
-            return checkpoint.extras("statistics", self.ranks.rank)
-        total: dict[str, Tensor] = {}
-        for rank in range(checkpoint.manifest["world_size"]):
-            for name, value in checkpoint.extras("statistics", rank).items():
-                total[name] = total[name] + value if name in total else value
-        return total if self.ranks.rank == 0 else {name: torch.zeros_like(value) for name, value in total.items()}
-
     def _save(self, loop: Loop) -> None:
         """Write a checkpoint of the step that has just been done, and prune the older ones."""
         self.replaced.publish(self.tracker)  # a run that goes on from here does not meet them again
-        sections = {
-            "generator": self.players.generator.fragments(),
-            "discriminator": self.players.discriminator.fragments(),
-            "ema": self.ema.fragments(),
-        }
-        manifest = {
-            "created": timestamp(),
-            "images": loop.step * self.share.global_batch_size,
-            "cursor": {"batch": loop.step},
-            "seed": self.config.run.seed,
-            "data": self.index.digest,
-            "mlflow_run_id": self.tracker.run_id,
-            "versions": library_versions(),
-            "config": json.loads(redact(json.dumps(to_dict(self.config)))),
-        }
-        extras = {"statistics": loop.statistics.state(), "buffers": self._buffers()}
+        sections, extras = self.state.parts(loop.statistics)
+        manifest = self.state.manifest(loop.step, self.tracker.run_id)
         save(self.checkpoints, self.ranks, loop.step, sections, extras, manifest)
         if self.ranks.rank == 0:
             prune(self.checkpoints, self.config.checkpoint.keep_last, loop.step)
@@ -255,18 +213,7 @@ class Worker:
 
     def _fill_sampler(self, state: dict[str, Tensor]) -> None:
         """The averaged parameters, and the generator's fixed buffers, into the network that draws."""
-        self.sampler.load_state_dict(self._buffers() | state)
-
-    def _buffers(self) -> dict[str, Tensor]:
-        """What the generator's state holds beside its parameters: random but fixed frequencies, for one."""
-        module = self.players.generator.module
-        parameters = dict(module.named_parameters())
-        return {name: value for name, value in module.state_dict().items() if name not in parameters}
-
-    def _load_buffers(self, checkpoint: Checkpoint) -> None:
-        saved = checkpoint.extras("buffers", 0)
-        for name, buffer in self._buffers().items():
-            buffer.copy_(saved[name])
+        self.sampler.load_state_dict(self.state.buffers() | state)
 
     def _grid_file(self, step: int) -> Path:
         return self.directory / "samples" / f"step-{step:08d}.png"
