@@ -51,8 +51,7 @@ def made_photographs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("size", [64, 256])
-@pytest.mark.parametrize("source", ["made", "real"])
+@pytest.mark.parametrize(("source", "size"), [("made", 64), ("made", 256), ("real", 256)])
 def test_photographs_train_stop_and_resume(source, size, made_photographs, tmp_path):
     if source == "real" and not PHOTOGRAPHS.is_dir():
         pytest.skip("the folder of real photographs, shared/data/photos beside the checkout, is absent")
