@@ -183,14 +183,14 @@ class Storage:
                 failure.reason += f" ({ATTEMPTS} attempts in {time.monotonic() - began:.0f} s)"
             raise
 
-    def _call(self, method: str, name: str, *args: Any, progress: "_Progress", **kwargs: Any) -> Any:
+    def _call(self, method: str, name: str, *args: Any, progress: "_Progress | None" = None, **kwargs: Any) -> Any:
         """Call a filesystem's method. What stalls is ended; those without a loop have time limits of their own."""
         with self._connecting:
             filesystem, root = self._connect()
         path = f"{root}/{name}"
         if isinstance(filesystem, AsyncFileSystem):
             coroutine = getattr(filesystem, f"_{method}")(path, *args, **kwargs)
-            return sync(filesystem.loop, _supervise, coroutine, progress)
+            return sync(filesystem.loop, _supervise, coroutine, progress or _Progress(None, None))
         return getattr(filesystem, method)(path, *args, **kwargs)
 
     def _connect(self) -> tuple[fsspec.AbstractFileSystem, str]:
