@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.dropout import Dropout
 from models.layers import NEAR_ZERO, group_norm, initialized
 from models.shapes import Embedding, Image, Latent, Style
 
@@ -75,7 +76,7 @@ class ResidualBlock(nn.Module):
         self.time = initialized(nn.Linear(time_channels, c_out))
         self.norm2 = AdaptiveGroupNorm(c_out, latent_channels) if second_norm_adaptive else group_norm(c_out)
         # The one place where the networks drop out.
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), scale=NEAR_ZERO)
         reshapes = c_in != c_out or resample is not None
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1)) if reshapes else nn.Identity()

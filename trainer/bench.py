@@ -67,6 +67,7 @@ def measure_steps(config: TrainConfig) -> Report:
             on_log=lambda _step, metrics: rounds.append(metrics),
             on_sample=lambda _step: None,
             on_save=lambda _step: None,
+            skipped=worker.skipped,
         ).run()
     names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")
     report = {name: statistics.median(measured[name] for measured in rounds[1:]) for name in names}

@@ -1,31 +1,26 @@
-"""Sharded checkpoints, committed by a manifest.
+"""Sharded checkpoints, committed by a manifest. `python -m trainer.checkpoint` is the command that looks after them.
 
     RUN/checkpoints/step-00000500/rank-00000.safetensors ...   the fragments that each rank owns (see engines.Fragment)
     RUN/checkpoints/step-00000500/manifest.json                 written last, by rename: sizes, SHA-256, config, cursor
 
 What lacks a valid manifest does not exist. The fragments of all ranks tile every parameter, so a checkpoint is read by
 ranges of flattened parameters and does not care how many ranks or which ZeRO stage wrote it. Nothing in it is executed
-on loading: the data are safetensors, the manifest is JSON.
+on loading: the data are safetensors, the manifest is JSON. `checkpoint_writer` writes it.
 """
 
 import hashlib
 import json
 import logging
-import os
-import shutil
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-
-from trainer.engines import Fragment
-from trainer.ranks import Ranks
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -42,8 +37,8 @@ class Checkpoint:
     """A checkpoint whose manifest has been read.
 
     Attributes:
-        path: its folder.
-        manifest: "step", "world_size", "files", "config", ... as written by `save`.
+        path: its folder; of one in remote storage, until it is fetched, the name there.
+        manifest: "step", "world_size", "files", "config", ... as written by `CheckpointWriter`.
     """
 
     path: Path
@@ -54,20 +49,41 @@ class Checkpoint:
         """Optimizer steps done when it was written."""
         return self.manifest["step"]
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the parts of all ranks together."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
     def verify(self) -> None:
         """Compare each file with the size and SHA-256 in the manifest.
 
         Raises:
-            CheckpointError: naming the first file that is missing or differs.
+            CheckpointError: naming the first file that is missing, differs or cannot be read.
+        """
+        self.check_sizes()
+        for name, expected in self.manifest["files"].items():
+            file = self.path / name
+            try:
+                with file.open("rb") as f:
+                    found = hashlib.file_digest(f, "sha256").hexdigest()
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+            if found != expected["sha256"]:
+                raise CheckpointError(f"{file} is damaged: its SHA-256 differs from its manifest's")
+
+    def check_sizes(self) -> None:
+        """Look whether each file is there with the size in the manifest, without reading it.
+
+        Raises:
+            CheckpointError: naming the first one of which this is not so.
         """
         for name, expected in self.manifest["files"].items():
             file = self.path / name
             if not file.is_file():
                 raise CheckpointError(f"{file} is missing")
-            if file.stat().st_size != expected["bytes"]:
-                raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
-            if _sha256(file) != expected["sha256"]:
-                raise CheckpointError(f"{file} is damaged: its SHA-256 differs from its manifest's")
+            size = file.stat().st_size
+            if size != expected["bytes"]:
+                raise CheckpointError(f"{file} has {size} bytes, its manifest says {expected['bytes']}")
 
     def section(self, section: str) -> "Section":
         """The state called `section`: "generator", "discriminator" or "ema"."""
@@ -76,8 +92,12 @@ class Checkpoint:
     def extras(self, group: str, rank: int) -> dict[str, Tensor]:
         """The small tensors of `group` that `rank` saved beside its fragments."""
         prefix = f"extra/{group}/"
-        with safe_open(self.path / _rank_file(rank), framework="pt") as f:
-            return {key.removeprefix(prefix): f.get_tensor(key) for key in f.keys() if key.startswith(prefix)}  # noqa: SIM118
+        return {k.removeprefix(prefix): t for k, t in self.all_extras(rank).items() if k.startswith(prefix)}
+
+    def all_extras(self, rank: int) -> dict[str, Tensor]:
+        """The small tensors of all groups of `rank`, by "extra/GROUP/NAME"."""
+        with safe_open(self.path / rank_file(rank), framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys() if key.startswith("extra/")}  # noqa: SIM118
 
 
 @dataclass
@@ -101,6 +121,13 @@ class Section:
         for pieces in self._pieces.values():
             pieces.sort(key=lambda piece: piece[0])
 
+    def lengths(self) -> dict[str, int]:
+        """Elements of each flattened state, by its key in the files."""
+        return {
+            key: max(start + file.get_slice(key).get_shape()[0] for start, file in pieces)
+            for key, pieces in self._pieces.items()
+        }
+
     def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of the flattened parameter `name`; see `engines.FragmentSource`."""
         key = f"{self.name}/{state}/{name}"
@@ -121,68 +148,39 @@ class Section:
         return out
 
 
-def save(
-    directory: Path,
-    ranks: Ranks,
-    step: int,
-    sections: Mapping[str, Iterable[Fragment]],
-    extras: Mapping[str, Mapping[str, Tensor]],
-    manifest: Mapping[str, Any],
-) -> Path:
-    """Write the checkpoint of `step`; a collective. It exists on return, or not at all.
-
-    Args:
-        directory: the run's folder of checkpoints, seen by every rank.
-        ranks: this rank and the others.
-        step: optimizer steps done.
-        sections: fragments by section; all ranks together give each parameter once.
-        extras: groups of small tensors of this rank.
-        manifest: what rank 0 records beside step, world size and files.
-
-    Raises:
-        CheckpointError: on every rank if one of them could not write; the earlier checkpoints are untouched.
-    """
-    path = checkpoint_path(directory, step)
-    error = ""
-    if ranks.rank == 0:
-        try:
-            shutil.rmtree(path, ignore_errors=True)  # left by a save that was killed: without a manifest it is nothing
-            path.mkdir(parents=True)
-        except OSError as failure:
-            error = f"{path}: {failure.strerror}"
-    if error := ranks.broadcast(error):
-        raise CheckpointError(f"cannot make the checkpoint's folder {error}")
-    name, entry = _rank_file(ranks.rank), {}
-    try:
-        entry = _write_fragments(path / name, sections, extras)
-    except (OSError, SafetensorError) as failure:
-        error = f"rank {ranks.rank} cannot write {path / name}: {failure}"
-    answers = ranks.gather((name, entry, error))
-    errors = [e for _, _, e in answers if e]
-    if not errors and ranks.rank == 0:
-        files = {n: e for n, e, _ in answers}
-        full = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "world_size": ranks.world_size,
-            "files": files,
-            **manifest,
-        }
-        try:
-            _write_atomically(path / MANIFEST, json.dumps(full, indent=1).encode())
-        except OSError as failure:
-            errors = [f"rank 0 cannot write {path / MANIFEST}: {failure}"]
-    errors = ranks.broadcast(errors)
-    if errors:
-        if ranks.rank == 0:
-            shutil.rmtree(path, ignore_errors=True)
-        raise CheckpointError(f"checkpoint of step {step} was not saved: {'; '.join(errors)}")
-    return path
-
-
 def checkpoint_path(directory: Path, step: int) -> Path:
     """Where the checkpoint of `step` is."""
-    return directory / f"step-{step:08d}"
+    return directory / checkpoint_name(step)
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of the checkpoint of `step`."""
+    return f"step-{step:08d}"
+
+
+def rank_file(rank: int) -> str:
+    """Name of the part of `rank`."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def parse_manifest(content: bytes) -> dict[str, Any]:
+    """A manifest from its bytes.
+
+    Raises:
+        ValueError: it is cut, of another format version, or lacks something; says what.
+    """
+    manifest: Any = json.loads(content)
+    if not isinstance(manifest, dict) or "format_version" not in manifest:
+        raise ValueError("it has no format_version")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {manifest['format_version']}, this program reads {FORMAT_VERSION}")
+    missing = {"step", "world_size", "files", "config"} - manifest.keys()
+    if missing:
+        raise ValueError(f"no {sorted(missing)}")
+    strangers = [name for name in manifest["files"] if Path(name).name != name or name in (".", "..")]
+    if strangers:
+        raise ValueError(f"it names {strangers[0]!r}, which is no file of its folder")
+    return manifest
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
@@ -190,93 +188,40 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     found: list[Checkpoint] = []
     for path in sorted(directory.glob("step-*")):
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            if manifest["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"format version {manifest['format_version']}, this program reads {FORMAT_VERSION}")
-            missing = {"step", "world_size", "files", "config"} - manifest.keys()
-            if missing:
-                raise ValueError(f"no {sorted(missing)}")
-        except FileNotFoundError:
+            found.append(Checkpoint(path, parse_manifest((path / MANIFEST).read_bytes())))
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             log.warning("passing over %s: its manifest cannot be read (%s)", path, error)
-            continue
-        found.append(Checkpoint(path, manifest))
     return found
 
 
 def newest_valid(directory: Path) -> Checkpoint | None:
     """The newest checkpoint whose files all match their manifest; the others are named in the log and passed over."""
-    for checkpoint in reversed(list_checkpoints(directory)):
+
+    def verified(checkpoint: Checkpoint) -> Checkpoint:
+        checkpoint.verify()
+        return checkpoint
+
+    return newest_of(list_checkpoints(directory), verified)
+
+
+def newest_of(found: Sequence[Checkpoint], fetch: Callable[[Checkpoint], Checkpoint]) -> Checkpoint | None:
+    """The newest of some checkpoints that `fetch` gives without a CheckpointError; the others are named in the log."""
+    for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True):
         try:
-            checkpoint.verify()
+            return fetch(checkpoint)
         except CheckpointError as error:
             log.warning("passing over checkpoint %s: %s", checkpoint.path.name, error)
-            continue
-        return checkpoint
     return None
-
-
-def prune(directory: Path, keep_last: int, step: int) -> None:
-    """Delete what the checkpoint of `step`, just committed, makes superfluous.
-
-    That is whatever lies beyond it, which failed its verification or the run would not stand here, all but the newest
-    `keep_last` up to it, and folders of saves that never ended. Manifests go first, so that half of one is never
-    believed.
-    """
-    found = {checkpoint.path: checkpoint.step for checkpoint in list_checkpoints(directory)}
-    kept = sorted((path for path in found if found[path] <= step), key=lambda path: found[path])[-keep_last:]
-    for path in directory.glob("step-*"):
-        if path not in kept:
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
-
-
-def _write_fragments(
-    file: Path, sections: Mapping[str, Iterable[Fragment]], extras: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, Any]:
-    tensors = {
-        f"extra/{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
-        for group, tensors in extras.items()
-        for name, tensor in tensors.items()
-    }
-    starts: dict[str, str] = {}
-    for section, fragments in sections.items():
-        for fragment in fragments:
-            for state, tensor in fragment.tensors.items():
-                key = f"{section}/{state}/{fragment.name}"
-                tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
-                starts[key] = str(fragment.start)
-    save_file(tensors, file, metadata=starts)
-    _fsync(file)
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-
-
-def _write_atomically(file: Path, content: bytes) -> None:
-    partial = file.with_suffix(".tmp")
-    partial.write_bytes(content)
-    _fsync(partial)
-    os.replace(partial, file)
-    _fsync(file.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def timestamp() -> str:
     """Now, in UTC, for the manifest."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+if __name__ == "__main__":
+    from trainer.checkpoint_command import main
+
+    sys.exit(main())

@@ -4,7 +4,7 @@ A field's docstring says its unit and effect. `config_io` reads YAML into `Train
 one section are here, and all of them run before Ray or a GPU is touched.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from data.pipeline import DataConfig
 from models.diffusion import DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import Generator, GeneratorConfig
-from models.minibatch_deviation import check_batch_size
+from trainer.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.schedules import LearningRateConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -57,9 +57,10 @@ class TrainingConfig:
     total_images: PositiveInt
     """Length of the run in training images, rounded up to whole steps."""
     global_batch_size: PositiveInt
-    """Images per optimizer step over all ranks: micro_batch_size x grad_accum_steps x world_size."""
+    """Images per optimizer step over all ranks, a multiple of discriminator.stddev_group_size: the ranks share its
+    groups, as evenly as whole groups can be shared."""
     micro_batch_size: PositiveInt | None = None
-    """Images of one rank in one forward pass; null: all the images of the rank at once."""
+    """Most images of one rank in one forward pass, in whole groups too; null: all the images of the rank at once."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute type. fp32 is float32 without TF32; with bf16 the parameters, optimizer, R1, minibatch deviation and
     losses stay fp32."""
@@ -107,14 +108,44 @@ class ScalingConfig:
 
     world_size: PositiveInt = 1
     """Number of ranks, one Ray Train worker each."""
+    min_world_size: PositiveInt | None = None
+    """Fewest ranks with which Ray goes on when nodes are lost; back at `world_size` as soon as there is room again. The
+    global batch stays the same. null: always `world_size`, the run waits for lost nodes to come back."""
     device: Literal["cpu", "gpu"] = "gpu"
     """`gpu` gives one GPU to each rank."""
     cpus_per_worker: PositiveInt = 1
     """CPUs Ray reserves for a rank: its main process and its loader processes. Also a rank's threads on the CPU."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often Ray restarts the group of workers from the last checkpoint after a failure."""
+    """How often Ray restarts the group of workers from the last checkpoint after a failure: the first time at once,
+    then after a pause of 2, 4, ... 60 seconds. Three failures at the same step end the run whatever this says."""
     timeout_s: PositiveInt = 1800
     """How long a rank waits for the others in a collective before it fails."""
+    watchdog_s: PositiveFloat | None = 600.0
+    """How long a rank may stand still in a step before it writes the stacks of its threads and ends itself, so that the
+    group is restarted; start, grids, checkpoints and the end get timeout_s on top. null: never."""
+
+    def __post_init__(self) -> None:
+        if self.min_world_size is not None and self.min_world_size > self.world_size:
+            raise ValueError(
+                f"min_world_size is {self.min_world_size}, more than the {self.world_size} of world_size, which is the "
+                f"most ranks that the run uses. Set min_world_size to at most {self.world_size}, or world_size to at "
+                f"least {self.min_world_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens to updates whose loss or gradient is not a number, or too large; see `trainer/guard.py`."""
+
+    max_gradient_norm: PositiveFloat | None = None
+    """Updates whose averaged gradient has a larger L2 norm are skipped; null: only those that are not finite."""
+    max_skipped_in_row: PositiveInt | None = 10
+    """Updates of one network, skipped one after the other, after which the run goes back to its last checkpoint; looked
+    at where the curves are logged. null: it never does. Data and draws come again as they were, so only what a fault of
+    the machine did is undone."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 2
+    """How often a run goes back because of the same steps before it ends with a diagnosis; it ends at once where there
+    is no checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +154,17 @@ class CheckpointConfig:
 
     save_interval_steps: PositiveInt | None = 1000
     """Optimizer steps between checkpoints; null: only the last step and a stop are saved."""
+    directory: str | None = None
+    """Where checkpoints are kept: a folder that all ranks see, or a URL (s3://..., any fsspec filesystem that can be
+    written). null: `checkpoints` in run.directory."""
     keep_last: PositiveInt = 2
-    """Newest valid checkpoints that stay on disk."""
+    """Newest valid checkpoints that stay."""
+    keep_every_images: PositiveInt | None = None
+    """Training images after each of which one more checkpoint stays for good; null: none does."""
+    keep_best: str | None = None
+    """Curve, as it is logged (`loss_g`), whose best value so far keeps its checkpoint; null: none."""
+    keep_best_mode: Literal["min", "max"] = "min"
+    """Whether a small or a large value of keep_best is good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +207,8 @@ class TrainConfig:
     """Backward, reduction and update."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     """Ranks and devices."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Skipped updates."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -175,73 +217,40 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what needs more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
-        for rule in (_check_batch, _check_warmup, _check_networks):
+        for rule in (split_batch, _check_warmup, _check_networks):
             try:
                 rule(self)
             except ValueError as error:
                 problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSplit:
-    """How one global batch is spread: global_batch_size = micro_batch_size x grad_accum_steps x world_size."""
-
-    global_batch_size: int
-    """Images of one optimizer step."""
-    world_size: int
-    """Ranks that share them."""
-    rank_batch_size: int
-    """Images of one rank."""
-    micro_batch_size: int
-    """Images of one rank in one forward pass."""
-    grad_accum_steps: int
-    """Forward passes of one rank in one optimizer step."""
+        _check_elastic(self)  # looks at this very config with other world sizes: nothing else may be wrong with it
 
 
 def split_batch(config: TrainConfig) -> BatchSplit:
     """Spread the global batch over ranks and micro-batches.
 
     Raises:
-        ValueError: It does not divide; the message shows the arithmetic.
+        ValueError: It cannot be spread; the message shows the arithmetic.
     """
-    global_batch_size, world_size = config.training.global_batch_size, config.scaling.world_size
-    rank_batch_size, rest = divmod(global_batch_size, world_size)
-    if rest:
-        near = [n for n in (rank_batch_size * world_size, (rank_batch_size + 1) * world_size) if n > 0]
-        raise ValueError(
-            f"training.global_batch_size ({global_batch_size}) must be a multiple of scaling.world_size "
-            f"({world_size}): {global_batch_size} / {world_size} = {global_batch_size / world_size:.4g} images each. "
-            f"With {world_size} ranks use {' or '.join(map(str, near))}"
-        )
-    micro_batch_size = config.training.micro_batch_size or rank_batch_size
-    grad_accum_steps, rest = divmod(rank_batch_size, micro_batch_size)
-    if rest:
-        possible = [n for n in range(1, rank_batch_size + 1) if rank_batch_size % n == 0]
-        raise ValueError(
-            f"training.micro_batch_size ({micro_batch_size}) must divide the {rank_batch_size} images of a rank: "
-            f"global batch {global_batch_size} = micro {micro_batch_size} x accum "
-            f"{rank_batch_size / micro_batch_size:.4g} x world {world_size}. Use one of {', '.join(map(str, possible))}"
-        )
-    return BatchSplit(
-        global_batch_size=global_batch_size,
-        world_size=world_size,
-        rank_batch_size=rank_batch_size,
-        micro_batch_size=micro_batch_size,
-        grad_accum_steps=grad_accum_steps,
-    )
+    training, discriminator = config.training, config.discriminator
+    sizes = (training.global_batch_size, config.scaling.world_size, training.micro_batch_size)
+    if discriminator.stddev_grouping == "strided":
+        return split_evenly(*sizes, discriminator.stddev_group_size)
+    return split_groups(*sizes, discriminator.stddev_group_size)
 
 
-def _check_batch(config: TrainConfig) -> None:
-    split = split_batch(config)
-    try:
-        check_batch_size(split.micro_batch_size, config.discriminator.stddev_group_size)
-    except ValueError as error:
-        raise ValueError(
-            f"training.micro_batch_size: global batch {split.global_batch_size} = micro {split.micro_batch_size} x "
-            f"accum {split.grad_accum_steps} x world {split.world_size}, and {error}"
-        ) from None
+def _check_elastic(config: TrainConfig) -> None:
+    """Each number of ranks that the run may come to must be able to share the batch."""
+    scaling = config.scaling
+    for world_size in range(scaling.min_world_size or scaling.world_size, scaling.world_size):
+        try:
+            replace(config, scaling=replace(scaling, world_size=world_size, min_world_size=None))
+        except ValueError as error:
+            raise ValueError(
+                f"scaling.min_world_size is {scaling.min_world_size} and scaling.world_size {scaling.world_size}: the "
+                f"run may come to {world_size} ranks, but {error}"
+            ) from None
 
 
 def _check_warmup(config: TrainConfig) -> None:

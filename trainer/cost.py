@@ -18,7 +18,8 @@ from models.discriminator import Discriminator
 from models.generator import Generator
 from trainer.config import TrainConfig, split_batch
 from trainer.engines import TorchEngine
-from trainer.step import MicroBatch, Noise, Players, update_discriminator, update_generator
+from trainer.pairs import MicroBatch, Pair
+from trainer.step import Players, update_discriminator, update_generator
 
 META = torch.device("meta")
 
@@ -74,7 +75,7 @@ def measure_costs(config: TrainConfig) -> Costs:
         r1_gamma=config.training.r1_gamma,
     )
     # One image: the batch is as large as it needs to be only for the memory.
-    one, t, z = batch.x0[:1], batch.noise_g.t[:1], batch.noise_g.z[:1]
+    one, t, z = batch.pair_g.x_t[:1], batch.pair_g.t[:1], batch.pair_g.z[:1]
     with torch.no_grad():
         forward_g = _count_flops(lambda: generator(one, t, z))
         forward_d = _count_flops(lambda: discriminator(one, one, t))
@@ -104,22 +105,23 @@ def measure_costs(config: TrainConfig) -> Costs:
 
 def _engine(module: nn.Module) -> TorchEngine:
     """An engine that never comes to the optimizer's update, which the FLOPs do not count."""
-    return TorchEngine(module, torch.optim.SGD(module.parameters(), lr=0.0), grad_accum_steps=2**31)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    return TorchEngine(module, optimizer, grad_accum_steps=2**31, max_gradient_norm=None)
 
 
 def _micro_batch(config: TrainConfig, batch_size: int) -> MicroBatch:
     shape = (batch_size, config.data.image_channels, config.data.image_size, config.data.image_size)
 
-    def noise() -> Noise:
-        return Noise(
+    def pair() -> Pair:
+        return Pair(
             t=torch.zeros(batch_size, dtype=torch.int64, device=META),
-            noise_tm1=torch.empty(shape, device=META),
-            noise_t=torch.empty(shape, device=META),
+            x_tm1=torch.empty(shape, device=META),
+            x_t=torch.empty(shape, device=META),
             z=torch.empty(batch_size, config.generator.latent_dim, device=META),
             noise_posterior=torch.empty(shape, device=META),
         )
 
-    return MicroBatch(x0=torch.empty(shape, device=META), noise_d=noise(), noise_g=noise(), share=1.0)
+    return MicroBatch(pair_d=pair(), pair_g=pair(), share=1.0)
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -158,4 +160,4 @@ def _measure(update: Callable[[], Any], players: Players, batch: MicroBatch) -> 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         flops = _count_flops(update)
     total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    return UpdateCost(flops_per_image=flops / len(batch.x0), saved_bytes=total)
+    return UpdateCost(flops_per_image=flops / len(batch.pair_g.t), saved_bytes=total)

@@ -1,6 +1,7 @@
 """The loop of one rank: read, update D, update G, average; now and then log, draw a grid, save; stop when asked."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -8,13 +9,16 @@ import torch
 from torch import Tensor
 
 from trainer.config import TrainConfig, num_steps, split_batch
+from trainer.divergence import SkippedUpdates
 from trainer.ema import Ema
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
+from trainer.pairs import MicroBatch, draw_micro_batch
 from trainer.progress import Driver, Status
-from trainer.randomness import Draws, fold_seed
+from trainer.randomness import Draws
 from trainer.ranks import Agreement, Ranks
 from trainer.schedules import learning_rate
-from trainer.step import MicroBatch, Players, draw_micro_batch, update_discriminator, update_generator
+from trainer.step import Players, update_discriminator, update_generator
+from trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -25,36 +29,36 @@ class Share:
 
     Attributes:
         start, stop: positions in the global batch.
-        micro_batch_size: images of one forward pass.
+        micro_batch_size: most images of one forward pass.
         global_batch_size: images of all ranks.
+        grad_accum_steps: forward passes of one update, the same on all ranks.
+        group_size: images that a forward pass takes whole.
     """
 
     start: int
     stop: int
     micro_batch_size: int
     global_batch_size: int
+    grad_accum_steps: int
+    group_size: int
 
     @classmethod
     def of(cls, config: TrainConfig, rank: int, world_size: int) -> "Share":
         """The contiguous share of `rank`."""
         split = split_batch(config)
         assert split.world_size == world_size, f"{world_size} ranks started, the config plans {split.world_size}"
-        size = split.rank_batch_size
-        return cls(rank * size, (rank + 1) * size, split.micro_batch_size, split.global_batch_size)
+        return cls(
+            *split.share(rank),
+            split.micro_batch_size,
+            split.global_batch_size,
+            split.grad_accum_steps,
+            split.group_size,
+        )
 
     @property
-    def grad_accum_steps(self) -> int:
-        """Micro-batches of one update."""
-        return (self.stop - self.start) // self.micro_batch_size
-
-
-def to_device(images: Tensor, draws: Draws, *, flip: bool) -> Tensor:
-    """uint8 images to the device of the draws, mirrored by their coins, as contiguous float32 in [-1, 1]."""
-    # They come in the decoder's layout, channels last; turned on the device, where that costs nothing.
-    x0 = images.to(draws.samples.device, non_blocking=True).contiguous()
-    if flip:
-        x0 = torch.where(draws.flips()[:, None, None, None], x0.flip(-1), x0)
-    return x0.to(torch.float32).div_(127.5).sub_(1.0)
+    def num_micro_batches(self) -> int:
+        """Forward passes that have images of their own; at most one less than grad_accum_steps."""
+        return -(-(self.stop - self.start) // self.micro_batch_size)
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Loop:
         batches: this rank's micro-batches of uint8 images in order, from batch `step` on.
         step: optimizer steps done.
         statistics: sums since the last log point.
+        skipped: follows the updates that were skipped.
+        watchdog: hears of each phase.
         on_log: called on every rank with step and metrics.
         on_sample: called on every rank when a grid is due.
         on_save: called on every rank when a checkpoint is due.
@@ -83,6 +89,8 @@ class Loop:
     on_save: Callable[[int], None]
     step: int = 0
     statistics: StatisticsSum = field(default_factory=StatisticsSum)
+    skipped: SkippedUpdates = field(kw_only=True)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(None))
 
     def __post_init__(self) -> None:
         self._status = Status(step=self.step, images=self._images(), total_images=self._images(num_steps(self.config)))
@@ -100,12 +108,16 @@ class Loop:
 
         Returns:
             Whether the planned end was reached.
+
+        Raises:
+            Diverged: on all ranks after the same step, because too many updates in a row were skipped.
         """
         last, agreement, clock = num_steps(self.config), Agreement(self.ranks), StepClock(self.ranks.device)
         while self.step < last:
             agreement.propose(self.driver.stop_requested())
             self._one_step(clock)
             stopping = agreement.reached()
+            self.watchdog.end_step()
             self._after_step(clock, at_end=self.step == last)
             if stopping and self.step < last:
                 log.info("asked to stop: step %d is done", self.step)
@@ -113,9 +125,7 @@ class Loop:
         return True
 
     def _one_step(self, clock: StepClock) -> None:
-        config, training, step = self.config, self.config.training, self.step
-        log_interval = config.tracking.log_interval_steps
-        measure_norm = (step + 1) % log_interval == 0 or step + 1 == num_steps(config)
+        training, step = self.config.training, self.step
         with_r1 = training.r1_gamma > 0 and step % (training.r1_interval_steps or 1) == 0
         for engine, schedule in (
             (self.players.discriminator, training.learning_rate_d),
@@ -124,33 +134,36 @@ class Loop:
             engine.set_learning_rate(learning_rate(schedule, self._images(), training.total_images))
 
         clock.mark("other")  # logging, grids and checkpoints since the last step
-        if config.generator.dropout > 0:
-            # Its masks come from torch's generator: the same after a restart, others on another number of ranks.
-            torch.manual_seed(fold_seed(config.run.seed, 2, step, self.ranks.rank))
-        images = [next(self.batches) for _ in range(self.share.grad_accum_steps)]
+        self.watchdog.enter("data")
+        images = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        micro_batches = [self._micro_batch(x, i) for i, x in enumerate(images)]
+        micro_batches = [self._micro_batch(x, i, len(x)) for i, x in enumerate(images)]
+        # Every rank must come to each reduction: one with fewer images repeats some, with no weight.
+        filler = images[0][: self.share.group_size]
+        micro_batches += [self._micro_batch(filler, 0, 0)] * (self.share.grad_accum_steps - len(images))
         clock.mark("other")
-        self.statistics.add(
-            update_discriminator(self.players, micro_batches, with_r1=with_r1, measure_norm=measure_norm)
-        )
+        self.watchdog.enter("d")
+        statistics = update_discriminator(self.players, micro_batches, with_r1=with_r1)
+        self.statistics.add(self.skipped.take_in("d", self.players.discriminator.guard, statistics))
         clock.mark("d")
-        self.statistics.add(update_generator(self.players, micro_batches, measure_norm=measure_norm))
+        self.watchdog.enter("g")
+        statistics = update_generator(self.players, micro_batches)
+        self.statistics.add(self.skipped.take_in("g", self.players.generator.guard, statistics))
         clock.mark("g")
         self.ema.update(step)
         self.step += 1
         clock.end_step("other")
 
-    def _micro_batch(self, images: Tensor, index: int) -> MicroBatch:
+    def _micro_batch(self, images: Tensor, index: int, weight: int) -> MicroBatch:
         first = self.share.start + index * self.share.micro_batch_size
         samples = torch.arange(first, first + len(images), device=self.ranks.device)
-        draws = Draws(self.config.run.seed, self.step, samples)
         return draw_micro_batch(
-            to_device(images, draws, flip=self.config.data.horizontal_flip),
-            draws,
-            num_timesteps=self.config.diffusion.num_timesteps,
+            images.to(self.ranks.device, non_blocking=True),
+            Draws(self.config.run.seed, self.step, samples),
+            self.players.diffusion,
             latent_dim=self.config.generator.latent_dim,
-            share=len(images) / self.share.global_batch_size,
+            flip=self.config.data.horizontal_flip,
+            share=weight / self.share.global_batch_size,
         )
 
     def _after_step(self, clock: StepClock, *, at_end: bool) -> None:
@@ -159,15 +172,18 @@ class Loop:
         losses, rate = self._status.losses, self._status.images_per_s
         if at_end or self.step % tracking.log_interval_steps == 0:
             metrics = self._measure(clock)
-            losses = {name: metrics[name] for name in ("loss_d_real", "loss_d_fake", "loss_g")}
+            losses = {name: metrics[name] for name in ("loss_d_real", "loss_d_fake", "loss_g") if name in metrics}
             rate = metrics["images_per_s"]
             self.on_log(self.step, metrics)
+            self.skipped.check(self.step, self.ranks)
         self._status = Status(self.step, self._images(), self._status.total_images, rate, losses)
         if self.ranks.rank == 0:
             self.driver.report(self._status)
         if at_end or (tracking.sample_interval_steps and self.step % tracking.sample_interval_steps == 0):
+            self.watchdog.enter("sampling")
             self.on_sample(self.step)
         if save_every and self.step % save_every == 0 and not at_end:  # the caller saves the end, and a stop
+            self.watchdog.enter("checkpoint")
             self.on_save(self.step)
 
     def _measure(self, clock: StepClock) -> dict[str, float]:
@@ -177,12 +193,13 @@ class Loop:
         before = (self.step - 1) * self.share.global_batch_size
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
         metrics |= {
-            "gradient_norm_g": self.players.generator.gradient_norm(),
-            "gradient_norm_d": self.players.discriminator.gradient_norm(),
+            "gradient_norm_g": self.players.generator.guard.norm.item(),
+            "gradient_norm_d": self.players.discriminator.guard.norm.item(),
             "learning_rate_g": learning_rate(training.learning_rate_g, before, training.total_images),
             "learning_rate_d": learning_rate(training.learning_rate_d, before, training.total_images),
             "images_seen": float(self._images()),
             "images_per_s": timed * self.share.global_batch_size / wall,
             "peak_memory_gib": peak_memory_gib(self.ranks.device),
         }
-        return metrics
+        # The gradient norm of an update that was skipped need not be a number.
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}

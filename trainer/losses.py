@@ -12,17 +12,17 @@ Scalar = Float[Tensor, ""]
 
 def real_loss(logits: Logits) -> Scalar:
     """Discriminator loss on real pairs: mean of softplus(-D) = -log sigmoid(D)."""
-    return F.softplus(-logits.float()).mean()
+    return F.softplus(-_precise(logits)).mean()
 
 
 def fake_loss(logits: Logits) -> Scalar:
     """Discriminator loss on generated pairs: mean of softplus(D) = -log(1 - sigmoid(D))."""
-    return F.softplus(logits.float()).mean()
+    return F.softplus(_precise(logits)).mean()
 
 
 def generator_loss(logits: Logits) -> Scalar:
     """Non-saturating generator loss: mean of softplus(-D) on generated pairs (Goodfellow et al., 1406.2661)."""
-    return F.softplus(-logits.float()).mean()
+    return F.softplus(-_precise(logits)).mean()
 
 
 def r1_penalty(logits: Logits, x_tm1: Image) -> Scalar:
@@ -34,3 +34,8 @@ def r1_penalty(logits: Logits, x_tm1: Image) -> Scalar:
     """
     (gradient,) = torch.autograd.grad(logits.sum(), x_tm1, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def _precise(logits: Logits) -> Logits:
+    """In float32 or better, whatever autocast made of them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

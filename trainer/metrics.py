@@ -43,7 +43,8 @@ class StatisticsSum:
         """Means over steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
 
         `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on; `r1` is averaged
-        over the steps that computed it. `replaced_samples` is a sum.
+        over the steps that computed it. `replaced_samples` and `skipped_updates_d` and `_g` are sums. A mean without
+        any step behind it is left out.
         """
         names = sorted(self._sums)
         sizes = [self._sums[name].numel() for name in names]
@@ -52,10 +53,15 @@ class StatisticsSum:
         *parts, replaced = ranks.sum(flat).split([*sizes, 1])
         sums = dict(zip(names, parts, strict=True))
         self._sums, self._replaced_samples = {}, 0
-        num_steps = sums["frequency_t"].sum().round()  # the frequencies of one step sum to 1
-        means = {name: (sums[name] / num_steps).item() for name in ("loss_d_real", "loss_d_fake", "loss_g")}
+        none = torch.zeros((), dtype=flat.dtype)
+        skipped_d, skipped_g = (sums.get(f"skipped_updates_{p}", none).sum() / ranks.world_size for p in "dg")
+        updates_d = sums["frequency_t"].sum().round()  # the frequencies of one step sum to 1; of a skipped one, to 0
+        updates_g = updates_d + skipped_d - skipped_g
+        counts = {"loss_d_real": updates_d, "loss_d_fake": updates_d, "loss_g": updates_g}
+        means = {name: (sums[name] / count).item() for name, count in counts.items() if count}
+        means |= {"skipped_updates_d": skipped_d.item(), "skipped_updates_g": skipped_g.item()}
         means[_REPLACED] = replaced.item()
-        if "r1_steps" in sums:
+        if sums.get("r1_steps"):
             means["r1"] = (sums["r1_penalty"] / sums["r1_steps"]).item()
         for kind in ("real", "fake"):
             by_timestep = sums[f"logits_{kind}"] / sums["frequency_t"]

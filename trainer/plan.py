@@ -5,7 +5,8 @@ from pathlib import Path
 
 from data.location import redact
 from data.shards import DataError, load_index
-from trainer.config import BatchSplit, TrainConfig, num_steps, split_batch
+from trainer.batch_split import BatchSplit
+from trainer.config import TrainConfig, num_steps, split_batch
 from trainer.cost import Costs, measure_costs
 
 FP32_BYTES = 4
@@ -148,8 +149,7 @@ def render(plan: Plan) -> str:
         f"  generator      {_millions(costs.parameters_g)}  {_flops(costs.forward_g):>13} forward, one image",
         f"  discriminator  {_millions(costs.parameters_d)}  {_flops(costs.forward_d):>13} forward, one pair",
         "batch",
-        f"  {batch.global_batch_size} images a step = micro {batch.micro_batch_size} x accum {batch.grad_accum_steps} "
-        f"x world {batch.world_size}; {batch.rank_batch_size} on each rank",
+        f"  {_batch(batch)}",
         "length",
         f"  {plan.num_steps:,} steps, {plan.num_images:,} images; {epochs}",
         "arithmetic",
@@ -174,6 +174,21 @@ def render(plan: Plan) -> str:
         f"  writes  {plan.run_directory}/ with {', '.join(OUTPUTS)}",
     ]
     return "\n".join(lines)
+
+
+def _batch(batch: BatchSplit) -> str:
+    sizes = [stop - start for start, stop in map(batch.share, range(batch.world_size))]
+    fullest = sizes.count(batch.rank_batch_size)
+    if batch.micro_batch_size * batch.grad_accum_steps * batch.world_size == batch.global_batch_size:
+        return (
+            f"{batch.global_batch_size} images a step = micro {batch.micro_batch_size} x accum "
+            f"{batch.grad_accum_steps} x world {batch.world_size}; {batch.rank_batch_size} on each rank"
+        )
+    spread = f"{fullest} x {sizes[0]}" + (f" + {len(sizes) - fullest} x {sizes[-1]}" if sizes[-1] < sizes[0] else "")
+    return (
+        f"{batch.global_batch_size} images a step = {spread} over the ranks, in whole groups of {batch.group_size}; "
+        f"micro {batch.micro_batch_size} or less x accum {batch.grad_accum_steps} on each rank"
+    )
 
 
 def _r1(plan: Plan) -> str:

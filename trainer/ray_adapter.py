@@ -3,9 +3,12 @@
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended; each rank gets its place in the
 group from Ray Train's environment and talks to the driver through a small actor, the board, without waiting for it.
 Ray reads its settings from the environment when it is imported: `run.set_up_ray` comes first.
+
+A group that fails is started again by Ray Train, with as many ranks as find room. Ray would also kill a healthy group
+to make it larger, and with it the work since the last checkpoint. So its own check is switched off: the driver asks the
+ranks to stop at a checkpoint, and only then lets Ray start more of them.
 """
 
-import asyncio
 import logging
 import os
 import signal
@@ -14,7 +17,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.shards import DataError
+from trainer.board import Board, FinalError, Snapshot
 from trainer.command import start_logging
-from trainer.config import TrainConfig
+from trainer.config import ScalingConfig, TrainConfig
 from trainer.config_io import ConfigError
+from trainer.divergence import DivergenceError
+from trainer.growth import Growth
+from trainer.lease import LAUNCH_VARIABLE, this_process
 from trainer.progress import ProgressBar, Status
 from trainer.snapshot import WeightsError
 from trainer.worker import Outcome, run_rank
@@ -35,7 +43,8 @@ from trainer.worker import Outcome, run_rank
 log = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 0.2
-REFUSAL_PAUSE_S = 30.0
+FINAL_PAUSE_S = 30.0
+NEVER_S = 1e9
 LOOPBACK = "127.0.0.1"
 
 
@@ -47,43 +56,6 @@ class RunFailedError(RuntimeError):
     """The workers failed more often than the config allows."""
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    """An error of the user's that only a worker could see."""
-
-    message: str
-
-
-class _Board:
-    """The actor between driver and workers: the newest status one way, the request to stop the other way."""
-
-    def __init__(self) -> None:
-        self._status: Status | None = None
-        self._stop = asyncio.Event()
-        self._result: Outcome | _Refusal | None = None
-
-    async def post(self, status: Status) -> None:
-        """Keep the newest status."""
-        self._status = status
-
-    async def post_result(self, result: "Outcome | _Refusal") -> None:
-        """How the run ended; a refusal stays whatever the other ranks say."""
-        if not isinstance(self._result, _Refusal):
-            self._result = result
-
-    async def ask_to_stop(self) -> None:
-        """From the driver."""
-        self._stop.set()
-
-    async def stop_asked(self) -> bool:
-        """Answers only when the driver wants to stop."""
-        return await self._stop.wait()
-
-    async def read(self) -> "tuple[Status | None, Outcome | _Refusal | None]":
-        """For the driver."""
-        return self._status, self._result
-
-
 class RayDriver:
     """A worker's line to the board: sends at most a few times a second, and looks for the answer without waiting."""
 
@@ -91,34 +63,65 @@ class RayDriver:
         self._board = board
         self._sent_at = float("-inf")
         self._stop_asked = board.stop_asked.remote()
+        self.step: int | None = None
 
     def report(self, status: Status) -> None:
         """Post `status` unless one has just been posted; the last step is always posted."""
+        self.step = status.step
         if time.monotonic() - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images:
             self._board.post.remote(status)
             self._sent_at = time.monotonic()
 
     def stop_requested(self) -> bool:
         """Whether the driver wants to stop. A driver that is gone cannot ask; Ray itself ends the worker then."""
-        return bool(ray.wait([self._stop_asked], timeout=0)[0])
+        return self.wait_for_stop(timeout_s=0)
+
+    def wait_for_stop(self, timeout_s: float) -> bool:
+        """Wait for that, but not longer than `timeout_s`."""
+        return bool(ray.wait([self._stop_asked], timeout=timeout_s)[0])
 
 
 def _train_rank(arguments: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""
     config, board = arguments["config"], arguments["board"]
     context = ray.train.get_context()
-    rank = context.get_world_rank()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank())}
-    os.environ["WORLD_SIZE"] = str(context.get_world_size())
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank()), "WORLD_SIZE": str(world_size)}
+    os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a group that is started again takes its own lease over
+    config = replace(config, scaling=replace(config.scaling, world_size=world_size))
     start_logging(rank)
+    driver = RayDriver(board)
+    if rank == 0 and not _await_turn(driver, board, world_size):  # the others wait for it in their first collective
+        return _await_the_end()
     try:
-        result: Outcome | _Refusal = run_rank(config, RayDriver(board))
+        result: Outcome | FinalError = run_rank(config, driver)
     except (ConfigError, DataError, WeightsError) as error:
-        result = _Refusal(str(error))  # starting again would not help
-    if rank == 0 or isinstance(result, _Refusal):
+        result = FinalError(str(error), is_refusal=True)
+    except DivergenceError as error:  # it has been tried anew already, in the workers
+        result = FinalError(str(error), is_refusal=False)
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        ray.get(board.post_error.remote(f"rank {rank}: {type(error).__name__}: {first_line}", driver.step))
+        raise
+    if rank == 0 or isinstance(result, FinalError):
         ray.get(board.post_result.remote(result))
-    if isinstance(result, _Refusal):
-        time.sleep(REFUSAL_PAUSE_S)  # the driver ends the run meanwhile; to return would look like success to Ray
+    if isinstance(result, FinalError):
+        _await_the_end()
+    return None
+
+
+def _await_turn(driver: RayDriver, board: Any, world_size: int) -> bool:
+    """Hold a group back that follows on failures; a stop ends the pause. False: it should not start at all."""
+    pause_s: float | None = ray.get(board.begin.remote(world_size))
+    if pause_s:
+        log.warning("the workers have failed repeatedly: going on in %.0f s", pause_s)
+        driver.wait_for_stop(pause_s)
+    return pause_s is not None
+
+
+def _await_the_end() -> None:
+    """The driver ends the run meanwhile; to return would look like success to Ray, to raise would start it again."""
+    time.sleep(FINAL_PAUSE_S)
 
 
 @contextmanager
@@ -160,25 +163,47 @@ def check_resources(config: TrainConfig) -> None:
     """Refuse at once what Ray would wait for without end.
 
     Raises:
-        ClusterError: the cluster has fewer CPUs or GPUs than the ranks need.
+        ClusterError: the cluster has fewer CPUs or GPUs than the fewest ranks need.
     """
     scaling = config.scaling
-    gpus = 1 if scaling.device == "gpu" else 0
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = 0  # a rank lies on one node with all that it needs
-    for node in nodes:
-        fits = int(node.get("CPU", 0)) // scaling.cpus_per_worker
-        places += min(fits, int(node.get("GPU", 0))) if gpus else fits
-    if places >= scaling.world_size:
+    fewest = scaling.min_world_size or scaling.world_size
+    places = _places(scaling)
+    if places >= fewest:
         return
+    gpus = scaling.device == "gpu"
+    nodes = _alive_nodes()
     have = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
     needed = f"{scaling.cpus_per_worker} CPUs" + (" and 1 GPU" if gpus else "")
+    name = "scaling.min_world_size" if scaling.min_world_size else "scaling.world_size"
     raise ClusterError(
         f"the cluster has {have} on {len(nodes)} nodes, room for {places} ranks of {needed} each; the run asks for "
-        f"scaling.world_size {scaling.world_size}. Lower scaling.world_size or scaling.cpus_per_worker"
+        f"{name} {fewest}. Lower {name} or scaling.cpus_per_worker"
         + (", set scaling.device=cpu" if gpus else "")
         + ", or use a larger cluster"
     )
+
+
+def _alive_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(scaling: ScalingConfig) -> int:
+    """Ranks that the living nodes have room for; a rank lies on one node with all that it needs."""
+    places = 0
+    for node in _alive_nodes():
+        fits = int(node.get("CPU", 0)) // scaling.cpus_per_worker
+        places += min(fits, int(node.get("GPU", 0))) if scaling.device == "gpu" else fits
+    return places
+
+
+def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
+    """Ranks that an elastic run of `world_size` could go on with; more only if one more finds its room free."""
+    if scaling.min_world_size is None:
+        return world_size
+    free = ray.available_resources()
+    if free.get("CPU", 0) < scaling.cpus_per_worker or (scaling.device == "gpu" and free.get("GPU", 0) < 1):
+        return world_size
+    return min(_places(scaling), scaling.world_size)
 
 
 def fit(config: TrainConfig) -> Outcome:
@@ -190,47 +215,63 @@ def fit(config: TrainConfig) -> Outcome:
     Raises:
         ClusterError: the cluster cannot run it.
         ConfigError: a worker saw that the run cannot be resumed or its input does not fit.
-        RunFailedError: the ranks failed more than `scaling.max_failures` times.
+        RunFailedError: the ranks failed more than `scaling.max_failures` times, three times at the same step, or in a
+            way that no restart helps against.
     """
     with connected():
         check_resources(config)
         board = _start_board()
-        trainer = _make_trainer(config, board)
-        failure: list[BaseException] = []
-        result: Outcome | _Refusal | None = None
+        growth = Growth(partial(_possible_ranks, config.scaling))
+        with _stop_on_signals(board) as stop, ProgressBar() as bar:
+            while True:
+                outcome = _fit_group(config, board, growth, bar)
+                if outcome.finished or stop.asked:
+                    return outcome
+                ray.get(board.go_on.remote())  # it stopped because there is room for more ranks
+                if stop.asked:  # meanwhile: the board may have forgotten it
+                    return outcome
 
-        def call_fit() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:
-                failure.append(error)
 
-        # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
-        thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
-        with _stop_on_signals(board), ProgressBar() as bar:
-            thread.start()
-            while thread.is_alive() and not isinstance(result, _Refusal):
-                thread.join(timeout=0.5)
-                status, result = _read(board)
-                if status:
-                    bar.show(status)
-            if not isinstance(result, _Refusal):
-                _, result = _read(board)
-        if isinstance(result, Outcome):
-            return result
-        if isinstance(result, _Refusal):
-            raise ConfigError([result.message])
-        raise RunFailedError(f"the workers failed: {failure[0] if failure else 'no result was reported'}")
+def _fit_group(config: TrainConfig, board: Any, growth: Growth, bar: ProgressBar) -> Outcome:
+    """One call of Ray Train, with all the restarts that it does on its own; ends early if the run can grow."""
+    trainer = _make_trainer(config, board)
+    failure: list[BaseException] = []
+
+    def call_fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
+    thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
+    thread.start()
+    seen = _read(board)
+    while thread.is_alive() and not isinstance(seen.result, FinalError):
+        thread.join(timeout=0.5)
+        seen = _read(board)
+        if seen.status:
+            bar.show(seen.status)
+        if ranks := growth.possible(seen.world_size):
+            log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
+            board.ask_to_stop.remote()
+    if isinstance(seen.result, FinalError):
+        raise ConfigError([seen.result.message]) if seen.result.is_refusal else RunFailedError(seen.result.message)
+    if not failure and isinstance(seen.result, Outcome):
+        return seen.result
+    summary = ray.get(board.summarize_failures.remote(config.scaling.max_failures))
+    raise RunFailedError(summary or f"the workers failed: {failure[0] if failure else 'no result was reported'}")
 
 
 def _start_board() -> Any:
     """The board on the driver's own node, so that no other node's end takes it away."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(_Board)
-    return actor.options(num_cpus=0, scheduling_strategy=here).remote()
+    actor: Any = ray.remote(Board)
+    # Each rank of each attempt leaves a call that waits for a stop; they must not use up the calls that may be open.
+    return actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=1_000_000).remote()
 
 
-def _read(board: Any) -> "tuple[Status | None, Outcome | _Refusal | None]":
+def _read(board: Any) -> Snapshot:
     try:
         return ray.get(board.read.remote())
     except RayError as error:
@@ -242,10 +283,13 @@ def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
     return TorchTrainer(
         _train_rank,
-        train_loop_config={"config": config, "board": board},
+        train_loop_config={"config": config, "launch": this_process(), "board": board},
         torch_config=TorchConfig(backend="nccl" if scaling.device == "gpu" else "gloo", timeout_s=scaling.timeout_s),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.world_size, use_gpu=scaling.device == "gpu", resources_per_worker=resources
+            num_workers=(scaling.min_world_size, scaling.world_size) if scaling.min_world_size else scaling.world_size,
+            elastic_resize_monitor_interval_s=NEVER_S,
+            use_gpu=scaling.device == "gpu",
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             # A name of its own for each start: what a run has reached is in our checkpoints, not in Ray's records.
@@ -256,16 +300,22 @@ def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
     )
 
 
+@dataclass
+class _Stop:
+    """Whether the user has asked for a stop."""
+
+    asked: bool = False
+
+
 @contextmanager
-def _stop_on_signals(board: Any) -> Iterator[None]:
+def _stop_on_signals(board: Any) -> Iterator[_Stop]:
     """The first SIGINT or SIGTERM asks the workers to stop after a checkpoint; the second ends the driver at once."""
-    asked = False
+    stop = _Stop()
 
     def ask(number: int, _frame: object) -> None:
-        nonlocal asked
-        if asked:
+        if stop.asked:
             raise KeyboardInterrupt
-        asked = True
+        stop.asked = True
         log.warning(
             "%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name
         )
@@ -273,7 +323,7 @@ def _stop_on_signals(board: Any) -> Iterator[None]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

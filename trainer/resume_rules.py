@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "discriminator": _fixed("it is the network whose weights are saved"),
     "engine": _may("it holds and reduces the same states in another way, only the order of float sums changes"),
     "scaling": _may("the global batch, its samples and its random draws do not depend on the ranks"),
+    "guard": _may("it says which updates are skipped and when a run gives up, those made are what they were"),
     "checkpoint": _may("it says only when the state is saved"),
     "tracking": _may("it says only what is reported and where"),
 }
@@ -132,17 +133,15 @@ def _changed_statistics(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Refuse ranks or micro-batches that would group other images together in the minibatch deviation."""
     if old.discriminator != new.discriminator or old.training.global_batch_size != new.training.global_batch_size:
         return []
+    if new.discriminator.stddev_grouping == "contiguous":
+        return []  # ranks and micro-batches hold whole groups of the global batch, whatever their number
     old_micro, new_micro = split_batch(old).micro_batch_size, split_batch(new).micro_batch_size
-    group = old.discriminator.stddev_group_size
-    same = min(old_micro, group) == min(new_micro, group)
-    if old.discriminator.stddev_grouping == "strided":
-        same = old_micro == new_micro
-    if same:
+    if old_micro == new_micro:
         return []
     return [
         f"training.micro_batch_size: {old_micro} -> {new_micro} images in one forward pass of a rank may not change "
-        f"here: the discriminator's minibatch deviation ({old.discriminator.stddev_grouping} groups of {group}) would "
-        f"compare other images. Set training.micro_batch_size to {old_micro}"
+        f"here: the discriminator's minibatch deviation (strided groups of {new.discriminator.stddev_group_size}) "
+        f"would compare other images. Set training.micro_batch_size to {old_micro}"
     ]
 
 

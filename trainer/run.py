@@ -15,10 +15,13 @@ from pathlib import Path
 
 from data.location import is_remote
 from data.shards import DataError
-from trainer.checkpoint import newest_valid
+from trainer.checkpoint import CheckpointError
+from trainer.checkpoint_storage import newest_seen, storage_of
 from trainer.command import add_config_arguments, check_data, start_logging
 from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, from_dict, load_config
+from trainer.lease import this_process
+from trainer.lease_places import claim
 from trainer.plan import make_plan, render
 from trainer.resume_rules import check_resumable
 from trainer.snapshot import WeightsError
@@ -93,6 +96,9 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
         paths["data.path"] = data.path
     if data.cache_directory:
         paths["data.cache_directory"] = data.cache_directory
+    elsewhere = config.checkpoint.directory
+    if elsewhere and not is_remote(elsewhere) and not elsewhere.startswith("file:"):
+        paths["checkpoint.directory"] = elsewhere
     if run.init_from:
         paths["run.init_from"] = run.init_from
     relative = {name: path for name, path in paths.items() if not Path(path).is_absolute()}
@@ -111,6 +117,7 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
             path=absolute.get("data.path", data.path),
             cache_directory=absolute.get("data.cache_directory"),
         ),
+        checkpoint=replace(config.checkpoint, directory=absolute.get("checkpoint.directory", elsewhere)),
     )
 
 
@@ -121,7 +128,8 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
         Steps done by the newest checkpoint, 0 without one.
 
     Raises:
-        ConfigError, DataError, WeightsError: the run directory, the data or the initial weights do not fit.
+        ConfigError, DataError, WeightsError: the run directory, the data or the initial weights do not fit, or another
+            run writes to the directory.
     """
     check_data(config)
     directory = Path(config.run.directory)
@@ -134,7 +142,11 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
                 "never out to go on with it"
             ]
         )
-    newest = newest_valid(directory / "checkpoints")
+    try:
+        storage = storage_of(config)
+        newest = newest_seen(storage)
+    except CheckpointError as error:
+        raise ConfigError([str(error)]) from error
     if newest:
         check_resumable(from_dict(newest.manifest["config"], str(newest.path)), config)
     elif config.run.init_from and not Path(config.run.init_from).is_file():
@@ -145,6 +157,12 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
             pass
     except OSError as error:
         raise ConfigError([f"run.directory is {directory}, which cannot be written: {error.strerror}"]) from error
+    try:
+        storage.check_writable()
+    except OSError as error:
+        raise ConfigError([f"checkpoint.directory is {storage.shown}, which cannot be written: {error}"]) from error
+    # Not held: the ranks take it when they start, wherever rank 0 then is.
+    claim(config, this_process()).release()
     return newest.step if newest else 0
 
 

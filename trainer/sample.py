@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion
 from models.sampling import sample
 from models.shapes import Uint8Image
-from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints, newest_valid
+from trainer.canonical import averaged_generator
+from trainer.checkpoint import CheckpointError
+from trainer.checkpoint_storage import find_checkpoint, storage_of_run
 from trainer.config import TrainConfig
-from trainer.config_io import from_dict
 from trainer.images import check_destination, save_images, to_uint8
 from trainer.randomness import Draws, Purpose
-from trainer.snapshot import build_generator
+from trainer.snapshot import build_generator, is_snapshot, load_snapshot
 
 PIXELS_AT_ONCE = 2**18
 MAX_IMAGES_AT_ONCE = 64
@@ -74,39 +75,22 @@ def load_run(
     """The averaged generator of a checkpoint.
 
     Args:
-        run: the run's directory.
+        run: the run's directory, or a folder with a snapshot.
         step: which checkpoint; None: the newest valid one.
         device: where to put it.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged; names those that exist.
     """
-    checkpoint = find_checkpoint(run, step)
-    config = from_dict(checkpoint.manifest["config"], str(checkpoint.path))
-    generator = build_generator(config, device)
-    average = checkpoint.section("ema")
-    state = {
-        name: average.read("average", name, 0, p.numel()).view(p.shape) for name, p in generator.named_parameters()
-    }
-    generator.load_state_dict(state | checkpoint.extras("buffers", 0))
+    if step is None and is_snapshot(run):
+        generator, config = load_snapshot(run, device)
+    else:
+        storage = storage_of_run(run)
+        state, config = averaged_generator(find_checkpoint(storage, step))
+        generator = build_generator(config, device)
+        generator.load_state_dict(state)
+        storage.forget()
     return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
-
-
-def find_checkpoint(run: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of `step`, or the newest valid one."""
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        raise CheckpointError(f"{run} is not the directory of a run: it has no folder `checkpoints`")
-    if step is None:
-        newest = newest_valid(folder)
-        if newest is None:
-            raise CheckpointError(f"{folder} holds no valid checkpoint yet")
-        return newest
-    found = {c.step: c for c in list_checkpoints(folder)}
-    if step not in found:
-        raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has {sorted(found) or 'none'}")
-    found[step].verify()
-    return found[step]
 
 
 def sample_run(run: Path, num: int, seed: int, step: int | None = None) -> Uint8Image:
@@ -121,7 +105,7 @@ def sample_run(run: Path, num: int, seed: int, step: int | None = None) -> Uint8
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="directory of the run")
+    parser.add_argument("--run", type=Path, required=True, help="directory of the run, or of a snapshot")
     parser.add_argument(
         "--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.generator import Generator
 from models.published import load_published
 from trainer.config import TrainConfig
-from trainer.config_io import dump_config
+from trainer.config_io import dump_config, load_config
 from trainer.tracking_store import redact
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
@@ -40,6 +40,23 @@ def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig
     text.write_text(redact(dump_config(config)))  # a snapshot is given to others
     os.replace(text, folder / CONFIG)
     return folder
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is what `save_snapshot` wrote."""
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[Generator, TrainConfig]:
+    """The averaged generator of a snapshot, and its config.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are not of that config.
+    """
+    config = load_config(str(folder / CONFIG))
+    generator = build_generator(config, device)
+    load_initial_weights(generator, folder / WEIGHTS)
+    return generator, config
 
 
 def load_initial_weights(generator: Generator, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from data.shards import DataError, ShardIndex
 from trainer.checkpoint import Checkpoint, timestamp
 from trainer.config import TrainConfig
 from trainer.config_io import from_dict, to_dict
+from trainer.divergence import SkippedUpdates
 from trainer.ema import Ema
 from trainer.engines import Fragment
 from trainer.metrics import StatisticsSum
@@ -33,6 +35,7 @@ class TrainingState:
         config, ranks, index: of the run.
         players: the networks in their engines.
         ema: the averaged generator.
+        skipped: the rows of skipped updates.
     """
 
     config: TrainConfig
@@ -40,9 +43,10 @@ class TrainingState:
     index: ShardIndex
     players: Players
     ema: Ema
+    skipped: SkippedUpdates
 
     def parts(self, statistics: StatisticsSum) -> tuple[dict[str, Iterable[Fragment]], dict[str, dict[str, Tensor]]]:
-        """What this rank saves: fragments by section, and groups of small tensors; see `checkpoint.save`."""
+        """What this rank saves: fragments by section, and groups of small tensors; see `CheckpointWriter.save`."""
         sections = {
             "generator": self.players.generator.fragments(),
             "discriminator": self.players.discriminator.fragments(),
@@ -50,16 +54,28 @@ class TrainingState:
         }
         return sections, {"statistics": statistics.state(), "buffers": self.buffers()}
 
+    def expected_bytes(self) -> int:
+        """About how much this rank saves: parameters, Adam's two moments, and the average of the generator."""
+        total = 0
+        for engine, states in ((self.players.generator, 4), (self.players.discriminator, 3)):
+            held = sum(tensor.numel() for _, _, tensor in engine.live_parameters())
+            partitioned = getattr(engine, "stage", 0) == 3  # then what it holds is its own share
+            total += 4 * states * (held if partitioned else -(-held // self.ranks.world_size))
+        return total + total // 32 + 2**16  # ZeRO's shares are not even, and there are small tensors beside
+
     def manifest(self, step: int, mlflow_run_id: str | None) -> dict[str, Any]:
         """What the manifest says of the run after `step`."""
         return {
             "created": timestamp(),
             "images": step * self.config.training.global_batch_size,
             "cursor": {"batch": step},
+            "updates": {"g": self.players.generator.num_updates(), "d": self.players.discriminator.num_updates()},
+            "skipped_in_row": self.skipped.rows(),
             "seed": self.config.run.seed,
             "data": self.index.digest,
             "mlflow_run_id": mlflow_run_id,
             "versions": library_versions(),
+            "zero_stages": self.zero_stages(),
             "config": json.loads(redact(json.dumps(to_dict(self.config)))),
         }
 
@@ -71,14 +87,18 @@ class TrainingState:
             DataError: the data set is another one.
             CheckpointError: the checkpoint is of other networks.
         """
+        began = time.monotonic()
         notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
         if checkpoint.manifest["data"] != self.index.digest:
             raise DataError(
                 f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
                 "index.json differs. Restore that data set, or start a run in another run.directory"
             )
-        self.players.generator.load(checkpoint.section("generator"), checkpoint.step)
-        self.players.discriminator.load(checkpoint.section("discriminator"), checkpoint.step)
+        done = checkpoint.step
+        updates = checkpoint.manifest.get("updates", {"g": done, "d": done})
+        self.players.generator.load(checkpoint.section("generator"), updates["g"])
+        self.players.discriminator.load(checkpoint.section("discriminator"), updates["d"])
+        self.skipped.load_rows(checkpoint.manifest.get("skipped_in_row", {}))
         self.ema.load(checkpoint.section("ema"))
         saved = checkpoint.extras("buffers", 0)
         for name, buffer in self.buffers().items():
@@ -86,8 +106,17 @@ class TrainingState:
         statistics.load(self._statistics_of(checkpoint), self.ranks.device)
         if self.ranks.rank == 0:
             log.info("resuming from %s", checkpoint.path)
+            before = (checkpoint.manifest["world_size"], checkpoint.manifest.get("zero_stages"))
+            after = (self.ranks.world_size, self.zero_stages())
+            if before != after:
+                took_s = time.monotonic() - began
+                log.info("converted from %s ranks, ZeRO %s, to %s ranks, ZeRO %s, in %.1f s", *before, *after, took_s)
             for note in notes:
                 log.info("changed since: %s", redact(note))
+
+    def zero_stages(self) -> dict[str, int]:
+        """Of both networks."""
+        return {"g": self.config.engine.zero_stage_g, "d": self.config.engine.zero_stage_d}
 
     def buffers(self) -> dict[str, Tensor]:
         """What the generator's state holds beside its parameters: random but fixed frequencies, for one."""

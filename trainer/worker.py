@@ -21,10 +21,12 @@ from data.pipeline import open_batches
 from data.shards import DataError, load_index
 from models.diffusion import Diffusion
 from models.discriminator import Discriminator
-from trainer.checkpoint import CheckpointError, checkpoint_path, newest_valid, prune, save
+from trainer.checkpoint import CheckpointError
+from trainer.checkpoint_storage import shown_checkpoint
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
 from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, flat, load_config
+from trainer.divergence import Diverged, DivergenceError, SkippedUpdates
 from trainer.ema import Ema
 from trainer.engines import make_adam, make_engine
 from trainer.images import save_grid
@@ -34,12 +36,14 @@ from trainer.progress import Status as RunStatus
 from trainer.randomness import fold_seed
 from trainer.ranks import Ranks
 from trainer.replaced import ReplacedSamples
+from trainer.run_checkpoints import RunCheckpoints
 from trainer.sample import sample_images
 from trainer.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
 from trainer.spool import Status
 from trainer.state import TrainingState
 from trainer.step import Players
 from trainer.tracking import NullTracker, Tracker, collect_tags, open_tracker, redact
+from trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +77,7 @@ def outcome_at(config: TrainConfig, step: int) -> Outcome:
         finished=step >= num_steps(config),
         step=step,
         images=step * config.training.global_batch_size,
-        checkpoint=str(checkpoint_path(directory / "checkpoints", step)),
+        checkpoint=shown_checkpoint(config, step),
         samples=str(grids[-1]) if grids else None,
         snapshot=str(snapshot) if snapshot.exists() else None,
     )
@@ -82,19 +86,22 @@ def outcome_at(config: TrainConfig, step: int) -> Outcome:
 class Worker:
     """One rank's networks, average, data and tracker, from the first build to the last close."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, driver: Driver) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks, driver: Driver, watchdog: Watchdog | None = None) -> None:
         self.config, self.ranks, self.driver = config, ranks, driver
+        self.watchdog = watchdog or Watchdog(None)
         self.directory = Path(config.run.directory)
-        self.checkpoints = self.directory / "checkpoints"
         self.tracker: Tracker = NullTracker()
         self.share = Share.of(config, ranks.rank, ranks.world_size)
         self.index = load_index(config.data.path)
         limit = BadSampleLimit(max_percent=config.data.max_bad_percent, num_samples=self.index.num_samples)
         self.replaced = ReplacedSamples(self.directory, ranks, limit)
-        # Rank 0 alone reads and hashes everything; the others take its word.
-        self.checkpoint = ranks.broadcast(newest_valid(self.checkpoints) if ranks.rank == 0 else None)
-        self._saved_step = self.checkpoint.step if self.checkpoint else None
-        self._build()
+        self.checkpoints = RunCheckpoints(config, ranks)
+        try:
+            self.checkpoint = self.checkpoints.newest()
+            self._build()
+        except BaseException:
+            self.checkpoints.release()
+            raise
 
     def _build(self) -> None:
         config, device = self.config, self.ranks.device
@@ -114,6 +121,7 @@ class Worker:
                 config.engine,
                 zero_stage=stage,
                 grad_accum_steps=accum,
+                max_gradient_norm=config.guard.max_gradient_norm,
             )
             for network, stage in (
                 (generator, config.engine.zero_stage_g),
@@ -129,7 +137,8 @@ class Worker:
             bf16=training.precision == "bf16",
         )
         self.ema = Ema(engines[0], training.ema_decay)
-        self.state = TrainingState(config, self.ranks, self.index, self.players, self.ema)
+        self.skipped = SkippedUpdates(config.guard, device)
+        self.state = TrainingState(config, self.ranks, self.index, self.players, self.ema, self.skipped)
 
     def run(self) -> Outcome:
         """Train from the newest valid checkpoint, or from the start, to the end or to a stop."""
@@ -144,24 +153,55 @@ class Worker:
             on_log=self._log,
             on_sample=self._draw_grid,
             on_save=lambda step: self._save(loop),
+            skipped=self.skipped,
+            watchdog=self.watchdog,
         )
-        if self.checkpoint:
-            self.state.restore(self.checkpoint, loop.statistics)
-            loop.resume_at(self.checkpoint.step)
         status: Status = "FAILED"
         with ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            if self.checkpoint:
+                self.state.restore(self.checkpoint, loop.statistics)
+                self.checkpoints.forget_downloads()
+                loop.resume_at(self.checkpoint.step)
+            self.checkpoints.start(self.state, self.checkpoint.step if self.checkpoint else None)
             if self.ranks.rank == 0:
                 self._open_tracker()
                 stack.callback(lambda: self.tracker.close(status))
-            batches = stack.enter_context(closing(self.open_batches(loop.step)))
-            loop.batches = self._images(batches, loop)
-            finished = loop.run()
+            finished = self._train(loop)
+            self.watchdog.enter("end")
             if finished:  # before the checkpoint, which says that all is done
                 self._save_snapshot(loop.step)
-            if self._saved_step != loop.step:  # a valid checkpoint is never written over
-                self._save(loop)
+            self.checkpoints.save_last(lambda: self._save(loop), loop.step)
             status = "FINISHED" if finished else "KILLED"
         return outcome_at(self.config, loop.step)
+
+    def _train(self, loop: Loop) -> bool:
+        """Run the loop, going back to the last checkpoint when too many updates are skipped; whether it finished."""
+        while True:
+            with closing(self.open_batches(loop.step)) as batches:
+                loop.batches = self._images(batches, loop)
+                try:
+                    return loop.run()
+                except Diverged as found:
+                    diverged = found
+            self._roll_back(loop, diverged)
+
+    def _roll_back(self, loop: Loop, diverged: Diverged) -> None:
+        """Take up the last checkpoint again, in this process; a collective."""
+        self.watchdog.enter("start")
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
+            raise diverged.error("there is no checkpoint to go back to, and the same start would come to the same step")
+        if diverged.final:
+            raise diverged.error(
+                f"it may go back guard.max_rollbacks ({self.config.guard.max_rollbacks}) times for the same steps. Its "
+                f"last checkpoint is {checkpoint.path}"
+            )
+        if self.ranks.rank == 0:
+            log.warning("%s. Going back to step %d, %s", diverged, checkpoint.step, checkpoint.path)
+        self.state.restore(checkpoint, loop.statistics)
+        self.checkpoints.forget_downloads()
+        loop.resume_at(checkpoint.step)
 
     def open_batches(self, first_batch: int) -> BatchIterator:
         """This rank's micro-batches from batch `first_batch` on."""
@@ -183,24 +223,21 @@ class Worker:
             yield batch.images
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
-        self.tracker.log_metrics(step, metrics)
+        self.checkpoints.note(metrics)
+        self.tracker.log_metrics(step, metrics | {"checkpoint_failures": float(self.checkpoints.take_failures())})
         if metrics["replaced_samples"]:  # the sum over the ranks: all of them see it
             self.replaced.publish(self.tracker)
 
     def close(self) -> None:
-        """Release the engines."""
+        """End a save that is under way, and release lease and engines."""
+        self.checkpoints.close()
         self.players.generator.close()
         self.players.discriminator.close()
 
     def _save(self, loop: Loop) -> None:
-        """Write a checkpoint of the step that has just been done, and prune the older ones."""
+        """Have the state after the step that has just been done written, beside those that follow."""
         self.replaced.publish(self.tracker)  # a run that goes on from here does not meet them again
-        sections, extras = self.state.parts(loop.statistics)
-        manifest = self.state.manifest(loop.step, self.tracker.run_id)
-        save(self.checkpoints, self.ranks, loop.step, sections, extras, manifest)
-        if self.ranks.rank == 0:
-            prune(self.checkpoints, self.config.checkpoint.keep_last, loop.step)
-        self._saved_step = loop.step
+        self.checkpoints.save(self.state, loop.statistics, loop.step, self.tracker.run_id)
 
     def _save_snapshot(self, step: int) -> None:
         state = self.ema.full_state()
@@ -262,15 +299,18 @@ def prepare_torch(config: TrainConfig) -> None:
 def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
     """Join the group, train, leave it: the whole life of one rank."""
     prepare_torch(config)
-    ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
-    try:
-        worker = Worker(config, ranks, driver)
+    scaling, rank = config.scaling, int(os.environ.get("RANK", 0))
+    directory = Path(config.run.directory)
+    with Watchdog(scaling.watchdog_s, allowance_s=scaling.timeout_s, rank=rank, directory=directory) as watchdog:
+        ranks = Ranks.join(scaling.device, scaling.timeout_s)
         try:
-            return worker.run()
+            worker = Worker(config, ranks, driver, watchdog)
+            try:
+                return worker.run()
+            finally:
+                worker.close()
         finally:
-            worker.close()
-    finally:
-        ranks.leave()
+            ranks.leave()
 
 
 class SignalDriver:
@@ -315,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (CheckpointError, LoaderError, OSError) as error:
+    except (CheckpointError, DivergenceError, LoaderError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     if rank == 0:

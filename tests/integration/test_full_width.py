@@ -8,9 +8,10 @@ from models.discriminator import Discriminator
 from trainer.config_io import load_config
 from trainer.ema import Ema
 from trainer.engines import TorchEngine, make_adam
+from trainer.pairs import draw_micro_batch
 from trainer.randomness import Draws
 from trainer.snapshot import build_generator
-from trainer.step import Players, draw_micro_batch, update_discriminator, update_generator
+from trainer.step import Players, update_discriminator, update_generator
 
 CPU = torch.device("cpu")
 
@@ -25,19 +26,19 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
     assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(million_parameters, abs=0.005)
     engines = []
     for network in (generator, discriminator):
-        engine = TorchEngine(network, make_adam(network, config.training.adam, CPU), 1)
+        engine = TorchEngine(network, make_adam(network, config.training.adam, CPU), 1, None)
         engine.set_learning_rate(1e-4)
         engines.append(engine)
     players = Players(
         engines[0], engines[1], Diffusion.from_config(config.diffusion, CPU), r1_gamma=config.training.r1_gamma
     )
     size, batch = config.data.image_size, 2
-    x0 = torch.rand(batch, 3, size, size) * 2 - 1
     micro_batch = draw_micro_batch(
-        x0,
+        torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8),
         Draws(0, 0, torch.arange(batch)),
-        num_timesteps=config.diffusion.num_timesteps,
+        players.diffusion,
         latent_dim=config.generator.latent_dim,
+        flip=True,
         share=1.0,
     )
     statistics = update_discriminator(players, [micro_batch], with_r1=True)

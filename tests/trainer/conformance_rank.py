@@ -16,9 +16,10 @@ from models.discriminator import Discriminator, DiscriminatorConfig
 from models.generator import Generator, GeneratorConfig
 from trainer.config import AdamConfig, EngineConfig
 from trainer.engines import Engine, Fragment, make_adam, make_engine
+from trainer.pairs import MicroBatch, draw_micro_batch
 from trainer.randomness import Draws
 from trainer.ranks import Ranks
-from trainer.step import MicroBatch, Players, draw_micro_batch, update_discriminator, update_generator
+from trainer.step import Players, update_discriminator, update_generator
 
 CPU = torch.device("cpu")
 GLOBAL_BATCH = 16
@@ -34,13 +35,10 @@ class PlainEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, *, measure_norm: bool = False) -> None:
+    def step(self) -> None:
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-    def gradient_norm(self) -> float:
-        return self.norm.item()
 
 
 def networks() -> tuple[Generator, Discriminator]:
@@ -65,13 +63,15 @@ def networks() -> tuple[Generator, Discriminator]:
 
 
 def micro_batches(start: int, stop: int, size: int) -> list[MicroBatch]:
-    images = torch.rand(GLOBAL_BATCH, 1, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (GLOBAL_BATCH, 1, 16, 16), generator=generator, dtype=torch.uint8)
     return [
         draw_micro_batch(
             images[first : first + size],
             Draws(3, 0, torch.arange(first, first + size)),
-            num_timesteps=4,
+            Diffusion.from_config(DiffusionConfig(), CPU),
             latent_dim=8,
+            flip=False,
             share=size / GLOBAL_BATCH,
         )
         for first in range(start, stop, size)
@@ -94,8 +94,8 @@ def train_one_step(engines: tuple[Engine, Engine], batches: list[MicroBatch], *,
         r1_gamma=R1_GAMMA,
         world_size=world_size,
     )
-    update_discriminator(players, batches, with_r1=with_r1, measure_norm=True)
-    update_generator(players, batches, measure_norm=True)
+    update_discriminator(players, batches, with_r1=with_r1)
+    update_generator(players, batches)
 
 
 def largest_difference(engine: Engine, reference: nn.Module) -> float:
@@ -167,7 +167,7 @@ def main() -> None:
 
         engines = tuple(build(n, stage) for n, stage in zip(networks(), (stage_g, stage_d), strict=True))
         train_one_step(engines, micro_batches(*mine, share // 2), with_r1=with_r1, world_size=ranks.world_size)  # pyright: ignore
-        norms = [abs(e.gradient_norm() / r.gradient_norm() - 1) for e, r in zip(engines, references, strict=True)]
+        norms = [abs((e.guard.norm / r.norm).item() - 1) for e, r in zip(engines, references, strict=True)]
         row = {
             "case": f"{backend}-g{stage_g}-d{stage_d}-{'r1' if with_r1 else 'no r1'}-{kind}",
             "generator": max(ranks.gather(largest_difference(engines[0], plain[0]))),

@@ -1,18 +1,18 @@
 """A checkpoint is all or nothing, and is read by ranges whoever wrote it."""
 
-import errno
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainer import checkpoint as module
-from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints, newest_valid, prune, save
-from trainer.engines import Fragment
+from tests.trainer.saved import fragments, write
+from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints, newest_valid, rank_file
+from trainer.checkpoint_part import HostMemory
+from trainer.checkpoint_storage import FolderStorage
+from trainer.checkpoint_writer import write_part
 from trainer.ranks import Ranks
-
-MANIFEST = {"config": {}}
 
 
 @pytest.fixture
@@ -20,15 +20,6 @@ def ranks():
     joined = Ranks.join("cpu", 60)
     yield joined
     joined.leave()
-
-
-def fragments(start: int = 0, stop: int = 10) -> list[Fragment]:
-    return [Fragment("layer.weight", start, {"parameter": torch.arange(start, stop, dtype=torch.float32)})]
-
-
-def write(folder: Path, ranks: Ranks, step: int) -> Path:
-    extras = {"statistics": {"loss": torch.tensor(float(step))}}
-    return save(folder, ranks, step, {"generator": fragments()}, extras, MANIFEST)
 
 
 def test_what_was_saved_is_read_by_ranges(tmp_path, ranks):
@@ -42,9 +33,12 @@ def test_what_was_saved_is_read_by_ranges(tmp_path, ranks):
 
 def test_ranges_are_joined_across_the_files_of_ranks(tmp_path):
     for rank, (start, stop) in enumerate([(0, 3), (3, 8), (8, 10)]):
-        module._write_fragments(tmp_path / f"rank-{rank:05d}.safetensors", {"generator": fragments(start, stop)}, {})
-    files = {file.name: {} for file in tmp_path.iterdir()}
-    section = Checkpoint(tmp_path, {"step": 1, "files": files}).section("generator")
+        part = HostMemory(torch.device("cpu")).take({"generator": fragments(start, stop)}, {})
+        write_part(FolderStorage(tmp_path), "step-00000001", rank_file(rank), part)
+    folder = tmp_path / "step-00000001"
+    files = {file.name: {} for file in folder.iterdir()}
+    section = Checkpoint(folder, {"step": 1, "files": files}).section("generator")
+    assert section.lengths() == {"generator/parameter/layer.weight": 10}
     for start in range(11):
         for stop in range(start, 11):
             assert section.read("parameter", "layer.weight", start, stop).tolist() == list(range(start, stop))
@@ -60,21 +54,6 @@ def test_parameters_of_another_network_are_named(tmp_path, ranks):
         found.section("generator").read("parameter", "other", 0, 4)
 
 
-def test_full_disk_leaves_the_earlier_checkpoints_and_nothing_else(tmp_path, ranks, monkeypatch):
-    write(tmp_path, ranks, 5)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(
-        CheckpointError, match=r"checkpoint of step 6 was not saved: rank 0 cannot write .*No space left"
-    ):
-        write(tmp_path, ranks, 6)
-    assert [c.step for c in list_checkpoints(tmp_path)] == [5]
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
-
-
 def test_folder_without_a_manifest_is_no_checkpoint_and_is_written_over(tmp_path, ranks):
     (tmp_path / "step-00000007").mkdir()
     (tmp_path / "step-00000007" / "rank-00009.safetensors").write_bytes(b"half")
@@ -85,7 +64,17 @@ def test_folder_without_a_manifest_is_no_checkpoint_and_is_written_over(tmp_path
     assert {p.name for p in found.path.iterdir()} == {"manifest.json", "rank-00000.safetensors"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 99}', '{"format_version": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format_version": 99}',
+        '{"format_version": 1}',
+        '{"format_version": 1, "step": 9, "world_size": 1, "config": {}, "files": {"../../secret": {}}}',
+    ],
+)
 def test_unreadable_manifest_is_named_and_passed_over(tmp_path, ranks, caplog, content):
     write(tmp_path, ranks, 5)
     bad = tmp_path / "step-00000009"
@@ -93,21 +82,6 @@ def test_unreadable_manifest_is_named_and_passed_over(tmp_path, ranks, caplog, c
     (bad / "manifest.json").write_text(content)
     assert [c.step for c in list_checkpoints(tmp_path)] == [5]
     assert str(bad) in caplog.text
-
-
-def test_prune_keeps_the_newest(tmp_path, ranks):
-    for step in (1, 2, 3, 4):
-        write(tmp_path, ranks, step)
-    prune(tmp_path, 2, 4)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
-
-
-def test_prune_never_counts_what_lies_beyond_the_checkpoint_just_written(tmp_path, ranks):
-    for step in (100, 150, 200, 300):
-        write(tmp_path, ranks, step)
-    (tmp_path / "step-00000120").mkdir()  # a save that was killed
-    prune(tmp_path, 1, 150)  # the run resumed from 100, because 200 and 300 were damaged
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000150"]
 
 
 def test_a_pickle_in_place_of_a_shard_is_never_executed(tmp_path, ranks):
@@ -122,7 +96,7 @@ def test_a_pickle_in_place_of_a_shard_is_never_executed(tmp_path, ranks):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["rank-00000.safetensors"] = {
         "bytes": (path / "rank-00000.safetensors").stat().st_size,
-        "sha256": module._sha256(path / "rank-00000.safetensors"),
+        "sha256": hashlib.sha256((path / "rank-00000.safetensors").read_bytes()).hexdigest(),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     found = newest_valid(tmp_path)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 
 from trainer.config import TrainConfig, split_batch
@@ -23,49 +21,18 @@ def refusals(**sections: dict) -> list[str]:
     return [line.removeprefix("config: ") for line in str(caught.value).splitlines()]
 
 
-def test_global_batch_is_micro_times_accum_times_world():
-    split = split_batch(make(training={"micro_batch_size": 8}, scaling={"world_size": 2}))
-    assert dataclasses.astuple(split) == (64, 2, 32, 8, 4)
+def test_a_batch_that_cannot_be_spread_is_refused_by_the_config():
+    (line,) = refusals(training={"global_batch_size": 250}, scaling={"world_size": 4})
+    assert line.startswith("training.global_batch_size (250) must be a multiple of discriminator.stddev_group_size (4)")
+    (line,) = refusals(discriminator={"stddev_grouping": "strided"}, scaling={"world_size": 3})
+    assert line.startswith("training.global_batch_size (64) must be a multiple of scaling.world_size (3) with")
 
 
-def test_without_micro_batch_a_rank_takes_its_images_at_once():
-    split = split_batch(make(scaling={"world_size": 4}))
-    assert (split.micro_batch_size, split.grad_accum_steps) == (16, 1)
-
-
-def test_global_batch_that_the_ranks_do_not_divide_shows_the_arithmetic():
-    assert refusals(training={"global_batch_size": 250}, scaling={"world_size": 4}) == [
-        "training.global_batch_size (250) must be a multiple of scaling.world_size (4): 250 / 4 = 62.5 images each. "
-        "With 4 ranks use 248 or 252"
-    ]
-
-
-def test_more_ranks_than_images_shows_the_arithmetic():
-    assert refusals(training={"global_batch_size": 2}, scaling={"world_size": 4}) == [
-        "training.global_batch_size (2) must be a multiple of scaling.world_size (4): 2 / 4 = 0.5 images each. "
-        "With 4 ranks use 4"
-    ]
-
-
-def test_micro_batch_that_does_not_divide_the_rank_shows_the_arithmetic():
-    assert refusals(training={"micro_batch_size": 24}, scaling={"world_size": 2}) == [
-        "training.micro_batch_size (24) must divide the 32 images of a rank: global batch 64 = micro 24 x accum 1.333 "
-        "x world 2. Use one of 1, 2, 4, 8, 16, 32"
-    ]
-
-
-def test_micro_batch_that_the_deviation_groups_do_not_divide_is_refused():
-    assert refusals(training={"global_batch_size": 12, "micro_batch_size": 6}) == [
-        "training.micro_batch_size: global batch 12 = micro 6 x accum 2 x world 1, and a batch of 6 images cannot be "
-        "split into groups of stddev_group_size 4: the images that the discriminator sees at once must be a multiple "
-        "of 4, or fewer than that. Change the micro batch size or discriminator.stddev_group_size"
-    ]
-
-
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
-def test_micro_batch_below_the_deviation_group_is_one_group(micro_batch_size):
-    config = make(training={"global_batch_size": 6, "micro_batch_size": micro_batch_size})
-    assert split_batch(config).micro_batch_size == micro_batch_size
+def test_grouping_decides_how_the_batch_is_split():
+    micro = {"training": {"micro_batch_size": 12}, "scaling": {"world_size": 5}}
+    assert split_batch(make(**micro)).group_size == 4
+    strided = {"training": {"micro_batch_size": 8}, "discriminator": {"stddev_grouping": "strided"}}
+    assert split_batch(make(**strided)).group_size == 8
 
 
 def test_image_size_that_the_levels_cannot_halve_is_refused():
@@ -102,6 +69,20 @@ def test_small_discriminator_on_large_images_is_refused():
     ]
 
 
+def test_fewest_ranks_above_the_most_are_refused():
+    (line,) = refusals(scaling={"world_size": 2, "min_world_size": 3})
+    assert line.startswith("scaling: min_world_size is 3, more than the 2 of world_size")
+
+
+def test_number_of_ranks_that_an_elastic_run_may_come_to_must_be_able_to_share_the_batch():
+    assert make(scaling={"world_size": 4, "min_world_size": 2}).scaling.min_world_size == 2
+    strided = {"stddev_grouping": "strided"}
+    (line,) = refusals(scaling={"world_size": 4, "min_world_size": 2}, discriminator=strided)
+    assert line.startswith(
+        "scaling.min_world_size is 2 and scaling.world_size 4: the run may come to 3 ranks, but training.global_batch_"
+    )
+
+
 def test_warmup_as_long_as_the_run_is_refused():
     assert refusals(training={"learning_rate_d": {"warmup_images": 1000}}) == [
         "training.learning_rate_d.warmup_images (1000) must be less than training.total_images (1000), or the rate "
@@ -110,7 +91,7 @@ def test_warmup_as_long_as_the_run_is_refused():
 
 
 def test_all_broken_rules_are_reported_together():
-    assert len(refusals(scaling={"world_size": 3}, discriminator={"kind": "large"}, data={"image_size": 36})) == 3
+    assert len(refusals(scaling={"world_size": 17}, discriminator={"kind": "large"}, data={"image_size": 36})) == 3
 
 
 def test_partitioned_discriminator_parameters_are_refused():

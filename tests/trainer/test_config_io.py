@@ -155,8 +155,8 @@ def test_missing_section_is_reported_with_its_keys():
 def test_section_that_is_no_mapping_is_refused():
     for value in ("null", "[1, 2]", "5"):
         assert lines_for(MINIMAL + f"scaling: {value}\n") == (
-            "bad.yaml:9: scaling must be a section with the keys world_size, device, cpus_per_worker, max_failures, "
-            f"timeout_s, got {value}",
+            "bad.yaml:9: scaling must be a section with the keys world_size, min_world_size, device, cpus_per_worker, "
+            f"max_failures, timeout_s, watchdog_s, got {value}",
         )
 
 
@@ -301,9 +301,10 @@ def test_override_goes_through_the_same_checks_and_is_named(override, message):
 
 
 def test_rule_between_fields_is_placed_at_the_override_that_broke_it():
-    assert lines_for(MINIMAL, "scaling.world_size=3") == (
-        "--set scaling.world_size=3: training.global_batch_size (64) must be a multiple of scaling.world_size (3): "
-        "64 / 3 = 21.33 images each. With 3 ranks use 63 or 66",
+    assert lines_for(MINIMAL, "scaling.world_size=17") == (
+        "--set scaling.world_size=17: scaling.world_size (17) is more than the groups of the minibatch deviation, "
+        "which stay whole on a rank: training.global_batch_size 64 / discriminator.stddev_group_size 4 makes 16. Use a "
+        "world size of at most 16, or a global batch of at least 68",
     )
 
 

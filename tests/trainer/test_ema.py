@@ -11,7 +11,7 @@ from trainer.engines import TorchEngine
 @pytest.fixture
 def engine() -> TorchEngine:
     module = nn.Linear(3, 2)
-    return TorchEngine(module, torch.optim.SGD(module.parameters(), lr=0.1), 1)
+    return TorchEngine(module, torch.optim.SGD(module.parameters(), lr=0.1), 1, max_gradient_norm=None)
 
 
 def test_first_update_copies_and_later_ones_follow_the_recursion(engine):

@@ -1,38 +1,21 @@
-"""The loop's arithmetic: shares of a batch, images on the device, when a run is over."""
+"""The loop's arithmetic: shares of a batch, when a run is over."""
 
+import pytest
 import torch
 
 from tests.trainer.test_worker import Stopper, configure, state_of, train
-from trainer.loop import Share, to_device
-from trainer.randomness import Draws
+from trainer.loop import Share
 
 
-def draws(count: int) -> Draws:
-    return Draws(seed=1, step=2, samples=torch.arange(count))
-
-
-def test_shares_of_all_ranks_tile_the_global_batch(tiny, tmp_path):
-    for world_size in (1, 2, 4):
-        config = configure(tiny, tmp_path, f"scaling.world_size={world_size}", "training.micro_batch_size=4")
-        shares = [Share.of(config, rank, world_size) for rank in range(world_size)]
-        assert [i for share in shares for i in range(share.start, share.stop)] == list(range(16))
-        assert all(share.grad_accum_steps * 4 * world_size == 16 for share in shares)
-
-
-def test_levels_become_minus_one_to_one():
-    images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 1, 3)
-    x0 = to_device(images, draws(1), flip=False)
-    assert x0.dtype == torch.float32
-    torch.testing.assert_close(x0.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
-
-
-def test_flips_mirror_whole_images_by_their_own_coins():
-    images = torch.randint(0, 256, (64, 3, 4, 5), dtype=torch.uint8)
-    plain, flipped = to_device(images, draws(64), flip=False), to_device(images, draws(64), flip=True)
-    coins = draws(64).flips()
-    assert 0 < int(coins.sum()) < 64
-    for i, coin in enumerate(coins.tolist()):
-        assert torch.equal(flipped[i], plain[i].flip(-1) if coin else plain[i])
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (2, 8), (3, 4), (3, 8), (4, 4)])
+def test_shares_of_all_ranks_tile_the_global_batch_in_whole_groups(tiny, tmp_path, world_size, micro_batch_size):
+    sizes = (f"scaling.world_size={world_size}", f"training.micro_batch_size={micro_batch_size}")
+    config = configure(tiny, tmp_path, *sizes)
+    shares = [Share.of(config, rank, world_size) for rank in range(world_size)]
+    assert [i for share in shares for i in range(share.start, share.stop)] == list(range(16))
+    assert {(share.start % 4, share.stop % 4) for share in shares} == {(0, 0)}
+    assert len({share.grad_accum_steps for share in shares}) == 1  # the reductions need all ranks
+    assert {share.grad_accum_steps - share.num_micro_batches for share in shares} <= {0, 1}
 
 
 def test_images_are_rounded_up_to_whole_steps(tiny, tmp_path):

@@ -39,6 +39,17 @@ def test_losses_are_means_over_steps_and_r1_over_the_steps_that_have_it(ranks):
     assert sums.state() == {}
 
 
+def test_means_are_over_the_updates_that_were_made(ranks):
+    sums = StatisticsSum()
+    made, nothing = statistics(4.0), {name: torch.zeros_like(value) for name, value in statistics(4.0).items()}
+    for g, d in ((made, made), (made, nothing), (made, nothing), (nothing, made)):
+        sums.add({name: value for name, value in d.items() if name != "loss_g"} | {"loss_g": g["loss_g"]})
+        sums.add({f"skipped_updates_{p}": torch.tensor(float(x is nothing)) for p, x in (("g", g), ("d", d))})
+    means = sums.take(ranks)
+    assert means["loss_g"] == means["loss_d_real"] == pytest.approx(4.0)
+    assert (means["skipped_updates_g"], means["skipped_updates_d"]) == (1, 2)
+
+
 def test_a_timestep_that_never_came_up_has_no_point(ranks):
     sums = StatisticsSum()
     found = statistics(1.0)

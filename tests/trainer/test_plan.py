@@ -84,6 +84,13 @@ def test_text_shows_sizes_batch_arithmetic_and_the_chosen_stage(cifar10):
     assert lines[-1] == "  writes  runs/cifar10/ with checkpoints, samples, snapshots, tracking"
 
 
+def test_uneven_shares_are_spelled_out():
+    plan = make_plan(load_config("digits", ["scaling.world_size=3", "training.micro_batch_size=8"]))
+    assert "  32 images a step = 2 x 12 + 1 x 8 over the ranks, in whole groups of 4; micro 8 or less" in render(plan)
+    plan = make_plan(load_config("digits", ["scaling.world_size=1", "training.micro_batch_size=20"]))
+    assert "  32 images a step = 1 x 32 over the ranks, in whole groups of 4; micro 20 or less" in render(plan)
+
+
 def test_columns_of_the_memory_table_line_up(cifar10):
     lines = render(cifar10).splitlines()
     head = next(i for i, line in enumerate(lines) if line.lstrip().startswith("network "))

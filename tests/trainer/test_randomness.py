@@ -57,6 +57,21 @@ def test_timesteps_and_flips_are_uniform():
     assert stats.chisquare(draws.flips().long().bincount(minlength=2)).pvalue > 1e-3
 
 
+def test_masks_keep_features_at_the_rate_asked_for_and_differ_between_layers():
+    draws = Draws(3, 1, torch.arange(100))
+    masks = [draws.keeps(Purpose.G_DROPOUT, layer, (10, 101), 0.3) for layer in (0, 1)]
+    for keep in masks:
+        assert keep.dtype == torch.bool
+        assert abs(keep.float().mean() - 0.7) < 4 * (0.3 * 0.7 / keep.numel()) ** 0.5
+    assert not torch.equal(*masks)
+    assert torch.equal(draws.keeps(Purpose.G_DROPOUT, 0, (10, 101), 0.3), masks[0])
+
+
+def test_a_step_may_be_a_tensor():
+    number, tensor = (Draws(3, step, torch.arange(4)).normals(Purpose.G_LATENT, (9,)) for step in (5, torch.tensor(5)))
+    assert torch.equal(number, tensor)
+
+
 def test_a_shape_that_four_does_not_divide_is_filled():
     draws = Draws(1, 1, torch.arange(2))
     assert draws.normals(Purpose.D_LATENT, (7,)).shape == (2, 7)

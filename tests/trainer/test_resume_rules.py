@@ -118,6 +118,5 @@ def test_strided_deviation_groups_bind_the_micro_batch():
     assert check_resumable(old, changed(strided, "scaling.world_size=1", "training.micro_batch_size=32"))
 
 
-def test_micro_batch_below_the_contiguous_group_is_refused():
-    with pytest.raises(ConfigError, match=r"contiguous groups of 4\) would compare other images"):
-        check_resumable(OLD, changed("training.micro_batch_size=2"))
+def test_contiguous_deviation_groups_bind_nothing():
+    assert len(check_resumable(OLD, changed("scaling.world_size=3", "training.micro_batch_size=4"))) == 2

@@ -1,5 +1,7 @@
 """The command refuses what is wrong before Ray is imported, and says what a run would come to."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from tests.launch import run_python
 from tests.trainer.test_worker import Stopper, configure, train
 from trainer.config_io import ConfigError, load_config
+from trainer.lease import Holder, this_process
+from trainer.lease_places import FolderLease
 from trainer.run import main, with_absolute_paths
 
 
@@ -32,7 +36,7 @@ def no_ray(monkeypatch):
         (["--set", "data.path=/nowhere"], "python -m data.prepare"),
         (["--set", "data.image_size=16", "--set", "generator.attention_resolutions=[8]"], "was prepared with 8"),
         (["--init-from", "/nowhere.pth"], "run.init_from is /nowhere.pth: there is no such file"),
-        (["--set", "scaling.world_size=3"], "16 / 3"),
+        (["--set", "scaling.world_size=5"], "16 / discriminator.stddev_group_size 4 makes 4"),
         (["--config", "digit"], "digits"),
     ],
 )
@@ -79,6 +83,43 @@ def test_urls_of_data_stay_as_they_are(inside_job, url):
     places = [f"data.path={url}", "run.directory=/shared/runs/x", "data.cache_directory=/scratch"]
     config = load_config("digits", places)
     assert with_absolute_paths(config, inside_job=inside_job) == config
+
+
+def test_checkpoints_elsewhere_have_an_absolute_path_or_a_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, found in (("saved", str(tmp_path / "saved")), ("s3://bucket/x", "s3://bucket/x"), ("null", None)):
+        config = load_config("digits", [f"checkpoint.directory={given}"])
+        assert with_absolute_paths(config, inside_job=False).checkpoint.directory == found
+
+
+def test_directory_of_a_run_that_is_going_on_is_refused(tiny, tmp_path, capsys):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        identity = f"{this_process().split()[0]} {process.pid} {fields[19]}"
+        tmp_path.joinpath("run").mkdir()
+        holder = Holder("other", identity, "t", "node7", process.pid, "2026-11-24T05:00:00Z")
+        assert FolderLease(tmp_path / "run").swap(None, holder.encode())
+        assert main(arguments(tiny, tmp_path / "run")) == 2
+        told = f"{tmp_path}/run is in use by another run: process {process.pid} on node7, since 2026-11-24T05:00:00Z"
+        assert told in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("pipe:touch x", "checkpoint.directory: pipe:touch x: pipe: is no storage"),
+        ("{tmp}/file/x", "checkpoint.directory is {tmp}/file/x, which cannot be written"),
+    ],
+)
+def test_place_for_checkpoints_that_cannot_be_used_is_named(tiny, tmp_path, capsys, place, told):
+    (tmp_path / "file").write_text("")
+    more = f"checkpoint.directory={place.format(tmp=tmp_path)}"
+    assert main(arguments(tiny, tmp_path / "run", more)) == 2
+    assert told.format(tmp=tmp_path) in capsys.readouterr().err
 
 
 def test_relative_paths_are_refused_inside_a_job_with_the_reason():

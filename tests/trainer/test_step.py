@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from models import published
-from models.diffusion import Diffusion, DiffusionConfig
+from models.diffusion import Diffusion, DiffusionConfig, forward_pair
 from trainer.config import AdamConfig, EngineConfig
 from trainer.ema import Ema
 from trainer.engines import Engine, make_adam, make_engine
+from trainer.pairs import MicroBatch, Pair
 from trainer.ranks import Ranks
-from trainer.step import MicroBatch, Noise, Players, update_discriminator, update_generator
+from trainer.step import Players, update_discriminator, update_generator
 
 TRACE = Path(__file__).parents[1] / "golden" / "training_trace.npz"
 CPU = torch.device("cpu")
@@ -37,13 +38,14 @@ def _state(trace: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in trace.items() if k.startswith(prefix)}
 
 
-def _micro_batch(trace: dict[str, np.ndarray], step: int, rows: slice = slice(None), share: float = 1.0) -> MicroBatch:
-    def noise(player: str) -> Noise:
-        names = {"t": "t", "noise_tm1": "eps_xtm1", "noise_t": "eps_xt", "z": "z", "noise_posterior": "eps_posterior"}
-        arrays = {field: trace[f"draw/{player}_{name}"][step][rows] for field, name in names.items()}
-        return Noise(**{field: torch.from_numpy(array) for field, array in arrays.items()})
+def _micro_batch(trace: dict[str, np.ndarray], step: int, diffusion: Diffusion) -> MicroBatch:
+    def pair(player: str) -> Pair:
+        names = ("t", "eps_xtm1", "eps_xt", "z", "eps_posterior")
+        t, noise_tm1, noise_t, z, noise = (torch.from_numpy(trace[f"draw/{player}_{name}"][step]) for name in names)
+        x0 = torch.from_numpy(trace["draw/x0"][step])
+        return Pair(t, *forward_pair(diffusion, x0, t, noise_tm1, noise_t), z, noise)
 
-    return MicroBatch(torch.from_numpy(trace["draw/x0"][step][rows]), noise("d"), noise("g"), share)
+    return MicroBatch(pair("d"), pair("g"), share=1.0)
 
 
 class Trained:
@@ -72,7 +74,7 @@ class Trained:
         self.ema = Ema(self.players.generator, settings["ema_decay"])
         self.log: list[dict[str, float]] = []
         for step in range(settings["steps"]):
-            batch = _micro_batch(trace, step)
+            batch = _micro_batch(trace, step, self.players.diffusion)
             stats = update_discriminator(self.players, [batch], with_r1=step % settings["lazy_reg"] == 0)
             stats |= update_generator(self.players, [batch])
             self.ema.update(step)

@@ -1,6 +1,7 @@
 """What an update may touch, build and read, beside its numbers, which `test_step.py` holds against the recorded run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ class Accumulator:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, *, measure_norm: bool = False) -> None: ...
+    def step(self) -> None: ...
 
 
 def make_players(bf16: bool = False) -> Players:
@@ -80,6 +81,18 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(update: Callabl
 
 
 @pytest.mark.parametrize("update", [update_discriminator, update_generator])
+def test_a_micro_batch_that_fills_up_leaves_no_trace(update: Callable):
+    options = {"with_r1": True} if update is update_discriminator else {}
+    alone, filled = make_players(), make_players()
+    batches = micro_batches(0, 16, 8)
+    filler = replace(batches[0], share=0.0)
+    one, other = (update(p, b, **options) for p, b in ((alone, batches), (filled, [*batches, filler])))
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+    for left, right in zip(gradients(alone).values(), gradients(filled).values(), strict=True):
+        assert all(a is b or torch.equal(a, b) for a, b in zip(left, right, strict=True))  # pyright: ignore
+
+
+@pytest.mark.parametrize("update", [update_discriminator, update_generator])
 def test_an_update_reads_no_scalar(update: Callable, monkeypatch):
     players, batches = make_players(), micro_batches(0, 16, 8)
 
@@ -124,5 +137,5 @@ def test_logits_are_told_apart_by_timestep():
     frequency = statistics["frequency_t"]
     assert frequency.shape == (4,)
     torch.testing.assert_close(frequency.sum(), torch.tensor(1.0))
-    t = micro_batches(0, 16, 16)[0].noise_d.t
+    t = micro_batches(0, 16, 16)[0].pair_d.t
     torch.testing.assert_close(frequency, t.bincount(minlength=4) / 16)

@@ -1,5 +1,6 @@
 """A rank's life: what a stop, a kill, damage and a second start leave behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ from safetensors.torch import load_file
 
 from data.shards import DataError, load_index
 from tests.launch import ROOT, environment, run_python, run_ranks
-from trainer.checkpoint import list_checkpoints, save
+from trainer.checkpoint import CheckpointError, list_checkpoints
+from trainer.checkpoint_storage import FolderStorage
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.command import check_data
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError, load_config
@@ -116,11 +119,12 @@ def test_stopped_and_resumed_run_equals_uninterrupted_run(tiny, tmp_path, straig
 def test_a_stop_on_a_saved_step_does_not_write_its_checkpoint_again(tiny, tmp_path, monkeypatch):
     saved: list[int] = []
 
-    def counting(directory: Path, ranks: Ranks, step: int, *rest: Any) -> Path:
+    def counting(writer: CheckpointWriter, step: int, *rest: Any) -> None:
         saved.append(step)
-        return save(directory, ranks, step, *rest)
+        save(writer, step, *rest)
 
-    monkeypatch.setattr("trainer.worker.save", counting)
+    save = CheckpointWriter.save
+    monkeypatch.setattr(CheckpointWriter, "save", counting)
     train(configure(tiny, tmp_path, "checkpoint.save_interval_steps=3"), Stopper(6))
     assert saved == [3, 6]
 
@@ -154,6 +158,7 @@ def test_curves_have_what_a_reader_needs(straight):
     metrics = straight[1].metrics[8]
     names = {"loss_d_real", "loss_d_fake", "loss_g", "r1", "gradient_norm_g", "gradient_norm_d", "learning_rate_g"}
     names |= {"learning_rate_d", "images_seen", "images_per_s", "peak_memory_gib", "replaced_samples"}
+    names |= {"skipped_updates_g", "skipped_updates_d", "checkpoint_failures"}
     names |= {f"time/{part}_s" for part in ("data", "d", "g", "other")}
     names |= {f"logit_{kind}/t{t}" for kind in ("real", "fake") for t in range(4)}
     assert names == metrics.keys()
@@ -199,6 +204,34 @@ def test_only_the_newest_checkpoints_stay(tiny, tmp_path):
     assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [6, 8, 10]
 
 
+def test_best_checkpoint_by_a_curve_stays(tiny, tmp_path):
+    more = ("checkpoint.save_interval_steps=2", "checkpoint.keep_last=1", "tracking.log_interval_steps=2")
+    _, recorder = train(configure(tiny, tmp_path, *more, "checkpoint.keep_best=loss_g", "training.total_images=144"))
+    best = min((2, 4, 6, 8, 9), key=lambda step: recorder.metrics[step]["loss_g"])
+    assert {c.step for c in list_checkpoints(tmp_path / "checkpoints")} == {best, 9}
+
+
+@pytest.mark.parametrize("at", [2, 10])
+def test_failed_save_is_counted_and_only_that_of_the_end_ends_the_run(tiny, tmp_path, monkeypatch, at):
+    def commit(storage: FolderStorage, checkpoint: str, manifest: bytes) -> None:
+        if checkpoint == f"step-{at:08d}":
+            raise OSError(errno.EIO, "Input/output error")
+        real(storage, checkpoint, manifest)
+
+    real = FolderStorage.commit
+    monkeypatch.setattr(FolderStorage, "commit", commit)
+    monkeypatch.setattr("trainer.checkpoint_writer.PAUSES_S", (0.0,))
+    config = configure(tiny, tmp_path, "checkpoint.save_interval_steps=2", "checkpoint.keep_last=9")
+    if at == 10:
+        with pytest.raises(CheckpointError, match=r"checkpoint of step 10 was not saved: .*Input/output error"):
+            train(config)
+    else:
+        _, recorder = train(config)
+        assert sum(metrics["checkpoint_failures"] for metrics in recorder.metrics.values()) == 1
+    assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [s for s in (2, 4, 6, 8, 10) if s != at]
+    assert not (tmp_path / "lease.json").exists()
+
+
 def test_manifest_says_what_the_run_was(tiny, tmp_path, straight):
     manifest = json.loads((straight[0] / "checkpoints" / "step-00000010" / "manifest.json").read_text())
     assert manifest["step"] == 10
@@ -206,6 +239,8 @@ def test_manifest_says_what_the_run_was(tiny, tmp_path, straight):
     assert manifest["cursor"] == {"batch": 10}
     assert manifest["config"]["training"]["global_batch_size"] == 16
     assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["zero_stages"] == {"g": 0, "d": 0}
+    assert manifest["metrics"]["loss_g"] == straight[1].metrics[10]["loss_g"]
     assert set(manifest["files"]) == {"rank-00000.safetensors"}
 
 
