@@ -1,4 +1,4 @@
-"""Hashes of what a checkpoint holds, the same however many ranks wrote it."""
+"""Hashes of what a checkpoint holds; those of the networks are the same however many ranks wrote it."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class Fingerprint:
         weights: parameters of both networks, and the generator's fixed buffers.
         ema: the averaged generator.
         optimizer: Adam's moments of both.
-        metrics: sums of statistics on their way to the next point of the curves, and the last point.
+        metrics: each rank's sums of statistics on their way to the next point of the curves, and the last point.
     """
 
     weights: str

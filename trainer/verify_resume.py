@@ -181,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     start_logging(0)
     try:
+        if options.kills < 0:
+            raise ConfigError([f"--kills is {options.kills}: give 0 or more"])
         trial = _prepare(options.config, options.set, options.ranks, options.out)
     except (ConfigError, DataError) as error:
         print(error, file=sys.stderr)

@@ -97,7 +97,7 @@ def test_too_few_cpus_are_said_at_once(tiny, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -106,11 +106,11 @@ def _free_port() -> int:
 @pytest.fixture
 def head(tmp_path) -> Iterator[dict[str, str]]:
     """A Ray head with token authentication; gives what a client needs in its environment."""
-    token, port = secrets.token_hex(32), _free_port()
+    token, port = secrets.token_hex(32), free_port()
     bin_folder = str(Path(sys.executable).parent)
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     env = environment(settings | {"PATH": f"{bin_folder}:{os.environ['PATH']}"})
-    arguments = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={_free_port()}"]
+    arguments = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
     arguments += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--disable-usage-stats"]
     with (tmp_path / "head.txt").open("w") as log:
         process = subprocess.Popen(

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.shards import DataError, load_index
-from tests.launch import ROOT, environment, run_python, run_ranks
+from tests.launch import ROOT, environment, run_python
 from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.checkpoint_storage import FolderStorage
 from trainer.checkpoint_writer import CheckpointWriter
@@ -282,39 +282,6 @@ def _worker(tiny: Sequence[str], directory: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.multirank
-@pytest.mark.parametrize(("stage_g", "stage_d"), [(1, 1), (2, 2), (3, 2)])
-def test_two_deepspeed_ranks_killed_mid_run_end_with_the_weights_of_an_unbroken_run(tiny, tmp_path, stage_g, stage_d):
-    more = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}", "training.total_images=640")
-    more += ("checkpoint.save_interval_steps=4",)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = run_ranks(2, _worker(tiny, whole, *more))
-    assert done.returncode == 0, done.stderr[-3000:]
-
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [*torchrun, *_worker(tiny, broken, *more)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list_checkpoints(broken / "checkpoints"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    # By the directory in their arguments: torchrun gives each rank a session of its own.
-    subprocess.run(["pkill", "-KILL", "-f", f"run.directory={broken}"], check=True)
-    process.wait()
-    assert list_checkpoints(broken / "checkpoints")[-1].step < 40
-    again = run_ranks(2, _worker(tiny, broken, *more))
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "resuming from" in again.stderr
-    assert_same_state(state_of(broken, 40), state_of(whole, 40))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_a_checkpoint(tiny, tmp_path, number):
     process = subprocess.Popen(
@@ -330,7 +297,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(tiny, tmp_path, number):
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=30)  # the grace that clusters give
     assert process.returncode == 0, stderr
     (checkpoint,) = list_checkpoints(tmp_path / "checkpoints")
     checkpoint.verify()
