@@ -154,6 +154,7 @@ def compare(straight: dict[int, Fingerprint], killed: dict[int, Fingerprint]) ->
 def verify(trial: Trial, *, seed: int, kills: int, soak_s: float) -> bool:
     """Run, kill, compare and print; goes on with further seeds for `soak_s`. Whether all was equal."""
     ends_at = time.monotonic() + soak_s
+    log.info("training %d steps without a kill; the logs are in %s", num_steps(trial.config), trial.out)
     trial.start("straight", None)
     straight = trial.fingerprints("straight")
     while True:
