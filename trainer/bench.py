@@ -1,5 +1,8 @@
 """How fast a config trains on this machine: `python -m trainer.bench --config cifar10`. One process, without Ray.
 
+On a machine without a GPU the CPU is measured; `--made-images` needs no data set. `mfu` is the part of the device's own
+best, that of a large matrix product, which the steps reach.
+
 With `--pace N` no network runs: batches are taken as for a device that trains N images a second, and what is measured
 is how long it would stand still for want of them.
 """
@@ -12,6 +15,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from data.batches import LoaderError
 from data.pipeline import open_batches
@@ -19,7 +26,10 @@ from data.shards import DataError, load_index
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError, load_config
+from trainer.cost import measure_costs
+from trainer.device_peak import matmul_flops_per_s
 from trainer.loop import Loop, Share
+from trainer.made_images import make_images
 from trainer.progress import Status
 from trainer.ranks import Ranks
 from trainer.worker import Worker, prepare_torch
@@ -38,15 +48,14 @@ class _Driver:
         return False
 
 
-def measure_steps(config: TrainConfig) -> Report:
+def time_rounds(config: TrainConfig) -> list[Report]:
     """Time whole steps: data, both updates, R1 at its own frequency, optimizer and average; no checkpoint, no grid.
 
     Args:
-        config: of one rank. Each of its log intervals is a round, the first one warms up.
+        config: of one rank. Each of its log intervals is a round.
 
     Returns:
-        Median over the rounds of images_per_s, time/data_s, time/d_s, time/g_s and time/other_s (seconds of a step),
-        and peak_memory_gib.
+        What the loop logs, round by round.
     """
     rounds: list[Report] = []
     prepare_torch(config)
@@ -69,9 +78,34 @@ def measure_steps(config: TrainConfig) -> Report:
             on_save=lambda _step: None,
             skipped=worker.skipped,
         ).run()
+    return rounds
+
+
+def measure_steps(config: TrainConfig) -> Report:
+    """How fast a config trains, and how much of what the device can do that is.
+
+    Args:
+        config: as for `time_rounds`; the first round warms up.
+
+    Returns:
+        Medians over the rounds: images_per_s, time/data_s, time/d_s, time/g_s and time/other_s (seconds of a step);
+        peak_memory_gib; flops_per_image (both updates, R1 at its frequency); matmul_flops_per_s, the device's own best;
+        mfu, the share of it that the steps reach, in [0, 1].
+    """
+    rounds = time_rounds(config)
     names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")
     report = {name: statistics.median(measured[name] for measured in rounds[1:]) for name in names}
-    return report | {"peak_memory_gib": rounds[-1]["peak_memory_gib"]}
+    training, scaling = config.training, config.scaling
+    device = torch.device("cuda" if scaling.device == "gpu" else "cpu")
+    peak = matmul_flops_per_s(device, torch.bfloat16 if training.precision == "bf16" else torch.float32)
+    interval = (training.r1_interval_steps or 1) if training.r1_gamma else None
+    flops = measure_costs(config).flops_per_image(interval)
+    return report | {
+        "peak_memory_gib": rounds[-1]["peak_memory_gib"],
+        "flops_per_image": flops,
+        "matmul_flops_per_s": peak,
+        "mfu": report["images_per_s"] * flops / peak,
+    }
 
 
 def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) -> Report:
@@ -118,15 +152,17 @@ def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) ->
 
 def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfig:
     """The config of one rank that keeps nothing: its share of the global batch stays what it is on all ranks."""
-    config = load_config(options.config, options.set)
+    # What is there is measured, unless the user says which device it should be.
+    overrides = [*([] if torch.cuda.is_available() else ["scaling.device=cpu"]), *options.set]
+    config = load_config(options.config, overrides)
     share = Share.of(config, 0, config.scaling.world_size)
     batch = share.stop - share.start
     # Whole intervals of R1, so that it counts with its real frequency.
     steps = options.steps or config.training.r1_interval_steps or 1
-    return load_config(
+    chosen = load_config(
         options.config,
         [
-            *options.set,
+            *overrides,
             "scaling.world_size=1",
             f"training.micro_batch_size={share.micro_batch_size}",
             f"training.global_batch_size={batch}",
@@ -137,9 +173,14 @@ def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfi
             f"run.directory={run_directory}",
         ],
     )
+    if options.made_images:
+        made = make_images(chosen, Path(run_directory))
+        return replace(chosen, data=replace(chosen.data, path=str(made)))
+    return chosen
 
 
-def _number(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of 1 or more, from the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of 1 or more")
     return int(text)
@@ -149,12 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
     parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
     add_config_arguments(parser)
-    parser.add_argument("--rounds", type=_number, default=3, help="rounds that are timed, after one to warm up (3)")
-    parser.add_argument("--steps", type=_number, help="steps of a round (default: the interval of R1)")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds that are timed, after one to warm up (3)")
+    parser.add_argument("--steps", type=positive, help="steps of a round (default: the interval of R1)")
     parser.add_argument(
-        "--pace", type=_number, metavar="N", help="only take images, at N a second, and time the waiting"
+        "--pace", type=positive, metavar="N", help="only take images, at N a second, and time the waiting"
     )
-    parser.add_argument("--seconds", type=_number, default=10, help="length of a run with --pace (10)")
+    parser.add_argument("--seconds", type=positive, default=10, help="length of a run with --pace (10)")
+    parser.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     start_logging(0)
@@ -174,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(
-        json.dumps(report) if options.json else "\n".join(f"{name:<16} {value:.4g}" for name, value in report.items())
+        json.dumps(report) if options.json else "\n".join(f"{name:<18} {value:.4g}" for name, value in report.items())
     )
     return 0
 

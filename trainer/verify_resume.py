@@ -10,6 +10,7 @@ import argparse
 import logging
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -188,11 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the run that goes on ends as well
     try:
         equal = verify(trial, seed=options.seed, kills=options.kills, soak_s=60 * options.soak)
     except StartFailedError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0 if equal else 1
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from trainer.bench import main
+from trainer.config_io import load_config
+from trainer.cost import measure_costs
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, float]:
@@ -26,6 +28,24 @@ def test_parts_of_a_step_add_up_to_its_time(tiny, tmp_path, monkeypatch, capsys)
     assert 8 / found["images_per_s"] == pytest.approx(parts, rel=0.3)
     assert found["peak_memory_gib"] > 0
     assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
+
+
+def test_share_of_the_matrix_peak_is_work_times_speed_over_peak(tiny, capsys):
+    found = report(capsys, "--config", "digits", *overrides(tiny, "training.r1_interval_steps=4"), "--rounds", "1")
+    config = load_config("digits", [*tiny, "scaling.world_size=1", "training.r1_interval_steps=4"])
+    assert found["flops_per_image"] == measure_costs(config).flops_per_image(4)
+    assert found["mfu"] == found["images_per_s"] * found["flops_per_image"] / found["matmul_flops_per_s"]
+    assert 0 < found["mfu"] < 1
+
+
+@pytest.mark.slow
+def test_cpu_is_measured_where_there_is_no_gpu_and_made_images_need_no_data_set(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    small = overrides(
+        (*(s for s in tiny if not s.startswith("data.path")), "data.path=/nowhere"), "data.image_channels=3"
+    )
+    found = report(capsys, "--config", "cifar10", "--made-images", *small, "--rounds", "1", "--steps", "1")
+    assert found["images_per_s"] > 0
 
 
 def test_images_are_taken_no_faster_than_the_pace(tiny, capsys):
