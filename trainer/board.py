@@ -6,6 +6,7 @@ Ray makes an actor of `Board`; nothing here needs Ray.
 import asyncio
 import re
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from trainer.progress import Status
 from trainer.worker import Outcome
@@ -79,10 +80,18 @@ class Failures:
         if not self._all:
             return None
         last = self._all[-1]
-        times = sum(failure.step == last.step for failure in self._all)
+        alike = [failure.step == last.step for failure in self._all]
+        # Starts that do nothing say something only if nothing else has happened between them.
+        counted = takewhile(bool, reversed(alike)) if last.step is None else alike
+        times = sum(counted)
         if times < SAME_STEP_LIMIT:
             return None
         return f"the workers failed {times} times {last.where}, the last time with: {last.error}"
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self._all)
 
     def summary(self, max_failures: int) -> str | None:
         """Why a run ended that Ray does not restart any more; None where the board knows of no failure."""
@@ -181,6 +190,11 @@ class Board:
     async def read(self) -> Snapshot:
         """For the driver."""
         return Snapshot(self._status, self._result, self._world_size)
+
+    async def count_failures(self) -> int:
+        """For the driver, between two groups."""
+        self._settle()
+        return self._failures.count
 
     async def summarize_failures(self, max_failures: int) -> str | None:
         """For the driver, when Ray has given up; see `Failures.summary`."""

@@ -1,16 +1,18 @@
 """Sharded checkpoints, committed by a manifest. `python -m trainer.checkpoint` is the command that looks after them.
 
-    RUN/checkpoints/step-00000500/rank-00000.safetensors ...   the fragments that each rank owns (see engines.Fragment)
-    RUN/checkpoints/step-00000500/manifest.json                 written last, by rename: sizes, SHA-256, config, cursor
+    RUN/checkpoints/step-00000500/rank-00000-*.safetensors ...  the fragments that each rank owns (engines.Fragment)
+    RUN/checkpoints/step-00000500/manifest.json                  written last, by rename: sizes, SHA-256, config, cursor
 
-What lacks a valid manifest does not exist. The fragments of all ranks tile every parameter, so a checkpoint is read by
-ranges of flattened parameters and does not care how many ranks or which ZeRO stage wrote it. Nothing in it is executed
-on loading: the data are safetensors, the manifest is JSON. `checkpoint_writer` writes it.
+What lacks a valid manifest does not exist. Each group of ranks gives its files names of its own, so that one that is
+believed dead can spoil no checkpoint of another. The fragments of all ranks tile every parameter, so a checkpoint is
+read by ranges of flattened parameters and does not care how many ranks or which ZeRO stage wrote it. Nothing in it is
+executed on loading: the data are safetensors, the manifest is JSON. `checkpoint_writer` writes it.
 """
 
 import hashlib
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +26,8 @@ from torch import Tensor
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_SEAL = "manifest_sha256"
+_NAME = re.compile(r"step-(\d{8,})")
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +89,10 @@ class Checkpoint:
             if size != expected["bytes"]:
                 raise CheckpointError(f"{file} has {size} bytes, its manifest says {expected['bytes']}")
 
+    def file_of(self, rank: int) -> str:
+        """Name of the part of `rank`."""
+        return sorted(self.manifest["files"])[rank]
+
     def section(self, section: str) -> "Section":
         """The state called `section`: "generator", "discriminator" or "ema"."""
         return Section(self, section)
@@ -96,7 +104,7 @@ class Checkpoint:
 
     def all_extras(self, rank: int) -> dict[str, Tensor]:
         """The small tensors of all groups of `rank`, by "extra/GROUP/NAME"."""
-        with safe_open(self.path / rank_file(rank), framework="pt") as f:
+        with safe_open(self.path / self.file_of(rank), framework="pt") as f:
             return {key: f.get_tensor(key) for key in f.keys() if key.startswith("extra/")}  # noqa: SIM118
 
 
@@ -158,26 +166,48 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def rank_file(rank: int) -> str:
-    """Name of the part of `rank`."""
-    return f"rank-{rank:05d}.safetensors"
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name is one of a checkpoint, whole or not."""
+    return bool(_NAME.fullmatch(name))
 
 
-def parse_manifest(content: bytes) -> dict[str, Any]:
+def rank_file(rank: int, token: str = "") -> str:
+    """Name of the part of `rank`; `token` tells the groups of ranks apart. Names sort as the ranks do."""
+    return f"rank-{rank:05d}{f'-{token}' if token else ''}.safetensors"
+
+
+def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest, with a hash of itself: a single flipped bit could be a valid number elsewhere."""
+    return json.dumps({**manifest, _SEAL: _seal(manifest)}, indent=1).encode()
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
     """A manifest from its bytes.
 
+    Args:
+        content: as from `encode_manifest`.
+        name: of the folder that it lies in.
+
     Raises:
-        ValueError: it is cut, of another format version, or lacks something; says what.
+        ValueError: it is cut or altered, of another format version or step, or lacks something; says what.
     """
     manifest: Any = json.loads(content)
     if not isinstance(manifest, dict) or "format_version" not in manifest:
         raise ValueError("it has no format_version")
     if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {manifest['format_version']}, this program reads {FORMAT_VERSION}")
+    if manifest.pop(_SEAL, None) != _seal(manifest):
+        raise ValueError("it is damaged: its SHA-256 differs from the one it states")
     missing = {"step", "world_size", "files", "config"} - manifest.keys()
     if missing:
         raise ValueError(f"no {sorted(missing)}")
-    strangers = [name for name in manifest["files"] if Path(name).name != name or name in (".", "..")]
+    if checkpoint_name(manifest["step"]) != name:
+        raise ValueError(f"it is of step {manifest['step']}")
+    strangers = [file for file in manifest["files"] if Path(file).name != file or file in (".", "..")]
     if strangers:
         raise ValueError(f"it names {strangers[0]!r}, which is no file of its folder")
     return manifest
@@ -186,9 +216,9 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """Checkpoints with a readable manifest, oldest first. A folder without one is no checkpoint and is passed over."""
     found: list[Checkpoint] = []
-    for path in sorted(directory.glob("step-*")):
+    for path in sorted(path for path in directory.glob("step-*") if is_checkpoint_name(path.name)):
         try:
-            found.append(Checkpoint(path, parse_manifest((path / MANIFEST).read_bytes())))
+            found.append(Checkpoint(path, parse_manifest((path / MANIFEST).read_bytes(), path.name)))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError) as error:

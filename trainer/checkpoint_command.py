@@ -17,7 +17,7 @@ from trainer.checkpoint_storage import CheckpointStorage, find_checkpoint, newes
 from trainer.config_io import ConfigError
 from trainer.lease import launch_id
 from trainer.lease_places import claim_folder
-from trainer.retention import Retention, kept_steps, saved
+from trainer.retention import Retention, is_remains, kept_steps, saved
 
 _COLUMNS = ("step", "images", "ranks", "ZeRO g/d", "MB", "created", "files")
 
@@ -150,8 +150,9 @@ def _prune(storage: CheckpointStorage, options: argparse.Namespace) -> int:
         if newest is None:
             raise CheckpointError(f"{storage.shown} holds no valid checkpoint: nothing is deleted")
         kept = kept_steps([saved(checkpoint, rules) for checkpoint in found], rules) | {newest.step}
+        listed = {checkpoint.path.name: checkpoint.step for checkpoint in found}
         for name in storage.names():
-            if name not in {checkpoint.path.name for checkpoint in found if checkpoint.step in kept}:
+            if listed[name] not in kept if name in listed else is_remains(storage, name):
                 print(f"{'would delete' if options.dry_run else 'deleting'} {storage.shown}/{name}")
                 if not options.dry_run:
                     storage.delete(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from data.errors import DataError
 from data.location import redact
 from data.writable_storage import StorageError, WritableStorage
-from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, parse_manifest
+from trainer.checkpoint import MANIFEST, Checkpoint, CheckpointError, is_checkpoint_name, parse_manifest
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ _PROBE = "writable"
 
 class RemoteStorage:
     """See `CheckpointStorage`. An object appears there when all of it has arrived, which makes a commit simple."""
+
+    copies = True
 
     def __init__(self, url: str, *, owner: str | None = None) -> None:
         """Nothing is contacted.
@@ -48,7 +50,7 @@ class RemoteStorage:
             if content is None:
                 continue
             try:
-                found.append(Checkpoint(Path(name), parse_manifest(content)))
+                found.append(Checkpoint(Path(name), parse_manifest(content, name)))
             except ValueError as error:
                 log.warning("passing over %s/%s: its manifest cannot be read (%s)", self.shown, name, error)
         return found
@@ -67,7 +69,7 @@ class RemoteStorage:
         """See `CheckpointStorage`."""
         self.check_sizes(checkpoint)
         _make_private(self._local.parent)
-        local = Checkpoint(self._local / checkpoint.path.name, checkpoint.manifest)
+        local = Checkpoint(self.place(checkpoint.path.name), checkpoint.manifest)
         try:
             local.verify()  # another rank of this host, or a start before this one
             return local
@@ -84,13 +86,18 @@ class RemoteStorage:
         local.verify()
         return local
 
+    def place(self, name: str) -> Path:
+        """See `CheckpointStorage`."""
+        return self._local / name
+
     def forget(self) -> None:
         """See `CheckpointStorage`."""
         shutil.rmtree(self._local, ignore_errors=True)
 
     def names(self) -> Iterable[str]:
         """See `CheckpointStorage`."""
-        return sorted({name.split("/")[0] for name in self._storage.files() if name.startswith("step-")})
+        folders = {name.split("/")[0] for name in self._storage.files() if "/" in name}
+        return sorted(filter(is_checkpoint_name, folders))
 
     def write(self, checkpoint: str, name: str, chunks: Iterable[memoryview]) -> None:
         """See `CheckpointStorage`."""

@@ -15,12 +15,13 @@ from trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
     checkpoint_name,
+    is_checkpoint_name,
     list_checkpoints,
     newest_of,
 )
 from trainer.checkpoint_remote import RemoteStorage
 from trainer.config import TrainConfig
-from trainer.config_io import load_config
+from trainer.config_io import ConfigError, load_config
 
 
 class CheckpointStorage(Protocol):
@@ -30,6 +31,8 @@ class CheckpointStorage(Protocol):
     """The place, without passwords."""
     location: str
     """The place, as `open_storage` takes it."""
+    copies: bool
+    """Whether `fetch` makes a copy on this host."""
 
     def list(self) -> list[Checkpoint]:
         """Checkpoints with a readable manifest, oldest first; the others are named in the log if they have one."""
@@ -45,6 +48,10 @@ class CheckpointStorage(Protocol):
         Raises:
             CheckpointError: a file is missing, differs or cannot be read.
         """
+        ...
+
+    def place(self, name: str) -> Path:
+        """Where on this host `fetch` leaves the checkpoint of that name."""
         ...
 
     def forget(self) -> None:
@@ -83,6 +90,8 @@ class CheckpointStorage(Protocol):
 class FolderStorage:
     """A folder that every rank sees."""
 
+    copies = False
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shown = self.location = str(folder)
@@ -100,12 +109,16 @@ class FolderStorage:
         checkpoint.verify()
         return checkpoint
 
+    def place(self, name: str) -> Path:
+        """See `CheckpointStorage`."""
+        return self.folder / name
+
     def forget(self) -> None:
         """Nothing to do."""
 
     def names(self) -> Iterable[str]:
         """See `CheckpointStorage`."""
-        return sorted(path.name for path in self.folder.glob("step-*"))
+        return sorted(p.name for p in self.folder.glob("step-*") if is_checkpoint_name(p.name) and p.is_dir())
 
     def write(self, checkpoint: str, name: str, chunks: Iterable[memoryview]) -> None:
         """See `CheckpointStorage`."""
@@ -193,6 +206,28 @@ def storage_of_run(run: Path) -> CheckpointStorage:
     if elsewhere is None:
         raise CheckpointError(f"{run} holds no checkpoint yet")
     return open_storage(elsewhere)
+
+
+def check_not_moved(config: TrainConfig) -> None:
+    """See that a run without a checkpoint does not have some where it kept them at its last start.
+
+    Raises:
+        ConfigError: it does; to start anew there, as if they did not exist, would hardly be meant.
+        CheckpointError: the place of the last start cannot be read.
+    """
+    run = Path(config.run.directory)
+    if not (run / "config.yaml").is_file():
+        return
+    before, now = storage_of(load_config(str(run / "config.yaml"))), storage_of(config)
+    found = newest_seen(before) if before.location != now.location else None
+    if found:
+        raise ConfigError(
+            [
+                f"checkpoint.directory is {now.shown}, which holds no checkpoint, but the run in {run} has kept its "
+                f"own in {before.shown}, the newest of step {found.step}. Copy them, set checkpoint.directory back, or "
+                "start anew in another run.directory"
+            ]
+        )
 
 
 def shown_checkpoint(config: TrainConfig, step: int) -> str:

@@ -1,24 +1,32 @@
 """Saves checkpoints beside training: a step is held only while the state is copied into host memory.
 
 A thread of each rank writes and hashes its part. When all parts are known good, rank 0 writes the manifest, which makes
-them a checkpoint. The threads talk over a gloo group of their own: in each of them the same exchange follows for each
-save, in the order of saves, so that they never meet those of the main threads. A rank that dies breaks its connections,
-and the exchange of the others fails at once instead of waiting.
+them a checkpoint. The threads talk over a gloo group of their own: in each of them the same two exchanges follow for
+each save, in the order of saves, so that they never meet those of the main threads. The second one ends the save on all
+ranks: until then rank 0 deletes what is not needed any more, and nobody may write the next parts. A rank that dies
+breaks its connections, and the exchange of the others fails at once instead of waiting.
 """
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, checkpoint_name, rank_file
+from trainer.checkpoint import (
+    FORMAT_VERSION,
+    Checkpoint,
+    CheckpointError,
+    checkpoint_name,
+    encode_manifest,
+    parse_manifest,
+    rank_file,
+)
 from trainer.checkpoint_part import HashingChunks, HostMemory, Part
 from trainer.checkpoint_storage import CheckpointStorage
 from trainer.engines import Fragment
@@ -27,6 +35,8 @@ from trainer.ranks import Ranks
 from trainer.retention import Retention, prune
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PAUSES_S = (1.0, 4.0)
 """Pauses before a write that failed is tried again; after the last one it is given up."""
@@ -54,7 +64,7 @@ def commit_parts(
         OSError: it cannot be written; there is no such checkpoint then.
     """
     files = {name: write_part(storage, checkpoint, name, part) for name, part in parts.items()}
-    storage.commit(checkpoint, json.dumps({**manifest, "files": files}, indent=1).encode())
+    storage.commit(checkpoint, encode_manifest({**manifest, "files": files}))
 
 
 class CheckpointWriter:
@@ -69,6 +79,7 @@ class CheckpointWriter:
         timeout_s: float = 1800.0,
         check_claim: Callable[[], None] = lambda: None,
         newest_step: int | None = None,
+        token: str = "",
     ) -> None:
         """A collective.
 
@@ -79,7 +90,9 @@ class CheckpointWriter:
             timeout_s: how long ranks wait for one another's parts.
             check_claim: called on rank 0; raises if another run has taken the storage over.
             newest_step: of the checkpoint that the run goes on from.
+            token: stands in the names of the parts; the same on all ranks, and of no other group of ranks.
         """
+        self._token = token
         self._storage, self._ranks, self._retention, self._check_claim = storage, ranks, retention, check_claim
         self._group: Any = None
         if ranks.world_size > 1:
@@ -141,17 +154,18 @@ class CheckpointWriter:
         failures, self._failures = self._failures, 0
         return failures
 
-    def close(self) -> None:
-        """Let go of the group, after the save that is under way if it ends in time."""
+    def close(self) -> bool:
+        """Let go of the group, after the save that is under way; whether that one ended in time."""
         if self._thread:
             self._thread.join(CLOSE_S)
             if self._thread.is_alive():
                 log.error("the save under way did not end in %.0f s and is given up", CLOSE_S)
-                return
+                return False
         if self._group is not None:
             # The last reference joins gloo's threads: see Ranks.leave.
             dist.destroy_process_group(self._group)
             self._group = None
+        return True
 
     def _start(self, action: Callable[[], None]) -> None:
         # A daemon: when the rank fails, the interpreter does not wait for a collective that nobody else will reach.
@@ -168,8 +182,11 @@ class CheckpointWriter:
         name = checkpoint_name(step)
         try:
             answers = self._exchange(self._write_part(name, part))
-            if self._ranks.rank == 0:
-                self._commit(step, name, answers, manifest)
+            try:
+                if self._ranks.rank == 0:
+                    self._commit(step, name, answers, manifest)
+            finally:
+                self._exchange(None)
         except LeaseError as error:
             self._refusal = str(error)
         except Exception as error:  # a broken connection to another rank, for one
@@ -177,7 +194,7 @@ class CheckpointWriter:
 
     def _write_part(self, name: str, part: Part) -> tuple[str, dict[str, Any], str]:
         """This rank's answer to the others: its file, size and SHA-256 of it, and what went wrong."""
-        file = rank_file(self._ranks.rank)
+        file = rank_file(self._ranks.rank, self._token)
         entry: dict[str, Any] = {}
 
         def write() -> None:
@@ -201,7 +218,7 @@ class CheckpointWriter:
                 time.sleep(pause_s)
         return ""
 
-    def _exchange(self, answer: tuple[str, dict[str, Any], str]) -> list[tuple[str, dict[str, Any], str]]:
+    def _exchange(self, answer: T) -> list[T]:
         if self._group is None:
             return [answer]
         answers: list[Any] = [None] * self._ranks.world_size
@@ -225,7 +242,7 @@ class CheckpointWriter:
             "files": files,
             **manifest,
         }
-        content = json.dumps(full, indent=1).encode()
+        content = encode_manifest(full)
 
         def commit() -> None:
             self._check_claim()  # as late as can be: what another run has written since is not to be covered
@@ -239,10 +256,13 @@ class CheckpointWriter:
             self._fail(f"checkpoint of step {step} was not saved: {'; '.join(errors)}")
             self._delete_remains(name)
             return
-        self.newest_step, self._error = step, ""
+        before, self.newest_step, self._error = self.newest_step, step, ""
         try:
-            prune(self._storage, self._retention, Checkpoint(Path(name), json.loads(content)))
-        except (OSError, CheckpointError) as error:
+            prune(self._storage, self._retention, Checkpoint(Path(name), parse_manifest(content, name)))
+        except CheckpointError as error:  # something of it has gone since it was written
+            self.newest_step = before
+            self._fail(f"checkpoint of step {step} was not saved: {error}")
+        except OSError as error:
             log.warning("checkpoints that are not needed any more stay for now: %s", error)
 
     def _fail(self, error: str) -> None:
@@ -257,6 +277,7 @@ class CheckpointWriter:
     def _delete_remains(self, name: str) -> None:
         """What failed takes no room; the next start would pass it over in any case."""
         try:
+            self._check_claim()  # another run may have written a good one of that step
             self._storage.delete(name)
         except OSError as error:
             log.warning("remains of %s stay: %s", name, error)

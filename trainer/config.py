@@ -184,7 +184,8 @@ class TrackingConfig:
     num_samples: PositiveInt = 64
     """Images in a sample grid."""
     flush_timeout_s: NonNegativeFloat = 30.0
-    """How long the end of a run waits for the tracking server to take what is still in the spool."""
+    """How long the end of a run waits for the tracking server to take what is still in the spool; a stop waits for 5
+    seconds at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +246,24 @@ def _check_elastic(config: TrainConfig) -> None:
     scaling = config.scaling
     for world_size in range(scaling.min_world_size or scaling.world_size, scaling.world_size):
         try:
-            replace(config, scaling=replace(scaling, world_size=world_size, min_world_size=None))
+            fewer = replace(config, scaling=replace(scaling, world_size=world_size, min_world_size=None))
+            if config.discriminator.stddev_grouping == "strided":
+                _check_same_micro_batch(split_batch(fewer), split_batch(config))
         except ValueError as error:
             raise ValueError(
                 f"scaling.min_world_size is {scaling.min_world_size} and scaling.world_size {scaling.world_size}: the "
                 f"run may come to {world_size} ranks, but {error}"
             ) from None
+
+
+def _check_same_micro_batch(fewer: BatchSplit, planned: BatchSplit) -> None:
+    """Strided groups are those of a micro-batch: another one would compare other images."""
+    if fewer.micro_batch_size != planned.micro_batch_size:
+        raise ValueError(
+            f"with discriminator.stddev_grouping strided the images of a forward pass may not change, from "
+            f"{planned.micro_batch_size} to {fewer.micro_batch_size}. Set training.micro_batch_size to "
+            f"{planned.micro_batch_size}, or stddev_grouping contiguous"
+        )
 
 
 def _check_warmup(config: TrainConfig) -> None:

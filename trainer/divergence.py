@@ -57,11 +57,13 @@ class SkippedUpdates:
     Attributes:
         config: the limits.
         device: where the updates are made.
+        world_size: ranks that count the same updates.
         num_rollbacks: how often the run went back because of steps that it has not yet got past.
     """
 
     config: GuardConfig
     device: torch.device
+    world_size: int = 1
     num_rollbacks: int = 0
 
     def __post_init__(self) -> None:
@@ -74,7 +76,8 @@ class SkippedUpdates:
         """Note one update of `player`; reads nothing off the device.
 
         Returns:
-            `statistics` for the curves, zero if the update was skipped, and the number of skipped updates, 0 or 1.
+            `statistics` for the curves, zero if the update was skipped, and this rank's share of the number of skipped
+            updates: those of all ranks sum to 0 or 1.
         """
         skipped, nothing, before = guard.skipped > 0, self._nothing, self._seen[player]
         now = {"gradient_norm": guard.norm, **statistics}
@@ -91,7 +94,7 @@ class SkippedUpdates:
             for name, value in statistics.items()
             if name not in DIAGNOSTIC
         }
-        return {**kept, f"skipped_updates_{player}": guard.skipped}
+        return {**kept, f"skipped_updates_{player}": guard.skipped / self.world_size}
 
     def rows(self) -> dict[str, int]:
         """Updates skipped in a row up to now, by player; for the manifest. Waits for the device."""

@@ -173,15 +173,13 @@ class Lease:
 
     def _notice_loss(self) -> None:
         content = self._place.read()
-        if content is None:  # removed by hand: nobody else has it
-            if self._place.swap(None, self._content):
-                return
-            content = self._place.read()
         holder = Holder.decode(content) if content else None
         if holder and holder.token == self._holder.token:
             self._content, self._holder = content or b"", holder  # a heartbeat arrived that had been given up
             return
-        self._lost = f"{self._place.shown}: another run took it over ({_describe(holder)}); this one writes no more"
+        # Whoever took it over from a holder that stood still may have ended since, and removed it.
+        by = f"another run took it over ({_describe(holder)})" if content else "it was removed, perhaps by another run"
+        self._lost = f"{self._place.shown}: lost the lease on it: {by}; this run writes no more"
         log.error("%s", self._lost)
 
 

@@ -1,4 +1,4 @@
-"""Where leases are kept: a file in the run's directory, and one where its checkpoints lie if that is elsewhere."""
+"""Where leases are kept: a file in the run's directory, and one where its checkpoints lie."""
 
 import fcntl
 import logging
@@ -26,6 +26,7 @@ class FolderLease:
         self.shown = str(folder)
         self._folder = folder
         self._file = folder / LEASE
+        self._made_folder = False
 
     def read(self) -> bytes | None:
         """See `LeasePlace`."""
@@ -36,7 +37,9 @@ class FolderLease:
 
     def swap(self, seen: bytes | None, content: bytes) -> bool:
         """See `LeasePlace`. A new file takes the place: what the last holder may still write goes into its own."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._folder.is_dir():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._made_folder = True
         partial = self._folder / f".{LEASE}.{os.getpid()}.tmp"
         with self._alone():
             if self.read() != seen:
@@ -68,8 +71,12 @@ class FolderLease:
     def remove(self, seen: bytes) -> None:
         """See `LeasePlace`."""
         with self._alone():
-            if self.read() == seen:
-                self._file.unlink()
+            if self.read() != seen:
+                return
+            self._file.unlink()
+            if self._made_folder:
+                with suppress(OSError):  # only if nothing came to lie there
+                    self._folder.rmdir()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -143,15 +150,14 @@ def claim(config: TrainConfig, launch: str) -> Claim:
 
 
 def claim_folder(location: str, launch: str) -> Claim:
-    """Take the lease of one folder or URL of checkpoints; of the run whose directory it lies in, if it does.
+    """Take the lease of one folder or URL of checkpoints.
 
     Raises:
         LeaseError: a run holds it, or it cannot be kept.
     """
     if is_remote(location):
         return _claim(_remote_places(location), launch)
-    folder = local_path(location)
-    return _claim([FolderLease(folder.parent if folder.name == "checkpoints" else folder)], launch)
+    return _claim([FolderLease(local_path(location))], launch)
 
 
 def _claim(places: list[LeasePlace], launch: str) -> Claim:
@@ -169,14 +175,12 @@ def _claim(places: list[LeasePlace], launch: str) -> Claim:
 
 
 def _places(config: TrainConfig) -> list[LeasePlace]:
-    run, elsewhere = Path(config.run.directory), config.checkpoint.directory
-    places: list[LeasePlace] = [FolderLease(run)]
-    if elsewhere is None:
-        return places
-    if is_remote(elsewhere):
-        return places + _remote_places(elsewhere)
-    folder = local_path(elsewhere)
-    return places if folder in (run.absolute(), run.absolute() / "checkpoints") else [*places, FolderLease(folder)]
+    run = Path(config.run.directory)
+    checkpoints = config.checkpoint.directory or str(run / "checkpoints")
+    if is_remote(checkpoints):
+        return [FolderLease(run), *_remote_places(checkpoints)]
+    folder = local_path(checkpoints)
+    return [FolderLease(run), *([FolderLease(folder)] if folder.absolute() != run.absolute() else [])]
 
 
 def _remote_places(url: str) -> list[LeasePlace]:

@@ -54,7 +54,7 @@ class StatisticsSum:
         sums = dict(zip(names, parts, strict=True))
         self._sums, self._replaced_samples = {}, 0
         none = torch.zeros((), dtype=flat.dtype)
-        skipped_d, skipped_g = (sums.get(f"skipped_updates_{p}", none).sum() / ranks.world_size for p in "dg")
+        skipped_d, skipped_g = (sums.get(f"skipped_updates_{p}", none).sum().round() for p in "dg")
         updates_d = sums["frequency_t"].sum().round()  # the frequencies of one step sum to 1; of a skipped one, to 0
         updates_g = updates_d + skipped_d - skipped_g
         counts = {"loss_d_real": updates_d, "loss_d_fake": updates_d, "loss_g": updates_g}

@@ -157,23 +157,29 @@ def pair_function(device_type: str) -> DrawPair:
 def checked(compiled: DrawPair) -> DrawPair:
     """`compiled`, if it draws what `draw_pair` draws when it is first called, else `draw_pair`.
 
-    A machine may lack what Triton builds its kernels with, and compilers have been seen to get integers wrong.
+    A machine may lack what Triton builds its kernels with, and compilers have been seen to get integers wrong. For each
+    shape and each purpose another kernel is built, and so looked at.
     """
-    chosen: list[DrawPair] = []
+    chosen: dict[Any, DrawPair] = {}
+    told: set[str] = set()
 
     def draw(*arguments: Any) -> DrawnPair:
-        if chosen:
-            return chosen[0](*arguments)
+        images, _, _, *fixed = arguments
+        kernel = (images.shape, images.stride(), *fixed)
+        if kernel in chosen:
+            return chosen[kernel](*arguments)
         expected = draw_pair(*arguments)
         try:
             found = compiled(*arguments)
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # t must be equal, normals to rounding
         except Exception as error:  # compilers fail in many ways
             reason = str(error).strip().partition("\n")[0]
-            log.warning("pairs are drawn by plain torch, slower: the fused pass cannot be used (%s)", reason)
-            chosen.append(draw_pair)
+            if reason not in told:
+                log.warning("pairs are drawn by plain torch, slower: the fused pass cannot be used (%s)", reason)
+            told.add(reason)
+            chosen[kernel] = draw_pair
             return expected
-        chosen.append(compiled)
+        chosen[kernel] = compiled
         return found
 
     return draw

@@ -255,6 +255,7 @@ def _fit_group(config: TrainConfig, board: Any, growth: Growth, bar: ProgressBar
         if ranks := growth.possible(seen.world_size):
             log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
             board.ask_to_stop.remote()
+    seen = _read(board)  # the last words of the ranks may have come after the last look
     if isinstance(seen.result, FinalError):
         raise ConfigError([seen.result.message]) if seen.result.is_refusal else RunFailedError(seen.result.message)
     if not failure and isinstance(seen.result, Outcome):
@@ -280,6 +281,7 @@ def _read(board: Any) -> Snapshot:
 
 def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
     scaling = config.scaling
+    failures_before: Any = ray.get(board.count_failures.remote())  # the limit is one for all calls of Ray Train
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
     return TorchTrainer(
         _train_rank,
@@ -295,7 +297,7 @@ def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
             # A name of its own for each start: what a run has reached is in our checkpoints, not in Ray's records.
             name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
             storage_path=str(Path(config.run.directory) / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=max(0, scaling.max_failures - failures_before)),
         ),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.checkpoint import Checkpoint, CheckpointError
+from trainer.checkpoint import Checkpoint, CheckpointError, parse_manifest
 from trainer.checkpoint_storage import CheckpointStorage
 from trainer.config import CheckpointConfig
 
@@ -105,5 +105,18 @@ def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> N
     kept = kept_steps(before, rules)
     storage.tidy(own)
     for name in storage.names():
-        if name not in found or found[name].step not in kept:
+        if found[name].step not in kept if name in found else is_remains(storage, name):
             storage.delete(name)
+
+
+def is_remains(storage: CheckpointStorage, name: str) -> bool:
+    """Whether a folder that was not listed as a checkpoint is none indeed: cut, damaged, or of a save that never ended.
+
+    Raises:
+        OSError: nobody knows, since it cannot be read now.
+    """
+    content = storage.manifest(name)
+    try:
+        return content is None or not parse_manifest(content, name)
+    except ValueError:
+        return True

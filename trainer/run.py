@@ -16,7 +16,7 @@ from pathlib import Path
 from data.location import is_remote
 from data.shards import DataError
 from trainer.checkpoint import CheckpointError
-from trainer.checkpoint_storage import newest_seen, storage_of
+from trainer.checkpoint_storage import check_not_moved, newest_seen, storage_of
 from trainer.command import add_config_arguments, check_data, start_logging
 from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, from_dict, load_config
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while hashes are checked, or another run's lease is watched
+        return 130
     if done >= num_steps(config):
         print(_summary(config, outcome_at(config, done)))
         return 0
@@ -145,6 +147,8 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
     try:
         storage = storage_of(config)
         newest = newest_seen(storage)
+        if newest is None:
+            check_not_moved(config)
     except CheckpointError as error:
         raise ConfigError([str(error)]) from error
     if newest:

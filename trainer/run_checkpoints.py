@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -67,9 +68,11 @@ class RunCheckpoints:
             raise CheckpointError(error)
         if found is None:
             return None
-        if self._is_first_of_its_host() and not found.path.is_dir():
-            remote = Checkpoint(Path(found.path.name), found.manifest)
-            _, error = _attempt(lambda: self.storage.fetch(remote), (CheckpointError, OSError))
+        # The name alone is the same on all hosts.
+        found = Checkpoint(self.storage.place(found.path.name), found.manifest)
+        if self.storage.copies and self._ranks.rank > 0 and self._is_first_of_its_host():
+            seen = Checkpoint(Path(found.path.name), found.manifest)
+            _, error = _attempt(lambda: self.storage.fetch(seen), (CheckpointError, OSError))
         if errors := [e for e in self._ranks.gather(error) if e]:
             raise CheckpointError(errors[0])
         self._metrics = dict(found.manifest.get("metrics", {}))
@@ -97,6 +100,7 @@ class RunCheckpoints:
             timeout_s=self._timeout_s,
             check_claim=self._claim.check if self._claim else lambda: None,
             newest_step=newest_step,
+            token=self._ranks.broadcast(uuid.uuid4().hex[:8]),
         )
         self._writer.reserve(state.expected_bytes())
 
@@ -134,10 +138,9 @@ class RunCheckpoints:
             raise CheckpointError(error)
 
     def close(self) -> None:
-        """End a save that is under way, and give the lease back."""
-        if self._writer:
-            self._writer.close()
-        self.release()
+        """End a save that is under way, and give the lease back; unless it does not end, and could still write."""
+        if self._writer is None or self._writer.close():
+            self.release()
 
     def release(self) -> None:
         """Give the lease back; again does nothing."""

@@ -4,6 +4,7 @@ Nothing here imports MLflow or opens a connection, so nothing here can wait for 
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WATCH_S = 10.0
+STOPPED_FLUSH_S = 5.0
+"""Longest wait for the server at the end of a run that was stopped."""
 
 
 class Tracker(Protocol):
@@ -107,7 +110,9 @@ class MlflowTracker:
             return
         self._closed = True
         self._spool.close(status)
-        done = self._courier.wait(self._flush_timeout_s)
+        # Who stops a run gives it little time, and the start that goes on with it delivers the rest.
+        limit_s = STOPPED_FLUSH_S if status == "KILLED" else math.inf
+        done = self._courier.wait(min(self._flush_timeout_s, limit_s))
         noted = load_delivered(self._directory, self._shown_uri)
         if noted.refused:
             log_file = self._spool.path.with_name("delivery.log")

@@ -69,8 +69,8 @@ class Watchdog:
 
     def end_step(self) -> None:
         """A step is done: the next one has no allowance, unless something slow comes first."""
+        self.enter("log")  # before the allowance goes: the time that it was for lies behind
         self._slow = False
-        self.enter("log")
 
     def __enter__(self) -> "Watchdog":
         if self._limit_s is not None:

@@ -137,7 +137,7 @@ class Worker:
             bf16=training.precision == "bf16",
         )
         self.ema = Ema(engines[0], training.ema_decay)
-        self.skipped = SkippedUpdates(config.guard, device)
+        self.skipped = SkippedUpdates(config.guard, device, self.ranks.world_size)
         self.state = TrainingState(config, self.ranks, self.index, self.players, self.ema, self.skipped)
 
     def run(self) -> Outcome:

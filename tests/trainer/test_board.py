@@ -77,6 +77,29 @@ def test_groups_that_never_reach_a_step_are_counted_together() -> None:
     )
 
 
+def test_starts_that_fail_early_now_and_then_do_not_end_a_run_that_gets_on_between_them() -> None:
+    failures = Failures()
+    for step in (None, 1000, 50_000, None, 90_000, None, None):
+        failures.add(Failure(step, "a node went"))
+        assert failures.hopeless() is None
+    failures.add(Failure(None, "a node went"))
+    assert failures.hopeless() == (
+        "the workers failed 3 times before the first step of a start, the last time with: a node went"
+    )
+
+
+def test_limit_of_failures_holds_over_all_calls_of_ray_train() -> None:
+    async def play() -> list[int]:
+        board, counts = Board(), []
+        for step in (3, 5):
+            await fail_group(board, step=step)
+            counts.append(await board.count_failures())
+            counts.append(await board.count_failures())  # to look does not count
+        return counts
+
+    assert asyncio.run(play()) == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("cause_first", [True, False])
 def test_cause_is_what_a_rank_says_that_did_not_merely_lose_another(cause_first: bool) -> None:
     async def play() -> str | None:

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from tests.trainer.saved import fragments, write
-from trainer.checkpoint import Checkpoint, CheckpointError, list_checkpoints, newest_valid, rank_file
+from trainer.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    encode_manifest,
+    list_checkpoints,
+    newest_valid,
+    parse_manifest,
+    rank_file,
+)
 from trainer.checkpoint_part import HostMemory
 from trainer.checkpoint_storage import FolderStorage
 from trainer.checkpoint_writer import write_part
@@ -72,7 +81,12 @@ def test_folder_without_a_manifest_is_no_checkpoint_and_is_written_over(tmp_path
         "[]",
         '{"format_version": 99}',
         '{"format_version": 1}',
-        '{"format_version": 1, "step": 9, "world_size": 1, "config": {}, "files": {"../../secret": {}}}',
+        '{"format_version": 1, "step": 9, "world_size": 1, "config": {}, "files": {}}',
+        encode_manifest({"format_version": 1}).decode(),
+        encode_manifest({"format_version": 1, "step": 8, "world_size": 1, "config": {}, "files": {}}).decode(),
+        encode_manifest(
+            {"format_version": 1, "step": 9, "world_size": 1, "config": {}, "files": {"../../secret": {}}}
+        ).decode(),
     ],
 )
 def test_unreadable_manifest_is_named_and_passed_over(tmp_path, ranks, caplog, content):
@@ -82,6 +96,20 @@ def test_unreadable_manifest_is_named_and_passed_over(tmp_path, ranks, caplog, c
     (bad / "manifest.json").write_text(content)
     assert [c.step for c in list_checkpoints(tmp_path)] == [5]
     assert str(bad) in caplog.text
+
+
+def test_any_flipped_bit_of_a_manifest_is_seen(tmp_path, ranks):
+    path = write(tmp_path, ranks, 5, {"metrics": {"loss_g": 0.1, "logit_real/t0": -1.5e-7}})
+    content = (path / MANIFEST).read_bytes()
+    assert parse_manifest(content, path.name)["metrics"]["loss_g"] == 0.1
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 7
+        try:
+            found = parse_manifest(bytes(flipped), path.name)
+        except ValueError:
+            continue
+        assert found == parse_manifest(content, path.name)  # a blank that became another blank
 
 
 def test_a_pickle_in_place_of_a_shard_is_never_executed(tmp_path, ranks):
@@ -98,7 +126,8 @@ def test_a_pickle_in_place_of_a_shard_is_never_executed(tmp_path, ranks):
         "bytes": (path / "rank-00000.safetensors").stat().st_size,
         "sha256": hashlib.sha256((path / "rank-00000.safetensors").read_bytes()).hexdigest(),
     }
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["manifest_sha256"]
+    (path / "manifest.json").write_bytes(encode_manifest(manifest))
     found = newest_valid(tmp_path)
     assert found  # an attacker who can write the folder can forge the manifest as well
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):

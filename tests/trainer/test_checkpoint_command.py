@@ -37,12 +37,19 @@ def flip_a_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
+def part(run: Path, step: int) -> Path:
+    (file,) = (run / "checkpoints" / f"step-{step:08d}").glob("rank-00000-*.safetensors")
+    return file
+
+
 def steps(run: Path) -> list[int]:
     return [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")]
 
 
 def test_list_shows_what_is_there_and_what_is_not_whole(run, capsys):
-    (run / "checkpoints" / "step-00000006" / "rank-00000.safetensors").unlink()
+    part(run, 6).unlink()
+    (run / "checkpoints" / "step-00000006.bak").mkdir()
+    (run / "checkpoints" / "step-00000007").write_text("no folder")
     (run / "checkpoints" / "step-00000009").mkdir()
     assert main(["list", str(run)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -56,7 +63,7 @@ def test_list_shows_what_is_there_and_what_is_not_whole(run, capsys):
 
 def test_verify_names_the_bad_one_with_code_1(run, capsys):
     assert main(["verify", str(run)]) == 0
-    flip_a_byte(run / "checkpoints" / "step-00000006" / "rank-00000.safetensors")
+    flip_a_byte(part(run, 6))
     assert main(["verify", str(run)]) == 1
     lines = capsys.readouterr().out.splitlines()[3:]
     assert lines[0] == "step-00000003  good"
@@ -66,7 +73,7 @@ def test_verify_names_the_bad_one_with_code_1(run, capsys):
 
 
 def test_prune_keeps_what_it_is_told_and_the_newest_valid_one(run, capsys):
-    flip_a_byte(run / "checkpoints" / "step-00000008" / "rank-00000.safetensors")
+    flip_a_byte(part(run, 8))
     before = sorted(run.rglob("*"))
     assert main(["prune", str(run), "--keep-last", "1", "--dry-run"]) == 0
     assert sorted(run.rglob("*")) == before
@@ -75,7 +82,7 @@ def test_prune_keeps_what_it_is_told_and_the_newest_valid_one(run, capsys):
     assert steps(run) == [6, 8]
     found = newest_valid(run / "checkpoints")
     assert found and found.step == 6
-    flip_a_byte(found.path / "rank-00000.safetensors")
+    flip_a_byte(part(run, 6))
     assert main(["prune", str(run), "--keep-last", "1"]) == 2
     assert "holds no valid checkpoint: nothing is deleted" in capsys.readouterr().err
     assert steps(run) == [6, 8]
@@ -84,9 +91,9 @@ def test_prune_keeps_what_it_is_told_and_the_newest_valid_one(run, capsys):
 def test_prune_is_refused_while_the_run_goes_on(run, capsys):
     parent = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
     alive = f"{this_process().split()[0]} {os.getppid()} {parent}"
-    assert FolderLease(run).swap(None, Holder("other", alive, "t", "node7", os.getppid(), "").encode())
+    assert FolderLease(run / "checkpoints").swap(None, Holder("other", alive, "t", "node7", os.getppid(), "").encode())
     assert main(["prune", str(run), "--keep-last", "1"]) == 2
-    assert f"{run} is in use by another run" in capsys.readouterr().err
+    assert f"{run}/checkpoints is in use by another run" in capsys.readouterr().err
     assert steps(run) == [3, 6, 8]
 
 

@@ -1,10 +1,12 @@
 """Checkpoints in a bucket: saved, found, verified and resumed as those in a folder."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+import torch
 from s3fs import S3FileSystem
 
 from data import storage as patience
@@ -12,15 +14,17 @@ from data.writable_storage import WritableStorage
 from tests.data.buckets import bucket
 from tests.trainer.saved import write
 from tests.trainer.test_worker import Stopper, assert_same_state, configure, state_of, train
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.checkpoint_remote import RemoteStorage
 from trainer.checkpoint_storage import find_checkpoint, newest_fetched, newest_seen
 from trainer.lease import LeaseError, acquire
 from trainer.lease_places import BucketLease, claim_folder
 from trainer.ranks import Ranks
 from trainer.retention import Retention, prune
+from trainer.run_checkpoints import RunCheckpoints
 
 URL = "s3://training/runs/mine"
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -108,6 +112,36 @@ def test_lease_in_a_bucket_keeps_a_second_run_out(s3):
     taken.check()
     taken.release()
     assert place.read() is None
+
+
+class OnAnotherHost(Ranks):
+    """Rank 1 of two, which hears from rank 0 what that one has found."""
+
+    def __init__(self, heard: Sequence[object]) -> None:
+        super().__init__(1, 2, torch.device("cpu"), None)
+        self._heard = list(heard)
+
+    def broadcast(self, value: T) -> T:
+        return self._heard.pop(0)  # pyright: ignore[reportReturnType]
+
+    def gather(self, value: T) -> Sequence[T]:
+        return [value]
+
+
+def test_other_host_completes_what_a_killed_start_had_downloaded_and_reads_its_own_copy(tiny, s3, ranks, tmp_path):
+    storage = RemoteStorage(URL, owner="run")
+    write(storage, ranks, 7)
+    (listed,) = storage.list()
+    half = storage.place("step-00000007")
+    half.mkdir(parents=True)
+    half.parent.parent.chmod(0o700)
+    (half / "rank-00000.safetensors").write_bytes(b"half")
+    on_rank_0 = Checkpoint(Path("/another/folder/of/rank/0/step-00000007"), listed.manifest)
+    config = configure(tiny, tmp_path / "run", f"checkpoint.directory={URL}")
+    found = RunCheckpoints(config, OnAnotherHost(["", (on_rank_0, "")])).newest()
+    assert found and found.path == half
+    found.verify()
+    assert found.section("generator").read("parameter", "layer.weight", 2, 5).tolist() == [2, 3, 4]
 
 
 @pytest.mark.slow

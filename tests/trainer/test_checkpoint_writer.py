@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -141,6 +142,43 @@ def test_run_that_lost_its_lease_commits_nothing_and_deletes_nothing(tmp_path, r
     assert [c.step for c in list_checkpoints(tmp_path)] == [1]
 
 
+@pytest.mark.parametrize("failures", [0, 3])
+def test_group_that_lost_its_lease_spoils_no_checkpoint_of_the_same_step(tmp_path, ranks, failures):
+    write(tmp_path, ranks, 1)
+    write(tmp_path, ranks, 2)
+
+    def lost() -> None:
+        raise LeaseError(["another run took it over"])
+
+    gate = Gate(tmp_path, failures)  # on a full disk it would clear away what it believes to be remains
+    gate.open.set()
+    to = writer(gate, ranks, check_claim=lost, token="dead")
+    save(to, 2)
+    with pytest.raises(LeaseError):
+        to.finish()
+    found = newest_valid(tmp_path)
+    assert found and found.step == 2
+    assert found.section("generator").read("parameter", "layer.weight", 0, 10).tolist() == list(range(10))
+
+
+def test_part_that_has_gone_when_its_checkpoint_is_committed_is_a_failed_save(tmp_path, ranks, monkeypatch):
+    write(tmp_path, ranks, 1)
+
+    def commit(storage: FolderStorage, checkpoint: str, manifest: bytes) -> None:
+        real(storage, checkpoint, manifest)
+        (storage.folder / checkpoint / "rank-00000.safetensors").unlink()
+
+    real = FolderStorage.commit
+    monkeypatch.setattr(FolderStorage, "commit", commit)
+    to = writer(tmp_path, ranks, newest_step=1, retention=Retention(keep_last=1))
+    save(to, 2)
+    newest, error = to.finish()
+    assert (newest, to.take_failures()) == (1, 1)
+    assert "step 2 was not saved" in error and "is missing" in error
+    found = newest_valid(tmp_path)
+    assert found and found.step == 1
+
+
 def test_late_writer_of_an_earlier_start_does_not_touch_the_new_file(tmp_path, ranks):
     """A process believed dead has its file still open when another writes one of that name."""
     storage = FolderStorage(tmp_path)
@@ -228,11 +266,28 @@ def test_full_disk_loses_neither_the_last_checkpoint_nor_the_lease(tmp_path):
     assert "all held" in done.stdout
 
 
+class SlowCommit(FolderStorage):
+    """A folder on which rank 0 takes its time."""
+
+    def commit(self, checkpoint: str, manifest: bytes) -> None:
+        time.sleep(0.3)
+        super().commit(checkpoint, manifest)
+
+
 def _one_of_two(folder: Path) -> None:
     """What each of two ranks does: a good save, one that rank 1 cannot write, one again, and a rank that dies."""
     module.PAUSES_S = (0.0,)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when the other rank has died
     ranks = Ranks.join("cpu", 60)
+    slow = writer(SlowCommit(folder / "slow"), ranks)
+    for step in (1, 2, 3):  # rank 1 comes to its next part while rank 0 commits and clears away
+        slow.save(step, {"generator": fragments(5 * ranks.rank, 5 + 5 * ranks.rank)}, {}, {"config": {}})
+    assert slow.finish() == (3, "")
+    for checkpoint in list_checkpoints(folder / "slow"):
+        checkpoint.verify()
+    assert [c.step for c in list_checkpoints(folder / "slow")] == [1, 2, 3]
+    slow.close()
+
     other = Gate(folder) if ranks.rank == 1 else FolderStorage(folder)
     if isinstance(other, Gate):
         other.open.set()

@@ -83,6 +83,15 @@ def test_number_of_ranks_that_an_elastic_run_may_come_to_must_be_able_to_share_t
     )
 
 
+def test_strided_groups_that_fewer_ranks_would_change_are_refused():
+    sizes = {"scaling": {"world_size": 2, "min_world_size": 1}, "discriminator": {"stddev_grouping": "strided"}}
+    (line,) = refusals(**sizes)
+    assert "the run may come to 1 ranks, but with discriminator.stddev_grouping strided the images of a forward" in line
+    micro = split_batch(make(scaling={"world_size": 2}, discriminator={"stddev_grouping": "strided"})).micro_batch_size
+    assert f"from {micro} to {2 * micro}. Set training.micro_batch_size to {micro}" in line
+    assert make(**sizes, training={"micro_batch_size": micro}).scaling.min_world_size == 1
+
+
 def test_warmup_as_long_as_the_run_is_refused():
     assert refusals(training={"learning_rate_d": {"warmup_images": 1000}}) == [
         "training.learning_rate_d.warmup_images (1000) must be less than training.total_images (1000), or the rate "

@@ -44,6 +44,13 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(module, "_POLL_S", 0.0)
 
 
+def parent_process() -> Holder:
+    """A holder that lives on this host and is none of ours."""
+    started = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    process = f"{this_process().split()[0]} {os.getppid()} {started}"
+    return Holder(this_process(), process, "t", "here", os.getppid(), "")
+
+
 def another_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     line = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(line, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -167,12 +174,39 @@ def test_late_heartbeat_does_not_reach_the_file_of_the_next_holder(place, elsewh
     assert place.read() == elsewhere.encode()
 
 
-def test_lease_that_was_removed_by_hand_is_written_again(place, tmp_path):
+def test_holder_that_stood_still_does_not_come_back_after_the_run_that_took_over_has_ended(place, tmp_path):
     lease = acquire(place, "ours")
-    (tmp_path / LEASE).unlink()
-    lease.check()
-    assert (tmp_path / LEASE).exists()
+    content = place.read()
+    (tmp_path / LEASE).unlink()  # as by a run that came and went meanwhile
+    with pytest.raises(LeaseError, match="it was removed, perhaps by another run; this run writes no more"):
+        lease.check()
+    assert content and not place.beat(content, content)
     lease.release()
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_folder_that_a_lease_made_goes_with_it_unless_something_lies_there(tmp_path):
+    for name in ("empty", "used"):
+        lease = acquire(FolderLease(tmp_path / name), "ours")
+        if name == "used":
+            (tmp_path / name / "step-00000001").mkdir()
+        lease.release()
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+def test_runs_that_reach_the_same_checkpoints_by_other_names_keep_each_other_out(tiny, tmp_path):
+    held = claim(configure(tiny, tmp_path / "one"), "ours")
+    held.check()
+    assert (tmp_path / "one" / LEASE).exists() and (tmp_path / "one" / "checkpoints" / LEASE).exists()
+    held.release()
+    checkpoints = tmp_path / "one" / "checkpoints"
+    assert not checkpoints.exists()
+    assert FolderLease(checkpoints).swap(None, parent_process().encode())
+    another = configure(tiny, tmp_path / "two", f"checkpoint.directory={checkpoints}")
+    for attempt in (lambda: claim(another, "ours"), lambda: claim_folder(str(checkpoints), "ours")):
+        with pytest.raises(LeaseError, match=f"{checkpoints} is in use"):
+            attempt()
+    assert not (tmp_path / "two" / LEASE).exists()
 
 
 def test_processes_are_told_apart():
@@ -200,10 +234,7 @@ def test_run_with_checkpoints_elsewhere_holds_both_places_or_none(tiny, tmp_path
     held.check()
     assert (run / LEASE).exists() and (shared / LEASE).exists()
     held.release()
-    taken = FolderLease(shared)
-    mine = Holder(this_process(), f"{this_process().split()[0]} {os.getppid()} x", "t", "here", os.getppid(), "")
-    parent = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
-    assert taken.swap(None, replace(mine, process=mine.process[:-1] + parent).encode())
+    assert FolderLease(shared).swap(None, parent_process().encode())
     with pytest.raises(LeaseError, match=f"{shared} is in use"):
         claim(config, "ours")
     assert not (run / LEASE).exists()

@@ -5,6 +5,9 @@ import time
 import pytest
 import torch
 
+from trainer.config import GuardConfig
+from trainer.divergence import SkippedUpdates
+from trainer.guard import UpdateGuard
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
 from trainer.ranks import Ranks
 
@@ -48,6 +51,27 @@ def test_means_are_over_the_updates_that_were_made(ranks):
     means = sums.take(ranks)
     assert means["loss_g"] == means["loss_d_real"] == pytest.approx(4.0)
     assert (means["skipped_updates_g"], means["skipped_updates_d"]) == (1, 2)
+
+
+def test_sums_of_two_ranks_mean_the_same_on_one(ranks):
+    """A run that goes on with another number of ranks adds up what each of the former had."""
+    guard = UpdateGuard(None, partitioned=False)
+    total: dict[str, torch.Tensor] = {}
+    for rank_loss in (1.0, 2.0):
+        sums, skipped = StatisticsSum(), SkippedUpdates(GuardConfig(), CPU, world_size=2)
+        for bad in (False, True, False):
+            guard.skipped = torch.tensor(float(bad))
+            share = {name: 0.5 * value for name, value in statistics(rank_loss).items()}
+            of_g = {"loss_g": share.pop("loss_g")}
+            sums.add(skipped.take_in("d", guard, share))
+            sums.add(skipped.take_in("g", guard, of_g))
+        for name, value in sums.state().items():
+            total[name] = total[name] + value if name in total else value
+    one = StatisticsSum()
+    one.load(total, CPU)
+    means = one.take(ranks)
+    assert (means["skipped_updates_d"], means["skipped_updates_g"]) == (1, 1)
+    assert means["loss_g"] == means["loss_d_fake"] == pytest.approx(1.5)
 
 
 def test_a_timestep_that_never_came_up_has_no_point(ranks):

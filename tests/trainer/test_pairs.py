@@ -180,6 +180,21 @@ def test_a_compiled_pass_that_draws_the_same_is_used_from_the_first_call_on():
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize(("size", "purposes"), [(8, FOR_D), (4, FOR_G)])
+def test_the_kernel_of_each_size_and_purpose_is_looked_at(caplog, size, purposes):
+    def wrong_elsewhere(*arguments) -> DrawnPair:
+        t, x_tm1, x_t, z, noise = draw_pair(*arguments)
+        images, _, _, which, *_ = arguments
+        return t if len(images) == 4 and which == FOR_D else t + 1, x_tm1, x_t, z, noise
+
+    draw = checked(wrong_elsewhere)
+    assert_same_draws(draw, 4, FOR_D)
+    assert not caplog.text
+    assert_same_draws(draw, size, purposes)
+    assert_same_draws(draw, size, purposes)
+    assert "the fused pass cannot be used" in caplog.text
+
+
 def test_an_error_of_the_arguments_is_not_hidden():
     with pytest.raises(RuntimeError, match="size of tensor"):
         checked(draw_pair)(some_images(8), draws(0, 4), DIFFUSION, FOR_D, 6, True)

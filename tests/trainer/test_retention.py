@@ -106,6 +106,23 @@ def test_nothing_is_deleted_unless_the_new_checkpoint_is_there(tmp_path, ranks, 
     assert found
 
 
+def test_checkpoint_whose_manifest_cannot_be_read_just_now_is_not_deleted(tmp_path, ranks, monkeypatch):
+    for step in (1, 2, 3):
+        write(tmp_path, ranks, step)
+
+    def stale(path: Path) -> bytes:
+        if path == tmp_path / "step-00000001" / "manifest.json":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path)
+
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        prune_to(tmp_path, 3, keep_last=9)
+    monkeypatch.undo()
+    assert [c.step for c in list_checkpoints(tmp_path)] == [1, 2, 3]
+
+
 def test_disk_that_fails_while_deleting_leaves_the_newest(tmp_path, ranks, monkeypatch):
     for step in (1, 2, 3):
         write(tmp_path, ranks, step)

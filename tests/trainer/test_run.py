@@ -122,6 +122,14 @@ def test_place_for_checkpoints_that_cannot_be_used_is_named(tiny, tmp_path, caps
     assert told.format(tmp=tmp_path) in capsys.readouterr().err
 
 
+def test_checkpoints_that_would_be_left_behind_are_named(tiny, tmp_path, capsys):
+    train(configure(tiny, tmp_path / "run"), Stopper(2))
+    assert main(arguments(tiny, tmp_path / "run", f"checkpoint.directory={tmp_path}/elsewhere")) == 2
+    told = capsys.readouterr().err
+    assert f"checkpoint.directory is {tmp_path}/elsewhere, which holds no checkpoint, but the run in" in told
+    assert f"has kept its own in {tmp_path}/run/checkpoints, the newest of step 2. Copy them, set" in told
+
+
 def test_relative_paths_are_refused_inside_a_job_with_the_reason():
     with pytest.raises(ConfigError) as refused:
         with_absolute_paths(load_config("digits"), inside_job=True)

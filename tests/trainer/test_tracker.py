@@ -10,7 +10,7 @@ import pytest
 
 from trainer import courier, tracker
 from trainer.config import TrackingConfig
-from trainer.spool import Delivered, read_records, save_delivered, spool_path
+from trainer.spool import Delivered, Status, read_records, save_delivered, spool_path
 from trainer.tracker import MlflowTracker, NullTracker, Tracker, open_tracker
 
 
@@ -81,6 +81,18 @@ def test_close_says_what_is_left_and_how_to_send_it(tmp_path: Path, caplog: pyte
     (warning,) = caplog.messages
     assert "4 records" in warning and "http://***@127.0.0.1:1" in warning
     assert f"python -m trainer.tracking deliver --run {tmp_path}" in warning
+
+
+@pytest.mark.parametrize(("status", "waited_s"), [("FINISHED", 60.0), ("KILLED", 5.0)])
+def test_end_of_a_stopped_run_does_not_use_its_grace_up_for_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: Status, waited_s: float
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(courier.Courier, "wait", lambda self, timeout_s: bool(waits.append(timeout_s)))
+    config = TrackingConfig(uri="http://127.0.0.1:1", flush_timeout_s=60)
+    run = open_tracker(config, tmp_path, params={}, config_yaml="", tags={}, run_name="name", last_step=None)
+    run.close(status)
+    assert waits == [waited_s]
 
 
 def test_password_is_in_no_file_and_no_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
