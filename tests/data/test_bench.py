@@ -32,7 +32,9 @@ def test_table_names_the_data_set_and_the_machine(prepared: ShardIndex, capsys: 
     shown = capsys.readouterr().out
     assert "40 images 8x8x3" in shown
     assert "CPUs, torch" in shown
-    assert "of the bare decoder" in shown.replace("\n", " ") or "bare decoder" in shown
+    rows = [line.split("│")[1:3] for line in shown.splitlines() if line.startswith("│")]
+    ways = [(reader.strip(), int(workers)) for reader, workers in rows]
+    assert ways == [("bare decoder", 0), ("this reader", 0), ("WebDataset", 1), ("image files", 1)]
     assert "neighbours on disk" in shown
 
 
