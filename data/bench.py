@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -59,6 +59,10 @@ class Rate:
     """Median of the rounds."""
     private_mb: float | None
     """Memory of the largest loader process that it shares with no other, in 10^6 bytes; None where not looked at."""
+    taker_us: float
+    """Processor time of the process that takes the batches, in 10^-6 s an image; median of the rounds."""
+    loaders_us: float | None
+    """Processor time of all loader processes together, likewise; None where not looked at."""
 
 
 class ImageFiles(Dataset[torch.Tensor]):
@@ -165,12 +169,25 @@ def _some_samples(index: ShardIndex) -> list[EncodedSample]:
     return good
 
 
-def _timed(step: Step, seconds: float) -> float:
-    """Images per second of one round."""
-    images, began = 0, time.perf_counter()
+class _Round(NamedTuple):
+    """One round of one way of reading."""
+
+    images_per_s: float
+    taker_us: float
+    loaders_us: float | None
+
+
+def _timed(step: Step, seconds: float, loaders: Sequence[psutil.Process] = ()) -> _Round:
+    """One round; processor times are an image's."""
+
+    def processor_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in loaders)
+
+    images, taker_s, loaders_s, began = 0, time.process_time(), processor_s(), time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds:
         images += step()
-    return images / elapsed
+    taker_us = (time.process_time() - taker_s) / images * 1e6
+    return _Round(images / elapsed, taker_us, (processor_s() - loaders_s) / images * 1e6 if loaders else None)
 
 
 def measure(
@@ -189,14 +206,14 @@ def measure(
     ours = f"this reader{', pinned' if pin_memory else ''}"
     ways: list[tuple[str, int]] = [("bare decoder", 0), *((ours, n) for n in loader_workers)]
     ways += [("WebDataset", 1), ("image files", 1)]
-    rates: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    found: dict[tuple[str, int], list[_Round]] = {way: [] for way in ways}
     private: dict[tuple[str, int], float] = {}
     for _ in range(rounds):
         for way in ways:
             # One at a time: idle loader processes of another one would still fill their queues.
             with ExitStack() as stack:
                 bench = _Bench(index, micro_batch_size, stack)
-                processes: tuple[int, ...] = ()
+                pids: tuple[int, ...] = ()
                 match way:
                     case ("bare decoder", _):
                         step = bench.bare()
@@ -205,20 +222,25 @@ def measure(
                     case ("image files", _):
                         step = bench.files()
                     case (_, workers):
-                        step, processes = bench.ours(workers, pin_memory)
+                        step, pids = bench.ours(workers, pin_memory)
+                loaders = [psutil.Process(pid) for pid in pids]
                 _timed(step, seconds / 4)
-                rates[way].append(_timed(step, seconds))
-                if processes:
-                    private[way] = max(psutil.Process(pid).memory_full_info().uss for pid in processes) / 1e6
-    return [
-        Rate(
-            reader=name,
-            loader_workers=workers,
-            images_per_s=statistics.median(rates[name, workers]),
-            private_mb=private.get((name, workers)),
-        )
-        for name, workers in ways
-    ]
+                found[way].append(_timed(step, seconds, loaders))
+                if loaders:
+                    private[way] = max(loader.memory_full_info().uss for loader in loaders) / 1e6
+    return [_summary(way, rounds, private.get(way)) for way, rounds in found.items()]
+
+
+def _summary(way: tuple[str, int], rounds: Sequence[_Round], private_mb: float | None) -> Rate:
+    loaders_us = [found.loaders_us for found in rounds if found.loaders_us is not None]
+    return Rate(
+        reader=way[0],
+        loader_workers=way[1],
+        images_per_s=statistics.median(found.images_per_s for found in rounds),
+        private_mb=private_mb,
+        taker_us=statistics.median(found.taker_us for found in rounds),
+        loaders_us=statistics.median(loaders_us) if loaders_us else None,
+    )
 
 
 def _machine() -> str:
@@ -246,7 +268,9 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
         f"{index.image_size}x{index.image_size}x{index.image_channels}; {_machine()}",
         soft_wrap=True,
     )
-    table = Table("reader", "loader processes", "images/s", "of the bare decoder", "private MB a process")
+    # 80 columns, "pinned" included.
+    processor = "CPU us an\nimage: taker\n+ loaders"
+    table = Table("reader", "loaders", "images/s", "of bare\ndecoder", "private\nMB each", processor)
     for rate in rates:
         table.add_row(
             rate.reader,
@@ -254,6 +278,7 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
             f"{rate.images_per_s:,.0f}",
             f"{rate.images_per_s / rates[0].images_per_s:.2f}",
             "" if rate.private_mb is None else f"{rate.private_mb:,.0f}",
+            f"{rate.taker_us:,.0f}" + ("" if rate.loaders_us is None else f" + {rate.loaders_us:,.0f}"),
         )
     console.print(table)
     if shuffle:

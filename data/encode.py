@@ -16,6 +16,8 @@ _MAX_PIXELS = 200_000_000
 _JPEG_MIN_SIZE = 64
 """Below this, PNG: JPEG's 8 px blocks show, and hardly anything is saved."""
 _JPEG_QUALITY = 95
+TOO_SMALL = "is too small"
+"""How the reason begins for which `ImageForm.upscale` is the remedy."""
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,7 +106,7 @@ def _load(image: Image.Image, form: ImageForm) -> Image.Image:
     if width * height > _MAX_PIXELS:
         raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
     if min(width, height) < form.size and not form.upscale:
-        raise BadImageError(f"is too small: {width}x{height}, the short side must be at least {form.size}")
+        raise BadImageError(f"{TOO_SMALL}: {width}x{height}, the short side must be at least {form.size}")
     # Not `image.draft`: a JPEG decoded at a fraction of its size is faster, but differs from the filtered whole image
     # by up to 2.5 grey levels in the mean (photographs, to 64 px), as much as the encoding at the end.
     image.load()

@@ -131,6 +131,8 @@ def zip_source(file: Path) -> ZipSource:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+    except PermissionError:
+        raise SourceError(f"source {file}: cannot be read: Permission denied; change its mode or its owner") from None
     except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(f"source {file}: not a readable zip archive ({error}); download or pack it again") from None
     for member in members:

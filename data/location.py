@@ -24,6 +24,12 @@ _NO_STORAGE |= {"generic", "libarchive", "local", "pyscript", "reference", "simp
 """Protocols of fsspec that wrap others, or that name no place where a folder of shards could be."""
 
 
+def is_url(text: str) -> bool:
+    """Whether the text begins as a URL with a place does, file:// included."""
+    scheme = _SCHEME.match(text)
+    return scheme is not None and text.startswith("//", scheme.end())
+
+
 def is_remote(path: str | Path) -> bool:
     """Whether the text is a URL (s3://..., https://..., ...) or looks like one; file:// and folders are local."""
     scheme = _SCHEME.match(path) if isinstance(path, str) else None

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from data.encode import ImageForm, Prepared, prepare_items
+from data.encode import TOO_SMALL, ImageForm, Prepared, prepare_items
 from data.items import Item, SourceError, shown_name
 from data.journal import Journal, load_journal
 from data.prepare_job import Preparation, describe_difference, find_prepared
@@ -186,9 +186,11 @@ def _refuse_bad(bad: list[str], job: Preparation) -> None:
     # Exactly: 0.57% of 10,000 is 57, but 56.99 in floating point.
     allowed = math.floor(num_items * Fraction(str(percent)) / 100)
     if len(bad) > allowed:
+        # The rest is not looked at: where all are bad, a large source would take hours to say so.
+        enlarge = "; --upscale enlarges those that are too small" if any(TOO_SMALL in line for line in bad) else ""
         raise PreparationError(
-            f"{len(bad)} of {num_items} images are unusable, --max-bad {percent:g} allows {allowed}; "
-            "mend or remove them, or allow more:\n" + "\n".join(shorten(bad))
+            f"at least {len(bad)} of {num_items} images are unusable, --max-bad {percent:g} allows {allowed}; "
+            f"mend or remove them, or allow more{enlarge}:\n" + "\n".join(shorten(bad))
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data.items import SourceError, fingerprint
+from data.location import is_url, redact
 from data.preparation import InterruptedPreparationError, PreparationError, prepare, shorten
 from data.prepare_arguments import UsageError, default_workers, parse_arguments, resolve_options
 from data.prepare_job import Preparation, refuse_unwritable_names
@@ -90,6 +91,11 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
 
 
 def _target(out: str) -> Path:
+    if is_url(out):
+        raise OutputError(
+            f"--out {redact(out)} is a URL, but data sets are prepared on a local disk; name a folder here and upload "
+            "it when it is finished"
+        )
     try:
         return Path(out).resolve()
     except RuntimeError:

@@ -9,6 +9,7 @@ from data.cifar10_source import cifar10_source, find_cifar10
 from data.file_sources import FolderSource, ZipSource, folder_source, zip_source
 from data.items import IMAGE_SUFFIXES, Source, SourceError
 from data.lmdb_source import DATA_NAME, LmdbSource, lmdb_source
+from data.location import is_url, redact
 from data.mnist_sources import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
 from data.tar_source import COMPRESSED_SUFFIXES, TarSource, tar_source
 
@@ -80,6 +81,8 @@ def _parse(name: str) -> tuple[str, Path]:
     if kind == "digits":
         raise SourceError(f"source {name}: digits come with scikit-learn and have no path; give just: digits")
     if kind not in _PATH_KINDS:
+        if is_url(name):
+            raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
         raise SourceError(f"source {name}: unknown kind {kind!r}; {_ALLOWED}")
     if not path or not _exists(Path(path)):
         raise SourceError(f"source {name}: no such file or folder {path!r}; {_ALLOWED}")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, parent_process, resource_tracker
 from typing import Any, TypeVar
@@ -19,6 +19,8 @@ _Result = TypeVar("_Result")
 _INTERRUPTS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 _SIGNAL_REACHES_ALL_S = 0.5
 """A signal to a whole process group arrives in its processes one after the other."""
+_LOOK_EVERY_S = 2.0
+"""How often dead workers are looked for that the executor does not notice."""
 
 
 class WorkerError(RuntimeError):
@@ -65,10 +67,10 @@ def map_in_order(
             if len(waiting) >= workers:
                 signal.pthread_sigmask(signal.SIG_SETMASK, previous)
             if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
+                yield _result(executor, waiting.popleft())
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(executor, waiting.popleft())
     except BrokenProcessPool:
         # Where a signal ended the whole command, it interrupts this pause, and that is then what is reported.
         time.sleep(_SIGNAL_REACHES_ALL_S)
@@ -78,6 +80,27 @@ def map_in_order(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         executor.shutdown(cancel_futures=True)
+
+
+def _result(executor: ProcessPoolExecutor, future: "Future[_Result]") -> _Result:
+    """The result, or BrokenProcessPool.
+
+    All workers of an executor answer through one pipe. One that is killed within an answer leaves the executor waiting
+    for the rest of it, and the other workers for their turn, for ever; so this looks after them.
+    """
+    while not wait([future], timeout=_LOOK_EVERY_S).done:
+        # `_processes` is None once the executor knows by itself.
+        processes = list((executor._processes or {}).values())  # pyright: ignore[reportPrivateUsage]
+        if (
+            connection.wait([process.sentinel for process in processes], timeout=0)
+            and not wait([future], timeout=_LOOK_EVERY_S).done
+        ):
+            for process in processes:
+                process.kill()
+            # The last end for writing, the workers' being gone: the executor reads the end of the pipe and gives up.
+            executor._result_queue._writer.close()  # pyright: ignore
+            break
+    return future.result()
 
 
 _worker_function: Callable[[Any], Any] | None = None

@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from data import prepare
+
+# How long an example takes says how busy the machine is: a deadline would fail at random beside other work.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 TINY = (
     "data.image_size=8",

@@ -52,6 +52,10 @@ def test_png_below_64_pixels_and_jpeg_without_subsampling_from_there() -> None:
     assert Image.open(io.BytesIO(encode_image(content, form(63)))).format == "PNG"
     jpeg = Image.open(io.BytesIO(encode_image(content, form(64))))
     assert jpeg.format == "JPEG"
+    # 95, by the tables of Annex K of the JPEG standard scaled as libjpeg does: at 95 to a tenth.
+    brightness = [16, 11, 10, 16, 24, 40, 51, 61]
+    tables = jpeg.quantization  # pyright: ignore[reportAttributeAccessIssue]
+    assert tables[0][:8] == [(10 * value + 50) // 100 for value in brightness]
     # One sampling factor of 1x1 for each channel.
     assert [layer[1:3] for layer in jpeg.layer] == [(1, 1)] * 3  # pyright: ignore[reportAttributeAccessIssue]
 

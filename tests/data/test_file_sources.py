@@ -126,14 +126,6 @@ def test_a_file_is_no_folder_and_a_folder_no_zip(tmp_path: Path) -> None:
         zip_source(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_folder_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "closed"
-    folder.mkdir(mode=0)
-    with pytest.raises(SourceError, match=r"cannot read .*closed: Permission denied"):
-        folder_source(tmp_path)
-
-
 def test_zip_is_read_like_a_folder_without_its_outer_folder(tmp_path: Path) -> None:
     file = pack(tmp_path / "a.zip", "all/dog/1.png", "all/cat/2.png", "__MACOSX/all/._1.png", "all/readme.md")
     source = zip_source(file)

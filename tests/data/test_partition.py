@@ -4,7 +4,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data.partition import SampleOrder, micro_batch_spans, permutation
@@ -27,6 +27,9 @@ def test_every_epoch_holds_every_sample_once(sizes: list[int], seed: int, window
     assert sorted(pairs(order, epoch * n, (epoch + 1) * n)) == everything
 
 
+@example(sizes=[9], seed=0, window=1, start=4, first=80, second=1)
+@example(sizes=[1], seed=0, window=1, start=0, first=3, second=0)
+@example(sizes=[1] * 12, seed=0, window=3, start=11, first=2, second=30)
 @given(SIZES, SEEDS, WINDOWS, st.integers(0, 300), st.integers(0, 80), st.integers(0, 80))
 def test_any_cut_of_the_stream_gives_the_same_stream(
     sizes: list[int], seed: int, window: int, start: int, first: int, second: int
@@ -63,6 +66,19 @@ def test_windows_follow_one_another_and_hold_what_is_read_in_them(sizes: list[in
     assert start == 2 * order.num_samples
 
 
+ONE_SHARD = {"sizes": [9], "window": 1}
+FEWER_THAN_A_BATCH = {"sizes": [2, 1], "window": 2}
+SHARDS_OF_ONE_SAMPLE = {"sizes": [1] * 12, "window": 3}
+
+
+@example(**ONE_SHARD, seed=0, world_size=8, rank_batch_size=2, micro_batch_size=2, num_processes=4, first_batch=5)
+@example(**ONE_SHARD, seed=1, world_size=1, rank_batch_size=5, micro_batch_size=3, num_processes=1, first_batch=0)
+@example(
+    **FEWER_THAN_A_BATCH, seed=2, world_size=4, rank_batch_size=5, micro_batch_size=2, num_processes=4, first_batch=3
+)
+@example(
+    **SHARDS_OF_ONE_SAMPLE, seed=3, world_size=2, rank_batch_size=4, micro_batch_size=1, num_processes=4, first_batch=7
+)
 @given(
     SIZES,
     SEEDS,

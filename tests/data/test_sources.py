@@ -4,6 +4,8 @@ import gzip
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -146,7 +148,8 @@ def test_missing_and_unknown_sources_are_refused_with_what_is_allowed(tmp_path: 
     refuse(tmp_path / "go:ne", f"go:ne: no such file or folder; {ALLOWED}")
     refuse(f"lmdb:{tmp_path}/gone", f"no such file or folder '{tmp_path}/gone'; {ALLOWED}")
     refuse("lmdb:", f"no such file or folder ''; {ALLOWED}")
-    refuse("s3://bucket/photos", f"unknown kind 's3'; {ALLOWED}")
+    refuse("s3://bucket/photos", "is a URL, but sources are read from local files; download it")
+    refuse("s3:photos", f"unknown kind 's3'; {ALLOWED}")
     refuse(f"cifar100:{tmp_path}", f"unknown kind 'cifar100'; {ALLOWED}")
     refuse("x" * 5000, "no such file or folder")
     (tmp_path / "x.rar").write_bytes(b"")
@@ -206,11 +209,43 @@ def test_compressed_shards_are_recognised_and_refused_with_advice(tmp_path: Path
         refuse(path, r"compressed tar files, such as 0\.tar\.gz, .*; unpack them")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_folder_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "closed"
-    folder.mkdir(mode=0)
-    refuse(folder, "closed: cannot be read: Permission denied")
+def prepare_unprivileged(source: Path, out: Path) -> tuple[int, str]:
+    """The command without root's right to read everything; its exit code and stderr."""
+    rights = "-dac_override,-dac_read_search"
+    prefix = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*prefix, sys.executable, "-m", "data.prepare", str(source), "--out", str(out), "--size", "8"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_what_may_not_be_read_or_written_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path / "set" / "cat")
+    make_folder(tmp_path / "set" / "dog")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    (tmp_path / "set" / "dog").chmod(0)
+    (tmp_path / "a.zip").chmod(0)
+    told = {path: prepare_unprivileged(tmp_path / path, tmp_path / "out") for path in ("set", "set/dog", "a.zip")}
+    (tmp_path / "set" / "dog").chmod(0o755)
+    assert told == {
+        "set": (2, f"data.prepare: source {tmp_path}/set: cannot read {tmp_path}/set/dog: Permission denied\n"),
+        "set/dog": (2, f"data.prepare: source {tmp_path}/set/dog: cannot be read: Permission denied\n"),
+        "a.zip": (
+            2,
+            f"data.prepare: source {tmp_path}/a.zip: cannot be read: Permission denied; change its mode or its owner\n",
+        ),
+    }
+    (tmp_path / "closed").mkdir(mode=0o555)
+    assert prepare_unprivileged(tmp_path / "set", tmp_path / "closed" / "out") == (
+        1,
+        f"data.prepare: {tmp_path}/closed/.out.unfinished: Permission denied; nothing is left behind\n",
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_fingerprint_follows_names_sizes_and_labels_but_not_the_place(tmp_path: Path) -> None:

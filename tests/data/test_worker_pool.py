@@ -3,6 +3,9 @@
 import multiprocessing
 import operator
 import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +59,30 @@ def test_error_of_a_task_is_raised_in_its_place(workers: int) -> None:
 def test_killed_worker_is_told() -> None:
     with pytest.raises(WorkerError, match=r"a worker process was killed, .* run again with fewer --workers"):
         list(map_in_order(os._exit, [1, 2, 3], 2))
+
+
+def die_within_the_answer(number: int) -> bytes:
+    """An answer that fits no pipe; the process is killed while the pipe is full of its beginning."""
+    main = threading.get_ident()
+
+    def kill_when_sending() -> None:
+        while sys._current_frames()[main].f_code.co_name not in ("_send", "_send_bytes"):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if number == 3:
+        threading.Thread(target=kill_when_sending, daemon=True).start()
+        return bytes(2**28)
+    return b""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_worker_that_is_killed_within_its_answer_is_told_and_does_not_stop_the_command_for_ever() -> None:
+    before = pids_of_children()
+    with pytest.raises(WorkerError, match="a worker process was killed"):
+        list(map_in_order(die_within_the_answer, range(50), 2))
+    assert pids_of_children() <= before
 
 
 def test_closing_ends_the_workers() -> None:
