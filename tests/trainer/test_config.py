@@ -76,8 +76,8 @@ def test_fewest_ranks_above_the_most_are_refused():
 
 def test_number_of_ranks_that_an_elastic_run_may_come_to_must_be_able_to_share_the_batch():
     assert make(scaling={"world_size": 4, "min_world_size": 2}).scaling.min_world_size == 2
-    strided = {"stddev_grouping": "strided"}
-    (line,) = refusals(scaling={"world_size": 4, "min_world_size": 2}, discriminator=strided)
+    strided = {"discriminator": {"stddev_grouping": "strided"}, "training": {"micro_batch_size": 8}}
+    (line,) = refusals(scaling={"world_size": 4, "min_world_size": 2}, **strided)
     assert line.startswith(
         "scaling.min_world_size is 2 and scaling.world_size 4: the run may come to 3 ranks, but training.global_batch_"
     )
