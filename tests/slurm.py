@@ -50,6 +50,7 @@ ReturnToService=2
 KillWait=30
 MessageTimeout=30
 SlurmdTimeout=300
+SlurmdParameters=config_overrides
 {nodes}
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=60 State=UP
 PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP

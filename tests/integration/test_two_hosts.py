@@ -1,0 +1,176 @@
+"""A real Ray cluster of two hosts with a network between them: a job trains across both, whatever the link does."""
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.launch import ROOT, environment
+from tests.network import INTERFACE, Host, Network, missing, two_hosts
+from trainer.checkpoint import list_checkpoints
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+RAY = str(Path(sys.executable).with_name("ray"))
+PORT, DASHBOARD_PORT = 6379, 8265
+# Ray's own patience with a node that is silent, 45 s, is cut short.
+PATIENCE = {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "4"}
+RUN = (
+    "training.total_images=4800",
+    "checkpoint.save_interval_steps=10",
+    "scaling.timeout_s=20",
+    "scaling.max_failures=10",
+)
+
+
+@dataclass
+class Cluster:
+    """Ray on both hosts, as docs/ray.md starts it by hand."""
+
+    network: Network
+    folder: Path
+    stack: ExitStack
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+
+    @property
+    def env(self) -> dict[str, str]:
+        file = self.folder / "token"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(self.token)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file), "PATH": path}
+        settings |= {f"RAY_health_check_{name}": value for name, value in PATIENCE.items()}
+        # Ray takes the one that was last started on this machine otherwise; two hosts share its /tmp here.
+        address = f"http://{self.network.hosts[0].address}:{DASHBOARD_PORT}"
+        return environment(settings | {"GLOO_SOCKET_IFNAME": INTERFACE, "RAY_API_SERVER_ADDRESS": address})
+
+    def start(self, host: Host) -> None:
+        head = self.network.hosts[0]
+        where = ["--head", f"--port={PORT}", f"--dashboard-host={head.address}", f"--dashboard-port={DASHBOARD_PORT}"]
+        if host != head:
+            where = [f"--address={head.address}:{PORT}"]
+        words = ["start", f"--node-ip-address={host.address}", "--num-cpus=1", "--disable-usage-stats", *where]
+        words.append(f"--temp-dir={self.folder / host.name}")
+        done = subprocess.run(host.command(RAY, *words), env=self.env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def submit(self, name: str, *sets: str) -> "Job":
+        words = [word for text in (*sets, f"run.directory={self.folder / name}") for word in ("--set", text)]
+        address = f"http://{self.network.hosts[0].address}:{DASHBOARD_PORT}"
+        line = [sys.executable, "-m", "cluster.launch", "ray", "--address", address, "--config", "digits", "--", *words]
+        done = self.call(*line)
+        assert done.returncode == 0, done.stdout + done.stderr
+        number = re.search(r"submitted as job (\S+);", done.stderr)
+        assert number
+        return Job(self, name, number[1])
+
+    def call(self, *line: str) -> subprocess.CompletedProcess[str]:
+        """A command on the first host, in the checkout."""
+        command = self.network.hosts[0].command(*line)
+        return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=120)
+
+
+@dataclass
+class Job:
+    cluster: Cluster
+    name: str
+    number: str
+
+    def ours(self, command: str) -> str:
+        """What `launch.sh COMMAND RUN` prints."""
+        directory = str(self.cluster.folder / self.name)
+        done = self.cluster.call(sys.executable, "-m", "cluster.launch", command, directory)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    @property
+    def log(self) -> str:
+        (file,) = self.cluster.folder.glob(f"*/session_latest/logs/job-driver-{self.number}.log")
+        return file.read_text()
+
+    def step(self) -> int:
+        found = list_checkpoints(self.cluster.folder / self.name / "checkpoints")
+        return found[-1].step if found else 0
+
+    def wait(self, words: str, timeout_s: float = 180) -> None:
+        """Until the driver has printed something that matches."""
+        deadline = time.monotonic() + timeout_s
+        while not re.search(words, self.log):
+            assert time.monotonic() < deadline and "Traceback (most recent call last)\n  File" not in self.log, self.log
+            time.sleep(0.3)
+
+    def wait_for_step(self, step: int, timeout_s: float = 180) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.step() < step:
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.3)
+
+    def group_sizes(self) -> list[int]:
+        return [int(size) for size in re.findall(r"Started training worker group of size (\d)", self.log)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    with two_hosts() as network, ExitStack() as stack:
+        found = Cluster(network, tmp_path_factory.mktemp("hosts"), stack)
+        for host in network.hosts:
+            found.start(host)
+        yield found
+
+
+def test_a_run_goes_on_with_what_is_left_when_a_link_is_cut_and_takes_the_host_back(cluster, tiny):
+    job = cluster.submit("elastic", *tiny, *RUN, "scaling.min_world_size=1")
+    job.wait_for_step(10)
+    assert job.group_sizes() == [2]
+    assert "all-reduce      ok      1 pairs over gloo" in job.log
+    assert cluster.network.link.carried > 100
+    assert "RUNNING" in job.ours("status")
+
+    cluster.network.link.is_cut = True
+    cut_at = job.step()
+    job.wait("Started training worker group of size 1")
+    job.wait_for_step(cut_at + 20)
+    cluster.network.link.is_cut = False
+    second = cluster.network.hosts[1]
+    second.end_processes()  # as a host that comes back: what of Ray was there is gone
+    cluster.start(second)
+    job.wait("there is room for 2 ranks: saving a checkpoint and going on with them")
+    job.wait(f"finished: step {4800 // 16}")
+    assert job.group_sizes()[-1] == 2
+    assert "SUCCEEDED" in job.ours("status")
+    assert f"finished: step {4800 // 16}" in job.ours("logs")
+
+
+def test_a_run_over_a_bad_link_waits_for_the_other_host_when_it_is_cut(cluster, tiny):
+    link = cluster.network.link
+    link.delay_s, link.loss, link.lost = 0.020, 0.01, 0
+    job = cluster.submit("waiting", *tiny, *RUN, "training.total_images=1600")
+    job.wait_for_step(10)
+    assert link.lost > 0
+
+    link.is_cut = True
+    cut_at = job.step()
+    job.wait(r"rank \d: |worker.* died|RayActorError|failed", timeout_s=120)
+    second = cluster.network.hosts[1]
+    second.end_processes()
+    time.sleep(5)
+    assert job.step() <= cut_at + 10
+    assert job.group_sizes() == [2]
+    link.is_cut = False
+    cluster.start(second)
+    job.wait("finished: step 100")
+    assert set(job.group_sizes()) == {2}
+    link.delay_s, link.loss = 0.0, 0.0
