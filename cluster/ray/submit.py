@@ -19,6 +19,14 @@ from trainer.provenance import collect_tags
 RUNTIME_ENV = Path(__file__).parent / "runtime_env.yaml"
 TOKEN_FILE = Path("~/.ray/auth_token")
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+_STATES = {
+    "SUCCEEDED": "' succeeded",
+    "FAILED": "' failed",
+    "STOPPED": "' was stopped",
+    "PENDING": ": PENDING",
+    "RUNNING": ": RUNNING",
+}
+"""What `ray job status` prints for each."""
 
 
 def runtime_env(commit: str | None) -> dict[str, Any]:
@@ -112,4 +120,4 @@ def _state(record: Record, env: dict[str, str]) -> str:
         if "does not exist" in str(error) or "404" in str(error):
             return ""
         raise
-    return next((word for word in ("PENDING", "RUNNING", *_OVER) if word in said), "")
+    return next((state for state, words in _STATES.items() if words in said), "")
