@@ -119,7 +119,10 @@ class RayNode:
 
 
 class Processes:
-    """The processes of one Ray node: those whose environment carries its mark."""
+    """The processes of one Ray node: those whose environment carries its mark, and all their children.
+
+    A process that gives itself another title, as Ray's workers do, loses sight of its environment that way.
+    """
 
     def __init__(self, mark: str) -> None:
         self._mark = mark
@@ -127,29 +130,37 @@ class Processes:
 
     def all(self) -> list[psutil.Process]:
         """Those that live."""
-        found = []
+        found: set[psutil.Process] = set()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                if process.environ().get(_MARK) == self._mark:
+                    found |= {process, *process.children(recursive=True)}
+        return [process for process in found if _lives(process)]
 
     def alive(self) -> bool:
         """Whether the node still is one: its raylet lives."""
         if self._raylet is None:
             self._raylet = next((process for process in self.all() if process.name() == "raylet"), None)
-        return self._raylet is not None and self._raylet.is_running() and self._raylet.status() != psutil.STATUS_ZOMBIE
+        return self._raylet is not None and _lives(self._raylet)
 
     def stop(self) -> None:
         """SIGTERM, and soon SIGKILL for those that stay: what counts lies in checkpoints, not here."""
-        for process in (processes := self.all()):
+        processes = self.all()
+        for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        psutil.wait_procs(processes, timeout=_STOP_S)
-        for process in (left := self.all()):
+        left = {*psutil.wait_procs(processes, timeout=_STOP_S)[1], *self.all()}
+        for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(left, timeout=_STOP_S)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def ray_environment(token: Path, address: str) -> dict[str, str]:

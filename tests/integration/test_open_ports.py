@@ -7,19 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+import ray
 
 from cluster.slurm.ray_node import RayNode
 from tests.launch import ROOT, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+LOGS = ("dashboard.log", "dashboard_agent.log")
 PUBLIC_PATHS = {
     # Ray needs these before a browser has a token; docs/security.md lists them.
     "/": "the page itself",
@@ -50,18 +52,18 @@ class Opened:
 
     Attributes:
         token: of it.
-        processes: all of it.
+        processes: gives all of it.
         logs: its folder of logs.
     """
 
     token: str
-    processes: list[psutil.Process]
+    processes: Callable[[], list[psutil.Process]]
     logs: Path
 
     def ports(self) -> list[tuple[str, int, str]]:
         """Address, port and process of everything that listens."""
         found = set()
-        for process in self.processes:
+        for process in self.processes():
             try:
                 for connection in process.net_connections(kind="tcp"):
                     if connection.status == psutil.CONN_LISTEN:
@@ -79,12 +81,15 @@ def opened(request, tmp_path) -> Iterator[Opened]:
         token.write_text("ab12" * 16)
         node = RayNode("127.0.0.1", cpus=1, gpus=0, token=token, temporary=Path("/tmp"))
         with node.head() as head:
-            mine = [p for p in psutil.process_iter() if environ(p).get("RAY_AUTH_TOKEN_PATH") == str(token)]
-            url = f"127.0.0.1:{head.dashboard_port}"
-            wait_for_page(url)
-            folder = re.search(r"--temp-dir=(\S+)|--temp_dir=(\S+)", " ".join(w for p in mine for w in p.cmdline()))
-            assert folder
-            yield Opened(token.read_text(), mine, Path(folder[1] or folder[2]) / "session_latest" / "logs")
+
+            def mine() -> list[psutil.Process]:
+                marked = [p for p in psutil.process_iter() if environ(p).get("RAY_AUTH_TOKEN_PATH") == str(token)]
+                return [*{*marked, *(child for p in marked for child in p.children(recursive=True))}]
+
+            words = " ".join(word for process in mine() for word in process.cmdline())
+            folder = re.search(r"--temp[-_]dir=(\S+)", words)
+            assert folder and head.dashboard_port
+            yield Opened(token.read_text(), mine, Path(folder[1]) / "session_latest" / "logs")
         return
     process = subprocess.Popen(
         [sys.executable, "-c", LOCAL],
@@ -98,7 +103,7 @@ def opened(request, tmp_path) -> Iterator[Opened]:
     try:
         assert process.stdout
         token, logs = process.stdout.readline().split()
-        yield Opened(token, psutil.Process(process.pid).children(recursive=True), Path(logs))
+        yield Opened(token, lambda: psutil.Process(process.pid).children(recursive=True), Path(logs))
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate()
@@ -111,16 +116,17 @@ def environ(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def wait_for_page(url: str) -> None:
-    deadline = time.monotonic() + 60
+def wait_until_all_listen(opened: Opened) -> list[tuple[str, int, str]]:
+    """What listens, once the last of Ray's servers does: the page, and both agents of the node."""
+    deadline = time.monotonic() + 90
     while True:
-        try:
-            host, port = url.split(":")
-            http.client.HTTPConnection(host, int(port), timeout=5).connect()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+        ports = opened.ports()
+        names = [name for *_, name in ports]
+        routed = all((opened.logs / file).exists() and routes(opened.logs, file) for file in LOGS)
+        if routed and {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} <= {*names}:
+            return ports
+        assert time.monotonic() < deadline, ports
+        time.sleep(0.5)
 
 
 def ask(address: str, port: int, path: str, method: str = "GET") -> tuple[int, bytes] | None:
@@ -142,42 +148,52 @@ def routes(logs: Path, file: str) -> list[tuple[str, str]]:
     return sorted({(method, re.sub(r"\{[^}]*\}", "x", path)) for method, path in found})
 
 
-def grpc_answer(address: str, port: int) -> grpc.StatusCode:
-    """How a call without a token is answered."""
+def grpc_methods() -> list[str]:
+    """Every method of Ray's gRPC services. The object manager's are in its C++ alone."""
+    folder = Path(ray.__file__).parent / "core" / "generated"
+    sources = "".join(file.read_text() for file in folder.glob("*_pb2_grpc.py"))
+    found = {*re.findall(r"'(/ray\.rpc[.\w]*/\w+)'", sources)}
+    return sorted(found | {"/ray.rpc.ObjectManagerService/Pull", "/ray.rpc.ObjectManagerService/Push"})
+
+
+def grpc_answers(address: str, port: int) -> dict[str, str]:
+    """How calls without a token are answered, of those that the port knows."""
+    answers = {}
     with grpc.insecure_channel(f"{address}:{port}") as channel:
-        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo", lambda b: b, lambda b: b)
-        try:
-            call(b"", timeout=10)
-        except grpc.RpcError as error:
-            return error.code()  # pyright: ignore[reportAttributeAccessIssue]
-    return grpc.StatusCode.OK
+        for method in grpc_methods():
+            call = channel.unary_unary(method, bytes, bytes)
+            try:
+                call(b"", timeout=10)
+                answers[method] = "OK"
+            except grpc.RpcError as error:
+                answers[method] = error.code().name  # pyright: ignore[reportAttributeAccessIssue]
+    return {method: answer for method, answer in answers.items() if answer != "UNIMPLEMENTED"}
 
 
 def test_a_stranger_gets_nothing_from_any_port(opened):
-    ports = opened.ports()
-    assert len(ports) >= 6
-    assert {address for address, *_ in ports} <= {"127.0.0.1", "::1"}, ports
-    kinds: dict[str, list[int]] = {"dashboard": [], "agent": [], "metrics": [], "grpc": []}
+    ports = wait_until_all_listen(opened)
+    kinds: dict[str, list[tuple[str, int]]] = {"dashboard": [], "agent": [], "metrics": [], "grpc": []}
     for address, port, name in ports:
-        answer = ask(address, port, "/metrics")
+        # What listens on all addresses is asked at one; a v4 address that is written as v6 is a v4 address.
+        host = "127.0.0.1" if address in ("0.0.0.0", "::") else address.removeprefix("::ffff:")
+        answer = ask(host, port, "/metrics")
         if answer and answer[0] == 200 and b"# HELP" in answer[1]:
-            kinds["metrics"].append(port)
+            kinds["metrics"].append((host, port))
             assert opened.token.encode() not in answer[1]
-        elif ask(address, port, "/api/jobs/") == (401, b"Unauthorized: Missing authentication token"):
-            kinds["dashboard"].append(port)
-        elif answer and answer[0] == 401:
-            kinds["agent"].append(port)
+        elif answer:
+            assert answer == (401, b"Unauthorized: Missing authentication token"), (address, port, name)
+            kinds["dashboard" if "dashboard.py" in name or "python" in name else "agent"].append((host, port))
         else:
-            assert answer is None or answer[0] >= 400, (address, port, name, answer)
-            assert grpc_answer(address, port) == grpc.StatusCode.UNAUTHENTICATED, (address, port, name)
-            kinds["grpc"].append(port)
-    assert kinds["dashboard"] and kinds["metrics"] and kinds["grpc"], kinds
-    for file, open_ports in (("dashboard.log", kinds["dashboard"]), ("dashboard_agent.log", kinds["agent"])):
-        for port in open_ports[:1]:
+            answers = grpc_answers(host, port)
+            assert answers and set(answers.values()) == {"UNAUTHENTICATED"}, (address, port, name, answers)
+            kinds["grpc"].append((host, port))
+    assert all(kinds.values()), kinds
+    for file, open_ports in zip(LOGS, (kinds["dashboard"], kinds["agent"]), strict=True):
+        for host, port in open_ports[:1]:
             seen = routes(opened.logs, file)
             assert len(seen) > (40 if file == "dashboard.log" else 3), seen
             for method, path in seen:
-                answer = ask("127.0.0.1", port, path, method)
+                answer = ask(host, port, path, method)
                 assert answer
                 if not any(
                     path == public or (public != "/" and path.startswith(f"{public}/")) for public in PUBLIC_PATHS
