@@ -3,6 +3,7 @@
 The pod's preStop. Kubernetes itself tells only the first process of a container that the end is near, and that is Ray.
 """
 
+import os
 import sys
 
 import psutil
@@ -11,22 +12,27 @@ _DRIVERS = ("cluster.launch", "trainer.run")
 _WAIT_S = 280.0
 
 
-def drivers() -> list[psutil.Process]:
-    """Processes of this machine that drive a training: `python -m cluster.launch train` or `python -m trainer.run`."""
+def drivers(pod: str) -> list[psutil.Process]:
+    """Processes that drive a training (`python -m cluster.launch train`, `python -m trainer.run`) in a pod.
+
+    Args:
+        pod: its address, which the manifest puts into POD_IP.
+    """
     found = []
     for process in psutil.process_iter():
         try:
-            command = process.cmdline()
+            command, there = process.cmdline(), process.environ().get("POD_IP")
         except psutil.Error:
             continue
-        if "-m" in command and command[command.index("-m") + 1 :][:1] in ([name] for name in _DRIVERS):
+        module = command[command.index("-m") + 1 :][:1] if "-m" in command else []
+        if there == pod and module in ([name] for name in _DRIVERS):
             found.append(process)
     return found
 
 
 def main() -> int:
     """SIGTERM to each, and wait. Exit code 0: all have ended, or there was none; 1: one is still there."""
-    asked = drivers()
+    asked = drivers(os.environ["POD_IP"])
     for process in asked:
         process.terminate()
     return 1 if psutil.wait_procs(asked, timeout=_WAIT_S)[1] else 0

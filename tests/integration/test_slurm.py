@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.launch import ROOT
 from tests.slurm import Slurm, missing, slurm
 from trainer.checkpoint import list_checkpoints
+from trainer.config_io import load_config
 from trainer.fingerprint import fingerprint
 
 pytestmark = [
@@ -24,7 +26,7 @@ pytestmark = [
 
 STEPS = 120
 LONG = (f"training.total_images={16 * STEPS}", "checkpoint.save_interval_steps=20", "checkpoint.keep_last=1000")
-START_S, END_S = 240, 300
+START_S, END_S, GRACE_S = 240, 300, 60
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ class Jobs:
         return self.run(*command)
 
     def run(self, *command: str) -> str:
+        """Its output."""
         settings = {"DDGAN_INTERFACE": "lo", "DDGAN_TMPDIR": str(self.scratch)}
         env = os.environ | self.cluster.env | settings
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
@@ -106,35 +109,22 @@ def assert_nothing_left(jobs: Jobs) -> None:
         time.sleep(0.5)
 
 
-def test_a_preempted_job_that_also_meets_its_time_limit_ends_as_an_undisturbed_one_beside_a_cancelled_one(
-    cluster, jobs
-):
-    # Two jobs at once on the same nodes; one is cancelled in the middle and leaves the other alone.
-    undisturbed = jobs.submit("undisturbed", *LONG)
-    cancelled = jobs.submit("cancelled", *LONG, "training.total_images=160000")
-    cluster.wait_for(cancelled, lambda seen: seen["JobState"] == "RUNNING", timeout_s=60)
-    assert cluster.job(undisturbed)["NodeList"] == cluster.job(cancelled)["NodeList"] == "n[1-2]"
-    assert_only_its_owner_reads_the_tokens((undisturbed, cancelled))
-    jobs.wait_for_steps("cancelled", cancelled)
-    cluster.run("scancel", cancelled)
-    seen = cluster.wait_for_end(cancelled, timeout_s=90)
-    assert (seen["JobState"], seen["Restarts"]) == ("CANCELLED", "0")
-    seen = cluster.wait_for_end(undisturbed, timeout_s=END_S)
-    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "0"), jobs.log(undisturbed)
-    assert f"finished: step {STEPS}" in jobs.log(undisturbed)
-    assert_nothing_left(jobs)
-    newest = list_checkpoints(jobs.folder / "cancelled" / "checkpoints")[-1]
-    newest.verify()
-
-    # A job of the high partition wants both nodes whole.
+@pytest.mark.timeout(1500)
+def test_a_job_that_is_preempted_and_meets_its_time_limit_ends_as_the_one_beside_it_that_is_left_alone(cluster, jobs):
+    # Two jobs at once on the same nodes. Nothing preempts the first one.
+    undisturbed = jobs.submit("undisturbed", *LONG, options=("--partition=high",))
     preempted = jobs.submit("preempted", *LONG, options=("--time=60",))
+    cluster.wait_for(preempted, lambda seen: seen["JobState"] == "RUNNING", timeout_s=60)
+    assert cluster.job(undisturbed)["NodeList"] == cluster.job(preempted)["NodeList"] == "n[1-2]"
+    assert_only_its_owner_reads_the_tokens((undisturbed, preempted))
+
+    # A job of the high partition wants the processors that both together leave, and one more.
     jobs.wait_for_steps("preempted", preempted)
     asked = time.monotonic()
-    urgent = jobs.run(
-        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "true"
-    )
+    wanted = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3", "--output=/dev/null")
+    urgent = jobs.run("sbatch", "--parsable", *wanted, "--wrap", "true")
     jobs.wait_for_requeue(preempted, 1)
-    assert time.monotonic() - asked < 60, "longer than the partition's grace time"
+    assert time.monotonic() - asked < GRACE_S
     first_stop = list_checkpoints(jobs.folder / "preempted" / "checkpoints")[-1].step
     assert f"asked to stop: step {first_stop} is done" in jobs.log(preempted)
     assert 20 <= first_stop < STEPS
@@ -142,14 +132,16 @@ def test_a_preempted_job_that_also_meets_its_time_limit_ends_as_an_undisturbed_o
 
     # The time limit comes near: Slurm warns 180 s before it, and up to 60 earlier.
     jobs.wait_for_steps("preempted", preempted, after=first_stop)
-    started = cluster.job(preempted)
-    minutes = -(-int(started["RunTime"].split(":")[1]) // 1) + 3
+    minutes = int(cluster.job(preempted)["RunTime"].split(":")[1]) + 3
     cluster.run("scontrol", "update", f"JobId={preempted}", f"TimeLimit={minutes}")
     jobs.wait_for_requeue(preempted, 2)
     second_stop = list_checkpoints(jobs.folder / "preempted" / "checkpoints")[-1].step
     assert first_stop < second_stop < STEPS
     cluster.run("scontrol", "update", f"JobId={preempted}", "TimeLimit=60")
 
+    seen = cluster.wait_for_end(undisturbed, timeout_s=END_S)
+    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "0"), jobs.log(undisturbed)
+    assert f"finished: step {STEPS}" in jobs.log(undisturbed)
     seen = cluster.wait_for_end(preempted, timeout_s=START_S + END_S)
     assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "2"), jobs.log(preempted)
     text = jobs.log(preempted)
@@ -161,7 +153,37 @@ def test_a_preempted_job_that_also_meets_its_time_limit_ends_as_an_undisturbed_o
     assert straight.step == broken.step == STEPS
     assert fingerprint(straight).differing(fingerprint(broken)) == []
     assert_nothing_left(jobs)
-    assert not [name for name in os.listdir(ROOT / "runs/slurm") if name in (undisturbed, cancelled, preempted)]
+    assert not [name for name in os.listdir(ROOT / "runs/slurm") if name in (undisturbed, preempted)]
+
+
+@pytest.mark.timeout(900)
+def test_of_an_array_one_seed_is_cancelled_and_the_other_stopped_by_the_launcher(cluster, jobs):
+    sets = (*jobs.overrides, *LONG, f"run.directory={jobs.folder}/seeds", "training.total_images=1600000")
+    words = [word for text in sets for word in ("--set", text)]
+    launch = [sys.executable, "-m", "cluster.launch"]
+    jobs.run(
+        *launch, "slurm", "--config", "digits", "--nodes", "2", "--seeds", "1-2", "--interface", "lo", "--", *words
+    )
+    assert set(jobs.run(*launch, "status", f"{jobs.folder}/seeds").split()) & {"RUNNING", "PENDING"}
+    array = cluster.run("squeue", "--noheader", "--format=%F").split()[0]
+    for seed in (1, 2):
+        jobs.wait_for_steps(f"seeds/seed-{seed}", f"{array}_{seed}")
+        assert load_config(f"{jobs.folder}/seeds/seed-{seed}/config.yaml").run.seed == seed
+    cluster.run("scancel", f"{array}_1")
+    seen = cluster.wait_for_end(f"{array}_1", timeout_s=90)
+    assert (seen["JobState"], seen["Restarts"]) == ("CANCELLED", "0")
+    before = jobs.wait_for_steps("seeds/seed-2", f"{array}_2")
+    time.sleep(3)  # the other one is left alone by that
+    jobs.run(*launch, "stop", f"{jobs.folder}/seeds")
+    seen = cluster.wait_for_end(f"{array}_2", timeout_s=90)
+    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("FAILED", "130:0", "0")
+    logs = jobs.run(*launch, "logs", f"{jobs.folder}/seeds")
+    assert "stopped; the same command resumes" in logs and "requeued" not in logs
+    for seed in (1, 2):
+        newest = list_checkpoints(jobs.folder / f"seeds/seed-{seed}" / "checkpoints")[-1]
+        newest.verify()
+        assert seed == 1 or newest.step > before
+    assert_nothing_left(jobs)
 
 
 def assert_only_its_owner_reads_the_tokens(numbers: tuple[str, ...]) -> None:

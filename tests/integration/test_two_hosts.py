@@ -183,3 +183,22 @@ def test_a_run_over_a_bad_link_waits_for_the_other_host_when_it_is_cut(cluster, 
     job.wait("finished: step 100")
     assert set(job.group_sizes()) == {2}
     link.delay_s, link.loss = 0.0, 0.0
+
+
+def test_stop_saves_before_ray_ends_the_job_and_the_token_is_nowhere(cluster, tiny):
+    job = cluster.submit("stopped", *tiny, *RUN, "tracking.backend=mlflow")
+    job.wait_for_step(10)
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    job.ours("stop")
+    job.wait_for_status("was stopped")
+    assert "stopped; the same command resumes" in job.log
+    assert f"asked to stop: step {job.step()} is done" in job.log
+    assert cluster.token not in lines
+    listed = cluster.call(
+        RAY, "job", "list", "--address", f"http://{cluster.network.hosts[0].address}:{DASHBOARD_PORT}"
+    )
+    assert job.number in listed.stdout and cluster.token not in listed.stdout
+    folders = (cluster.folder, cluster.scratch, ROOT / "runs" / "launches")
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert any(file.name == "mlflow.db" for file in files)
+    assert [file for file in files if cluster.token.encode() in file.read_bytes()] == [cluster.folder / "token"]
