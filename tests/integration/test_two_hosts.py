@@ -202,3 +202,7 @@ def test_stop_saves_before_ray_ends_the_job_and_the_token_is_nowhere(cluster, ti
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
     assert any(file.name == "mlflow.db" for file in files)
     assert [file for file in files if cluster.token.encode() in file.read_bytes()] == [cluster.folder / "token"]
+    (code,) = cluster.scratch.glob("1/session_latest/runtime_resources/working_dir_files/_ray_pkg_*/launch.sh")
+    travelled = {path.name for path in code.parent.iterdir()}
+    assert {"trainer", "cluster", "models", "data"} <= travelled
+    assert not travelled & {".git", ".venv", "runs", "datasets", "tests", "docs", "shared"}
