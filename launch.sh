@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Set-up and the front door on any machine; ./launch.sh help tells what it can do. It checks its arguments, makes the
-# virtual environment and hands over: what a command does stands in trainer/, data/ and tests/.
+# virtual environment and hands over: what a command does stands in cluster/, trainer/, data/ and tests/.
 set -euo pipefail
 
-readonly COMMANDS="quickstart, train, test, ui, help"
+readonly COMMANDS="quickstart, train, slurm, ray, kubernetes, status, logs, stop, test, ui, help"
 # A finished environment with the CPU build of torch takes 2.3 GB, and pip unpacks 0.6 GB of downloads on the way.
 readonly NEEDED_GB=4
 # What pip prints when it fails for a cause that can be named.
@@ -30,8 +30,17 @@ print_help() {
 ./launch.sh COMMAND [ARGUMENTS]
 
   quickstart        set up, prepare the embedded digits, train on 2 workers on the CPU, evaluate the samples
-  train ARGUMENTS   set up, then python -m trainer.run ARGUMENTS, such as: train --config digits --dry-run
+  train ARGUMENTS   set up, then preflight and python -m trainer.run ARGUMENTS, such as: train --config digits --dry-run
                     (train --help lists them; the same command again resumes a run)
+  slurm ARGUMENTS   submit a job: slurm --config lsun256 --nodes 2 --gpus-per-node 8 --time 24:00:00
+  ray ARGUMENTS     submit a job to a Ray cluster: ray --address http://127.0.0.1:8265 --config lsun256
+  kubernetes ARGUMENTS
+                    submit a RayJob: kubernetes --config lsun256 --image IMAGE --nodes 2 --gpus-per-node 8
+                    (each prints what it submits, with --dry-run nothing more; --help lists its arguments; what follows
+                    -- goes to trainer.run; docs/ has a page for each)
+  status RUN        tell how a run stands, given its directory or the name that its launcher printed
+  logs [-f] RUN     show what its driver printed
+  stop RUN          have it write a checkpoint and end
   test [ARGUMENTS]  set up, then ruff, pyright and pytest; ARGUMENTS go to pytest, such as: test -m "not slow"
   ui [--port PORT]  set up, then show the MLflow store of runs/ at http://127.0.0.1:PORT (5000 if left out)
   help              this text
@@ -45,7 +54,8 @@ Set-up makes a virtual environment once, from requirements.lock, and again only 
   PIP_*        pip's own settings. On Linux the usual index has torch for CUDA, several GB more than the $NEEDED_GB GB of
                the CPU build; PIP_EXTRA_INDEX_URL, set to PyTorch's index of CPU builds, gets that one
 
-Exit codes: 0 done; 2 wrong arguments or an unfit machine (Python, port, folder); otherwise that of what failed.
+Exit codes: 0 done; 2 wrong arguments or an unfit machine (Python, port, folder); 75 training was stopped after a checkpoint,
+the same command goes on; otherwise that of what failed.
 EOF
 }
 
@@ -63,6 +73,8 @@ main() {
             case ${1:-} in -h | --help) print_help && return ;; esac
             ;;
         train) [[ $# -gt 0 ]] || fail "train needs arguments, such as: ./launch.sh train --config digits" 2 ;;
+        slurm | ray | kubernetes) [[ $# -gt 0 ]] || fail "$command needs arguments: ./launch.sh $command --help" 2 ;;
+        status | logs | stop) [[ $# -gt 0 ]] || fail "$command needs a run, such as: ./launch.sh $command runs/mine" 2 ;;
         -*) fail "unknown option $command; first comes a command: $COMMANDS" 2 ;;
         *) fail "unknown command $command; allowed are $COMMANDS" 2 ;;
     esac
@@ -75,7 +87,7 @@ main() {
     export PATH="$venv/bin:$PATH" # Ray and torch start their helpers by name
     case $command in
         quickstart) quickstart ;;
-        train) exec "$venv_python" -m trainer.run "$@" ;;
+        train | slurm | ray | kubernetes | status | logs | stop) exec "$venv_python" -m cluster.launch "$command" "$@" ;;
         test) check_and_test "$@" ;;
         ui) show_store ;;
     esac
@@ -91,9 +103,11 @@ quickstart() {
     say "preparing the digits in datasets/digits"
     "$venv_python" -m data.prepare digits --out datasets/digits
     say "training on 2 workers; stop it with Ctrl-C, and the same command goes on from the last checkpoint"
-    "$venv_python" -m trainer.run --config digits
-    # A run that is stopped ends without an error too, and only a finished one leaves a snapshot.
-    compgen -G "runs/digits/snapshots/*" >/dev/null || fail "training was stopped before its end; the same command goes on with it"
+    "$venv_python" -m trainer.run --config digits || {
+        local code=$?
+        [[ $code -ne 75 ]] || say "training was stopped before its end; the same command goes on with it"
+        exit "$code"
+    }
     say "evaluating the samples"
     "$venv_python" -m trainer.evaluate --run runs/digits --reference datasets/digits
     local store="$root/runs/mlflow.db (to look at it: ./launch.sh ui)"

@@ -1,1 +1,1 @@
-"""Launch specs and what only they need. May import trainer."""
+"""Launch specs, the commands that submit them, and the checks that come first. May import trainer."""

@@ -11,7 +11,8 @@ import pytest
 from tests.front_door import Machine, wait_for
 from tests.launch import ROOT
 
-COMMANDS = ("quickstart", "train", "test", "ui", "help")
+COMMANDS = ("quickstart", "train", "slurm", "ray", "kubernetes", "status", "logs", "stop", "test", "ui", "help")
+LISTED = ", ".join(COMMANDS)
 
 
 @pytest.fixture
@@ -33,11 +34,13 @@ def test_help_explains_every_command_without_set_up(machine: Machine, arguments:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no command is given; allowed are quickstart, train, test, ui, help"),
-        (["quickstrat"], "unknown command quickstrat; allowed are quickstart, train, test, ui, help"),
-        (["--config", "digits"], "unknown option --config; first comes a command: quickstart, train, test, ui, help"),
+        ([], f"no command is given; allowed are {LISTED}"),
+        (["quickstrat"], f"unknown command quickstrat; allowed are {LISTED}"),
+        (["--config", "digits"], f"unknown option --config; first comes a command: {LISTED}"),
         (["quickstart", "--fast"], "quickstart takes no arguments, but --fast is given"),
         (["train"], "train needs arguments, such as: ./launch.sh train --config digits"),
+        (["slurm"], "slurm needs arguments: ./launch.sh slurm --help"),
+        (["stop"], "stop needs a run, such as: ./launch.sh stop runs/mine"),
         (["ui", "--prt", "5001"], "ui does not know --prt; allowed is --port PORT"),
         (["ui", "--port"], "--port needs a number from 1024 to 65535"),
         (["ui", "--port", "80"], "--port is 80; allowed is a number from 1024 to 65535"),
@@ -54,8 +57,7 @@ def test_wrong_arguments_are_told_in_one_line(machine: Machine, arguments: list[
 
 
 def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(machine: Machine) -> None:
-    finish = "if [[ $2 = trainer.run ]]; then mkdir -p runs/digits/snapshots/one; fi"
-    code, output, _ = machine.launch("quickstart", RECORD="1", MLFLOW_TRACKING_URI="", ON_RUN=finish)
+    code, output, _ = machine.launch("quickstart", RECORD="1", MLFLOW_TRACKING_URI="")
     root = machine.checkout
     assert code == 0
     assert machine.calls()[-3:] == [
@@ -68,8 +70,9 @@ def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(machine:
 
 
 def test_quickstart_evaluates_no_run_that_was_stopped(machine: Machine) -> None:
-    code, output, errors = machine.launch("quickstart", RECORD="1")
-    assert (code, output) == (1, "")
+    stop = "if [[ $2 = trainer.run ]]; then exit 75; fi"
+    code, output, errors = machine.launch("quickstart", RECORD="1", ON_RUN=stop)
+    assert (code, output) == (75, "")
     assert errors.endswith("launch.sh: training was stopped before its end; the same command goes on with it\n")
     assert "trainer.run" in machine.calls()[-1]
 
@@ -87,6 +90,12 @@ def test_test_lints_checks_types_and_ends_with_the_suite(machine: Machine, progr
             "[pytest] [-m] [not slow]",
         )
     ]
+
+
+@pytest.mark.parametrize("command", ["train", "slurm", "ray", "kubernetes", "status", "logs", "stop"])
+def test_launchers_get_their_arguments_as_they_are_given(machine: Machine, command: str) -> None:
+    assert machine.launch(command, "a b", "--", "--set", "x=*", RECORD="1")[0] == 0
+    assert machine.calls()[-1] == f"{machine.checkout}: [cluster.launch] [{command}] [a b] [--] [--set] [x=*]"
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_second_start_installs_nothing(machine: Machine) -> None:
     assert machine.installs()[:-1] == ["venv", *INSTALLING]
     code, _, errors = machine.launch("train", "--help", RECORD="1")
     assert (code, errors) == (0, "")
-    assert machine.installs() == [f"{machine.checkout}: [trainer.run] [--help]"]
+    assert machine.installs() == [f"{machine.checkout}: [cluster.launch] [train] [--help]"]
 
 
 def test_a_changed_lock_is_installed_into_the_same_environment(machine: Machine) -> None:

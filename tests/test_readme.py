@@ -30,7 +30,7 @@ def arguments(module: str, number: int = 0) -> list[str]:
 
 def test_no_command_is_left_out_by_the_tests_below():
     modules = {re.search(r"-m ([a-z]+\.[a-z]+)", line).group(1) for line in commands()}  # pyright: ignore
-    assert modules == {"data.prepare", "trainer.run", "trainer.sample"}
+    assert modules == {"data.prepare", "trainer.run", "trainer.sample", "cluster.preflight"}
 
 
 @pytest.mark.slow
@@ -89,8 +89,9 @@ def test_table_of_configs_states_the_figures_of_the_dry_run(name):
 
 
 def test_list_of_files_is_complete():
-    listed = set(re.findall(r"(?m)^    ((?:trainer|models|data)/\w+\.py) ", README))
-    there = {str(p.relative_to(ROOT)) for room in ("trainer", "models", "data") for p in (ROOT / room).glob("*.py")}
+    rooms = ("trainer", "models", "data", "cluster")
+    listed = set(re.findall(rf"(?m)^    ((?:{'|'.join(rooms)})/[\w/]+\.py) ", README))
+    there = {str(p.relative_to(ROOT)) for room in rooms for p in (ROOT / room).rglob("*.py")}
     assert listed == {name for name in there if not name.endswith("__init__.py")}
 
 

@@ -30,6 +30,8 @@ class RunConfig:
 
     directory: str
     """Folder of checkpoints, snapshots, samples and the tracking spool. The same folder resumes the same run."""
+    group: str | None = None
+    """Unix group that may read the folder, if the run makes it; null: its owner alone."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Keys every random number of the run: data order, t, z, noises, flips, initial weights."""
     deterministic: bool = False

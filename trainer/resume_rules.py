@@ -49,6 +49,7 @@ _LEARNING_RATE = _fixed("the learning rate is a function of images seen over the
 
 RULES: dict[str, Rule] = {
     "run.directory": _may("the folder may have been moved"),
+    "run.group": _may("it says who may read the folder when it is made"),
     "run.seed": _fixed("the seed keys the order of the data and every random draw"),
     "run.deterministic": _may("it chooses between kernels that differ in rounding only"),
     "run.init_from": _may("it is read only where a run starts, a resumed one has its own weights"),

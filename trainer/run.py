@@ -1,6 +1,7 @@
 """Train: `python -m trainer.run --config digits`. To resume a run, give the same command again.
 
-Exit codes: 0, finished or stopped on request; 1, failed; 2, the command, the config, the data or the cluster is wrong.
+Exit codes: 0, finished; 75, stopped on request after a checkpoint, the same command goes on; 1, failed; 2, the command,
+the config, the data or the cluster is wrong; 130, stopped at once.
 """
 
 import argparse
@@ -24,20 +25,23 @@ from trainer.lease import this_process
 from trainer.lease_places import claim
 from trainer.plan import make_plan, render
 from trainer.resume_rules import check_resumable
+from trainer.run_directory import make_run_directory
 from trainer.snapshot import WeightsError
 from trainer.tracking import redact, tracking_uri
 from trainer.worker import Outcome, outcome_at
 
 log = logging.getLogger(__name__)
 
+STOPPED = os.EX_TEMPFAIL
+"""Exit code of a run that ended before its end because it was asked to; to a scheduler: start it again."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, plan, launch on Ray, close."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     start_logging(0)
     try:
-        overrides = [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
-        config = load_config(options.config, overrides)
+        config = config_of(options)
         if options.dry_run:
             print(redact(dump_config(config)) + "\n" + render(make_plan(config)))
             return 0
@@ -54,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _launch(config)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command's options; argparse ends the process if they are wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.run",
         description="Train a Denoising Diffusion GAN on Ray Train and DeepSpeed. The same command again resumes.",
@@ -69,6 +74,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--init-from", metavar="FILE", help="start from a snapshot's or published generator weights")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, and stop")
     return parser.parse_args(arguments)
+
+
+def config_of(options: argparse.Namespace) -> TrainConfig:
+    """The config that the options give.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    overrides = [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
+    return load_config(options.config, overrides)
 
 
 def inside_ray_job() -> bool:
@@ -156,7 +171,7 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
     elif config.run.init_from and not Path(config.run.init_from).is_file():
         raise WeightsError(f"run.init_from is {config.run.init_from}: there is no such file")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_run_directory(config.run)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
@@ -182,11 +197,14 @@ def _launch(config: TrainConfig) -> int:
     except RunFailedError as error:
         print(f"{error}\nTo go on from the last checkpoint, give the same command again.", file=sys.stderr)
         return 1
+    except SystemExit:  # Ray's answer to a SIGTERM, as long as no rank is there to be asked
+        print("stopped before the ranks started; the same command goes on", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     print(_summary(config, outcome))
-    return 0
+    return 0 if outcome.finished else STOPPED
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> str:

@@ -37,6 +37,7 @@ from trainer.randomness import fold_seed
 from trainer.ranks import Ranks
 from trainer.replaced import ReplacedSamples
 from trainer.run_checkpoints import RunCheckpoints
+from trainer.run_directory import make_run_directory
 from trainer.sample import sample_images
 from trainer.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
 from trainer.spool import Status
@@ -300,7 +301,7 @@ def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
     """Join the group, train, leave it: the whole life of one rank."""
     prepare_torch(config)
     scaling, rank = config.scaling, int(os.environ.get("RANK", 0))
-    directory = Path(config.run.directory)
+    directory = make_run_directory(config.run)
     with Watchdog(scaling.watchdog_s, allowance_s=scaling.timeout_s, rank=rank, directory=directory) as watchdog:
         ranks = Ranks.join(scaling.device, scaling.timeout_s)
         try:

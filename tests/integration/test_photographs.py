@@ -12,6 +12,7 @@ from PIL import Image
 from data import prepare
 from tests.launch import ROOT, run_python, running, train_command, wait_for_checkpoint
 from trainer.checkpoint import list_checkpoints
+from trainer.run import STOPPED
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "photos"
 
@@ -67,7 +68,7 @@ def test_photographs_train_stop_and_resume(source, size, made_photographs, tmp_p
             process.send_signal(signal.SIGTERM)  # to the driver alone, as a scheduler may send it
         else:
             os.killpg(process.pid, signal.SIGINT)  # to all, as a terminal does
-        assert process.wait(timeout=180) == 0, log.read_text()[-3000:]
+        assert process.wait(timeout=180) == STOPPED, log.read_text()[-3000:]
     assert list_checkpoints(directory / "checkpoints")[-1].step < 20
 
     done = run_python(arguments, timeout_s=400)

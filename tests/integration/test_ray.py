@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from tests.launch import ROOT, environment, run_python, running, train_command, wait_for_checkpoint
 from trainer.checkpoint import list_checkpoints
 from trainer.config_io import load_config
+from trainer.run import STOPPED
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -32,7 +33,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_finishes_the_same_mlflo
     with running(arguments, log) as process:
         wait_for_checkpoint(directory, process, log)
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
-        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+        assert process.wait(timeout=120) == STOPPED, log.read_text()[-3000:]
     text = log.read_text()
     assert "SIGINT: finishing the step and writing a checkpoint" in text
     assert "stopped; the same command resumes" in text

@@ -1,0 +1,1 @@
+"""Kubernetes: a RayJob for KubeRay."""

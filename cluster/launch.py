@@ -1,0 +1,228 @@
+"""Start, follow and stop runs anywhere: what `./launch.sh train|slurm|ray|kubernetes|status|logs|stop` calls.
+
+Each launcher prints the exact command or manifest that it submits; with --dry-run it does nothing else. Arguments after
+-- go to trainer.run. The same command again resumes a run that has ended before its end. Exit codes: 0, done; 1, the
+scheduler or the run failed; 2, the command or the config is wrong; those of trainer.run for train.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import preflight
+from cluster.commands import ToolError
+from cluster.kubernetes import submit as kubernetes
+from cluster.ray import submit as ray
+from cluster.record import Record, find, known
+from cluster.request import Request, make_request, not_negative, positive
+from cluster.slurm import submit as slurm
+from trainer import run
+from trainer.checkpoint import CheckpointError
+from trainer.checkpoint_storage import newest_seen, storage_of_run
+from trainer.config_io import ConfigError
+from trainer.lease import Holder, is_alive
+from trainer.lease_places import FolderLease
+
+WAYS = {"slurm": slurm, "ray": ray, "kubernetes": kubernetes}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"]:
+        return train([word for word in given[1:] if word != "--"])
+    at = given.index("--") if "--" in given else len(given)
+    ours, theirs = given[:at], given[at + 1 :]
+    options = _parser().parse_args(ours)
+    if theirs and options.command not in WAYS:
+        print(f"{options.command} takes nothing after --, but {shlex.join(theirs)} is given", file=sys.stderr)
+        return 2
+    try:
+        return options.call(options, theirs)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (ToolError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def train(arguments: list[str]) -> int:
+    """Preflight, then trainer.run, on this machine or, in a Ray job, on its cluster."""
+    options = run.parse_arguments(arguments)
+    if not options.dry_run:
+        print(f"preflight, then: {shlex.join(['python', '-m', 'trainer.run', *arguments])}", file=sys.stderr)
+        if code := preflight.main(arguments):
+            return code
+    return run.main(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./launch.sh", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def launcher(name: str, words: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        found.add_argument("--config", required=True, help="name in trainer/configs, or a YAML file")
+        found.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
+        found.set_defaults(call={"slurm": _slurm, "ray": _ray, "kubernetes": _kubernetes}[name])
+        return found
+
+    by_slurm = launcher("slurm", "Submit a job with sbatch. docs/slurm.md")
+    _add_nodes(by_slurm)
+    for name in ("partition", "account", "qos", "time"):
+        by_slurm.add_argument(f"--{name}", help="as sbatch's")
+    by_slurm.add_argument("--seeds", metavar="0-4", help="a job array, one run for each seed, in run.directory/seed-N")
+    by_slurm.add_argument(
+        "--grace-s", type=positive, default=180, help="seconds before the time limit in which to save (default: 180)"
+    )
+    by_slurm.add_argument("--max-requeues", type=not_negative, help="how often the job starts again (default: 20)")
+    by_slurm.add_argument("--modules", help='environment modules to load, such as "python/3.11 cuda/12.4"')
+    by_slurm.add_argument("--container", help="Apptainer image to run in")
+    by_slurm.add_argument("--interface", help="network interface between the nodes, such as ib0")
+    by_slurm.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="one more option of sbatch: --sbatch=--exclusive",
+    )
+
+    by_ray = launcher("ray", "Submit a job to a Ray cluster. docs/ray.md")
+    by_ray.add_argument("--address", required=True, help="of its dashboard, such as http://127.0.0.1:8265")
+
+    by_kubernetes = launcher("kubernetes", "Submit a RayJob with kubectl. docs/kubernetes.md")
+    _add_nodes(by_kubernetes)
+    by_kubernetes.add_argument("--image", required=True, help="container with the project and its packages")
+    by_kubernetes.add_argument("--namespace", default="default", help="(default: default)")
+    by_kubernetes.add_argument("--claim", default="ddgan", help="volume claim mounted at /shared (default: ddgan)")
+    by_kubernetes.add_argument("--secret", help="Secret whose keys become environment variables, such as those of s3")
+
+    for name, call, words in (
+        ("status", _status, "Tell how a run stands."),
+        ("logs", _logs, "Show what its driver printed."),
+        ("stop", _stop, "Have it write a checkpoint and end."),
+    ):
+        of_run = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        of_run.add_argument("run", help="its directory, or the name that its launcher printed")
+        of_run.set_defaults(call=call)
+        if name == "logs":
+            of_run.add_argument("-f", "--follow", action="store_true", help="go on as it prints more")
+    return parser
+
+
+def _add_nodes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=positive, required=True, help="number of nodes")
+    parser.add_argument("--gpus-per-node", type=not_negative, help="ranks of a node, one GPU each; 0: on the CPU")
+
+
+# ---- launchers ----
+
+
+def _slurm(options: argparse.Namespace, theirs: list[str]) -> int:
+    request = make_request(
+        options.config, theirs, nodes=options.nodes, gpus_per_node=options.gpus_per_node, elsewhere=False
+    )
+    wishes = slurm.Wishes(
+        **{name: getattr(options, name) for name in ("partition", "account", "qos", "time", "seeds", "grace_s")},
+        **{name: getattr(options, name) for name in ("max_requeues", "modules", "container", "interface")},
+        more=tuple(options.sbatch),
+    )
+    settings = [f"{name}={shlex.quote(value)}" for name, value in wishes.environment.items()]
+    print(" ".join([*settings, shlex.join(slurm.command(request, wishes))]), flush=True)
+    return 0 if options.dry_run else _submitted(slurm.submit(request, wishes))
+
+
+def _ray(options: argparse.Namespace, theirs: list[str]) -> int:
+    request = make_request(options.config, theirs, nodes=None, gpus_per_node=None, elsewhere=True)
+    line = ray.command(request, options.address)
+    print(shlex.join(line), flush=True)
+    if options.dry_run:
+        return 0
+    if ray.is_open(options.address):
+        print(f"WARNING: {options.address} takes jobs from anybody who reaches it: docs/security.md", file=sys.stderr)
+    return _submitted(ray.submit(request, options.address, line))
+
+
+def _kubernetes(options: argparse.Namespace, theirs: list[str]) -> int:
+    request: Request = make_request(
+        options.config, theirs, nodes=options.nodes, gpus_per_node=options.gpus_per_node, elsewhere=True
+    )
+    documents = kubernetes.manifest(request, image=options.image, claim=options.claim, secret=options.secret)
+    print(documents, end="", flush=True)
+    return 0 if options.dry_run else _submitted(kubernetes.submit(request, documents, options.namespace))
+
+
+def _submitted(record: Record) -> int:
+    record.save()
+    name = record.name
+    print(
+        f"submitted as job {record.job}; run {name}\n"
+        f"./launch.sh status {name}\n./launch.sh logs -f {name}\n./launch.sh stop {name}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+# ---- a run that is there ----
+
+
+def _status(options: argparse.Namespace, _theirs: list[str]) -> int:
+    record, directory = _find(options.run)
+    if record:
+        print(f"{record.name}: {record.way} job {record.job}, submitted {record.submitted}", flush=True)
+    code = WAYS[record.way].status(record) if record else 0
+    if (directory / "config.yaml").is_file():
+        newest = newest_seen(storage_of_run(directory))
+        print(f"{directory}: " + (f"checkpoint of step {newest.step}" if newest else "no checkpoint yet"))
+        if holder := _holder(directory):
+            alive = is_alive(holder.process)
+            words = {True: "running", False: "ended", None: "last seen"}[alive]
+            print(f"{words} as process {holder.pid} on {holder.host} since {holder.since}")
+    elif not record:
+        print(f"{directory} holds no run yet")
+    return code
+
+
+def _logs(options: argparse.Namespace, _theirs: list[str]) -> int:
+    record, directory = _find(options.run)
+    if record is None:
+        raise ConfigError([f"{directory} was started by hand: what it printed is where it was started"])
+    return WAYS[record.way].logs(record, options.follow)
+
+
+def _stop(options: argparse.Namespace, _theirs: list[str]) -> int:
+    record, directory = _find(options.run)
+    if record:
+        return WAYS[record.way].stop(record)
+    holder = _holder(directory)
+    driver = int(holder.launch.split()[1]) if holder and is_alive(holder.launch) else None
+    if driver is None:
+        raise ConfigError([f"nothing of this machine trains in {directory}"])
+    os.kill(driver, signal.SIGTERM)
+    print(f"process {driver} saves and ends")
+    return 0
+
+
+def _find(run_name: str) -> tuple[Record | None, Path]:
+    """What was submitted, and the run directory."""
+    record = find(run_name)
+    directory = Path(record.directory if record else run_name).absolute()
+    if record is None and not directory.is_dir():
+        raise ConfigError(
+            [f"there is no run {run_name}: give its directory, or one of: {', '.join(known()) or 'none'}"]
+        )
+    return record, directory
+
+
+def _holder(directory: Path) -> Holder | None:
+    content = FolderLease(directory).read()
+    return Holder.decode(content) if content else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

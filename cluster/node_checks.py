@@ -1,0 +1,224 @@
+"""What one node can say of itself: versions, data, run directory, GPUs, memory, limits. Needs no Ray."""
+
+import hashlib
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from data.errors import DataError
+from data.location import is_remote
+from data.shards import load_index
+from trainer.config import TrainConfig
+from trainer.provenance import library_versions
+from trainer.tracking import redact, tracking_uri
+
+PACKAGES = ("trainer", "models", "data", "cluster")
+MIN_OPEN_FILES = 4096
+MIN_SHM_MB = 64
+"""A rank keeps its batches in shared memory, and NCCL and gloo buffers of their own."""
+BUSY_SHARE = 0.10
+"""Share of a GPU's memory that may be in use before a run; what drivers and displays take lies below."""
+_ANSWER_S = 5.0
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node found.
+
+    Attributes:
+        host: its name.
+        versions: of Python, the libraries and the project, the last as a hash of its source.
+        problems: by check, what is wrong in words; a check that is not here is fine.
+        facts: by check, what is worth showing.
+    """
+
+    host: str
+    versions: dict[str, str]
+    problems: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def examine(config: TrainConfig, marker: str | None, gpus: int) -> NodeReport:
+    """Check this node.
+
+    Args:
+        config: of the run.
+        marker: name of a file in the run directory that another node has put there; None: no other node.
+        gpus: that ranks may get here; 0: GPUs are not looked at.
+    """
+    problems: dict[str, str] = {}
+    facts: dict[str, str] = {}
+    checks = {
+        "shards": lambda: check_shards(config),
+        "run directory": lambda: check_run_directory(Path(config.run.directory), marker),
+        "shared memory": lambda: check_shared_memory(config),
+        "open files": check_open_files,
+        "tracking": lambda: check_tracking(config),
+    }
+    if gpus:
+        checks["GPUs"] = lambda: check_gpus(gpus)
+    for name, check in checks.items():
+        try:
+            facts[name] = check()
+        except CheckError as error:
+            problems[name] = str(error)
+    return NodeReport(socket.gethostname(), versions(), problems, facts)
+
+
+class CheckError(Exception):
+    """A check failed; says what was found, and what to do."""
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on all nodes."""
+    found = library_versions()
+    return {
+        "python": platform.python_version(),
+        **{name: found[name] for name in ("torch", "deepspeed", "ray")},
+        "project": source_digest(Path(__file__).resolve().parents[1]),
+    }
+
+
+def source_digest(root: Path) -> str:
+    """Twelve digits of the SHA-256 of the project's code and configs."""
+    digest = hashlib.sha256()
+    files = (file for package in PACKAGES for file in (root / package).rglob("*") if file.suffix in (".py", ".yaml"))
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_shards(config: TrainConfig) -> str:
+    """The index of the data can be read here, and each shard has its size."""
+    try:
+        index = load_index(config.data.path)
+        if not is_remote(config.data.path):
+            for shard in index.shards:
+                file = Path(index.location) / shard.name
+                if not file.is_file() or file.stat().st_size != shard.num_bytes:
+                    raise CheckError(
+                        f"{file} is missing or of another size: copy the data set again, or mount its folder"
+                    )
+    except (DataError, OSError) as error:
+        raise CheckError(f"{redact(str(error))}. Mount the folder on this node, or give a URL as data.path") from error
+    return f"{len(index.shards)} shards, {index.num_samples} images, index {index.digest[:12]}"
+
+
+def check_run_directory(directory: Path, marker: str | None) -> str:
+    """The run directory can be written here, and is the one that the other nodes have."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise CheckError(
+            f"{directory} cannot be written: {error.strerror}. Give a run.directory that every node mounts"
+        ) from error
+    if marker and not (directory / marker).exists():
+        raise CheckError(
+            f"{directory} is a folder of this node's own, not the one that the driver sees: give a run.directory on a "
+            "filesystem that all nodes share"
+        )
+    return str(directory)
+
+
+def check_shared_memory(config: TrainConfig) -> str:
+    """/dev/shm has room for the batches of the ranks."""
+    data, training = config.data, config.training
+    batch_mb = training.global_batch_size * data.image_size**2 * data.image_channels / 2**20
+    needed = max(MIN_SHM_MB, int(8 * batch_mb))
+    free = shutil.disk_usage("/dev/shm").free >> 20
+    if free < needed:
+        raise CheckError(
+            f"/dev/shm has {free} MB free, {needed} MB are needed: remove what lies there; in a container give more "
+            "(docker --shm-size, in Kubernetes an emptyDir of medium Memory)"
+        )
+    return f"{free} MB free"
+
+
+def check_open_files() -> str:
+    """Enough files may be open at once."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
+        raise CheckError(
+            f"at most {hard} open files, {MIN_OPEN_FILES} are needed: raise the hard limit (ulimit -Hn, limits.conf, "
+            "LimitNOFILE of the service)"
+        )
+    return "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+
+
+def check_tracking(config: TrainConfig) -> str:
+    """The address of the tracking server answers."""
+    if config.tracking.backend == "none":
+        return "off"
+    uri = tracking_uri(config.tracking, Path(config.run.directory))
+    parts = urlsplit(uri)
+    shown = redact(uri)
+    if parts.scheme not in ("http", "https"):
+        return shown
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    address = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
+    try:
+        urllib.request.urlopen(f"{address}{parts.path.rstrip('/')}/health", timeout=_ANSWER_S).close()
+    except urllib.error.HTTPError:
+        return f"{shown} answers"  # it wants to know who asks: that is for MLflow's own settings
+    except OSError as error:
+        raise CheckError(
+            f"{shown} does not answer: {getattr(error, 'reason', error)}. Start the server, correct tracking.uri or "
+            "MLFLOW_TRACKING_URI, or set tracking.backend=none"
+        ) from error
+    return f"{shown} answers"
+
+
+def check_gpus(expected: int) -> str:
+    """The GPUs are seen, compute, and are not used by anybody else."""
+    if not torch.cuda.is_available():
+        raise CheckError(
+            f"{expected} GPUs are promised, torch {torch.__version__} finds none: check the driver (nvidia-smi), that "
+            "torch is a CUDA build, and that the job was given GPUs"
+        )
+    found = torch.cuda.device_count()
+    if found < expected:
+        raise CheckError(f"{expected} GPUs are promised, {found} are seen: check CUDA_VISIBLE_DEVICES and nvidia-smi")
+    busy, names = [], []
+    for number in range(found):
+        free, total = torch.cuda.mem_get_info(number)  # before a context of our own takes some
+        if total - free > BUSY_SHARE * total + 2**30:
+            busy.append(f"GPU {number} has {(total - free) >> 20} of {total >> 20} MB in use")
+        try:
+            ones = torch.ones(1024, 1024, device=f"cuda:{number}")
+            wrong = (ones @ ones != 1024).sum().item()
+        except RuntimeError as error:
+            raise CheckError(f"GPU {number} does not compute: {str(error).splitlines()[0]}. Drain the node") from error
+        if wrong:
+            raise CheckError(f"GPU {number} computes wrong products: drain the node and have the GPU tested")
+        names.append(torch.cuda.get_device_name(number))
+        torch.cuda.empty_cache()
+    if errors := uncorrected_errors():
+        raise CheckError(f"{errors}: reset the GPU, or drain the node")
+    if busy:
+        raise CheckError(f"{'; '.join(busy)}: another program uses it (nvidia-smi shows which)")
+    return f"{found} x {', '.join(sorted(set(names)))}"
+
+
+def uncorrected_errors() -> str:
+    """What nvidia-smi counts of memory errors that could not be corrected; empty if none, or if it cannot tell."""
+    query = ["nvidia-smi", "--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    rows = [line.split(", ") for line in done.stdout.splitlines() if ", " in line]
+    bad = [
+        f"GPU {index} has {count} uncorrected memory errors" for index, count in rows if count.isdigit() and int(count)
+    ]
+    return "; ".join(bad)

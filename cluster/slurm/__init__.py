@@ -1,0 +1,1 @@
+"""Slurm: one job, one Ray node for each of its nodes."""

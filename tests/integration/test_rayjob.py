@@ -1,0 +1,118 @@
+"""What the RayJob says, done by hand on this machine: its nodes, its command, and what comes before the head's end."""
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from cluster.kubernetes import submit as kubernetes
+from cluster.request import make_request
+from cluster.slurm.ray_node import free_ports
+from tests.launch import ROOT, environment
+from trainer.checkpoint import list_checkpoints
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+POD_IP = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Pods:
+    """Head and worker, started with what the manifest says.
+
+    Attributes:
+        manifest: the RayJob.
+        env: of the containers.
+        dashboard: its address.
+    """
+
+    manifest: dict[str, Any]
+    env: dict[str, str]
+    dashboard: str
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=300)
+
+    def submit(self, name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        """As KubeRay's submitter does."""
+        line = ["ray", "job", "submit", "--address", self.dashboard, "--submission-id", name, *more, "--"]
+        return self.call(*line, "bash", "-c", self.manifest["spec"]["entrypoint"])
+
+
+@pytest.fixture
+def pods(tiny, tmp_path) -> Iterator[Pods]:
+    sets = (*tiny, f"run.directory={tmp_path}/run", "training.total_images=4800", "checkpoint.save_interval_steps=20")
+    arguments = [word for text in sets for word in ("--set", text)]
+    request = make_request("digits", arguments, nodes=2, gpus_per_node=None, elsewhere=True)
+    text = kubernetes.manifest(request, image="none", claim="none", secret=None)
+    manifest = next(iter(yaml.safe_load_all(text)))
+    cluster = manifest["spec"]["rayClusterSpec"]
+    port, dashboard = free_ports(POD_IP, 2)
+    env = environment(
+        {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": cluster["authOptions"]["mode"],
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_API_SERVER_ADDRESS": f"http://{POD_IP}:{dashboard}",
+            "POD_IP": POD_IP,
+            "DDGAN_TEST": str(tmp_path),
+        }
+    )
+    with tempfile.TemporaryDirectory(prefix="pods", dir="/tmp") as scratch:
+        common = {"node-ip-address": POD_IP, "disable-usage-stats": ""}
+        head = {"head": "", "port": port, "dashboard-port": dashboard, "temp-dir": f"{scratch}/1"}
+        worker = {"address": f"{POD_IP}:{port}", "num-cpus": 2, "temp-dir": f"{scratch}/2"}
+        for own, group in ((head, cluster["headGroupSpec"]), (worker, cluster["workerGroupSpecs"][0])):
+            # A pod has all of its ports to itself; here those that it fixes may be taken.
+            said = {k: v for k, v in group["rayStartParams"].items() if k != "node-manager-port"}
+            options = " ".join(f"--{name}={value}".rstrip("=") for name, value in (common | own | said).items())
+            started = subprocess.run(
+                ["bash", "-c", f"ray start {options}"], env=env, capture_output=True, text=True, timeout=120
+            )
+            assert started.returncode == 0, started.stdout + started.stderr
+        try:
+            yield Pods(manifest, env, f"http://{POD_IP}:{dashboard}")
+        finally:
+            for process in psutil.process_iter():
+                try:
+                    if process.environ().get("DDGAN_TEST") == str(tmp_path):
+                        process.kill()
+                except psutil.Error:
+                    continue
+
+
+def test_the_command_of_the_manifest_is_drained_and_goes_on(pods, tmp_path):
+    port = int(pods.dashboard.rpartition(":")[2])
+    listening = [tuple(c.laddr) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert [address for address in listening if port in address] == [(POD_IP, port)]
+    first = pods.submit("first", "--no-wait")
+    assert first.returncode == 0, first.stdout + first.stderr
+    deadline = time.monotonic() + 240
+    while not (found := list_checkpoints(tmp_path / "run" / "checkpoints")):
+        assert time.monotonic() < deadline, pods.call("ray", "job", "logs", "--address", pods.dashboard, "first").stdout
+        time.sleep(0.5)
+    drain = pods.manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]
+    drained = pods.call(*drain["preStop"]["exec"]["command"])
+    assert drained.returncode == 0, drained.stderr
+    logs = pods.call("ray", "job", "logs", "--address", pods.dashboard, "first").stdout
+    assert "stopped; the same command resumes" in logs, logs
+    status = pods.call("ray", "job", "status", "--address", pods.dashboard, "first")
+    said = status.stdout + status.stderr
+    assert "' failed" in said and re.search(r"exit code[: ]+75", said), said
+    stopped_at = list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step
+    assert found[-1].step <= stopped_at < 300
+    second = pods.submit("second")
+    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-1000:]
+    assert f"resuming from {tmp_path}/run/checkpoints/step-{stopped_at:08d}" in second.stdout
+    assert "finished: step 300" in second.stdout

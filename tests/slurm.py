@@ -1,0 +1,203 @@
+"""A real Slurm of two nodes on this machine: its own daemons, ports, key and folders."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge"}
+"""What is started, and the Debian package that has it."""
+NODES = ("n1", "n2")
+
+CONF = """\
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ctld_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobCompType=jobcomp/none
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0
+ReturnToService=2
+KillWait=30
+MessageTimeout=30
+SlurmdTimeout=300
+SlurmdParameters=config_overrides
+{nodes}
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=60 State=UP
+PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP
+"""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What a client of the cluster needs."""
+
+    folder: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def run(self, *command: str, timeout_s: float = 60) -> str:
+        """A command of Slurm, its output."""
+        done = subprocess.run(command, env=os.environ | self.env, capture_output=True, text=True, timeout=timeout_s)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """What Slurm says of a job, by field."""
+        shown = self.run("scontrol", "--oneliner", "show", "job", number)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+    def wait_for(self, number: str, condition: Callable[[dict[str, str]], bool], timeout_s: float) -> dict[str, str]:
+        """Until what Slurm says of a job fulfils `condition`."""
+        deadline = time.monotonic() + timeout_s
+        while not condition(job := self.job(number)):
+            assert time.monotonic() < deadline, job
+            time.sleep(0.3)
+        return job
+
+    def wait_for_end(self, number: str, timeout_s: float) -> dict[str, str]:
+        return self.wait_for(number, lambda job: job["JobState"] in ENDED, timeout_s)
+
+
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY"}
+
+
+def missing() -> str | None:
+    """Why no Slurm can be started here."""
+    if os.geteuid() != 0:
+        return "a Slurm of its own needs root"
+    absent = sorted({package for program, package in PROGRAMS.items() if not which(program)})
+    return f"Debian's {' and '.join(absent)} is not installed (.ci/run installs it)" if absent else None
+
+
+def which(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+@contextmanager
+def slurm(folder: Path, *, cpus: int = 2) -> Iterator[Slurm]:
+    """Start the daemons; whatever they have started is gone afterwards."""
+    if reason := missing():
+        pytest.skip(reason)
+    ports = free_ports(1 + len(NODES))
+    here = f"NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN"
+    nodes = "\n".join(f"NodeName={name} Port={port} {here}" for name, port in zip(NODES, ports[1:], strict=True))
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
+        (folder / name).mkdir(parents=True)
+    config = folder / "slurm.conf"
+    config.write_text(CONF.format(folder=folder, ctld_port=ports[0], nodes=nodes))
+    found = Slurm(folder)
+    with ExitStack() as stack:
+        start_munge(folder / "munge", stack)
+        stack.enter_context(daemon(["slurmctld", "-D", "-f", str(config)], folder, "slurmctld", found.env))
+        for node in NODES:
+            command = ["slurmd", "-D", "-N", node, "-f", str(config)]
+            stack.enter_context(daemon(command, folder, f"slurmd-{node}", found.env))
+        wait_until_idle(found)
+        try:
+            yield found
+        finally:
+            subprocess.run(["scancel", "--user=root"], env=os.environ | found.env, capture_output=True, timeout=60)
+            end_jobs(found)
+
+
+def start_munge(folder: Path, stack: ExitStack) -> None:
+    """The daemon that signs messages between the others, with a key of its own."""
+    folder.mkdir(mode=0o700)
+    key = folder / "key"
+    key.write_bytes(secrets.token_bytes(128))
+    key.chmod(0o600)
+    for path in (folder, key):
+        shutil.chown(path, "munge", "munge")
+    for parent in folder.parents:  # pytest's folders are closed to others
+        if parent.stat().st_mode & 0o011 != 0o011:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    folder.chmod(0o711)
+    options = {"key-file": key, "socket": folder / "socket", "pid-file": folder / "pid", "seed-file": folder / "seed"}
+    command = ["munged", "--foreground", *(f"--{name}={path}" for name, path in options.items())]
+    command.append(f"--log-file={folder / 'log'}")
+    as_munge = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups"]
+    stack.enter_context(
+        daemon([*as_munge, which(command[0]) or "", *command[1:], "--force"], folder.parent, "munged", {})
+    )
+    deadline = time.monotonic() + 20
+    while not (folder / "socket").exists():
+        assert time.monotonic() < deadline, (folder.parent / "munged.out").read_text()
+        time.sleep(0.05)
+
+
+@contextmanager
+def daemon(command: list[str], folder: Path, name: str, env: dict[str, str]) -> Iterator[None]:
+    command = [which(command[0]) or command[0], *command[1:]]
+    with (folder / f"{name}.out").open("w") as output:
+        process = subprocess.Popen(command, env=os.environ | env, stdout=output, stderr=output, start_new_session=True)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until_idle(found: Slurm, timeout_s: float = 60) -> None:
+    """Until all nodes have nothing to do."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--Node", "--partition=low", "--format=%T"],
+            env=os.environ | found.env,
+            capture_output=True,
+            text=True,
+        )
+        if done.stdout.split() == ["idle"] * len(NODES):
+            return
+        log = (found.folder / "slurmctld.log").read_text()
+        assert time.monotonic() < deadline, done.stdout + done.stderr + log[-3000:]
+        time.sleep(0.2)
+
+
+def end_jobs(found: Slurm) -> None:
+    """Until no job is left; their processes end with them."""
+    deadline = time.monotonic() + 60
+    while found.run("squeue", "--noheader") and time.monotonic() < deadline:
+        time.sleep(0.3)
+
+
+def free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [s.getsockname()[1] for s in sockets]
