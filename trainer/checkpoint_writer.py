@@ -103,6 +103,7 @@ class CheckpointWriter:
         self._error = ""
         self._refusal = ""
         self._failures = 0
+        self._times: dict[str, float] = {}
 
     def reserve(self, num_bytes: int) -> None:
         """Have so much host memory ready when the first save comes; goes on beside the caller."""
@@ -128,10 +129,12 @@ class CheckpointWriter:
         Raises:
             LeaseError: another run has taken the storage over; this one must end.
         """
+        began = time.monotonic()
         self._wait()
         self._raise_refusal()
         part = self._memory.take(sections, extras)
-        self._start(lambda: self._write(step, part, manifest))
+        held_s = time.monotonic() - began
+        self._start(lambda: self._write(step, part, manifest, began, held_s))
 
     def finish(self) -> tuple[int | None, str]:
         """Wait for the save that is under way. A collective.
@@ -153,6 +156,15 @@ class CheckpointWriter:
         """Saves that failed since the last call; rank 0 knows."""
         failures, self._failures = self._failures, 0
         return failures
+
+    def take_times(self) -> dict[str, float]:
+        """Of the last save that became a checkpoint since the last call, seconds; rank 0 knows.
+
+        Returns:
+            `held_s`, how long it held the step, and `written_s`, until it was a checkpoint; or nothing.
+        """
+        times, self._times = self._times, {}
+        return times
 
     def close(self) -> bool:
         """Let go of the group, after the save that is under way; whether that one ended in time."""
@@ -177,14 +189,16 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, step: int, part: Part, manifest: Mapping[str, Any]) -> None:
-        """What the thread does for one save. It raises nothing."""
+    def _write(self, step: int, part: Part, manifest: Mapping[str, Any], began: float, held_s: float) -> None:
+        """What the thread does for one save, which began then and held the step so long. It raises nothing."""
         name = checkpoint_name(step)
         try:
             answers = self._exchange(self._write_part(name, part))
             try:
                 if self._ranks.rank == 0:
                     self._commit(step, name, answers, manifest)
+                    if self.newest_step == step:
+                        self._times = {"held_s": held_s, "written_s": time.monotonic() - began}
             finally:
                 self._exchange(None)
         except LeaseError as error:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class RunCheckpoints:
-    """Made by every rank alike; all of its public methods are collectives, but `note`, `take_failures` and `release`.
+    """Made by every rank alike; all of its public methods are collectives, but `note`, `release` and take_*.
 
     Rank 0 holds the lease from the start to `release`.
     """
@@ -111,6 +111,10 @@ class RunCheckpoints:
     def take_failures(self) -> int:
         """Saves that failed since the last call; rank 0 knows."""
         return self._writer.take_failures() if self._writer else 0
+
+    def take_times(self) -> dict[str, float]:
+        """See `CheckpointWriter.take_times`."""
+        return self._writer.take_times() if self._writer else {}
 
     def save(self, state: TrainingState, statistics: StatisticsSum, step: int, mlflow_run_id: str | None) -> None:
         """Save the state after `step`, beside training; see `CheckpointWriter.save`."""

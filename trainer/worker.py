@@ -225,7 +225,9 @@ class Worker:
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.checkpoints.note(metrics)
-        self.tracker.log_metrics(step, metrics | {"checkpoint_failures": float(self.checkpoints.take_failures())})
+        saves = {f"checkpoint/{name}": seconds for name, seconds in self.checkpoints.take_times().items()}
+        failures = {"checkpoint_failures": float(self.checkpoints.take_failures())}
+        self.tracker.log_metrics(step, metrics | failures | saves)
         if metrics["replaced_samples"]:  # the sum over the ranks: all of them see it
             self.replaced.publish(self.tracker)
 

@@ -19,6 +19,7 @@ from tests.integration.test_ray import free_port
 from tests.launch import ROOT, environment, run_ranks, running, train_command, wait_for_checkpoint
 from trainer.checkpoint import list_checkpoints, newest_valid
 from trainer.fingerprint import fingerprint
+from trainer.run import STOPPED
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -166,7 +167,7 @@ def test_elastic_run_goes_on_without_a_lost_node_and_takes_it_back(tiny, tmp_pat
         wait_for_words("converted from 1 ranks", log, process)
         sent_at = time.time()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+        assert process.wait(timeout=120) == STOPPED, log.read_text()[-3000:]
     assert "stopped; the same command resumes" in log.read_text()
     newest = list_checkpoints(directory / "checkpoints")[-1]
     assert (newest.path / "manifest.json").stat().st_mtime - sent_at < 30  # the grace that clusters give

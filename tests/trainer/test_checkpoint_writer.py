@@ -60,8 +60,12 @@ def test_save_returns_before_anything_is_written_and_training_may_change_the_sta
     state[0].tensors["parameter"].fill_(-1.0)
     assert gate.reached.wait(60)
     assert not list(tmp_path.iterdir())
+    assert to.take_times() == {}
     gate.open.set()
     assert to.finish() == (5, "")
+    times = to.take_times()
+    assert 0 < times["held_s"] < times["written_s"]
+    assert to.take_times() == {}
     found = newest_valid(tmp_path)
     assert found
     assert found.section("generator").read("parameter", "layer.weight", 0, 10).tolist() == list(range(10))
