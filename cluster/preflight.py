@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(0)
     try:
         config = job_config(["--config", options.config, *(word for text in options.set for word in ("--set", text))])
+        directory = Path(config.run.directory)
+        is_new = not directory.exists()
         make_run_directory(config.run)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -76,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(map(str, lines)), flush=True)
     failed = sum(line.passed is False for line in lines)
     if failed:
+        if is_new:
+            with suppress(OSError):  # it holds something by now
+                directory.rmdir()
         print(f"preflight: {failed} of {len(lines)} checks failed; nothing was started", file=sys.stderr)
     return 2 if failed else 0
 

@@ -1,4 +1,7 @@
-"""What was submitted, for `status`, `logs` and `stop`: one small file per run in runs/launches of the checkout."""
+"""What was submitted, for `status`, `logs` and `stop`: one small file per run.
+
+They lie in runs/launches of the checkout, or where DDGAN_LAUNCHES says.
+"""
 
 import json
 import os
@@ -9,7 +12,7 @@ from cluster.request import ROOT, name_of
 from trainer.checkpoint import timestamp
 from trainer.config_io import ConfigError
 
-FOLDER = ROOT / "runs" / "launches"
+FOLDER = Path(os.environ.get("DDGAN_LAUNCHES") or ROOT / "runs" / "launches")
 
 
 @dataclass(frozen=True)

@@ -182,3 +182,5 @@ def test_the_command_ends_in_a_table_with_code_2_if_a_line_fails(tiny, tmp_path,
     assert "tracking        FAILED  " in said.out
     assert "preflight: 1 of 7 checks failed; nothing was started" in said.err
     assert main(["--config", "digits", "--set", "run.sead=1"]) == 2
+    assert main(["--config", "digits", *sets, *uri, "--set", f"run.directory={tmp_path}/another"]) == 2
+    assert not (tmp_path / "another").exists(), "what was not started leaves nothing"

@@ -12,17 +12,12 @@ import psutil
 import pytest
 
 from tests.launch import ROOT
-from tests.slurm import Slurm, missing, slurm
+from tests.slurm import Slurm, slurm
 from trainer.checkpoint import list_checkpoints
 from trainer.config_io import load_config
 from trainer.fingerprint import fingerprint
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-]
+pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow]
 
 STEPS = 120
 LONG = (f"training.total_images={16 * STEPS}", "checkpoint.save_interval_steps=20", "checkpoint.keep_last=1000")
@@ -52,7 +47,11 @@ class Jobs:
 
     def run(self, *command: str) -> str:
         """Its output."""
-        settings = {"DDGAN_INTERFACE": "lo", "DDGAN_TMPDIR": str(self.scratch)}
+        settings = {
+            "DDGAN_INTERFACE": "lo",
+            "DDGAN_TMPDIR": str(self.scratch),
+            "DDGAN_LAUNCHES": f"{self.folder}/launches",
+        }
         env = os.environ | self.cluster.env | settings
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
@@ -213,14 +212,15 @@ def test_a_wrong_config_fails_within_a_minute_with_its_message_in_the_output(clu
     assert_nothing_left(jobs)
 
 
-def test_a_job_that_may_not_be_requeued_any_more_says_so_and_ends_with_75(cluster, jobs):
-    """A task that ends with 75, as a stopped run does; what it takes to get there is tested above."""
+@pytest.mark.parametrize("code", [75, 143])
+def test_a_job_that_may_not_be_requeued_any_more_says_so(cluster, jobs, code):
+    """A task that ends as a stopped run does, or one that was stopped at its very start, stands in for it."""
     stand_in = jobs.folder / "bin" / "python"
     stand_in.parent.mkdir()
-    stand_in.write_text("#!/bin/sh\nexit 75\n")
+    stand_in.write_text(f"#!/bin/sh\nexit {code}\n")
     stand_in.chmod(0o755)
     venv = f"ALL,DDGAN_VENV={jobs.folder},DDGAN_MAX_REQUEUES=0"
     job = jobs.submit("again", options=(f"--export={venv}",))
     seen = cluster.wait_for_end(job, timeout_s=60)
-    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("FAILED", "75:0", "0")
+    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("FAILED", f"{code}:0", "0")
     assert "not requeued: it has been restarted 0 times (DDGAN_MAX_REQUEUES)" in jobs.log(job)

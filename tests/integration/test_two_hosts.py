@@ -14,14 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.launch import ROOT, environment
-from tests.network import INTERFACE, Host, Network, missing, two_hosts
+from tests.network import INTERFACE, Host, Network, two_hosts
 from trainer.checkpoint import list_checkpoints
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 PORT, DASHBOARD_PORT = 6379, 8265
@@ -52,6 +48,7 @@ class Cluster:
             file.write_text(self.token)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file), "PATH": path}
+        settings["DDGAN_LAUNCHES"] = str(self.folder / "launches")
         settings |= {f"RAY_health_check_{name}": value for name, value in PATIENCE.items()}
         # Ray takes the one that was last started on this machine otherwise; two hosts share its /tmp here.
         address = f"http://{self.network.hosts[0].address}:{DASHBOARD_PORT}"
@@ -198,7 +195,7 @@ def test_stop_saves_before_ray_ends_the_job_and_the_token_is_nowhere(cluster, ti
         RAY, "job", "list", "--address", f"http://{cluster.network.hosts[0].address}:{DASHBOARD_PORT}"
     )
     assert job.number in listed.stdout and cluster.token not in listed.stdout
-    folders = (cluster.folder, cluster.scratch, ROOT / "runs" / "launches")
+    folders = (cluster.folder, cluster.scratch)
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
     assert any(file.name == "mlflow.db" for file in files)
     assert [file for file in files if cluster.token.encode() in file.read_bytes()] == [cluster.folder / "token"]
