@@ -16,12 +16,14 @@ from models.diffusion import DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import Generator, GeneratorConfig
 from trainer.batch_split import BatchSplit, split_evenly, split_groups
+from trainer.losses import OBJECTIVES
 from trainer.schedules import LearningRateConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+ObjectiveName = Literal["non_saturating", "saturating", "wasserstein", "least_squares", "hinge", "relativistic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,14 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute type. fp32 is float32 without TF32; with bf16 the parameters, optimizer, R1, minibatch deviation and
     losses stay fp32."""
+    objective: ObjectiveName = "non_saturating"
+    """Adversarial game of the denoising steps; `trainer/losses.py` says which divergence each one stands for."""
     r1_gamma: NonNegativeFloat = 0.05
     """Weight of the R1 penalty; it enters the loss as r1_gamma / 2, not multiplied by the interval."""
+    r2_gamma: NonNegativeFloat = 0.0
+    """Weight of R2, the same penalty on generated images, at the steps of R1; R3GAN takes both with `relativistic`."""
     r1_interval_steps: PositiveInt | None = None
-    """Apply R1 at steps 0, n, 2n, ...; null: at every step."""
+    """Apply R1 and R2 at steps 0, n, 2n, ...; null: at every step."""
     ema_decay: Decay = 0.9999
     """Decay of the generator's moving average, per optimizer step."""
     learning_rate_g: LearningRateConfig = field(default_factory=LearningRateConfig)
@@ -217,7 +223,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what needs more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
-        for rule in (split_batch, _check_warmup, _check_networks):
+        for rule in (split_batch, _check_objective, _check_warmup, _check_networks):
             try:
                 rule(self)
             except ValueError as error:
@@ -251,6 +257,15 @@ def _check_elastic(config: TrainConfig) -> None:
                 f"scaling.min_world_size is {scaling.min_world_size} and scaling.world_size {scaling.world_size}: the "
                 f"run may come to {world_size} ranks, but {error}"
             ) from None
+
+
+def _check_objective(config: TrainConfig) -> None:
+    training = config.training
+    if not OBJECTIVES[training.objective].bounded and training.r1_gamma == training.r2_gamma == 0:
+        raise ValueError(
+            f"training.objective is {training.objective}, whose discriminator's loss has no lower bound unless a "
+            "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+        )
 
 
 def _check_warmup(config: TrainConfig) -> None:

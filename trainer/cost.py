@@ -18,6 +18,7 @@ from models.discriminator import Discriminator
 from models.generator import Generator
 from trainer.config import TrainConfig, split_batch
 from trainer.engines import TorchEngine
+from trainer.losses import OBJECTIVES
 from trainer.pairs import MicroBatch, Pair
 from trainer.step import Players, update_discriminator, update_generator
 
@@ -51,7 +52,7 @@ class Costs:
     update_d: UpdateCost
     """The discriminator's update without R1."""
     update_d_r1: UpdateCost
-    """The discriminator's update with R1."""
+    """The discriminator's update with R1, and R2 where it has a weight."""
 
     def flops_per_image(self, r1_interval_steps: int | None) -> float:
         """FLOPs of both updates for one training image, averaged over steps with R1 and without; None: never R1."""
@@ -73,15 +74,20 @@ def measure_costs(config: TrainConfig) -> Costs:
         discriminator=_engine(discriminator),
         diffusion=Diffusion.from_config(config.diffusion, META),
         r1_gamma=config.training.r1_gamma,
+        objective=OBJECTIVES[config.training.objective],
     )
     # One image: the batch is as large as it needs to be only for the memory.
     one, t, z = batch.pair_g.x_t[:1], batch.pair_g.t[:1], batch.pair_g.z[:1]
     with torch.no_grad():
         forward_g = _count_flops(lambda: generator(one, t, z))
         forward_d = _count_flops(lambda: discriminator(one, one, t))
+    with_r2 = config.training.r2_gamma > 0
     update_d, update_d_r1 = (
-        _measure(lambda with_r1=with_r1: update_discriminator(players, [batch], with_r1=with_r1), players, batch)
-        for with_r1 in (False, True)
+        _measure(lambda options=options: update_discriminator(players, [batch], **options), players, batch)
+        for options in (
+            {"with_r1": False},
+            {"with_r1": config.training.r1_gamma > 0 or not with_r2, "with_r2": with_r2},
+        )
     )
     update_g = _measure(lambda: update_generator(players, [batch]), players, batch)
     if config.training.precision == "bf16":

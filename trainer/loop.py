@@ -126,7 +126,7 @@ class Loop:
 
     def _one_step(self, clock: StepClock) -> None:
         training, step = self.config.training, self.step
-        with_r1 = training.r1_gamma > 0 and step % (training.r1_interval_steps or 1) == 0
+        penalized = step % (training.r1_interval_steps or 1) == 0
         for engine, schedule in (
             (self.players.discriminator, training.learning_rate_d),
             (self.players.generator, training.learning_rate_g),
@@ -143,7 +143,12 @@ class Loop:
         micro_batches += [self._micro_batch(filler, 0, 0)] * (self.share.grad_accum_steps - len(images))
         clock.mark("other")
         self.watchdog.enter("d")
-        statistics = update_discriminator(self.players, micro_batches, with_r1=with_r1)
+        statistics = update_discriminator(
+            self.players,
+            micro_batches,
+            with_r1=penalized and training.r1_gamma > 0,
+            with_r2=penalized and training.r2_gamma > 0,
+        )
         self.statistics.add(self.skipped.take_in("d", self.players.discriminator.guard, statistics))
         clock.mark("d")
         self.watchdog.enter("g")
@@ -172,7 +177,7 @@ class Loop:
         losses, rate = self._status.losses, self._status.images_per_s
         if at_end or self.step % tracking.log_interval_steps == 0:
             metrics = self._measure(clock)
-            losses = {name: metrics[name] for name in ("loss_d_real", "loss_d_fake", "loss_g") if name in metrics}
+            losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
             rate = metrics["images_per_s"]
             self.on_log(self.step, metrics)
             self.skipped.check(self.step, self.ranks)

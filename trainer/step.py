@@ -7,6 +7,8 @@ random number and reads no scalar off the device: pairs come in drawn, sums of s
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from jaxtyping import Float
@@ -16,7 +18,7 @@ from models.diffusion import Diffusion, sample_posterior
 from models.dropout import masks_from
 from models.shapes import Image, Timestep
 from trainer.engines import Engine
-from trainer.losses import fake_loss, generator_loss, r1_penalty, real_loss
+from trainer.losses import OBJECTIVES, Objective, gradient_penalty
 from trainer.pairs import MicroBatch
 
 
@@ -27,15 +29,18 @@ class Players:
     Attributes:
         generator, discriminator: the engines.
         diffusion: tables of the forward process and its posterior, on the device.
-        r1_gamma: weight of R1; r1_gamma / 2 multiplies the squared gradient norm.
+        r1_gamma, r2_gamma: weights of R1 and R2; half of each multiplies the squared gradient norm.
+        objective: the adversarial game.
         world_size: number of ranks over which the engines average gradients.
-        bf16: compute in bfloat16 except R1 and the losses.
+        bf16: compute in bfloat16 except R1, R2 and the losses.
     """
 
     generator: Engine
     discriminator: Engine
     diffusion: Diffusion
     r1_gamma: float
+    r2_gamma: float = 0.0
+    objective: Objective = OBJECTIVES["non_saturating"]
     world_size: int = 1
     bf16: bool = False
 
@@ -48,13 +53,16 @@ Statistics = dict[str, Tensor]
 """Sums over micro-batches, each weighted by its share; summed over the ranks they are means over the global batch."""
 
 
-def update_discriminator(players: Players, micro_batches: Sequence[MicroBatch], *, with_r1: bool) -> Statistics:
+def update_discriminator(
+    players: Players, micro_batches: Sequence[MicroBatch], *, with_r1: bool, with_r2: bool = False
+) -> Statistics:
     """One update of D: real pairs (x_tm1, x_t) against pairs whose x_tm1 comes from G and the posterior.
 
     Args:
         players: the networks.
         micro_batches: as many as the engines accumulate.
         with_r1: add the R1 penalty on the real x_tm1, in float32, without multiplying it by its interval.
+        with_r2: the same for the generated x_tm1.
     """
     G, D, diffusion = players.generator.module, players.discriminator.module, players.diffusion
     total: Statistics = {}
@@ -64,18 +72,22 @@ def update_discriminator(players: Players, micro_batches: Sequence[MicroBatch], 
             x0_pred = G(x_t, t, pair.z).to(x_t.dtype)
             x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
         x_tm1 = pair.x_tm1.detach().requires_grad_(with_r1)
-        # bf16 would put an error of several per cent into the penalty, so D sees the reals in float32 on R1 steps.
+        x_tm1_fake.requires_grad_(with_r2)
+        # bf16 would put an error of several per cent into a penalty: D sees what is penalized in float32.
         with nullcontext() if with_r1 else players.autocast(x_t):
             logits_real = D(x_tm1, x_t, t)
-        with players.autocast(x_t):
+        with nullcontext() if with_r2 else players.autocast(x_t):
             logits_fake = D(x_tm1_fake, x_t, t)
-        loss_real, loss_fake = real_loss(logits_real), fake_loss(logits_fake)
-        loss = loss_real + loss_fake
-        statistics = {"loss_d_real": loss_real, "loss_d_fake": loss_fake}
+        statistics = players.objective.discriminator(logits_real, logits_fake)
+        loss = reduce(add, statistics.values())
         if with_r1:
-            penalty = r1_penalty(logits_real, x_tm1)
+            penalty = gradient_penalty(logits_real, x_tm1)
             loss = loss + 0.5 * players.r1_gamma * penalty
             statistics |= {"r1_penalty": penalty, "r1_steps": torch.ones_like(penalty)}
+        if with_r2:
+            penalty = gradient_penalty(logits_fake, x_tm1_fake)
+            loss = loss + 0.5 * players.r2_gamma * penalty
+            statistics |= {"r2_penalty": penalty, "r2_steps": torch.ones_like(penalty)}
         players.discriminator.backward(loss * (batch.share * players.world_size))
         players.discriminator.step()
         of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
@@ -95,7 +107,11 @@ def update_generator(players: Players, micro_batches: Sequence[MicroBatch]) -> S
                 x0_pred = G(x_t, t, pair.z).to(x_t.dtype)
                 x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
                 logits = D(x_tm1_fake, x_t, t)
-            loss = generator_loss(logits)
+            logits_real = None
+            if players.objective.compares:
+                with torch.no_grad(), players.autocast(x_t):
+                    logits_real = D(pair.x_tm1, x_t, t)
+            loss = players.objective.generator(logits, logits_real)
             players.generator.backward(loss * (batch.share * players.world_size))
             players.generator.step()
             _add(total, {"loss_g": loss, "logits_g": _by_timestep(diffusion.num_timesteps, t, logits)}, batch.share)

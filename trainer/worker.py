@@ -31,6 +31,7 @@ from trainer.ema import Ema
 from trainer.engines import make_adam, make_engine
 from trainer.images import save_grid
 from trainer.loop import Loop, Share
+from trainer.losses import OBJECTIVES
 from trainer.progress import Driver, ProgressBar
 from trainer.progress import Status as RunStatus
 from trainer.randomness import fold_seed
@@ -133,6 +134,8 @@ class Worker:
             discriminator=engines[1],
             diffusion=Diffusion.from_config(config.diffusion, device),
             r1_gamma=training.r1_gamma,
+            r2_gamma=training.r2_gamma,
+            objective=OBJECTIVES[training.objective],
             world_size=self.ranks.world_size,
             bf16=training.precision == "bf16",
         )
