@@ -27,10 +27,10 @@ class DataConfig:
 
     path: str
     """Folder of a prepared data set: tar shards and index.json, made by `python -m data.prepare`. Or the URL of one."""
-    image_size: Annotated[int, Field(ge=4)]
+    image_size: Annotated[int, Field(ge=1)]
     """Height and width of the images in pixels; it must equal the prepared size."""
-    image_channels: Literal[1, 3] = 3
-    """1 for grey, 3 for RGB; it must equal the prepared number."""
+    image_channels: Literal[1, 2, 3] = 3
+    """1 for grey, 3 for RGB, 2 for points of the plane; it must equal the prepared number."""
     horizontal_flip: bool = True
     """Mirror each image with probability 1/2. Drawn and done on the device, so that it is the same for any rank."""
     loader_workers: Annotated[int, Field(ge=0)] = 2

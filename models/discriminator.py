@@ -32,10 +32,11 @@ LEAK = 0.2
 class DiscriminatorConfig:
     """The discriminator."""
 
-    kind: Literal["small", "large"] = "small"
-    """`small` halves the image three times, for 32 px; `large` six times, for 256 px."""
+    kind: Literal["small", "large", "mlp"] = "small"
+    """`small` halves the image three times, for 32 px; `large` six times, for 256 px; `mlp` sees it as a vector, for
+    points of the plane, and has no minibatch deviation."""
     base_channels: Annotated[int, Field(gt=0)] = 64
-    """Half the width of the first layer; the widest has eight times as many."""
+    """Half the width of the first layer, the widest has eight times as many; of `mlp` the width of each layer."""
     time_embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
     """Width of the time embedding."""
     stddev_group_size: Annotated[int, Field(gt=0)] = 4

@@ -29,6 +29,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class GeneratorConfig:
     """The generator; the image's size and channels come from the data."""
 
+    kind: Literal["unet", "mlp"] = "unet"
+    """`mlp` sees an image as a vector, for points of the plane: base_channels is the width of its num_res_blocks hidden
+    layers, and of what follows only latent and output_tanh are read."""
     base_channels: PositiveInt = 128
     """Width of the first level; a multiple of 4, and of 32 from 128 on."""
     channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2, 2)

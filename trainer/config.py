@@ -14,7 +14,8 @@ from pydantic import Field
 from data.pipeline import DataConfig
 from models.diffusion import DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
-from models.generator import Generator, GeneratorConfig
+from models.generator import GeneratorConfig
+from models.networks import build_generator
 from trainer.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.losses import OBJECTIVES
 from trainer.schedules import LearningRateConfig
@@ -23,7 +24,10 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-ObjectiveName = Literal["non_saturating", "saturating", "wasserstein", "least_squares", "hinge", "relativistic"]
+Prediction = Literal["x0", "epsilon"]
+ObjectiveName = Literal[
+    "non_saturating", "saturating", "wasserstein", "least_squares", "hinge", "relativistic", "gaussian"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,10 @@ class TrainingConfig:
     """Compute type. fp32 is float32 without TF32; with bf16 the parameters, optimizer, R1, minibatch deviation and
     losses stay fp32."""
     objective: ObjectiveName = "non_saturating"
-    """Adversarial game of the denoising steps; `trainer/losses.py` says which divergence each one stands for."""
+    """Adversarial game of the denoising steps; `trainer/losses.py` says which divergence each one stands for. With
+    `gaussian` there is no game and no discriminator: `trainer/regression.py`, an ordinary denoising diffusion model."""
+    prediction: Prediction = "x0"
+    """What the generator predicts with objective gaussian: the clean image, or the noise (`epsilon`)."""
     r1_gamma: NonNegativeFloat = 0.05
     """Weight of the R1 penalty; it enters the loss as r1_gamma / 2, not multiplied by the interval."""
     r2_gamma: NonNegativeFloat = 0.0
@@ -261,6 +268,18 @@ def _check_elastic(config: TrainConfig) -> None:
 
 def _check_objective(config: TrainConfig) -> None:
     training = config.training
+    if training.objective == "gaussian":
+        if training.prediction == "epsilon" and config.generator.output_tanh:
+            raise ValueError(
+                "training.prediction is epsilon, but generator.output_tanh squashes the output into [-1, 1], which "
+                "noise is not bound to: set generator.output_tanh to false"
+            )
+        return
+    if training.prediction != "x0":
+        raise ValueError(
+            f"training.prediction is {training.prediction}, but with training.objective {training.objective} the "
+            "generator makes x0: set training.prediction to x0, or training.objective to gaussian"
+        )
     if not OBJECTIVES[training.objective].bounded and training.r1_gamma == training.r2_gamma == 0:
         raise ValueError(
             f"training.objective is {training.objective}, whose discriminator's loss has no lower bound unless a "
@@ -283,7 +302,8 @@ def _check_networks(config: TrainConfig) -> None:
     size = config.data.image_size
     problems = [_build_problem(config.generator, size, config.data.image_channels)]
     try:
-        check_image_size(config.discriminator, size)
+        if config.discriminator.kind != "mlp":
+            check_image_size(config.discriminator, size)
     except ValueError as error:
         problems.append(f"discriminator.kind is {config.discriminator.kind}: {error}")
     if config.discriminator.kind == "small" and size > 64:
@@ -300,7 +320,7 @@ def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: 
     """What keeps the generator from being built. On the meta device it takes no memory and draws no random number."""
     try:
         with torch.device("meta"):
-            Generator(generator, image_size=image_size, image_channels=image_channels)
+            build_generator(generator, image_size=image_size, image_channels=image_channels)
     except ValueError as error:
         return f"generator: {error}"
     return None

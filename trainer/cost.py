@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from models.diffusion import Diffusion
-from models.discriminator import Discriminator
-from models.generator import Generator
+from models.networks import build_discriminator, build_generator
 from trainer.config import TrainConfig, split_batch
 from trainer.engines import TorchEngine
 from trainer.losses import OBJECTIVES
 from trainer.pairs import MicroBatch, Pair
+from trainer.regression import NoisyBatch, update_denoiser
 from trainer.step import Players, update_discriminator, update_generator
 
 META = torch.device("meta")
@@ -66,18 +66,22 @@ def measure_costs(config: TrainConfig) -> Costs:
     data = config.data
     rng_state = torch.get_rng_state()
     with META:
-        generator = Generator(config.generator, image_size=data.image_size, image_channels=data.image_channels)
-        discriminator = Discriminator(config.discriminator, image_channels=data.image_channels)
+        form = {"image_size": data.image_size, "image_channels": data.image_channels}
+        generator = build_generator(config.generator, **form)
+        discriminator = build_discriminator(config.discriminator, **form)
     batch = _micro_batch(config, split_batch(config).micro_batch_size)
     players = Players(
         generator=_engine(generator),
         discriminator=_engine(discriminator),
         diffusion=Diffusion.from_config(config.diffusion, META),
         r1_gamma=config.training.r1_gamma,
-        objective=OBJECTIVES[config.training.objective],
+        objective=OBJECTIVES.get(config.training.objective, OBJECTIVES["non_saturating"]),
     )
     # One image: the batch is as large as it needs to be only for the memory.
     one, t, z = batch.pair_g.x_t[:1], batch.pair_g.t[:1], batch.pair_g.z[:1]
+    if config.training.objective not in OBJECTIVES:
+        torch.set_rng_state(rng_state)
+        return _costs_of_regression(config, generator, players, batch)
     with torch.no_grad():
         forward_g = _count_flops(lambda: generator(one, t, z))
         forward_d = _count_flops(lambda: discriminator(one, one, t))
@@ -106,6 +110,26 @@ def measure_costs(config: TrainConfig) -> Costs:
         update_g=update_g,
         update_d=update_d,
         update_d_r1=update_d_r1,
+    )
+
+
+def _costs_of_regression(config: TrainConfig, generator: nn.Module, players: Players, batch: MicroBatch) -> Costs:
+    """Costs of objective gaussian, which has no discriminator."""
+    pair, nothing = batch.pair_g, UpdateCost(flops_per_image=0.0, saved_bytes=0)
+    noisy = NoisyBatch(pair.t, pair.x_tm1, pair.x_t, pair.z, share=1.0)
+    with torch.no_grad():
+        forward_g = _count_flops(lambda: generator(pair.x_t[:1], pair.t[:1], pair.z[:1]))
+    update_g = _measure(lambda: update_denoiser(players, [noisy], config.training.prediction), players, batch)
+    if config.training.precision == "bf16":
+        update_g = UpdateCost(flops_per_image=update_g.flops_per_image, saved_bytes=update_g.saved_bytes // 2)
+    return Costs(
+        parameters_g=sum(p.numel() for p in generator.parameters()),
+        parameters_d=0,
+        forward_g=forward_g,
+        forward_d=0.0,
+        update_g=update_g,
+        update_d=nothing,
+        update_d_r1=nothing,
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from trainer.config import TrainConfig, num_steps, split_batch
 from trainer.divergence import SkippedUpdates
 from trainer.ema import Ema
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
-from trainer.pairs import MicroBatch, draw_micro_batch
+from trainer.pairs import draw_micro_batch
 from trainer.progress import Driver, Status
 from trainer.randomness import Draws
 from trainer.ranks import Agreement, Ranks
+from trainer.regression import draw_noisy_batch, update_denoiser
 from trainer.schedules import learning_rate
 from trainer.step import Players, update_discriminator, update_generator
 from trainer.watchdog import Watchdog
@@ -142,27 +144,33 @@ class Loop:
         filler = images[0][: self.share.group_size]
         micro_batches += [self._micro_batch(filler, 0, 0)] * (self.share.grad_accum_steps - len(images))
         clock.mark("other")
-        self.watchdog.enter("d")
-        statistics = update_discriminator(
-            self.players,
-            micro_batches,
-            with_r1=penalized and training.r1_gamma > 0,
-            with_r2=penalized and training.r2_gamma > 0,
-        )
-        self.statistics.add(self.skipped.take_in("d", self.players.discriminator.guard, statistics))
-        clock.mark("d")
-        self.watchdog.enter("g")
-        statistics = update_generator(self.players, micro_batches)
+        if training.objective == "gaussian":
+            self.watchdog.enter("g")
+            statistics = update_denoiser(self.players, micro_batches, training.prediction)
+        else:
+            self.watchdog.enter("d")
+            statistics = update_discriminator(
+                self.players,
+                micro_batches,
+                with_r1=penalized and training.r1_gamma > 0,
+                with_r2=penalized and training.r2_gamma > 0,
+            )
+            self.statistics.add(self.skipped.take_in("d", self.players.discriminator.guard, statistics))
+            clock.mark("d")
+            self.watchdog.enter("g")
+            statistics = update_generator(self.players, micro_batches)
         self.statistics.add(self.skipped.take_in("g", self.players.generator.guard, statistics))
         clock.mark("g")
         self.ema.update(step)
         self.step += 1
         clock.end_step("other")
 
-    def _micro_batch(self, images: Tensor, index: int, weight: int) -> MicroBatch:
+    def _micro_batch(self, images: Tensor, index: int, weight: int) -> Any:
+        """What the objective's updates see of some images: a MicroBatch, or a NoisyBatch without a discriminator."""
         first = self.share.start + index * self.share.micro_batch_size
         samples = torch.arange(first, first + len(images), device=self.ranks.device)
-        return draw_micro_batch(
+        draw = draw_noisy_batch if self.config.training.objective == "gaussian" else draw_micro_batch
+        return draw(
             images.to(self.ranks.device, non_blocking=True),
             Draws(self.config.run.seed, self.step, samples),
             self.players.diffusion,
@@ -197,11 +205,14 @@ class Loop:
         wall, split, timed = clock.take()
         before = (self.step - 1) * self.share.global_batch_size
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
+        if training.objective != "gaussian":
+            metrics |= {
+                "gradient_norm_d": self.players.discriminator.guard.norm.item(),
+                "learning_rate_d": learning_rate(training.learning_rate_d, before, training.total_images),
+            }
         metrics |= {
             "gradient_norm_g": self.players.generator.guard.norm.item(),
-            "gradient_norm_d": self.players.discriminator.guard.norm.item(),
             "learning_rate_g": learning_rate(training.learning_rate_g, before, training.total_images),
-            "learning_rate_d": learning_rate(training.learning_rate_d, before, training.total_images),
             "images_seen": float(self._images()),
             "images_per_s": timed * self.share.global_batch_size / wall,
             "peak_memory_gib": peak_memory_gib(self.ranks.device),

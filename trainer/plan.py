@@ -108,7 +108,8 @@ def make_plan(config: TrainConfig) -> Plan:
         data_note = str(error)
     costs = measure_costs(config)
     world_size = config.scaling.world_size
-    penalties = [name for name in ("r1", "r2") if getattr(config.training, f"{name}_gamma") > 0]
+    adversarial = config.training.objective != "gaussian"
+    penalties = [name for name in ("r1", "r2") if adversarial and getattr(config.training, f"{name}_gamma") > 0]
     return Plan(
         run_directory=Path(config.run.directory),
         data_path=redact(config.data.path),
@@ -196,6 +197,8 @@ def _batch(batch: BatchSplit) -> str:
 
 
 def _r1(plan: Plan) -> str:
+    if not plan.costs.parameters_d:
+        return "there is none"
     if plan.r1_interval_steps is None:
         return "R1 is off"
     often = "at every step" if plan.r1_interval_steps == 1 else f"at 1 step in {plan.r1_interval_steps}"

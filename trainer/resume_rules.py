@@ -69,6 +69,7 @@ RULES: dict[str, Rule] = {
     "training.micro_batch_size": _may("the global batch stays the same, only the order of float sums changes"),
     "training.precision": _fixed("it changes the numbers of every step"),
     "training.objective": _fixed("it is the loss"),
+    "training.prediction": _fixed("it is what the saved weights predict"),
     "training.r1_gamma": _fixed("it is part of the loss"),
     "training.r2_gamma": _fixed("it is part of the loss"),
     "training.r1_interval_steps": _fixed("it is part of the loss"),

@@ -9,13 +9,14 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion
-from models.sampling import sample
+from models.sampling import Sampler, sample
 from models.shapes import Uint8Image
 from trainer.canonical import averaged_generator
 from trainer.checkpoint import CheckpointError
@@ -23,6 +24,7 @@ from trainer.checkpoint_storage import find_checkpoint, storage_of_run
 from trainer.config import TrainConfig
 from trainer.images import check_destination, save_images, to_uint8
 from trainer.randomness import Draws, Purpose
+from trainer.regression import x0_predictor
 from trainer.snapshot import build_generator, is_snapshot, load_snapshot
 
 PIXELS_AT_ONCE = 2**18
@@ -35,7 +37,13 @@ def images_at_once(image_size: int) -> int:
 
 
 def sample_batches(
-    generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int, seed: int
+    generator: nn.Module,
+    diffusion: Diffusion,
+    config: TrainConfig,
+    *,
+    num: int,
+    seed: int,
+    sampler: Sampler = "ancestral",
 ) -> Iterator[Uint8Image]:
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
@@ -45,7 +53,21 @@ def sample_batches(
         config: of the run.
         num: how many images.
         seed: keys every noise.
+        sampler: how a step is made from x0_pred.
+
+    Raises:
+        ValueError: a sampler that the run's objective does not know.
     """
+    training = config.training
+    if training.objective == "gaussian":
+        denoise = x0_predictor(generator, diffusion, training.prediction)
+    elif sampler == "ancestral":
+        denoise = generator
+    else:
+        raise ValueError(
+            f"sampler {sampler} is for runs with training.objective gaussian; this one has {training.objective}, whose "
+            "generator was trained on the posterior's samples: use ancestral"
+        )
     batch = images_at_once(config.data.image_size)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
     device = next(generator.parameters()).device
@@ -58,15 +80,21 @@ def sample_batches(
             return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
 
         noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
-        images = sample(generator, diffusion, noise_T=noise_T, draw=draw)
+        images = sample(denoise, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
         yield to_uint8(images)[: num - first].cpu()
 
 
 def sample_images(
-    generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int, seed: int
+    generator: nn.Module,
+    diffusion: Diffusion,
+    config: TrainConfig,
+    *,
+    num: int,
+    seed: int,
+    sampler: Sampler = "ancestral",
 ) -> Uint8Image:
     """All of `sample_batches` at once, uint8 [num, C, H, W]."""
-    return torch.cat(list(sample_batches(generator, diffusion, config, num=num, seed=seed)))
+    return torch.cat(list(sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler)))
 
 
 def load_run(
@@ -93,12 +121,12 @@ def load_run(
     return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
 
 
-def sample_run(run: Path, num: int, seed: int, step: int | None = None) -> Uint8Image:
+def sample_run(run: Path, num: int, seed: int, step: int | None = None, sampler: Sampler = "ancestral") -> Uint8Image:
     """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator, diffusion, config = load_run(run, step, device)
     total = -(-num // images_at_once(config.data.image_size))
-    batches = sample_batches(generator, diffusion, config, num=num, seed=seed)
+    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler)
     return torch.cat(list(track(batches, "sampling", total=total, disable=not sys.stderr.isatty())))
 
 
@@ -111,6 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+    parser.add_argument(
+        "--sampler",
+        choices=get_args(Sampler),
+        default="ancestral",
+        help="of a run with objective gaussian: draw each step (default), or DDIM",
+    )
     parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -120,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--seed is {options.seed}; allowed: 0 to 2**63 - 1")
     try:
         check_destination(options.out)
-        images = sample_run(options.run, options.num, options.seed, options.checkpoint)
+        images = sample_run(options.run, options.num, options.seed, options.checkpoint, options.sampler)
         save_images(options.out, images)
     except (CheckpointError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -91,8 +91,8 @@ def update_discriminator(
         players.discriminator.backward(loss * (batch.share * players.world_size))
         players.discriminator.step()
         of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
-        statistics |= {name: _by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
-        _add(total, statistics, batch.share)
+        statistics |= {name: by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
+        add_statistics(total, statistics, batch.share)
     return total
 
 
@@ -114,7 +114,9 @@ def update_generator(players: Players, micro_batches: Sequence[MicroBatch]) -> S
             loss = players.objective.generator(logits, logits_real)
             players.generator.backward(loss * (batch.share * players.world_size))
             players.generator.step()
-            _add(total, {"loss_g": loss, "logits_g": _by_timestep(diffusion.num_timesteps, t, logits)}, batch.share)
+            add_statistics(
+                total, {"loss_g": loss, "logits_g": by_timestep(diffusion.num_timesteps, t, logits)}, batch.share
+            )
     return total
 
 
@@ -130,13 +132,14 @@ def _frozen(module: torch.nn.Module):
             p.requires_grad_(True)
 
 
-def _by_timestep(num_timesteps: int, t: Timestep, values: Float[Tensor, "b"]) -> Float[Tensor, "t"]:
+def by_timestep(num_timesteps: int, t: Timestep, values: Float[Tensor, "b"]) -> Float[Tensor, "t"]:
     """Sums of `values` per timestep over the micro-batch, divided by its size; of ones, the timesteps' frequencies."""
     zeros = torch.zeros(num_timesteps, device=t.device)
     return zeros.index_add(0, t, values.detach().to(zeros.dtype)) / len(t)
 
 
-def _add(total: Statistics, statistics: Statistics, share: float) -> None:
+def add_statistics(total: Statistics, statistics: Statistics, share: float) -> None:
+    """Add a micro-batch's statistics to those of the ones before it, weighted by its share of the batch."""
     if share == 0:  # a micro-batch that only fills up
         return
     for name, value in statistics.items():
