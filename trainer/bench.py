@@ -62,7 +62,7 @@ def measure_steps(config: TrainConfig) -> Report:
             share=worker.share,
             players=worker.players,
             ema=worker.ema,
-            batches=(batch.images for batch in batches),
+            batches=iter(batches),
             driver=_Driver(),
             on_log=lambda _step, metrics: rounds.append(metrics),
             on_sample=lambda _step: None,

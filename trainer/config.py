@@ -75,6 +75,8 @@ class TrainingConfig:
     `gaussian` there is no game and no discriminator: `trainer/regression.py`, an ordinary denoising diffusion model."""
     prediction: Prediction = "x0"
     """What the generator predicts with objective gaussian: the clean image, or the noise (`epsilon`)."""
+    label_dropout: Decay = 0.0
+    """Probability that both networks see an image without its label, in models with data.num_classes."""
     r1_gamma: NonNegativeFloat = 0.05
     """Weight of the R1 penalty; it enters the loss as r1_gamma / 2, not multiplied by the interval."""
     r2_gamma: NonNegativeFloat = 0.0
@@ -268,6 +270,11 @@ def _check_elastic(config: TrainConfig) -> None:
 
 def _check_objective(config: TrainConfig) -> None:
     training = config.training
+    if training.label_dropout and not config.data.num_classes:
+        raise ValueError(
+            f"training.label_dropout is {training.label_dropout:g}, but data.num_classes is 0, so that there are no "
+            "labels to drop: set data.num_classes to that of the data set, or training.label_dropout to 0"
+        )
     if training.objective == "gaussian":
         if training.prediction == "epsilon" and config.generator.output_tanh:
             raise ValueError(

@@ -66,7 +66,7 @@ def measure_costs(config: TrainConfig) -> Costs:
     data = config.data
     rng_state = torch.get_rng_state()
     with META:
-        form = {"image_size": data.image_size, "image_channels": data.image_channels}
+        form = {name: getattr(data, name) for name in ("image_size", "image_channels", "num_classes")}
         generator = build_generator(config.generator, **form)
         discriminator = build_discriminator(config.discriminator, **form)
     batch = _micro_batch(config, split_batch(config).micro_batch_size)
@@ -79,12 +79,13 @@ def measure_costs(config: TrainConfig) -> Costs:
     )
     # One image: the batch is as large as it needs to be only for the memory.
     one, t, z = batch.pair_g.x_t[:1], batch.pair_g.t[:1], batch.pair_g.z[:1]
+    label = None if batch.pair_g.label is None else batch.pair_g.label[:1]
     if config.training.objective not in OBJECTIVES:
         torch.set_rng_state(rng_state)
-        return _costs_of_regression(config, generator, players, batch)
+        return _costs_of_regression(config, generator, players, batch, label)
     with torch.no_grad():
-        forward_g = _count_flops(lambda: generator(one, t, z))
-        forward_d = _count_flops(lambda: discriminator(one, one, t))
+        forward_g = _count_flops(lambda: generator(one, t, z, label))
+        forward_d = _count_flops(lambda: discriminator(one, one, t, label))
     with_r2 = config.training.r2_gamma > 0
     update_d, update_d_r1 = (
         _measure(lambda options=options: update_discriminator(players, [batch], **options), players, batch)
@@ -113,12 +114,14 @@ def measure_costs(config: TrainConfig) -> Costs:
     )
 
 
-def _costs_of_regression(config: TrainConfig, generator: nn.Module, players: Players, batch: MicroBatch) -> Costs:
+def _costs_of_regression(
+    config: TrainConfig, generator: nn.Module, players: Players, batch: MicroBatch, label: Tensor | None
+) -> Costs:
     """Costs of objective gaussian, which has no discriminator."""
     pair, nothing = batch.pair_g, UpdateCost(flops_per_image=0.0, saved_bytes=0)
-    noisy = NoisyBatch(pair.t, pair.x_tm1, pair.x_t, pair.z, share=1.0)
+    noisy = NoisyBatch(pair.t, pair.x_tm1, pair.x_t, pair.z, share=1.0, label=pair.label)
     with torch.no_grad():
-        forward_g = _count_flops(lambda: generator(pair.x_t[:1], pair.t[:1], pair.z[:1]))
+        forward_g = _count_flops(lambda: generator(pair.x_t[:1], pair.t[:1], pair.z[:1], label))
     update_g = _measure(lambda: update_denoiser(players, [noisy], config.training.prediction), players, batch)
     if config.training.precision == "bf16":
         update_g = UpdateCost(flops_per_image=update_g.flops_per_image, saved_bytes=update_g.saved_bytes // 2)
@@ -149,6 +152,7 @@ def _micro_batch(config: TrainConfig, batch_size: int) -> MicroBatch:
             x_t=torch.empty(shape, device=META),
             z=torch.empty(batch_size, config.generator.latent_dim, device=META),
             noise_posterior=torch.empty(shape, device=META),
+            label=torch.zeros(batch_size, dtype=torch.int64, device=META) if config.data.num_classes else None,
         )
 
     return MicroBatch(pair_d=pair(), pair_g=pair(), share=1.0)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.batches import Batch
 from trainer.config import TrainConfig, num_steps, split_batch
 from trainer.divergence import SkippedUpdates
 from trainer.ema import Ema
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
-from trainer.pairs import draw_micro_batch
+from trainer.pairs import Labels, draw_micro_batch
 from trainer.progress import Driver, Status
 from trainer.randomness import Draws
 from trainer.ranks import Agreement, Ranks
@@ -69,7 +70,7 @@ class Loop:
 
     Attributes:
         players, ema: networks and the average.
-        batches: this rank's micro-batches of uint8 images in order, from batch `step` on.
+        batches: this rank's micro-batches of uint8 images and labels in order, from batch `step` on.
         step: optimizer steps done.
         statistics: sums since the last log point.
         skipped: follows the updates that were skipped.
@@ -84,7 +85,7 @@ class Loop:
     share: Share
     players: Players
     ema: Ema
-    batches: Iterator[Tensor]
+    batches: Iterator[Batch]
     driver: Driver
     on_log: Callable[[int, dict[str, float]], None]
     on_sample: Callable[[int], None]
@@ -137,12 +138,13 @@ class Loop:
 
         clock.mark("other")  # logging, grids and checkpoints since the last step
         self.watchdog.enter("data")
-        images = [next(self.batches) for _ in range(self.share.num_micro_batches)]
+        batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        micro_batches = [self._micro_batch(x, i, len(x)) for i, x in enumerate(images)]
+        micro_batches = [self._micro_batch(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
         # Every rank must come to each reduction: one with fewer images repeats some, with no weight.
-        filler = images[0][: self.share.group_size]
-        micro_batches += [self._micro_batch(filler, 0, 0)] * (self.share.grad_accum_steps - len(images))
+        if missing := self.share.grad_accum_steps - len(batches):
+            images, labels = (part[: self.share.group_size] for part in batches[0][:2])
+            micro_batches += [self._micro_batch(images, labels, 0, 0)] * missing
         clock.mark("other")
         if training.objective == "gaussian":
             self.watchdog.enter("g")
@@ -165,10 +167,15 @@ class Loop:
         self.step += 1
         clock.end_step("other")
 
-    def _micro_batch(self, images: Tensor, index: int, weight: int) -> Any:
+    def _micro_batch(self, images: Tensor, labels: Tensor, index: int, weight: int) -> Any:
         """What the objective's updates see of some images: a MicroBatch, or a NoisyBatch without a discriminator."""
         first = self.share.start + index * self.share.micro_batch_size
         samples = torch.arange(first, first + len(images), device=self.ranks.device)
+        num_classes, device = self.config.data.num_classes, self.ranks.device
+        classes = None
+        if num_classes:
+            of_images = labels.to(device, non_blocking=True)
+            classes = Labels(of_images, num_classes, self.config.training.label_dropout)
         draw = draw_noisy_batch if self.config.training.objective == "gaussian" else draw_micro_batch
         return draw(
             images.to(self.ranks.device, non_blocking=True),
@@ -177,6 +184,7 @@ class Loop:
             latent_dim=self.config.generator.latent_dim,
             flip=self.config.data.horizontal_flip,
             share=weight / self.share.global_batch_size,
+            labels=classes,
         )
 
     def _after_step(self, clock: StepClock, *, at_end: bool) -> None:

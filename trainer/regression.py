@@ -11,13 +11,13 @@ from functools import partial
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.diffusion import Diffusion, noise_in, noisy, x0_without
 from models.dropout import KeepMask, masks_from
-from models.shapes import Image, Latent, Timestep
+from models.shapes import Image, Label, Latent, Timestep
 from trainer.config import Prediction
-from trainer.pairs import to_x0
+from trainer.pairs import Labels, to_x0
 from trainer.randomness import Draws, Purpose
 from trainer.step import Players, Statistics, add_statistics, by_timestep
 
@@ -32,6 +32,7 @@ class NoisyBatch:
         z: zeros, which the network takes for its latent.
         share: this micro-batch's part of the global batch; 0 for one that only fills up.
         dropout: gives the masks of G's dropout; None: torch's.
+        label: as in `Pair`.
     """
 
     t: Timestep
@@ -40,18 +41,27 @@ class NoisyBatch:
     z: Latent
     share: float
     dropout: KeepMask | None = None
+    label: Label | None = None
 
 
 @torch.no_grad()
 def draw_noisy_batch(
-    images: UInt8[Tensor, "b c h w"], draws: Draws, diffusion: Diffusion, *, latent_dim: int, flip: bool, share: float
+    images: UInt8[Tensor, "b c h w"],
+    draws: Draws,
+    diffusion: Diffusion,
+    *,
+    latent_dim: int,
+    flip: bool,
+    share: float,
+    labels: Labels | None = None,
 ) -> NoisyBatch:
     """A pure function of images and (seed, step, sample), by the draws of G's update; see `draw_micro_batch`."""
     t = draws.integers(Purpose.G_TIMESTEP, diffusion.num_timesteps)
     x0 = to_x0(images, draws.flips() if flip else None)
     x_t = noisy(diffusion, x0, t, draws.normals(Purpose.G_NOISE_T, tuple(images.shape[1:])))
     z = torch.zeros(len(images), latent_dim, device=images.device)
-    return NoisyBatch(t, x0, x_t, z, share, partial(draws.keeps, Purpose.G_DROPOUT))
+    label = labels.drawn(draws, Purpose.G_LABEL_DROPOUT) if labels else None
+    return NoisyBatch(t, x0, x_t, z, share, partial(draws.keeps, Purpose.G_DROPOUT), label)
 
 
 def update_denoiser(players: Players, batches: Sequence[NoisyBatch], prediction: Prediction) -> Statistics:
@@ -66,7 +76,7 @@ def update_denoiser(players: Players, batches: Sequence[NoisyBatch], prediction:
     total: Statistics = {}
     for batch in batches:
         with players.autocast(batch.x_t), masks_from(G, batch.dropout):
-            output = G(batch.x_t, batch.t, batch.z).to(batch.x_t.dtype)
+            output = G(batch.x_t, batch.t, batch.z, batch.label).to(batch.x_t.dtype)
         target = batch.x0 if prediction == "x0" else noise_in(diffusion, batch.x_t, batch.x0, batch.t)
         errors = (output - target).square().mean(dim=(1, 2, 3))
         loss = errors.mean()
@@ -79,7 +89,7 @@ def update_denoiser(players: Players, batches: Sequence[NoisyBatch], prediction:
 
 
 def x0_predictor(
-    generator: nn.Module, diffusion: Diffusion, prediction: Prediction
+    generator: Callable[[Image, Timestep, Latent], Image], diffusion: Diffusion, prediction: Prediction
 ) -> Callable[[Image, Timestep, Latent], Image]:
     """G as a map from (x_t, t, z) to x0_pred, whatever it predicts; from the noise it is clipped to [-1, 1]."""
 

@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -44,6 +45,7 @@ def sample_batches(
     num: int,
     seed: int,
     sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
 ) -> Iterator[Uint8Image]:
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
@@ -54,16 +56,14 @@ def sample_batches(
         num: how many images.
         seed: keys every noise.
         sampler: how a step is made from x0_pred.
+        classes: what to draw from a model with classes, in turn: image i is of `classes[i % len(classes)]`. None: all.
 
     Raises:
-        ValueError: a sampler that the run's objective does not know.
+        ValueError: a sampler that the run's objective does not know, or classes that the model does not have.
     """
     training = config.training
-    if training.objective == "gaussian":
-        denoise = x0_predictor(generator, diffusion, training.prediction)
-    elif sampler == "ancestral":
-        denoise = generator
-    else:
+    in_turn = torch.tensor(_checked_classes(classes, config.data.num_classes))
+    if training.objective != "gaussian" and sampler != "ancestral":
         raise ValueError(
             f"sampler {sampler} is for runs with training.objective gaussian; this one has {training.objective}, whose "
             "generator was trained on the posterior's samples: use ancestral"
@@ -79,9 +79,25 @@ def sample_batches(
             z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
             return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
 
+        conditional = (
+            partial(generator, label=in_turn.to(device)[samples % len(in_turn)]) if len(in_turn) else generator
+        )
+        if training.objective == "gaussian":
+            conditional = x0_predictor(conditional, diffusion, training.prediction)
         noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
-        images = sample(denoise, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
+        images = sample(conditional, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
         yield to_uint8(images)[: num - first].cpu()
+
+
+def _checked_classes(classes: Sequence[int] | None, num_classes: int) -> list[int]:
+    if classes is None:
+        return list(range(num_classes))
+    if not num_classes:
+        raise ValueError("classes are asked for, but this run was trained without: data.num_classes is 0")
+    wrong = [label for label in classes if not 0 <= label < num_classes]
+    if wrong or not classes:
+        raise ValueError(f"classes are {', '.join(map(str, classes)) or 'none'}; allowed: 0 to {num_classes - 1}")
+    return list(classes)
 
 
 def sample_images(
@@ -92,9 +108,11 @@ def sample_images(
     num: int,
     seed: int,
     sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
 ) -> Uint8Image:
     """All of `sample_batches` at once, uint8 [num, C, H, W]."""
-    return torch.cat(list(sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler)))
+    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes)
+    return torch.cat(list(batches))
 
 
 def load_run(
@@ -121,13 +139,26 @@ def load_run(
     return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
 
 
-def sample_run(run: Path, num: int, seed: int, step: int | None = None, sampler: Sampler = "ancestral") -> Uint8Image:
+def sample_run(
+    run: Path,
+    num: int,
+    seed: int,
+    step: int | None = None,
+    sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
+) -> Uint8Image:
     """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator, diffusion, config = load_run(run, step, device)
     total = -(-num // images_at_once(config.data.image_size))
-    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler)
+    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes)
     return torch.cat(list(track(batches, "sampling", total=total, disable=not sys.stderr.isatty())))
+
+
+def _classes(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is given, expected are numbers of classes such as 3 or 3,5")
+    return [int(part) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,6 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="ancestral",
         help="of a run with objective gaussian: draw each step (default), or DDIM",
     )
+    parser.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="3,5",
+        help="of a run with data.num_classes: draw these in turn (default: all in turn)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -154,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--seed is {options.seed}; allowed: 0 to 2**63 - 1")
     try:
         check_destination(options.out)
-        images = sample_run(options.run, options.num, options.seed, options.checkpoint, options.sampler)
+        images = sample_run(
+            options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes
+        )
         save_images(options.out, images)
     except (CheckpointError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

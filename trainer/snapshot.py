@@ -29,7 +29,10 @@ def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> 
     data = config.data
     with torch.device(device):
         return networks.build_generator(
-            config.generator, image_size=data.image_size, image_channels=data.image_channels
+            config.generator,
+            image_size=data.image_size,
+            image_channels=data.image_channels,
+            num_classes=data.num_classes,
         )
 
 

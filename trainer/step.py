@@ -69,15 +69,15 @@ def update_discriminator(
     for batch in micro_batches:
         pair, t, x_t = batch.pair_d, batch.pair_d.t, batch.pair_d.x_t
         with torch.no_grad(), players.autocast(x_t), masks_from(G, pair.dropout):
-            x0_pred = G(x_t, t, pair.z).to(x_t.dtype)
+            x0_pred = G(x_t, t, pair.z, pair.label).to(x_t.dtype)
             x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
         x_tm1 = pair.x_tm1.detach().requires_grad_(with_r1)
         x_tm1_fake.requires_grad_(with_r2)
         # bf16 would put an error of several per cent into a penalty: D sees what is penalized in float32.
         with nullcontext() if with_r1 else players.autocast(x_t):
-            logits_real = D(x_tm1, x_t, t)
+            logits_real = D(x_tm1, x_t, t, pair.label)
         with nullcontext() if with_r2 else players.autocast(x_t):
-            logits_fake = D(x_tm1_fake, x_t, t)
+            logits_fake = D(x_tm1_fake, x_t, t, pair.label)
         statistics = players.objective.discriminator(logits_real, logits_fake)
         loss = reduce(add, statistics.values())
         if with_r1:
@@ -104,13 +104,13 @@ def update_generator(players: Players, micro_batches: Sequence[MicroBatch]) -> S
         for batch in micro_batches:
             pair, t, x_t = batch.pair_g, batch.pair_g.t, batch.pair_g.x_t
             with players.autocast(x_t), masks_from(G, pair.dropout):
-                x0_pred = G(x_t, t, pair.z).to(x_t.dtype)
+                x0_pred = G(x_t, t, pair.z, pair.label).to(x_t.dtype)
                 x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
-                logits = D(x_tm1_fake, x_t, t)
+                logits = D(x_tm1_fake, x_t, t, pair.label)
             logits_real = None
             if players.objective.compares:
                 with torch.no_grad(), players.autocast(x_t):
-                    logits_real = D(pair.x_tm1, x_t, t)
+                    logits_real = D(pair.x_tm1, x_t, t, pair.label)
             loss = players.objective.generator(logits, logits_real)
             players.generator.backward(loss * (batch.share * players.world_size))
             players.generator.step()

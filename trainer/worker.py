@@ -112,7 +112,12 @@ class Worker:
         generator = build_generator(config)
         training, form = config.training, config.data
         discriminator = (
-            build_discriminator(config.discriminator, image_size=form.image_size, image_channels=form.image_channels)
+            build_discriminator(
+                config.discriminator,
+                image_size=form.image_size,
+                image_channels=form.image_channels,
+                num_classes=form.num_classes,
+            )
             if training.objective in OBJECTIVES
             else None
         )
@@ -184,7 +189,7 @@ class Worker:
         """Run the loop, going back to the last checkpoint when too many updates are skipped; whether it finished."""
         while True:
             with closing(self.open_batches(loop.step)) as batches:
-                loop.batches = self._images(batches, loop)
+                loop.batches = self._noted(batches, loop)
                 try:
                     return loop.run()
                 except Diverged as found:
@@ -221,11 +226,11 @@ class Worker:
             pin_memory=self.ranks.device.type == "cuda",
         )
 
-    def _images(self, batches: Iterable[Batch], loop: Loop) -> Iterator[Tensor]:
+    def _noted(self, batches: Iterable[Batch], loop: Loop) -> Iterator[Batch]:
         for batch in batches:
             loop.statistics.count_replaced(len(batch.replaced))
             self.replaced.note(batch.replaced)
-            yield batch.images
+            yield batch
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.checkpoints.note(metrics)

@@ -171,7 +171,7 @@ class AffineGenerator(nn.Module):
         super().__init__()
         self.mean, self.scale = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, z: Tensor, label: None = None) -> Tensor:
         return (self.mean + self.scale * z)[:, :, None, None]
 
 
@@ -181,7 +181,7 @@ class Parabola(nn.Module):
         self.linear = nn.Linear(2, 1)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, x_tm1: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_tm1: Tensor, x_t: Tensor, t: Tensor, label: None = None) -> Tensor:
         x = x_tm1.flatten(1) - 1
         return self.linear(torch.cat([x, x.square()], dim=1))[:, 0]
 

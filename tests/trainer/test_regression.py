@@ -26,7 +26,7 @@ class LinearDenoiser(nn.Module):
         super().__init__()
         self.slope, self.offset = (nn.Parameter(torch.zeros(num_timesteps)) for _ in range(2))
 
-    def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, z: Tensor, label: None = None) -> Tensor:
         assert not z.any()
         return self.slope[t].view(-1, 1, 1, 1) * x_t + self.offset[t].view(-1, 1, 1, 1)
 
