@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.reader import BadSampleError, EncodedSample
 
-_MODES = {1: "L", 3: "RGB"}
+_MODES = {1: "L", 2: "LA", 3: "RGB"}
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG markers of a frame header (ITU T.81, table B.1)."""
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})

@@ -40,8 +40,8 @@ class ImageForm:
 
     size: int
     """Height and width in pixels."""
-    channels: Literal[1, 3]
-    """1 grey, 3 RGB."""
+    channels: Literal[1, 2, 3]
+    """1 grey, 3 RGB; 2 for points of the plane, which PNG calls grey and alpha."""
     upscale: bool
     """Enlarge smaller images rather than refuse them."""
 
@@ -119,6 +119,8 @@ def _load(image: Image.Image, form: ImageForm) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise BadImageError(f"has pixels of mode {image.mode}, which have no agreed range; convert it to 8 bits")
+    if form.channels == 2:
+        return image
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image.convert("RGBA"))

@@ -29,6 +29,7 @@ _SHEET_WIDTH_PIXELS = 512
 """Small images are enlarged until the sheet is at least this wide."""
 _LISTED_CLASSES = 18
 _CACHE_GB = 50.0
+_FORMS = {1: "grey", 2: "points of the plane", 3: "RGB"}
 
 
 def inspect(index: ShardIndex, sheet: str | None, console: Console) -> str:
@@ -153,7 +154,7 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
         f"source        {shown_name(index.source)}",
         f"options       {options}",
         f"images        {index.num_samples}",
-        f"form          {index.image_size}x{index.image_size}, {'grey' if index.image_channels == 1 else 'RGB'}",
+        f"form          {index.image_size}x{index.image_size}, {_FORMS[index.image_channels]}",
         *_class_lines(index, labels),
         f"shards        {len(samples)} of {of_each}",
         f"bytes         {num_bytes}, {num_bytes / index.num_samples:.0f} per image with its tar header",

@@ -31,8 +31,8 @@ class FormDefaults(NamedTuple):
 
     size: int | None
     """Height and width in pixels; None: the user must say."""
-    channels: Literal[1, 3]
-    """1 grey, 3 RGB."""
+    channels: Literal[1, 2, 3]
+    """1 grey, 3 RGB; 2 for points of the plane."""
     upscale: bool
     """Enlarge images that are smaller than `size`."""
 
@@ -99,7 +99,7 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def pixel_file(pixels: bytes, *, size: int, channels: Literal[1, 3]) -> bytes:
+def pixel_file(pixels: bytes, *, size: int, channels: int) -> bytes:
     """A PGM or PPM file, so that bare pixels take the same way as any other image.
 
     Args:

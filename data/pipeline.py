@@ -27,10 +27,12 @@ class DataConfig:
 
     path: str
     """Folder of a prepared data set: tar shards and index.json, made by `python -m data.prepare`. Or the URL of one."""
-    image_size: Annotated[int, Field(ge=4)]
+    image_size: Annotated[int, Field(ge=1)]
     """Height and width of the images in pixels; it must equal the prepared size."""
-    image_channels: Literal[1, 3] = 3
-    """1 for grey, 3 for RGB; it must equal the prepared number."""
+    image_channels: Literal[1, 2, 3] = 3
+    """1 for grey, 3 for RGB, 2 for points of the plane; it must equal the prepared number."""
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    """Classes that both networks are told; it must equal the prepared number. 0: labels are not used."""
     horizontal_flip: bool = True
     """Mirror each image with probability 1/2. Drawn and done on the device, so that it is the same for any rank."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
@@ -114,8 +116,9 @@ def check_form(config: DataConfig, index: ShardIndex) -> None:
     Raises:
         DataError: says both, and what to do.
     """
-    for name in ("image_size", "image_channels"):
-        wanted, found = getattr(config, name), getattr(index, name)
+    names = ("image_size", "image_channels", *(("num_classes",) if config.num_classes else ()))
+    for name in names:
+        wanted, found = getattr(config, name), getattr(index, name) or 0
         if wanted != found:
             raise DataError(
                 f"data.{name} is {wanted}, but the data set at {index.shown_location} was prepared with {found}: "

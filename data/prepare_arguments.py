@@ -20,6 +20,7 @@ _IMAGES_WORTH_A_WORKER = 500
 """A process takes about as long to start as a few hundred images take."""
 
 _EPILOG = """sources:
+  gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
   digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
   a folder             of images; its sub-folders, if any, are the classes (ImageNet, CelebA-HQ as files)
   a .zip               of images, in the same form
@@ -183,7 +184,7 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
     return PrepareOptions(
         form=ImageForm(
             size=size,
-            channels=cast(Literal[1, 3], arguments.channels or source.defaults.channels),
+            channels=cast(Literal[1, 2, 3], arguments.channels or source.defaults.channels),
             upscale=source.defaults.upscale or arguments.upscale,
         ),
         shard_samples=None if by_size else arguments.shard_samples or _DEFAULT_SHARD_SAMPLES,

@@ -40,10 +40,10 @@ class IndexDocument:
     """Tells the file from others of its name."""
     version: Literal[1]
     """Version of this format."""
-    image_size: Annotated[int, Field(ge=4)]
+    image_size: Annotated[int, Field(ge=1)]
     """Height and width of every image."""
-    image_channels: Literal[1, 3]
-    """1 grey, 3 RGB."""
+    image_channels: Literal[1, 2, 3]
+    """1 grey, 3 RGB; 2 for points of the plane."""
     num_classes: Annotated[int, Field(gt=0)] | None
     """Labels are 0 .. num_classes - 1; null without labels."""
     class_names: list[str] | None

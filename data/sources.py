@@ -11,22 +11,24 @@ from data.items import IMAGE_SUFFIXES, Source, SourceError
 from data.lmdb_source import DATA_NAME, LmdbSource, lmdb_source
 from data.location import is_url, redact
 from data.mnist_sources import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
+from data.points_source import PointsSource, gaussians25_source
 from data.tar_source import COMPRESSED_SUFFIXES, TarSource, tar_source
 
-_AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource
+_AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
-_ALLOWED = f"allowed are: digits, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
+_EMBEDDED = ("digits", "gaussians25")
+_ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
 
 
 def open_source(name: str, *, split: Split | None = None, max_images: int | None = None, seed: int = 0) -> Source:
     """Find the images of a source.
 
     Args:
-        name: `digits`; a path, whose kind is recognised from what lies there; or `KIND:PATH`.
+        name: `digits` or `gaussians25`; a path, whose kind is recognised from what lies there; or `KIND:PATH`.
         split: only for CIFAR-10 and the MNIST family, where None means train.
         max_images: keeps the first ones in the source's own order; for StackedMNIST the number of triplets.
-        seed: decides on the triplets of StackedMNIST; 0 .. 2**64 - 1.
+        seed: decides on the triplets of StackedMNIST and on the points of gaussians25; 0 .. 2**64 - 1.
 
     Raises:
         SourceError: there is no such source, or it holds nothing that can be prepared.
@@ -50,6 +52,8 @@ def _open(kind: str, path: Path, split: Split | None, max_images: int | None, se
     match kind:
         case "digits":
             return digits_source()
+        case "gaussians25":
+            return gaussians25_source(num_points=max_images, seed=seed)
         case "folder":
             return folder_source(path)
         case "zip":
@@ -69,8 +73,8 @@ def _open(kind: str, path: Path, split: Split | None, max_images: int | None, se
 
 def _parse(name: str) -> tuple[str, Path]:
     """Kind and path."""
-    if name == "digits":
-        return "digits", Path()
+    if name in _EMBEDDED:
+        return name, Path()
     if _exists(Path(name)):
         return _recognise(Path(name)), Path(name)
     # A slash before the colon: a path that is missing, not a kind that is unknown.

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dropout import Dropout
+from models.labels import LabelEmbedding
 from models.layers import NEAR_ZERO, group_norm, initialized
-from models.shapes import Embedding, Image, Latent, Style
+from models.shapes import Embedding, Image, Label, Latent, Style
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -23,18 +24,22 @@ def merge(a: Image, b: Image, *, rescale: bool) -> Image:
 
 
 class LatentMapping(nn.Module):
-    """z, scaled to unit mean square, through a perceptron."""
+    """z, scaled to unit mean square, through a perceptron; a label, if there are any, joins it at the first layer."""
 
-    def __init__(self, latent_dim: int, width: int, num_layers: int) -> None:
+    def __init__(self, latent_dim: int, width: int, num_layers: int, num_classes: int = 0) -> None:
         super().__init__()
         widths = [latent_dim, *[width] * num_layers]
         self.layers = nn.ModuleList(initialized(nn.Linear(c, width), fan="out") for c in widths)
+        self.label = LabelEmbedding(num_classes, width, deviation=1.0) if num_classes else None
 
-    def forward(self, z: Latent) -> Style:
-        """Map the latent to the embedding that steers every adaptive norm."""
+    def forward(self, z: Latent, label: Label | None = None) -> Style:
+        """Map the latent, and the label if there are classes, to the embedding that steers every adaptive norm."""
         h = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
-        for layer in self.layers:
-            h = F.silu(layer(h))
+        for i, layer in enumerate(self.layers):
+            h = layer(h)
+            if i == 0 and self.label is not None:
+                h = h + self.label(label)
+            h = F.silu(h)
         return h
 
 

@@ -126,6 +126,27 @@ def forward_pair(diffusion: Diffusion, x0: Image, t: Timestep, noise_tm1: Image,
     return x_tm1, x_t
 
 
+def noisy(diffusion: Diffusion, x0: Image, t: Timestep, noise: Image) -> Image:
+    """Draw x_t ~ q(x_t | x0), DDPM (2006.11239) Eq. 4; the image that step t makes cleaner."""
+    return _at(diffusion.sqrt_alpha_bar, t + 1) * x0 + _at(diffusion.sqrt_one_minus_alpha_bar, t + 1) * noise
+
+
+def noise_in(diffusion: Diffusion, x_t: Image, x0: Image, t: Timestep) -> Image:
+    """The standard normal that `noisy` made x_t with."""
+    return (x_t - _at(diffusion.sqrt_alpha_bar, t + 1) * x0) / _at(diffusion.sqrt_one_minus_alpha_bar, t + 1)
+
+
+def x0_without(diffusion: Diffusion, x_t: Image, noise: Image, t: Timestep) -> Image:
+    """The x0 that `noisy` made x_t from, given the noise, DDPM (2006.11239) Eq. 15."""
+    return (x_t - _at(diffusion.sqrt_one_minus_alpha_bar, t + 1) * noise) / _at(diffusion.sqrt_alpha_bar, t + 1)
+
+
+def deterministic_step(diffusion: Diffusion, x0_pred: Image, x_t: Image, t: Timestep) -> Image:
+    """x_tm1 with the same noise as x_t, DDIM (2010.02502) Eq. 12 at sigma = 0; at t = 0 it is x0_pred."""
+    noise = noise_in(diffusion, x_t, x0_pred, t)
+    return _at(diffusion.sqrt_alpha_bar, t) * x0_pred + _at(diffusion.sqrt_one_minus_alpha_bar, t) * noise
+
+
 def posterior_mean(diffusion: Diffusion, x0_pred: Image, x_t: Image, t: Timestep) -> Image:
     """Mean of q(x_tm1 | x_t, x0), DDPM (2006.11239) Eq. 7; at t = 0 it is x0_pred."""
     return _at(diffusion.posterior_coef_x0, t) * x0_pred + _at(diffusion.posterior_coef_xt, t) * x_t

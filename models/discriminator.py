@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import merge
+from models.labels import LabelEmbedding
 from models.layers import NEAR_ZERO, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
-from models.shapes import Embedding, Image, Logits, Timestep
+from models.shapes import Embedding, Image, Label, Logits, Timestep
 
 # (width in units of base_channels, halves the resolution) of each block.
 BLOCKS = {
@@ -32,10 +33,11 @@ LEAK = 0.2
 class DiscriminatorConfig:
     """The discriminator."""
 
-    kind: Literal["small", "large"] = "small"
-    """`small` halves the image three times, for 32 px; `large` six times, for 256 px."""
+    kind: Literal["small", "large", "mlp"] = "small"
+    """`small` halves the image three times, for 32 px; `large` six times, for 256 px; `mlp` sees it as a vector, for
+    points of the plane, and has no minibatch deviation."""
     base_channels: Annotated[int, Field(gt=0)] = 64
-    """Half the width of the first layer; the widest has eight times as many."""
+    """Half the width of the first layer, the widest has eight times as many; of `mlp` the width of each layer."""
     time_embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
     """Width of the time embedding."""
     stddev_group_size: Annotated[int, Field(gt=0)] = 4
@@ -68,9 +70,11 @@ class Discriminator(nn.Module):
     Args:
         config: Architecture.
         image_channels: Channels of one image.
+        num_classes: Number of labels; 0: unconditional. Otherwise the logits gain the inner product of the last
+            features with a vector of the label (Miyato and Koyama, 1802.05637, Eq. 3).
     """
 
-    def __init__(self, config: DiscriminatorConfig, *, image_channels: int) -> None:
+    def __init__(self, config: DiscriminatorConfig, *, image_channels: int, num_classes: int = 0) -> None:
         super().__init__()
         self.config = config
         embedding = SinusoidalEmbedding(config.time_embedding_dim)
@@ -86,14 +90,16 @@ class Discriminator(nn.Module):
         scale = NEAR_ZERO if config.kind == "small" else 1.0
         self.conv_out = initialized(nn.Conv2d(C + 1, C, 3, padding=1), fan="out", scale=scale)
         self.head = initialized(nn.Linear(C, 1), fan="out")
+        self.label = LabelEmbedding(num_classes, C, deviation=C**-0.5) if num_classes else None
 
-    def forward(self, x_tm1: Image, x_t: Image, t: Timestep) -> Logits:
+    def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
         """Judge a denoising step.
 
         Args:
             x_tm1: Cleaner image, real or fake.
             x_t: Noisier image that it belongs to.
             t: Step index, 0 .. T-1.
+            label: 0 .. num_classes - 1, or num_classes for none; with classes only.
 
         Returns:
             Logits, large where x_tm1 looks real.
@@ -108,7 +114,8 @@ class Discriminator(nn.Module):
             h = block(h, temb)
         h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)
         h = F.leaky_relu(self.conv_out(h), LEAK).sum(dim=(2, 3))
-        return self.head(h)[:, 0]
+        logits = self.head(h)[:, 0]
+        return logits if self.label is None else logits + (self.label(label) * h).sum(dim=1)
 
 
 def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:

@@ -20,7 +20,7 @@ from models.blocks import Attention, LatentMapping, ResidualBlock
 from models.layers import NEAR_ZERO, FourierEmbedding, SinusoidalEmbedding, TimeEmbedding, group_norm, initialized
 from models.pyramids import NoInput, ResidualInput, SkipInput, SkipOutput
 from models.resample import ResampleKind, downsample, upsample
-from models.shapes import Embedding, Image, Latent, Style, Timestep
+from models.shapes import Embedding, Image, Label, Latent, Style, Timestep
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -29,6 +29,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class GeneratorConfig:
     """The generator; the image's size and channels come from the data."""
 
+    kind: Literal["unet", "mlp"] = "unet"
+    """`mlp` sees an image as a vector, for points of the plane: base_channels is the width of its num_res_blocks hidden
+    layers, and of what follows only latent and output_tanh are read."""
     base_channels: PositiveInt = 128
     """Width of the first level; a multiple of 4, and of 32 from 128 on."""
     channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2, 2)
@@ -128,12 +131,13 @@ class Generator(nn.Module):
         config: Architecture.
         image_size: Side of the square images in pixels.
         image_channels: Channels of the images.
+        num_classes: Number of labels; 0: unconditional.
 
     Raises:
         ValueError: The image size and the config do not fit each other, or a width does not suit group norm.
     """
 
-    def __init__(self, config: GeneratorConfig, *, image_size: int, image_channels: int) -> None:
+    def __init__(self, config: GeneratorConfig, *, image_size: int, image_channels: int, num_classes: int = 0) -> None:
         super().__init__()
         resolutions = _level_resolutions(config, image_size)
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
@@ -159,7 +163,9 @@ class Generator(nn.Module):
         else:
             embedding = FourierEmbedding(config.base_channels, config.fourier_scale)
         self.time_embedding = TimeEmbedding(embedding, time_channels, nn.SiLU(), fan="average")
-        self.mapping = LatentMapping(config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers)
+        self.mapping = LatentMapping(
+            config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, num_classes
+        )
 
         C = config.base_channels
         self.conv_in = initialized(nn.Conv2d(image_channels, C, 3, padding=1))
@@ -200,18 +206,19 @@ class Generator(nn.Module):
             self.norm_out = group_norm(C)
             self.conv_out = initialized(nn.Conv2d(C, image_channels, 3, padding=1), scale=NEAR_ZERO)
 
-    def forward(self, x_t: Image, t: Timestep, z: Latent) -> Image:
+    def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
         """Guess x0.
 
         Args:
             x_t: Noisy image, of the size and channels given at construction.
             t: Step index, 0 .. T-1.
             z: Standard normal latent.
+            label: 0 .. num_classes - 1, or num_classes for none; with classes only.
 
         Returns:
             x0_pred, in [-1, 1] with `output_tanh`.
         """
-        temb, zemb = self.time_embedding(t), self.mapping(z)
+        temb, zemb = self.time_embedding(t), self.mapping(z, label)
         h = self.conv_in(x_t)
         # Levels take and return their skips: ZeRO-3's hooks hand a module copies of lists, so filling one is lost.
         skips, pyramid, image = [h], x_t, None

@@ -1,12 +1,15 @@
-"""Ancestral sampling: T calls of the generator, from pure noise to an image (DDGAN, arXiv 2112.07804, section 3)."""
+"""Sampling: T calls of the generator, from pure noise to an image (DDGAN, arXiv 2112.07804, section 3)."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion, sample_posterior
+from models.diffusion import Diffusion, deterministic_step, sample_posterior
 from models.shapes import Image, Latent
+
+Sampler = Literal["ancestral", "deterministic"]
 
 
 @torch.no_grad()
@@ -16,6 +19,7 @@ def sample(
     *,
     noise_T: Image,
     draw: Callable[[int], tuple[Latent, Image]],
+    sampler: Sampler = "ancestral",
 ) -> Image:
     """Draw images.
 
@@ -24,6 +28,8 @@ def sample(
         diffusion: Tables of the process, on the device of the noise.
         noise_T: Standard normal, the image at t = T.
         draw: Gives a fresh z and a fresh posterior noise for step t; the noise of t = 0 is without effect.
+        sampler: `ancestral` draws from the posterior; `deterministic` (DDIM) keeps the noise that x0_pred leaves in
+            x_t. A generator that was trained against the posterior's samples knows the first alone.
 
     Returns:
         Images, in [-1, 1] if the generator's output is.
@@ -33,5 +39,8 @@ def sample(
         z, noise = draw(step)
         t = torch.full((len(x_t),), step, dtype=torch.int64, device=x_t.device)
         x0_pred = generator(x_t, t, z)
-        x_t = sample_posterior(diffusion, x0_pred, x_t, t, noise)
+        if sampler == "deterministic":
+            x_t = deterministic_step(diffusion, x0_pred, x_t, t)
+        else:
+            x_t = sample_posterior(diffusion, x0_pred, x_t, t, noise)
     return x_t

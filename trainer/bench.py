@@ -71,7 +71,7 @@ def time_rounds(config: TrainConfig) -> list[Report]:
             share=worker.share,
             players=worker.players,
             ema=worker.ema,
-            batches=(batch.images for batch in batches),
+            batches=iter(batches),
             driver=_Driver(),
             on_log=lambda _step, metrics: rounds.append(metrics),
             on_sample=lambda _step: None,

@@ -14,14 +14,20 @@ from pydantic import Field
 from data.pipeline import DataConfig
 from models.diffusion import DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
-from models.generator import Generator, GeneratorConfig
+from models.generator import GeneratorConfig
+from models.networks import build_generator
 from trainer.batch_split import BatchSplit, split_evenly, split_groups
+from trainer.losses import OBJECTIVES
 from trainer.schedules import LearningRateConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Prediction = Literal["x0", "epsilon"]
+ObjectiveName = Literal[
+    "non_saturating", "saturating", "wasserstein", "least_squares", "hinge", "relativistic", "gaussian"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +72,19 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute type. fp32 is float32 without TF32; with bf16 the parameters, optimizer, R1, minibatch deviation and
     losses stay fp32."""
+    objective: ObjectiveName = "non_saturating"
+    """Adversarial game of the denoising steps; `trainer/losses.py` says which divergence each one stands for. With
+    `gaussian` there is no game and no discriminator: `trainer/regression.py`, an ordinary denoising diffusion model."""
+    prediction: Prediction = "x0"
+    """What the generator predicts with objective gaussian: the clean image, or the noise (`epsilon`)."""
+    label_dropout: Decay = 0.0
+    """Probability that both networks see an image without its label, in models with data.num_classes."""
     r1_gamma: NonNegativeFloat = 0.05
     """Weight of the R1 penalty; it enters the loss as r1_gamma / 2, not multiplied by the interval."""
+    r2_gamma: NonNegativeFloat = 0.0
+    """Weight of R2, the same penalty on generated images, at the steps of R1; R3GAN takes both with `relativistic`."""
     r1_interval_steps: PositiveInt | None = None
-    """Apply R1 at steps 0, n, 2n, ...; null: at every step."""
+    """Apply R1 and R2 at steps 0, n, 2n, ...; null: at every step."""
     ema_decay: Decay = 0.9999
     """Decay of the generator's moving average, per optimizer step."""
     learning_rate_g: LearningRateConfig = field(default_factory=LearningRateConfig)
@@ -220,7 +235,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what needs more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
-        for rule in (split_batch, _check_warmup, _check_networks):
+        for rule in (split_batch, _check_objective, _check_warmup, _check_networks):
             try:
                 rule(self)
             except ValueError as error:
@@ -268,6 +283,32 @@ def _check_same_micro_batch(fewer: BatchSplit, planned: BatchSplit) -> None:
         )
 
 
+def _check_objective(config: TrainConfig) -> None:
+    training = config.training
+    if training.label_dropout and not config.data.num_classes:
+        raise ValueError(
+            f"training.label_dropout is {training.label_dropout:g}, but data.num_classes is 0, so that there are no "
+            "labels to drop: set data.num_classes to that of the data set, or training.label_dropout to 0"
+        )
+    if training.objective == "gaussian":
+        if training.prediction == "epsilon" and config.generator.output_tanh:
+            raise ValueError(
+                "training.prediction is epsilon, but generator.output_tanh squashes the output into [-1, 1], which "
+                "noise is not bound to: set generator.output_tanh to false"
+            )
+        return
+    if training.prediction != "x0":
+        raise ValueError(
+            f"training.prediction is {training.prediction}, but with training.objective {training.objective} the "
+            "generator makes x0: set training.prediction to x0, or training.objective to gaussian"
+        )
+    if not OBJECTIVES[training.objective].bounded and training.r1_gamma == training.r2_gamma == 0:
+        raise ValueError(
+            f"training.objective is {training.objective}, whose discriminator's loss has no lower bound unless a "
+            "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+        )
+
+
 def _check_warmup(config: TrainConfig) -> None:
     total_images = config.training.total_images
     for name in ("learning_rate_g", "learning_rate_d"):
@@ -283,7 +324,8 @@ def _check_networks(config: TrainConfig) -> None:
     size = config.data.image_size
     problems = [_build_problem(config.generator, size, config.data.image_channels)]
     try:
-        check_image_size(config.discriminator, size)
+        if config.discriminator.kind != "mlp":
+            check_image_size(config.discriminator, size)
     except ValueError as error:
         problems.append(f"discriminator.kind is {config.discriminator.kind}: {error}")
     if config.discriminator.kind == "small" and size > 64:
@@ -300,7 +342,7 @@ def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: 
     """What keeps the generator from being built. On the meta device it takes no memory and draws no random number."""
     try:
         with torch.device("meta"):
-            Generator(generator, image_size=image_size, image_channels=image_channels)
+            build_generator(generator, image_size=image_size, image_channels=image_channels)
     except ValueError as error:
         return f"generator: {error}"
     return None

@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from models.diffusion import Diffusion
-from models.discriminator import Discriminator
-from models.generator import Generator
+from models.networks import build_discriminator, build_generator
 from trainer.config import TrainConfig, split_batch
 from trainer.engines import TorchEngine
+from trainer.losses import OBJECTIVES
 from trainer.pairs import MicroBatch, Pair
+from trainer.regression import NoisyBatch, update_denoiser
 from trainer.step import Players, update_discriminator, update_generator
 
 META = torch.device("meta")
@@ -51,7 +52,7 @@ class Costs:
     update_d: UpdateCost
     """The discriminator's update without R1."""
     update_d_r1: UpdateCost
-    """The discriminator's update with R1."""
+    """The discriminator's update with R1, and R2 where it has a weight."""
 
     def flops_per_image(self, r1_interval_steps: int | None) -> float:
         """FLOPs of both updates for one training image, averaged over steps with R1 and without; None: never R1."""
@@ -65,23 +66,33 @@ def measure_costs(config: TrainConfig) -> Costs:
     data = config.data
     rng_state = torch.get_rng_state()
     with META:
-        generator = Generator(config.generator, image_size=data.image_size, image_channels=data.image_channels)
-        discriminator = Discriminator(config.discriminator, image_channels=data.image_channels)
+        form = {name: getattr(data, name) for name in ("image_size", "image_channels", "num_classes")}
+        generator = build_generator(config.generator, **form)
+        discriminator = build_discriminator(config.discriminator, **form)
     batch = _micro_batch(config, split_batch(config).micro_batch_size)
     players = Players(
         generator=_engine(generator),
         discriminator=_engine(discriminator),
         diffusion=Diffusion.from_config(config.diffusion, META),
         r1_gamma=config.training.r1_gamma,
+        objective=OBJECTIVES.get(config.training.objective, OBJECTIVES["non_saturating"]),
     )
     # One image: the batch is as large as it needs to be only for the memory.
     one, t, z = batch.pair_g.x_t[:1], batch.pair_g.t[:1], batch.pair_g.z[:1]
+    label = None if batch.pair_g.label is None else batch.pair_g.label[:1]
+    if config.training.objective not in OBJECTIVES:
+        torch.set_rng_state(rng_state)
+        return _costs_of_regression(config, generator, players, batch, label)
     with torch.no_grad():
-        forward_g = _count_flops(lambda: generator(one, t, z))
-        forward_d = _count_flops(lambda: discriminator(one, one, t))
+        forward_g = _count_flops(lambda: generator(one, t, z, label))
+        forward_d = _count_flops(lambda: discriminator(one, one, t, label))
+    with_r2 = config.training.r2_gamma > 0
     update_d, update_d_r1 = (
-        _measure(lambda with_r1=with_r1: update_discriminator(players, [batch], with_r1=with_r1), players, batch)
-        for with_r1 in (False, True)
+        _measure(lambda options=options: update_discriminator(players, [batch], **options), players, batch)
+        for options in (
+            {"with_r1": False},
+            {"with_r1": config.training.r1_gamma > 0 or not with_r2, "with_r2": with_r2},
+        )
     )
     update_g = _measure(lambda: update_generator(players, [batch]), players, batch)
     if config.training.precision == "bf16":
@@ -103,6 +114,28 @@ def measure_costs(config: TrainConfig) -> Costs:
     )
 
 
+def _costs_of_regression(
+    config: TrainConfig, generator: nn.Module, players: Players, batch: MicroBatch, label: Tensor | None
+) -> Costs:
+    """Costs of objective gaussian, which has no discriminator."""
+    pair, nothing = batch.pair_g, UpdateCost(flops_per_image=0.0, saved_bytes=0)
+    noisy = NoisyBatch(pair.t, pair.x_tm1, pair.x_t, pair.z, share=1.0, label=pair.label)
+    with torch.no_grad():
+        forward_g = _count_flops(lambda: generator(pair.x_t[:1], pair.t[:1], pair.z[:1], label))
+    update_g = _measure(lambda: update_denoiser(players, [noisy], config.training.prediction), players, batch)
+    if config.training.precision == "bf16":
+        update_g = UpdateCost(flops_per_image=update_g.flops_per_image, saved_bytes=update_g.saved_bytes // 2)
+    return Costs(
+        parameters_g=sum(p.numel() for p in generator.parameters()),
+        parameters_d=0,
+        forward_g=forward_g,
+        forward_d=0.0,
+        update_g=update_g,
+        update_d=nothing,
+        update_d_r1=nothing,
+    )
+
+
 def _engine(module: nn.Module) -> TorchEngine:
     """An engine that never comes to the optimizer's update, which the FLOPs do not count."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
@@ -119,6 +152,7 @@ def _micro_batch(config: TrainConfig, batch_size: int) -> MicroBatch:
             x_t=torch.empty(shape, device=META),
             z=torch.empty(batch_size, config.generator.latent_dim, device=META),
             noise_posterior=torch.empty(shape, device=META),
+            label=torch.zeros(batch_size, dtype=torch.int64, device=META) if config.data.num_classes else None,
         )
 
     return MicroBatch(pair_d=pair(), pair_g=pair(), share=1.0)

@@ -142,7 +142,7 @@ class SkippedUpdates:
 def _losses(everyone: Sequence[Mapping[str, list[float]]]) -> str:
     """Each loss over the global batch; for one that is not finite, the ranks where it is not."""
     found: list[str] = []
-    for name in ("loss_d_real", "loss_d_fake", "r1_penalty", "loss_g"):
+    for name in ("loss_d", "loss_d_real", "loss_d_fake", "r1_penalty", "r2_penalty", "loss_g"):
         values = [seen[name][0] for seen in everyone if name in seen]
         if values and any(values):
             bad = [str(rank) for rank, value in enumerate(values) if not math.isfinite(value)]

@@ -19,6 +19,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from models.shapes import Uint8Image
+from trainer.scatter import scatter
 
 GAP_PIXELS = 2
 GAP_LEVEL = 128
@@ -58,10 +59,14 @@ def make_grid(images: Uint8Image) -> UInt8[Tensor, "c grid_h grid_w"]:
 
 
 def save_grid(path: Path, images: Uint8Image) -> None:
-    """Write all images as one grid PNG."""
-    grid = make_grid(images)
+    """Write all images as one grid PNG; points of the plane as one picture of where they lie."""
+    save_picture(path, scatter(images) if images.shape[1:] == (2, 1, 1) else make_grid(images))
+
+
+def save_picture(path: Path, picture: UInt8[Tensor, "c h w"]) -> None:
+    """Write one picture as PNG."""
     with _appearing(path) as unfinished:
-        _save_png(unfinished, grid)
+        _save_png(unfinished, picture)
 
 
 def save_npz(path: Path, images: Uint8Image) -> None:
@@ -173,7 +178,8 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_images(images: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+    form = images.ndim == 4 and (images.shape[1] in (1, 3) or images.shape[1:] == (2, 1, 1))
+    if images.dtype != torch.uint8 or not form or len(images) == 0:
         raise ValueError(
             f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, C, H, W] with C = 1 or 3 and N > 0; "
             "to_uint8 converts floats in [-1, 1]"

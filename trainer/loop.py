@@ -4,18 +4,21 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.batches import Batch
 from trainer.config import TrainConfig, num_steps, split_batch
 from trainer.divergence import SkippedUpdates
 from trainer.ema import Ema
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
-from trainer.pairs import MicroBatch, draw_micro_batch
+from trainer.pairs import Labels, draw_micro_batch
 from trainer.progress import Driver, Status
 from trainer.randomness import Draws
 from trainer.ranks import Agreement, Ranks
+from trainer.regression import draw_noisy_batch, update_denoiser
 from trainer.schedules import learning_rate
 from trainer.step import Players, update_discriminator, update_generator
 from trainer.watchdog import Watchdog
@@ -67,7 +70,7 @@ class Loop:
 
     Attributes:
         players, ema: networks and the average.
-        batches: this rank's micro-batches of uint8 images in order, from batch `step` on.
+        batches: this rank's micro-batches of uint8 images and labels in order, from batch `step` on.
         step: optimizer steps done.
         statistics: sums since the last log point.
         skipped: follows the updates that were skipped.
@@ -82,7 +85,7 @@ class Loop:
     share: Share
     players: Players
     ema: Ema
-    batches: Iterator[Tensor]
+    batches: Iterator[Batch]
     driver: Driver
     on_log: Callable[[int, dict[str, float]], None]
     on_sample: Callable[[int], None]
@@ -126,7 +129,7 @@ class Loop:
 
     def _one_step(self, clock: StepClock) -> None:
         training, step = self.config.training, self.step
-        with_r1 = training.r1_gamma > 0 and step % (training.r1_interval_steps or 1) == 0
+        penalized = step % (training.r1_interval_steps or 1) == 0
         for engine, schedule in (
             (self.players.discriminator, training.learning_rate_d),
             (self.players.generator, training.learning_rate_g),
@@ -135,35 +138,53 @@ class Loop:
 
         clock.mark("other")  # logging, grids and checkpoints since the last step
         self.watchdog.enter("data")
-        images = [next(self.batches) for _ in range(self.share.num_micro_batches)]
+        batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        micro_batches = [self._micro_batch(x, i, len(x)) for i, x in enumerate(images)]
+        micro_batches = [self._micro_batch(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
         # Every rank must come to each reduction: one with fewer images repeats some, with no weight.
-        filler = images[0][: self.share.group_size]
-        micro_batches += [self._micro_batch(filler, 0, 0)] * (self.share.grad_accum_steps - len(images))
+        if missing := self.share.grad_accum_steps - len(batches):
+            images, labels = (part[: self.share.group_size] for part in batches[0][:2])
+            micro_batches += [self._micro_batch(images, labels, 0, 0)] * missing
         clock.mark("other")
-        self.watchdog.enter("d")
-        statistics = update_discriminator(self.players, micro_batches, with_r1=with_r1)
-        self.statistics.add(self.skipped.take_in("d", self.players.discriminator.guard, statistics))
-        clock.mark("d")
-        self.watchdog.enter("g")
-        statistics = update_generator(self.players, micro_batches)
+        if training.objective == "gaussian":
+            self.watchdog.enter("g")
+            statistics = update_denoiser(self.players, micro_batches, training.prediction)
+        else:
+            self.watchdog.enter("d")
+            statistics = update_discriminator(
+                self.players,
+                micro_batches,
+                with_r1=penalized and training.r1_gamma > 0,
+                with_r2=penalized and training.r2_gamma > 0,
+            )
+            self.statistics.add(self.skipped.take_in("d", self.players.discriminator.guard, statistics))
+            clock.mark("d")
+            self.watchdog.enter("g")
+            statistics = update_generator(self.players, micro_batches)
         self.statistics.add(self.skipped.take_in("g", self.players.generator.guard, statistics))
         clock.mark("g")
         self.ema.update(step)
         self.step += 1
         clock.end_step("other")
 
-    def _micro_batch(self, images: Tensor, index: int, weight: int) -> MicroBatch:
+    def _micro_batch(self, images: Tensor, labels: Tensor, index: int, weight: int) -> Any:
+        """What the objective's updates see of some images: a MicroBatch, or a NoisyBatch without a discriminator."""
         first = self.share.start + index * self.share.micro_batch_size
         samples = torch.arange(first, first + len(images), device=self.ranks.device)
-        return draw_micro_batch(
+        num_classes, device = self.config.data.num_classes, self.ranks.device
+        classes = None
+        if num_classes:
+            of_images = labels.to(device, non_blocking=True)
+            classes = Labels(of_images, num_classes, self.config.training.label_dropout)
+        draw = draw_noisy_batch if self.config.training.objective == "gaussian" else draw_micro_batch
+        return draw(
             images.to(self.ranks.device, non_blocking=True),
             Draws(self.config.run.seed, self.step, samples),
             self.players.diffusion,
             latent_dim=self.config.generator.latent_dim,
             flip=self.config.data.horizontal_flip,
             share=weight / self.share.global_batch_size,
+            labels=classes,
         )
 
     def _after_step(self, clock: StepClock, *, at_end: bool) -> None:
@@ -172,7 +193,7 @@ class Loop:
         losses, rate = self._status.losses, self._status.images_per_s
         if at_end or self.step % tracking.log_interval_steps == 0:
             metrics = self._measure(clock)
-            losses = {name: metrics[name] for name in ("loss_d_real", "loss_d_fake", "loss_g") if name in metrics}
+            losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
             rate = metrics["images_per_s"]
             self.on_log(self.step, metrics)
             self.skipped.check(self.step, self.ranks)
@@ -192,11 +213,14 @@ class Loop:
         wall, split, timed = clock.take()
         before = (self.step - 1) * self.share.global_batch_size
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
+        if training.objective != "gaussian":
+            metrics |= {
+                "gradient_norm_d": self.players.discriminator.guard.norm.item(),
+                "learning_rate_d": learning_rate(training.learning_rate_d, before, training.total_images),
+            }
         metrics |= {
             "gradient_norm_g": self.players.generator.guard.norm.item(),
-            "gradient_norm_d": self.players.discriminator.guard.norm.item(),
             "learning_rate_g": learning_rate(training.learning_rate_g, before, training.total_images),
-            "learning_rate_d": learning_rate(training.learning_rate_d, before, training.total_images),
             "images_seen": float(self._images()),
             "images_per_s": timed * self.share.global_batch_size / wall,
             "peak_memory_gib": peak_memory_gib(self.ranks.device),

@@ -10,6 +10,8 @@ from torch import Tensor
 from trainer.ranks import Ranks
 from trainer.step import Statistics
 
+MAX_TIMESTEP_CURVES = 16
+"""With more timesteps, as objective gaussian has, no curve is drawn of each."""
 _REPLACED = "replaced_samples"
 
 
@@ -42,9 +44,9 @@ class StatisticsSum:
     def take(self, ranks: Ranks) -> dict[str, float]:
         """Means over steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
 
-        `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on; `r1` is averaged
-        over the steps that computed it. `replaced_samples` and `skipped_updates_d` and `_g` are sums. A mean without
-        any step behind it is left out.
+        `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on where timesteps
+        are few; `r1` and `r2` are averaged over the steps that computed them. `replaced_samples`, and the two
+        `skipped_updates`, are sums. A mean without any step behind it is left out.
         """
         names = sorted(self._sums)
         sizes = [self._sums[name].numel() for name in names]
@@ -55,17 +57,22 @@ class StatisticsSum:
         self._sums, self._replaced_samples = {}, 0
         none = torch.zeros((), dtype=flat.dtype)
         skipped_d, skipped_g = (sums.get(f"skipped_updates_{p}", none).sum().round() for p in "dg")
-        updates_d = sums["frequency_t"].sum().round()  # the frequencies of one step sum to 1; of a skipped one, to 0
-        updates_g = updates_d + skipped_d - skipped_g
-        counts = {"loss_d_real": updates_d, "loss_d_fake": updates_d, "loss_g": updates_g}
+        # The frequencies of one step sum to 1; of a skipped one, to 0. They are D's, or G's where there is no D.
+        updates_d = sums["frequency_t"].sum().round()
+        updates_g = updates_d if "errors" in sums else updates_d + skipped_d - skipped_g
+        losses = [name for name in names if name.startswith("loss_")]
+        counts = {name: updates_g if name == "loss_g" else updates_d for name in losses}
         means = {name: (sums[name] / count).item() for name, count in counts.items() if count}
         means |= {"skipped_updates_d": skipped_d.item(), "skipped_updates_g": skipped_g.item()}
         means[_REPLACED] = replaced.item()
-        if sums.get("r1_steps"):
-            means["r1"] = (sums["r1_penalty"] / sums["r1_steps"]).item()
-        for kind in ("real", "fake"):
-            by_timestep = sums[f"logits_{kind}"] / sums["frequency_t"]
-            means |= {f"logit_{kind}/t{t}": value for t, value in enumerate(by_timestep.tolist()) if value == value}
+        for penalty in ("r1", "r2"):
+            if sums.get(f"{penalty}_steps"):
+                means[penalty] = (sums[f"{penalty}_penalty"] / sums[f"{penalty}_steps"]).item()
+        curves = {"logits_real": "logit_real", "logits_fake": "logit_fake", "errors": "squared_error"}
+        for name in sorted(curves.keys() & sums.keys()):
+            by_timestep = (sums[name] / sums["frequency_t"]).tolist()
+            if len(by_timestep) <= MAX_TIMESTEP_CURVES:
+                means |= {f"{curves[name]}/t{t}": value for t, value in enumerate(by_timestep) if value == value}
         return means
 
 

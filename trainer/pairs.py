@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.diffusion import Diffusion, forward_pair
 from models.dropout import KeepMask
-from models.shapes import Image, Latent, Timestep
+from models.shapes import Image, Label, Latent, Timestep
 from trainer.randomness import Draws, Purpose
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class PairPurposes(NamedTuple):
     z: Purpose
     noise_posterior: Purpose
     dropout: Purpose
+    label: Purpose
 
 
 FOR_D = PairPurposes(
@@ -41,6 +42,7 @@ FOR_D = PairPurposes(
     Purpose.D_LATENT,
     Purpose.D_NOISE_POSTERIOR,
     Purpose.D_DROPOUT,
+    Purpose.D_LABEL_DROPOUT,
 )
 FOR_G = PairPurposes(
     Purpose.G_TIMESTEP,
@@ -49,6 +51,7 @@ FOR_G = PairPurposes(
     Purpose.G_LATENT,
     Purpose.G_NOISE_POSTERIOR,
     Purpose.G_DROPOUT,
+    Purpose.G_LABEL_DROPOUT,
 )
 
 
@@ -66,6 +69,8 @@ class Pair:
     """Makes the fake x_tm1 from G's x0_pred."""
     dropout: KeepMask | None = None
     """Gives the masks of G's dropout; None: torch's."""
+    label: Label | None = None
+    """Class of each image, or num_classes where it was dropped; None without classes."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,14 @@ class MicroBatch:
 
 
 def draw_micro_batch(
-    images: UInt8[Tensor, "b c h w"], draws: Draws, diffusion: Diffusion, *, latent_dim: int, flip: bool, share: float
+    images: UInt8[Tensor, "b c h w"],
+    draws: Draws,
+    diffusion: Diffusion,
+    *,
+    latent_dim: int,
+    flip: bool,
+    share: float,
+    labels: "Labels | None" = None,
 ) -> MicroBatch:
     """A micro-batch, a pure function of images and (seed, step, sample).
 
@@ -96,6 +108,7 @@ def draw_micro_batch(
         latent_dim: length of z.
         flip: mirror each image or not, by its own coin.
         share: of the global batch.
+        labels: of the images; None without classes.
     """
     draw = pair_function(images.device.type)
     # A tensor, or the compiled function would be compiled for each step anew.
@@ -105,9 +118,32 @@ def draw_micro_batch(
     @torch.no_grad()
     def pair(purposes: PairPurposes) -> Pair:
         drawn = draw(images, stepped, diffusion, purposes, latent_dim, flip)
-        return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout))
+        label = labels.drawn(draws, purposes.label) if labels else None
+        return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label)
 
     return MicroBatch(pair(FOR_D), pair(FOR_G), share)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Classes of the images of a micro-batch.
+
+    Attributes:
+        of_images: 0 .. num_classes - 1, on the device of the draws.
+        num_classes: stands for "no label" too.
+        dropout: probability with which a label is dropped.
+    """
+
+    of_images: Label
+    num_classes: int
+    dropout: float
+
+    def drawn(self, draws: Draws, purpose: Purpose) -> Label:
+        """What an update sees: each label, or none, by a coin of its own."""
+        if not self.dropout:
+            return self.of_images
+        kept = draws.keeps(purpose, 0, (1,), self.dropout)[:, 0]
+        return torch.where(kept, self.of_images, self.num_classes)
 
 
 DrawnPair = tuple[Timestep, Image, Image, Latent, Image]

@@ -54,7 +54,9 @@ class Plan:
     num_steps: int
     """Optimizer steps of the run."""
     r1_interval_steps: int | None
-    """Every how many steps R1 is applied; None where its weight is zero."""
+    """Every how many steps the penalties are applied; None where there are none."""
+    penalties: str
+    """Which ones have a weight."""
     costs: Costs
     """Sizes and FLOPs."""
     zero_stage_g: int
@@ -106,6 +108,8 @@ def make_plan(config: TrainConfig) -> Plan:
         data_note = str(error)
     costs = measure_costs(config)
     world_size = config.scaling.world_size
+    adversarial = config.training.objective != "gaussian"
+    penalties = [name for name in ("r1", "r2") if adversarial and getattr(config.training, f"{name}_gamma") > 0]
     return Plan(
         run_directory=Path(config.run.directory),
         data_path=redact(config.data.path),
@@ -113,7 +117,8 @@ def make_plan(config: TrainConfig) -> Plan:
         data_note=data_note,
         batch=split_batch(config),
         num_steps=num_steps(config),
-        r1_interval_steps=(config.training.r1_interval_steps or 1) if config.training.r1_gamma > 0 else None,
+        r1_interval_steps=(config.training.r1_interval_steps or 1) if penalties else None,
+        penalties=" and ".join(penalties).upper(),
         costs=costs,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,
@@ -192,11 +197,13 @@ def _batch(batch: BatchSplit) -> str:
 
 
 def _r1(plan: Plan) -> str:
+    if not plan.costs.parameters_d:
+        return "there is none"
     if plan.r1_interval_steps is None:
         return "R1 is off"
     often = "at every step" if plan.r1_interval_steps == 1 else f"at 1 step in {plan.r1_interval_steps}"
     extra = plan.costs.update_d_r1.flops_per_image - plan.costs.update_d.flops_per_image
-    return f"R1 {_flops(extra)} {often}"
+    return f"{plan.penalties} {_flops(extra)} {often}"
 
 
 def _row(name: str, memory: StateMemory, chosen: int) -> str:

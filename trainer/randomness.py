@@ -39,6 +39,8 @@ class Purpose(IntEnum):
     SAMPLE_NOISE_POSTERIOR = 13
     D_DROPOUT = 14
     G_DROPOUT = 15
+    D_LABEL_DROPOUT = 16
+    G_LABEL_DROPOUT = 17
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

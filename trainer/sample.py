@@ -8,14 +8,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion
-from models.sampling import sample
+from models.sampling import Sampler, sample
 from models.shapes import Uint8Image
 from trainer.canonical import averaged_generator
 from trainer.checkpoint import CheckpointError
@@ -23,6 +25,7 @@ from trainer.checkpoint_storage import find_checkpoint, storage_of_run
 from trainer.config import TrainConfig
 from trainer.images import check_destination, save_images, to_uint8
 from trainer.randomness import Draws, Purpose
+from trainer.regression import x0_predictor
 from trainer.snapshot import build_generator, is_snapshot, load_snapshot
 
 PIXELS_AT_ONCE = 2**18
@@ -35,7 +38,14 @@ def images_at_once(image_size: int) -> int:
 
 
 def sample_batches(
-    generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int, seed: int
+    generator: nn.Module,
+    diffusion: Diffusion,
+    config: TrainConfig,
+    *,
+    num: int,
+    seed: int,
+    sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
 ) -> Iterator[Uint8Image]:
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
@@ -45,7 +55,19 @@ def sample_batches(
         config: of the run.
         num: how many images.
         seed: keys every noise.
+        sampler: how a step is made from x0_pred.
+        classes: what to draw from a model with classes, in turn: image i is of `classes[i % len(classes)]`. None: all.
+
+    Raises:
+        ValueError: a sampler that the run's objective does not know, or classes that the model does not have.
     """
+    training = config.training
+    in_turn = torch.tensor(_checked_classes(classes, config.data.num_classes))
+    if training.objective != "gaussian" and sampler != "ancestral":
+        raise ValueError(
+            f"sampler {sampler} is for runs with training.objective gaussian; this one has {training.objective}, whose "
+            "generator was trained on the posterior's samples: use ancestral"
+        )
     batch = images_at_once(config.data.image_size)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
     device = next(generator.parameters()).device
@@ -57,16 +79,40 @@ def sample_batches(
             z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
             return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
 
+        conditional = (
+            partial(generator, label=in_turn.to(device)[samples % len(in_turn)]) if len(in_turn) else generator
+        )
+        if training.objective == "gaussian":
+            conditional = x0_predictor(conditional, diffusion, training.prediction)
         noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
-        images = sample(generator, diffusion, noise_T=noise_T, draw=draw)
+        images = sample(conditional, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
         yield to_uint8(images)[: num - first].cpu()
 
 
+def _checked_classes(classes: Sequence[int] | None, num_classes: int) -> list[int]:
+    if classes is None:
+        return list(range(num_classes))
+    if not num_classes:
+        raise ValueError("classes are asked for, but this run was trained without: data.num_classes is 0")
+    wrong = [label for label in classes if not 0 <= label < num_classes]
+    if wrong or not classes:
+        raise ValueError(f"classes are {', '.join(map(str, classes)) or 'none'}; allowed: 0 to {num_classes - 1}")
+    return list(classes)
+
+
 def sample_images(
-    generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int, seed: int
+    generator: nn.Module,
+    diffusion: Diffusion,
+    config: TrainConfig,
+    *,
+    num: int,
+    seed: int,
+    sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
 ) -> Uint8Image:
     """All of `sample_batches` at once, uint8 [num, C, H, W]."""
-    return torch.cat(list(sample_batches(generator, diffusion, config, num=num, seed=seed)))
+    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes)
+    return torch.cat(list(batches))
 
 
 def load_run(
@@ -93,13 +139,26 @@ def load_run(
     return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
 
 
-def sample_run(run: Path, num: int, seed: int, step: int | None = None) -> Uint8Image:
+def sample_run(
+    run: Path,
+    num: int,
+    seed: int,
+    step: int | None = None,
+    sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
+) -> Uint8Image:
     """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator, diffusion, config = load_run(run, step, device)
     total = -(-num // images_at_once(config.data.image_size))
-    batches = sample_batches(generator, diffusion, config, num=num, seed=seed)
+    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes)
     return torch.cat(list(track(batches, "sampling", total=total, disable=not sys.stderr.isatty())))
+
+
+def _classes(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is given, expected are numbers of classes such as 3 or 3,5")
+    return [int(part) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,6 +170,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+    parser.add_argument(
+        "--sampler",
+        choices=get_args(Sampler),
+        default="ancestral",
+        help="of a run with objective gaussian: draw each step (default), or DDIM",
+    )
+    parser.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="3,5",
+        help="of a run with data.num_classes: draw these in turn (default: all in turn)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -120,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--seed is {options.seed}; allowed: 0 to 2**63 - 1")
     try:
         check_destination(options.out)
-        images = sample_run(options.run, options.num, options.seed, options.checkpoint)
+        images = sample_run(
+            options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes
+        )
         save_images(options.out, images)
     except (CheckpointError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

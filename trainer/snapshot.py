@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from models import networks
 from models.generator import Generator
+from models.mlp import MlpGenerator
 from models.published import load_published
 from trainer.config import TrainConfig
 from trainer.config_io import dump_config, load_config
@@ -22,11 +24,16 @@ class WeightsError(ValueError):
     """A file of weights that cannot be used; says which, why, and what is allowed."""
 
 
-def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator:
+def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator | MlpGenerator:
     """The generator of `config` with fresh weights."""
     data = config.data
     with torch.device(device):
-        return Generator(config.generator, image_size=data.image_size, image_channels=data.image_channels)
+        return networks.build_generator(
+            config.generator,
+            image_size=data.image_size,
+            image_channels=data.image_channels,
+            num_classes=data.num_classes,
+        )
 
 
 def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig, step: int) -> Path:
@@ -47,7 +54,7 @@ def is_snapshot(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
-def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[Generator, TrainConfig]:
+def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, TrainConfig]:
     """The averaged generator of a snapshot, and its config.
 
     Raises:
@@ -59,7 +66,7 @@ def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[Gen
     return generator, config
 
 
-def load_initial_weights(generator: Generator, file: Path) -> None:
+def load_initial_weights(generator: nn.Module, file: Path) -> None:
     """Start a generator from a snapshot's safetensors or from a published state dict (.pth, .pt).
 
     Args:
@@ -86,6 +93,8 @@ def load_initial_weights(generator: Generator, file: Path) -> None:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{file} holds no state dict: a mapping from names to tensors is expected")
     if any("all_modules." in name for name in state):
+        if not isinstance(generator, Generator):
+            raise WeightsError(f"{file} holds published weights, which are of a U-Net: set generator.kind to unet")
         try:
             load_published(generator, state)
         except ValueError as error:

@@ -7,6 +7,8 @@ random number and reads no scalar off the device: pairs come in drawn, sums of s
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from jaxtyping import Float
@@ -16,7 +18,7 @@ from models.diffusion import Diffusion, sample_posterior
 from models.dropout import masks_from
 from models.shapes import Image, Timestep
 from trainer.engines import Engine
-from trainer.losses import fake_loss, generator_loss, r1_penalty, real_loss
+from trainer.losses import OBJECTIVES, Objective, gradient_penalty
 from trainer.pairs import MicroBatch
 
 
@@ -27,15 +29,18 @@ class Players:
     Attributes:
         generator, discriminator: the engines.
         diffusion: tables of the forward process and its posterior, on the device.
-        r1_gamma: weight of R1; r1_gamma / 2 multiplies the squared gradient norm.
+        r1_gamma, r2_gamma: weights of R1 and R2; half of each multiplies the squared gradient norm.
+        objective: the adversarial game.
         world_size: number of ranks over which the engines average gradients.
-        bf16: compute in bfloat16 except R1 and the losses.
+        bf16: compute in bfloat16 except R1, R2 and the losses.
     """
 
     generator: Engine
     discriminator: Engine
     diffusion: Diffusion
     r1_gamma: float
+    r2_gamma: float = 0.0
+    objective: Objective = OBJECTIVES["non_saturating"]
     world_size: int = 1
     bf16: bool = False
 
@@ -48,39 +53,46 @@ Statistics = dict[str, Tensor]
 """Sums over micro-batches, each weighted by its share; summed over the ranks they are means over the global batch."""
 
 
-def update_discriminator(players: Players, micro_batches: Sequence[MicroBatch], *, with_r1: bool) -> Statistics:
+def update_discriminator(
+    players: Players, micro_batches: Sequence[MicroBatch], *, with_r1: bool, with_r2: bool = False
+) -> Statistics:
     """One update of D: real pairs (x_tm1, x_t) against pairs whose x_tm1 comes from G and the posterior.
 
     Args:
         players: the networks.
         micro_batches: as many as the engines accumulate.
         with_r1: add the R1 penalty on the real x_tm1, in float32, without multiplying it by its interval.
+        with_r2: the same for the generated x_tm1.
     """
     G, D, diffusion = players.generator.module, players.discriminator.module, players.diffusion
     total: Statistics = {}
     for batch in micro_batches:
         pair, t, x_t = batch.pair_d, batch.pair_d.t, batch.pair_d.x_t
         with torch.no_grad(), players.autocast(x_t), masks_from(G, pair.dropout):
-            x0_pred = G(x_t, t, pair.z).to(x_t.dtype)
+            x0_pred = G(x_t, t, pair.z, pair.label).to(x_t.dtype)
             x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
         x_tm1 = pair.x_tm1.detach().requires_grad_(with_r1)
-        # bf16 would put an error of several per cent into the penalty, so D sees the reals in float32 on R1 steps.
+        x_tm1_fake.requires_grad_(with_r2)
+        # bf16 would put an error of several per cent into a penalty: D sees what is penalized in float32.
         with nullcontext() if with_r1 else players.autocast(x_t):
-            logits_real = D(x_tm1, x_t, t)
-        with players.autocast(x_t):
-            logits_fake = D(x_tm1_fake, x_t, t)
-        loss_real, loss_fake = real_loss(logits_real), fake_loss(logits_fake)
-        loss = loss_real + loss_fake
-        statistics = {"loss_d_real": loss_real, "loss_d_fake": loss_fake}
+            logits_real = D(x_tm1, x_t, t, pair.label)
+        with nullcontext() if with_r2 else players.autocast(x_t):
+            logits_fake = D(x_tm1_fake, x_t, t, pair.label)
+        statistics = players.objective.discriminator(logits_real, logits_fake)
+        loss = reduce(add, statistics.values())
         if with_r1:
-            penalty = r1_penalty(logits_real, x_tm1)
+            penalty = gradient_penalty(logits_real, x_tm1)
             loss = loss + 0.5 * players.r1_gamma * penalty
             statistics |= {"r1_penalty": penalty, "r1_steps": torch.ones_like(penalty)}
+        if with_r2:
+            penalty = gradient_penalty(logits_fake, x_tm1_fake)
+            loss = loss + 0.5 * players.r2_gamma * penalty
+            statistics |= {"r2_penalty": penalty, "r2_steps": torch.ones_like(penalty)}
         players.discriminator.backward(loss * (batch.share * players.world_size))
         players.discriminator.step()
         of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
-        statistics |= {name: _by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
-        _add(total, statistics, batch.share)
+        statistics |= {name: by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
+        add_statistics(total, statistics, batch.share)
     return total
 
 
@@ -92,13 +104,19 @@ def update_generator(players: Players, micro_batches: Sequence[MicroBatch]) -> S
         for batch in micro_batches:
             pair, t, x_t = batch.pair_g, batch.pair_g.t, batch.pair_g.x_t
             with players.autocast(x_t), masks_from(G, pair.dropout):
-                x0_pred = G(x_t, t, pair.z).to(x_t.dtype)
+                x0_pred = G(x_t, t, pair.z, pair.label).to(x_t.dtype)
                 x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
-                logits = D(x_tm1_fake, x_t, t)
-            loss = generator_loss(logits)
+                logits = D(x_tm1_fake, x_t, t, pair.label)
+            logits_real = None
+            if players.objective.compares:
+                with torch.no_grad(), players.autocast(x_t):
+                    logits_real = D(pair.x_tm1, x_t, t, pair.label)
+            loss = players.objective.generator(logits, logits_real)
             players.generator.backward(loss * (batch.share * players.world_size))
             players.generator.step()
-            _add(total, {"loss_g": loss, "logits_g": _by_timestep(diffusion.num_timesteps, t, logits)}, batch.share)
+            add_statistics(
+                total, {"loss_g": loss, "logits_g": by_timestep(diffusion.num_timesteps, t, logits)}, batch.share
+            )
     return total
 
 
@@ -114,13 +132,14 @@ def _frozen(module: torch.nn.Module):
             p.requires_grad_(True)
 
 
-def _by_timestep(num_timesteps: int, t: Timestep, values: Float[Tensor, "b"]) -> Float[Tensor, "t"]:
+def by_timestep(num_timesteps: int, t: Timestep, values: Float[Tensor, "b"]) -> Float[Tensor, "t"]:
     """Sums of `values` per timestep over the micro-batch, divided by its size; of ones, the timesteps' frequencies."""
     zeros = torch.zeros(num_timesteps, device=t.device)
     return zeros.index_add(0, t, values.detach().to(zeros.dtype)) / len(t)
 
 
-def _add(total: Statistics, statistics: Statistics, share: float) -> None:
+def add_statistics(total: Statistics, statistics: Statistics, share: float) -> None:
+    """Add a micro-batch's statistics to those of the ones before it, weighted by its share of the batch."""
     if share == 0:  # a micro-batch that only fills up
         return
     for name, value in statistics.items():

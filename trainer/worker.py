@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.batches import BadSampleLimit, Batch, BatchIterator, LoaderError
 from data.pipeline import open_batches
 from data.shards import DataError, load_index
 from models.diffusion import Diffusion
-from models.discriminator import Discriminator
+from models.networks import build_discriminator
 from trainer.checkpoint import CheckpointError
 from trainer.checkpoint_storage import shown_checkpoint
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
@@ -28,9 +28,11 @@ from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, flat, load_config
 from trainer.divergence import Diverged, DivergenceError, SkippedUpdates
 from trainer.ema import Ema
-from trainer.engines import make_adam, make_engine
+from trainer.engines import Engine, make_adam, make_engine
+from trainer.idle_engine import IdleEngine
 from trainer.images import save_grid
 from trainer.loop import Loop, Share
+from trainer.losses import OBJECTIVES
 from trainer.progress import Driver, ProgressBar
 from trainer.progress import Status as RunStatus
 from trainer.randomness import fold_seed
@@ -109,37 +111,45 @@ class Worker:
         # One seed for all: each rank builds the same weights, and nothing has to be sent.
         torch.manual_seed(fold_seed(config.run.seed, 1))
         generator = build_generator(config)
-        discriminator = Discriminator(config.discriminator, image_channels=config.data.image_channels)
+        training, form = config.training, config.data
+        discriminator = (
+            build_discriminator(
+                config.discriminator,
+                image_size=form.image_size,
+                image_channels=form.image_channels,
+                num_classes=form.num_classes,
+            )
+            if training.objective in OBJECTIVES
+            else None
+        )
         if config.run.init_from and not self.checkpoint:
             load_initial_weights(generator, Path(config.run.init_from))
         if self.ranks.rank == 0:
             self.sampler = build_generator(config, device).eval().requires_grad_(False)
-        training, accum = config.training, self.share.grad_accum_steps
-        engines = [
-            make_engine(
-                network,
-                make_adam(network.to(device), training.adam, device),
-                config.engine,
-                zero_stage=stage,
-                grad_accum_steps=accum,
-                max_gradient_norm=config.guard.max_gradient_norm,
-            )
-            for network, stage in (
-                (generator, config.engine.zero_stage_g),
-                (discriminator, config.engine.zero_stage_d),
-            )
-        ]
         self.players = Players(
-            generator=engines[0],
-            discriminator=engines[1],
+            generator=self._engine(generator, config.engine.zero_stage_g),
+            discriminator=self._engine(discriminator, config.engine.zero_stage_d) if discriminator else IdleEngine(),
             diffusion=Diffusion.from_config(config.diffusion, device),
             r1_gamma=training.r1_gamma,
+            r2_gamma=training.r2_gamma,
+            objective=OBJECTIVES.get(training.objective, OBJECTIVES["non_saturating"]),
             world_size=self.ranks.world_size,
             bf16=training.precision == "bf16",
         )
-        self.ema = Ema(engines[0], training.ema_decay)
+        self.ema = Ema(self.players.generator, training.ema_decay)
         self.skipped = SkippedUpdates(config.guard, device, self.ranks.world_size)
         self.state = TrainingState(config, self.ranks, self.index, self.players, self.ema, self.skipped)
+
+    def _engine(self, network: nn.Module, zero_stage: int) -> Engine:
+        config, device = self.config, self.ranks.device
+        return make_engine(
+            network,
+            make_adam(network.to(device), config.training.adam, device),
+            config.engine,
+            zero_stage=zero_stage,
+            grad_accum_steps=self.share.grad_accum_steps,
+            max_gradient_norm=config.guard.max_gradient_norm,
+        )
 
     def run(self) -> Outcome:
         """Train from the newest valid checkpoint, or from the start, to the end or to a stop."""
@@ -180,7 +190,7 @@ class Worker:
         """Run the loop, going back to the last checkpoint when too many updates are skipped; whether it finished."""
         while True:
             with closing(self.open_batches(loop.step)) as batches:
-                loop.batches = self._images(batches, loop)
+                loop.batches = self._noted(batches, loop)
                 try:
                     return loop.run()
                 except Diverged as found:
@@ -217,11 +227,11 @@ class Worker:
             pin_memory=self.ranks.device.type == "cuda",
         )
 
-    def _images(self, batches: Iterable[Batch], loop: Loop) -> Iterator[Tensor]:
+    def _noted(self, batches: Iterable[Batch], loop: Loop) -> Iterator[Batch]:
         for batch in batches:
             loop.statistics.count_replaced(len(batch.replaced))
             self.replaced.note(batch.replaced)
-            yield batch.images
+            yield batch
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.checkpoints.note(metrics)

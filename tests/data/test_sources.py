@@ -22,8 +22,8 @@ from data.items import Source, SourceError, fingerprint
 from data.sources import open_source
 
 ALLOWED = (
-    r"allowed are: digits, a PATH, or KIND:PATH with KIND one of folder, zip, cifar10, mnist, fashionmnist, "
-    r"stackedmnist, lmdb, webdataset"
+    r"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of folder, zip, cifar10, mnist, "
+    r"fashionmnist, stackedmnist, lmdb, webdataset"
 )
 
 

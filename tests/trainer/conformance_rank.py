@@ -16,6 +16,7 @@ from models.discriminator import Discriminator, DiscriminatorConfig
 from models.generator import Generator, GeneratorConfig
 from trainer.config import AdamConfig, EngineConfig
 from trainer.engines import Engine, Fragment, make_adam, make_engine
+from trainer.losses import OBJECTIVES
 from trainer.pairs import MicroBatch, draw_micro_batch
 from trainer.randomness import Draws
 from trainer.ranks import Ranks
@@ -86,15 +87,18 @@ def optimizer_of(module: nn.Module, kind: str) -> torch.optim.Optimizer:
     return optimizer
 
 
-def train_one_step(engines: tuple[Engine, Engine], batches: list[MicroBatch], *, with_r1: bool, world_size: int):
+def train_one_step(engines: tuple[Engine, Engine], batches: list[MicroBatch], *, loss: str, world_size: int):
+    relativistic = loss == "relativistic r1 r2"
     players = Players(
         generator=engines[0],
         discriminator=engines[1],
         diffusion=Diffusion.from_config(DiffusionConfig(), CPU),
         r1_gamma=R1_GAMMA,
+        r2_gamma=R1_GAMMA,
+        objective=OBJECTIVES["relativistic" if relativistic else "non_saturating"],
         world_size=world_size,
     )
-    update_discriminator(players, batches, with_r1=with_r1)
+    update_discriminator(players, batches, with_r1=loss != "no r1", with_r2=relativistic)
     update_generator(players, batches)
 
 
@@ -108,7 +112,7 @@ def largest_difference(engine: Engine, reference: nn.Module) -> float:
     )
 
 
-def cases() -> Iterator[tuple[str, int, int, bool, str]]:
+def cases() -> Iterator[tuple[str, int, int, str, str]]:
     for backend, stage_g, stage_d in (
         ("torch", 0, 0),
         ("deepspeed", 0, 0),
@@ -116,9 +120,10 @@ def cases() -> Iterator[tuple[str, int, int, bool, str]]:
         ("deepspeed", 2, 2),
         ("deepspeed", 3, 2),
     ):
-        for with_r1 in (False, True):
+        for loss in ("no r1", "r1"):
             for kind in ("sgd", "adam"):
-                yield backend, stage_g, stage_d, with_r1, kind
+                yield backend, stage_g, stage_d, loss, kind
+        yield backend, stage_g, stage_d, "relativistic r1 r2", "sgd"
 
 
 class Copied:
@@ -156,20 +161,20 @@ def main() -> None:
     share = GLOBAL_BATCH // ranks.world_size
     mine = (ranks.rank * share, (ranks.rank + 1) * share)
     rows = []
-    for backend, stage_g, stage_d, with_r1, kind in cases():
+    for backend, stage_g, stage_d, loss, kind in cases():
         plain = [copy.deepcopy(network) for network in networks()]
         references = tuple(PlainEngine(network, optimizer_of(network, kind)) for network in plain)
-        train_one_step(references, micro_batches(0, GLOBAL_BATCH, GLOBAL_BATCH), with_r1=with_r1, world_size=1)  # pyright: ignore
+        train_one_step(references, micro_batches(0, GLOBAL_BATCH, GLOBAL_BATCH), loss=loss, world_size=1)  # pyright: ignore
         config = EngineConfig(backend=backend, zero_stage_g=stage_g, zero_stage_d=stage_d)  # pyright: ignore
 
         def build(network: nn.Module, stage: int, kind: str = kind, config: EngineConfig = config) -> Engine:
             return make_engine(network, optimizer_of(network, kind), config, zero_stage=stage, grad_accum_steps=2)
 
         engines = tuple(build(n, stage) for n, stage in zip(networks(), (stage_g, stage_d), strict=True))
-        train_one_step(engines, micro_batches(*mine, share // 2), with_r1=with_r1, world_size=ranks.world_size)  # pyright: ignore
+        train_one_step(engines, micro_batches(*mine, share // 2), loss=loss, world_size=ranks.world_size)  # pyright: ignore
         norms = [abs((e.guard.norm / r.norm).item() - 1) for e, r in zip(engines, references, strict=True)]
         row = {
-            "case": f"{backend}-g{stage_g}-d{stage_d}-{'r1' if with_r1 else 'no r1'}-{kind}",
+            "case": f"{backend}-g{stage_g}-d{stage_d}-{loss}-{kind}",
             "generator": max(ranks.gather(largest_difference(engines[0], plain[0]))),
             "discriminator": max(ranks.gather(largest_difference(engines[1], plain[1]))),
             "norms": max(norms),

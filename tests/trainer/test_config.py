@@ -1,7 +1,10 @@
+from typing import get_args
+
 import pytest
 
-from trainer.config import TrainConfig, split_batch
+from trainer.config import ObjectiveName, TrainConfig, split_batch
 from trainer.config_io import from_dict
+from trainer.losses import OBJECTIVES
 
 
 def make(**sections: dict) -> TrainConfig:
@@ -114,3 +117,16 @@ def test_zero_stages_of_the_plain_backend_are_refused():
         "engine: backend torch has no ZeRO, zero_stage_g is 1 and zero_stage_d 0: set both to 0 or the backend to "
         "deepspeed"
     )
+
+
+def test_an_unbounded_objective_without_a_penalty_is_refused():
+    (line,) = refusals(training={"objective": "wasserstein", "r1_gamma": 0})
+    assert line == (
+        "training.objective is wasserstein, whose discriminator's loss has no lower bound unless a penalty holds its "
+        "slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+    )
+    assert make(training={"objective": "wasserstein", "r1_gamma": 0, "r2_gamma": 1}).training.r2_gamma == 1
+
+
+def test_every_objective_has_a_name_in_the_config():
+    assert set(get_args(ObjectiveName)) == OBJECTIVES.keys()

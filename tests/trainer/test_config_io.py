@@ -113,8 +113,8 @@ def test_byte_order_mark_is_no_part_of_the_first_key():
 def test_unknown_key_suggests_nearest_field():
     assert lines_for(MINIMAL + "  r1_gama: 0.1\n") == (
         "bad.yaml:9: training.r1_gama is unknown; did you mean `r1_gamma`? Allowed in training: total_images, "
-        "global_batch_size, micro_batch_size, precision, r1_gamma, r1_interval_steps, ema_decay, learning_rate_g, "
-        "learning_rate_d, adam",
+        "global_batch_size, micro_batch_size, precision, objective, prediction, label_dropout, r1_gamma, "
+        "r2_gamma, r1_interval_steps, ema_decay, learning_rate_g, learning_rate_d, adam",
     )
 
 
@@ -229,7 +229,7 @@ def test_broken_rule_inside_a_section_is_placed_at_its_field():
 
 def test_all_errors_are_reported_together_in_the_order_of_the_lines():
     lines = lines_for(
-        "run: {directory: 1}\nrun: 2\ndata: {path: d, image_size: 2}\ntraining:\n  totl: 1\nengine: {backend: x}\n",
+        "run: {directory: 1}\nrun: 2\ndata: {path: d, image_size: 0}\ntraining:\n  totl: 1\nengine: {backend: x}\n",
         "scaling.world_size=none",
         "nonsense",
     )

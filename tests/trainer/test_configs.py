@@ -12,7 +12,7 @@ AUTHORS = {
 
 
 def test_there_is_a_config_for_each_data_set():
-    assert config_names() == ["celebahq256", "cifar10", "digits", "lsun256", "stackedmnist"]
+    assert config_names() == ["celebahq256", "cifar10", "digits", "gaussians25", "lsun256", "stackedmnist"]
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -24,7 +24,9 @@ def rows(request) -> list[dict]:
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout[done.stdout.index("[{") :])
     print(json.dumps(found, indent=1))  # noqa: T201 - Adam's differences are recorded in docs/experiments.md from here
-    assert len(found) == 20  # torch, and four pairs of stages; with and without R1; SGD and Adam
+    assert (
+        len(found) == 25
+    )  # torch, and four pairs of stages; with and without R1 by SGD and Adam, RpGAN with R2 by SGD
     return found
 
 

@@ -74,6 +74,19 @@ def test_sums_of_two_ranks_mean_the_same_on_one(ranks):
     assert means["loss_g"] == means["loss_d_fake"] == pytest.approx(1.5)
 
 
+def test_a_loss_that_does_not_fall_into_two_and_r2_are_averaged_alike(ranks):
+    sums = StatisticsSum()
+    for loss, r2 in ((1.0, 5.0), (3.0, None)):
+        found = {k: v for k, v in statistics(loss).items() if k not in ("loss_d_real", "loss_d_fake")}
+        found["loss_d"] = torch.tensor(loss)
+        if r2 is not None:
+            found |= {"r2_penalty": torch.tensor(r2), "r2_steps": torch.tensor(1.0)}
+        sums.add(found)
+    means = sums.take(ranks)
+    assert (means["loss_d"], means["r2"]) == (2.0, 5.0)
+    assert not {"loss_d_real", "r1"} & means.keys()
+
+
 def test_a_timestep_that_never_came_up_has_no_point(ranks):
     sums = StatisticsSum()
     found = statistics(1.0)

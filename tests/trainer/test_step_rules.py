@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import Diffusion, DiffusionConfig
+from models.diffusion import Diffusion, DiffusionConfig, sample_posterior
 from tests.trainer.conformance_rank import micro_batches, networks
+from trainer.losses import OBJECTIVES
 from trainer.step import Players, update_discriminator, update_generator
 
 
@@ -119,6 +120,50 @@ def test_bf16_leaves_parameters_gradients_losses_and_r1_in_float32():
     for player in (low.generator, low.discriminator):
         assert {p.dtype for p in player.module.parameters()} == {torch.float32}
     assert {g.dtype for g in gradients(low)["discriminator"] if g is not None} == {torch.float32}
+
+
+def test_bf16_leaves_r2_in_float32():
+    exact, low = make_players(), make_players(bf16=True)
+    expected, found = (
+        update_discriminator(p, micro_batches(0, 16, 16), with_r1=False, with_r2=True) for p in (exact, low)
+    )
+    assert found["r2_penalty"].dtype == torch.float32
+    assert "r1_penalty" not in found
+    # The fakes come from G, which computes in bf16: 8 bits of mantissa.
+    torch.testing.assert_close(found["r2_penalty"], expected["r2_penalty"], rtol=0.05, atol=0)
+
+
+def test_r2_is_the_squared_slope_at_the_fakes_and_half_its_weight_enters_the_loss():
+    batches = micro_batches(0, 16, 16)
+    plain, with_r2 = make_players(), replace(make_players(), r2_gamma=3.0)
+    found = update_discriminator(with_r2, batches, with_r1=False, with_r2=True)
+    pair, (G, D) = batches[0].pair_d, (plain.generator.module, plain.discriminator.module)
+    with torch.no_grad():
+        fake = sample_posterior(plain.diffusion, G(pair.x_t, pair.t, pair.z), pair.x_t, pair.t, pair.noise_posterior)
+    fake.requires_grad_()
+    logits = D(fake, pair.x_t, pair.t)
+    (slope,) = torch.autograd.grad(logits.sum(), fake, create_graph=True)
+    penalty = slope.square().flatten(1).sum(1).mean()
+    torch.testing.assert_close(found["r2_penalty"], penalty.detach())
+    losses = plain.objective.discriminator(D(pair.x_tm1, pair.x_t, pair.t), logits)
+    (sum(losses.values()) + 1.5 * penalty).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    for a, b in zip(gradients(plain)["discriminator"], gradients(with_r2)["discriminator"], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_relativistic_generator_sees_the_reals_without_a_graph_through_them():
+    players = replace(make_players(), objective=OBJECTIVES["relativistic"])
+    grad_modes = []
+    players.discriminator.module.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
+    batches = micro_batches(0, 16, 16)
+    statistics = update_generator(players, batches)
+    assert grad_modes == [True, False]
+    pair, D = batches[0].pair_g, players.discriminator.module
+    with torch.no_grad():
+        x0_pred = players.generator.module(pair.x_t, pair.t, pair.z)
+        fake = sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
+        comparison = D(pair.x_tm1, pair.x_t, pair.t) - D(fake, pair.x_t, pair.t)
+    torch.testing.assert_close(statistics["loss_g"], nn.functional.softplus(comparison).mean())
 
 
 def test_bf16_losses_are_near_those_of_float32():

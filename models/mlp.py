@@ -1,0 +1,104 @@
+"""Perceptrons in the place of the U-Net and of the convolutional discriminator, for points of the plane and their like.
+
+They see an image as one vector, whatever its size.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import LatentMapping
+from models.discriminator import LEAK, DiscriminatorConfig
+from models.generator import GeneratorConfig
+from models.labels import LabelEmbedding
+from models.layers import SinusoidalEmbedding, TimeEmbedding, initialized
+from models.shapes import Image, Label, Latent, Logits, Timestep
+
+
+class Waves(nn.Module):
+    """Values beside their sines and cosines at frequencies that double (Tancik et al., 2006.10739, section 6).
+
+    A perceptron alone learns slowly what changes over a hundredth of the range, as the edge of a narrow mode does.
+    """
+
+    NUM_FREQUENCIES = 5
+    FACTOR = 1 + 2 * NUM_FREQUENCIES
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N] to [B, FACTOR * N]."""
+        phases = [math.pi * 2**k * x for k in range(self.NUM_FREQUENCIES)]
+        return torch.cat([x, *(p.sin() for p in phases), *(p.cos() for p in phases)], dim=1)
+
+
+class MlpGenerator(nn.Module):
+    """x0_pred = G(x_t, t, z) by `num_res_blocks` hidden layers of width `base_channels`.
+
+    Args:
+        config: width and depth, time embedding, latent; what concerns images alone is not read.
+        image_size: Side of the square images in pixels.
+        image_channels: Channels of the images.
+        num_classes: Number of labels; 0: unconditional.
+    """
+
+    def __init__(self, config: GeneratorConfig, *, image_size: int, image_channels: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        num_values, width = image_channels * image_size**2, config.base_channels
+        self.time_embedding = TimeEmbedding(SinusoidalEmbedding(width), width, nn.SiLU(), fan="average")
+        self.mapping = LatentMapping(
+            config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, num_classes
+        )
+        self.waves = Waves()
+        self.layer_in = initialized(nn.Linear(Waves.FACTOR * num_values, width))
+        self.time = initialized(nn.Linear(width, width))
+        self.style = initialized(nn.Linear(config.latent_embedding_dim, width))
+        self.layers = nn.ModuleList(initialized(nn.Linear(width, width)) for _ in range(config.num_res_blocks))
+        self.layer_out = initialized(nn.Linear(width, num_values))
+
+    def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
+        """Guess x0; see `models.generator.Generator`."""
+        temb, zemb = self.time_embedding(t), self.mapping(z, label)
+        h = F.silu(self.layer_in(self.waves(x_t.flatten(1))) + self.time(temb) + self.style(zemb))
+        for layer in self.layers:
+            h = F.silu(layer(h))
+        x0_pred = self.layer_out(h).view_as(x_t)
+        return x0_pred.tanh() if self.config.output_tanh else x0_pred
+
+
+class MlpDiscriminator(nn.Module):
+    """logits = D(x_tm1, x_t, t) by four hidden layers of width `base_channels`, without minibatch deviation.
+
+    Args:
+        config: width and time embedding; groups of minibatch deviation are not read.
+        image_size: Side of the square images in pixels.
+        image_channels: Channels of one image.
+        num_classes: Number of labels; 0: unconditional.
+    """
+
+    NUM_LAYERS = 3
+
+    def __init__(
+        self, config: DiscriminatorConfig, *, image_size: int, image_channels: int, num_classes: int = 0
+    ) -> None:
+        super().__init__()
+        width = config.base_channels
+        embedding = SinusoidalEmbedding(config.time_embedding_dim)
+        self.time_embedding = TimeEmbedding(embedding, config.time_embedding_dim, nn.LeakyReLU(LEAK), fan="out")
+        self.waves = Waves()
+        self.layer_in = initialized(nn.Linear(Waves.FACTOR * 2 * image_channels * image_size**2, width))
+        self.time = initialized(nn.Linear(config.time_embedding_dim, width))
+        self.layers = nn.ModuleList(initialized(nn.Linear(width, width)) for _ in range(self.NUM_LAYERS))
+        self.head = initialized(nn.Linear(width, 1))
+        self.label = LabelEmbedding(num_classes, width, deviation=width**-0.5) if num_classes else None
+
+    def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
+        """Judge a denoising step; see `models.discriminator.Discriminator`."""
+        temb = self.time_embedding(t)
+        h = self.layer_in(self.waves(torch.cat([x_tm1, x_t], dim=1).flatten(1))) + self.time(temb)
+        for layer in self.layers:
+            h = layer(F.leaky_relu(h, LEAK))
+        h = F.leaky_relu(h, LEAK)
+        logits = self.head(h)[:, 0]
+        return logits if self.label is None else logits + (self.label(label) * h).sum(dim=1)

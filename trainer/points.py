@@ -1,0 +1,105 @@
+"""How well runs on points of the plane found the 25 Gaussians: `python -m trainer.points --run DIR [--run DIR ...]`.
+
+Counts, for each run, the modes that were found and the share of points within three standard deviations of a mode.
+With --out it draws the data and the points of each run side by side.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from data.points_source import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
+from trainer.checkpoint import CheckpointError
+from trainer.images import save_picture
+from trainer.sample import sample_run
+from trainer.scatter import scatter, side_by_side
+
+NUM_DEVIATIONS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointQuality:
+    """What a set of points shows of the mixture."""
+
+    num_points: int
+    """Points looked at."""
+    num_modes: int
+    """Modes, of 25, that are found: at least a fifth of an equal share of the points lies close to them."""
+    share_close: float
+    """Share of the points within three standard deviations of a mode; of the mixture itself it is 0.989."""
+    smallest_mode_share: float
+    """Share of the points that lies close to the mode with the fewest; 0.04 would be equal."""
+
+
+def point_quality(points: UInt8[Tensor, "n 2 1 1"]) -> PointQuality:
+    """Hold points against the mixture of `data.points_source`.
+
+    Args:
+        points: uint8 [N, 2, 1, 1], levels.
+    """
+    if points.ndim != 4 or points.shape[1:] != (2, 1, 1) or not len(points):
+        raise ValueError(f"samples are {list(points.shape)}, expected points of the plane, [N, 2, 1, 1]")
+    centres = torch.cartesian_prod(*[torch.tensor(MODE_LEVELS, dtype=torch.float64)] * 2)
+    distances = torch.cdist(points.flatten(1).double(), centres)
+    nearest, mode = distances.min(dim=1)
+    close = nearest <= NUM_DEVIATIONS * MODE_DEVIATION_LEVELS
+    counts = torch.bincount(mode[close], minlength=len(centres))
+    return PointQuality(
+        num_points=len(points),
+        num_modes=int((counts >= len(points) / len(centres) / 5).sum()),
+        share_close=close.double().mean().item(),
+        smallest_mode_share=counts.min().item() / len(points),
+    )
+
+
+def data_points(num: int, seed: int) -> UInt8[Tensor, "n 2 1 1"]:
+    """Points of the mixture itself."""
+    points, _ = draw_points(num, seed=seed)
+    return torch.from_numpy(np.ascontiguousarray(points))[:, :, None, None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0, or 2 after one line about what the user has to change."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.points", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
+    )
+    parser.add_argument("--run", type=Path, action="append", required=True, metavar="DIR", help="may be repeated")
+    parser.add_argument("--num", type=int, default=10_000, help="points to draw from each (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the points (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="picture: the data, then each run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each")
+    options = parser.parse_args(arguments)
+    try:
+        if options.num < 1:
+            raise ValueError(f"--num is {options.num}; at least 1 is needed")
+        if options.out and options.out.suffix != ".png":
+            raise ValueError(f"--out is {options.out}; give a name that ends in .png")
+        sets = {"data": data_points(options.num, options.seed + 1)}
+        sets |= {str(run): sample_run(run, options.num, options.seed) for run in options.run}
+        found = {name: point_quality(points) for name, points in sets.items()}
+        if options.out:
+            save_picture(options.out, side_by_side([scatter(points) for points in sets.values()]))
+    except (ValueError, CheckpointError, OSError) as error:
+        sys.stderr.write(f"trainer.points: {error}\n")
+        return 2
+    for name, quality in found.items():
+        if options.json:
+            sys.stdout.write(json.dumps({"samples": name, **asdict(quality)}) + "\n")
+        else:
+            sys.stdout.write(
+                f"{name}: {quality.num_modes} of 25 modes, {quality.share_close:.1%} of {quality.num_points} points "
+                f"within 3 standard deviations of one, smallest mode {quality.smallest_mode_share:.2%}\n"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
