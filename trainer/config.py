@@ -25,6 +25,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Prediction = Literal["x0", "epsilon"]
+FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"})
+"""Curves of an evaluation."""
 ObjectiveName = Literal[
     "non_saturating", "saturating", "wasserstein", "least_squares", "hinge", "relativistic", "gaussian"
 ]
@@ -185,6 +187,23 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Figures of merit during training, as `python -m trainer.evaluate` gives them."""
+
+    interval_images: PositiveInt | None = None
+    """Training images between evaluations of the averaged weights; null: none. The figures are curves (fid, kid,
+    inception_score, precision, recall, density, coverage), which checkpoint.keep_best may name."""
+    num_samples: Annotated[int, Field(ge=2)] = 1000
+    """Samples that are drawn each time, the same noises throughout."""
+    network: str | None = None
+    """TorchScript file whose features are taken; null: a small classifier, trained on the labelled data set."""
+    reference: str | None = None
+    """What `trainer.evaluate --reference` takes; null: the data set of the run."""
+    through: Literal["none", "png", "jpeg"] = "none"
+    """File format that the samples go through first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What is logged, how often, and where."""
 
@@ -229,13 +248,15 @@ class TrainConfig:
     """Skipped updates."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Figures of merit."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Logging."""
 
     def __post_init__(self) -> None:
         """Check what needs more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
-        for rule in (split_batch, _check_objective, _check_warmup, _check_networks):
+        for rule in (split_batch, _check_objective, _check_keep_best, _check_warmup, _check_networks):
             try:
                 rule(self)
             except ValueError as error:
@@ -306,6 +327,26 @@ def _check_objective(config: TrainConfig) -> None:
         raise ValueError(
             f"training.objective is {training.objective}, whose discriminator's loss has no lower bound unless a "
             "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+        )
+
+
+def _check_keep_best(config: TrainConfig) -> None:
+    """A figure must be there when a checkpoint is saved: one of other weights says nothing of these."""
+    best, every = config.checkpoint.keep_best, config.evaluation.interval_images
+    if best not in FIGURES:
+        return
+    if every is None:
+        raise ValueError(
+            f"checkpoint.keep_best is {best}, which an evaluation measures, but evaluation.interval_images is null: "
+            "set it, or keep the best by another curve"
+        )
+    batch, steps = config.training.global_batch_size, config.checkpoint.save_interval_steps
+    if every % batch or (steps and steps * batch % every):
+        raise ValueError(
+            f"checkpoint.keep_best is {best}, so each checkpoint needs an evaluation of the same step, but a "
+            f"checkpoint comes every {steps} x {batch} images and an evaluation every {every}: make "
+            f"evaluation.interval_images a multiple of training.global_batch_size ({batch}) that divides the images "
+            "between checkpoints"
         )
 
 

@@ -1,38 +1,41 @@
-"""How good samples are: `python -m trainer.evaluate --samples FILE.npz|FOLDER --reference SHARD_DIR`.
+"""How good samples are: `python -m trainer.evaluate --run DIR|--samples FILE --reference DIR [--network FILE.pt]`.
 
-Measures the distance of samples to a labelled reference, in the features of a classifier that is trained on the
-reference in the same run, and sets it against the distance of pure noise. Compare figures only for one data set, one
-seed and equal numbers of samples: the Fréchet distance of few samples is biased upwards.
+Measures samples against a reference: FID, KID, Inception score, precision, recall, density and coverage, in the
+features of a TorchScript network; or, without one, of a classifier that is trained on the labelled reference in the
+same run, with the distance of pure noise beside it. Compare figures only for one data set, one network and equal
+numbers of samples: the Fréchet distance of few samples is biased upwards. With --network, ranks share the work:
+`torchrun --nproc-per-node 2 -m -- trainer.evaluate --run DIR ...` (torchrun would take --run for its own without `--`).
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from data.cache import shard_files
-from data.decode import decode_into
-from data.pipeline import DataConfig
-from data.reader import samples_in_order
 from data.shards import load_index
-from data.verification import verify_shards
 from models.shapes import Uint8Image
 from trainer.checkpoint import CheckpointError
 from trainer.classifier import NUM_FEATURES, train_classifier
+from trainer.features import JPEG_QUALITY, Codec, ScriptedNetwork, through
 from trainer.images import load_images, to_uint8
-from trainer.sample import sample_run
+from trainer.measure import BATCH_SIZE, Measured, Numbered, cache_folder, load_reference, measure_samples, read_all
+from trainer.quality import GivenFeatures, Quality, measure
+from trainer.ranks import Ranks
+from trainer.sample import load_run, sample_batches, sample_run
 
+TIMEOUT_S = 3600
+"""How long a rank waits for the others, which may draw more slowly."""
 MAX_LISTED_CLASSES = 20
 """With more classes the table sums their shares up; --json holds all."""
 NO_LABELS = (
@@ -63,6 +66,8 @@ class Evaluation:
     """Share of each class among the samples, by the classifier; they sum to 1."""
     reference_class_shares: tuple[float, ...]
     """Share of each class in the reference, by its labels."""
+    quality: Quality | None = None
+    """Figures of merit in the classifier's features."""
 
     @property
     def ratio(self) -> float:
@@ -115,6 +120,7 @@ def evaluate_samples(
         num_held_out=classifier.num_held_out,
         frechet_samples=frechet_distance(classifier.features(samples), reference_features),
         frechet_noise=frechet_distance(classifier.features(noise), reference_features),
+        quality=measure(classifier.features(samples), reference_features, logits=classifier.logits(samples), seed=seed),
         class_shares=_shares(classifier.predict(samples), num_classes),
         reference_class_shares=_shares(labels, num_classes),
     )
@@ -126,7 +132,7 @@ def frechet_distance(features_a: Float[Tensor, "n d"], features_b: Float[Tensor,
     Computed in float64. Sets of no more than d images have singular covariances; rounding then moves the result by
     some 1e-7 of tr(C_a + C_b), and what falls below 0 is given as 0.
     """
-    metric = FrechetInceptionDistance(feature=_Given(features_a.shape[1]))
+    metric = FrechetInceptionDistance(feature=GivenFeatures(features_a.shape[1]), sync_on_compute=False)
     metric.update(features_a.double(), real=False)
     metric.update(features_b.double(), real=True)
     return max(0.0, metric.compute().item())
@@ -136,30 +142,6 @@ def noise_images(shape: Sequence[int], *, seed: int) -> Uint8Image:
     """Images of independent N(0, 1) pixels, clipped to [-1, 1]: what a run shows that has learnt nothing."""
     generator = torch.Generator().manual_seed(seed)
     return to_uint8(torch.randn(tuple(shape), generator=generator))
-
-
-def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, "b"] | None]:
-    """Decode every image of a prepared data set into memory, in the order of the index.
-
-    Args:
-        index_path: folder of index.json and the shards.
-
-    Returns:
-        uint8 [N, C, H, W] and labels int64 [N], None where the data set has none.
-
-    Raises:
-        DataError: something is missing or damaged.
-    """
-    index = load_index(index_path)
-    verify_shards(index, by="size", cache_directory=None)
-    images = np.empty((index.num_samples, index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
-    labels: list[int] = []
-    with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
-        for out, sample in zip(images, samples_in_order(index.shards, files.open), strict=True):
-            decode_into(out, sample)
-            labels.append(-1 if sample.label is None else sample.label)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return pixels, None if index.num_classes is None else torch.tensor(labels)
 
 
 def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | None = None) -> str:
@@ -180,6 +162,7 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
         f"{'Fréchet distance to the reference':<34}{'samples':>10}{'noise':>10}{'ratio':>10}",
         f"{'':<34}{e.frechet_samples:>10.4g}{e.frechet_noise:>10.4g}{e.ratio:>10.4f}",
         "",
+        *([*quality_lines(e.quality), ""] if e.quality else []),
     ]
     shares, reference = e.class_shares, e.reference_class_shares
     if len(shares) > MAX_LISTED_CLASSES:
@@ -194,6 +177,30 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
         lines.append(f"{'share of class':<34}{'samples':>10}{'reference':>10}")
         lines += [f"{_name(i, class_names):<34}{share:>10.1%}{reference[i]:>10.1%}" for i, share in enumerate(shares)]
     return "\n".join(lines)
+
+
+def quality_lines(quality: Quality) -> list[str]:
+    """The figures that there are, one a line."""
+    words = {
+        "fid": "Fréchet distance (FID)",
+        "kid": "kernel distance (KID)",
+        "inception_score": "Inception score",
+        "precision": "precision",
+        "recall": "recall",
+        "density": "density",
+        "coverage": "coverage",
+    }
+    values = dataclasses.asdict(quality)
+    return [f"{words[name]:<34}{value:>10.4g}" for name, value in values.items() if value is not None]
+
+
+def render_measured(measured: Measured, *, source: str) -> str:
+    """The figures of a given network as a short table."""
+    m = measured
+    codec = {"none": "no file codec", "png": "PNG, lossless", "jpeg": f"JPEG of quality {JPEG_QUALITY}"}[m.through]
+    reference = f"{m.num_reference} images" if m.num_reference else "statistics of a number of images that is not said"
+    lines = [f"samples    {m.num_samples} images, {source}, measured through {codec}", f"reference  {reference}"]
+    return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality)])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -213,16 +220,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--run", type=Path, metavar="DIR", help="draw the samples from the newest checkpoint of a run")
     parser.add_argument("--num", type=int, default=500, help="samples to draw with --run (default: 500)")
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="SHARD_DIR", help="prepared data set, labelled"
+        "--reference",
+        type=Path,
+        required=True,
+        metavar="DIR|FILE.npz",
+        help="prepared data set, labelled; with --network any one, PNGs, or .npz of images or of mu and sigma",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the classifier and the noise (default: 0)")
+    parser.add_argument(
+        "--network",
+        type=Path,
+        metavar="FILE.pt",
+        help="TorchScript whose features are taken (default: a small classifier, trained on the reference)",
+    )
+    parser.add_argument(
+        "--through",
+        choices=get_args(Codec),
+        default="none",
+        help="file format that the samples go through first; jpeg is what the authors of DDGAN did (default: none)",
+    )
+    parser.add_argument("--cache", type=Path, default=cache_folder(), metavar="DIR", help="where references are kept")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the classifier, noise, subsets and samples (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     try:
         options = parser.parse_args(arguments)
+        if options.network is not None:
+            return _measure_with(options)
         index = load_index(options.reference)
         if index.num_classes is None:  # told before a large data set is read in vain
             raise ValueError(f"{options.reference}: {NO_LABELS}")
         samples, source = _samples(options)
+        if options.through != "none":
+            samples, source = through(options.through)(samples), f"{source}, through {options.through}"
         reference, labels = read_all(options.reference)
         evaluation = evaluate_samples(samples, reference, labels, options.seed)
     except ValueError as error:
@@ -235,6 +265,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = render(evaluation, source=source, class_names=index.class_names)
     sys.stdout.write(text + "\n")
     return 0
+
+
+def _measure_with(options: argparse.Namespace) -> int:
+    """The command with a given network, on all ranks that torchrun started."""
+    ranks = None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        ranks = Ranks.join("gpu" if device == "cuda" else "cpu", TIMEOUT_S)
+        device = str(ranks.device)
+    try:
+        network = ScriptedNetwork(options.network, device)
+        batches, source = _numbered_samples(options, ranks, device)
+        reference = load_reference(options.reference, network, ranks, options.cache)
+        measured = measure_samples(batches, reference, network, ranks, codec=options.through, seed=options.seed)
+    finally:
+        if ranks is not None:
+            ranks.leave()
+    if ranks is None or ranks.rank == 0:
+        values = dataclasses.asdict(measured)
+        flat = values.pop("quality") | values | {"source": source, "seed": options.seed}
+        text = json.dumps(flat, indent=2) if options.json else render_measured(measured, source=source)
+        sys.stdout.write(text + "\n")
+    return 0
+
+
+def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: str) -> tuple[Numbered, str]:
+    """This rank's batches of what the options name, drawn when they are asked for, and where they come from."""
+    rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
+    numbers = itertools.count(rank, world_size)
+    if options.run is None:
+        samples, source = _samples(options)
+        return zip(numbers, samples.split(BATCH_SIZE)[rank::world_size], strict=False), source
+    if options.num < 2:
+        raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
+    try:
+        generator, diffusion, config = load_run(options.run, None, device)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+    drawn = sample_batches(
+        generator, diffusion, config, num=options.num, seed=options.seed, rank=rank, world_size=world_size
+    )
+    return zip(numbers, drawn, strict=False), f"from {options.run}"
 
 
 def _samples(options: argparse.Namespace) -> tuple[Uint8Image, str]:
@@ -257,17 +329,6 @@ def _shares(labels: Tensor, num_classes: int) -> tuple[float, ...]:
 
 def _name(label: int, class_names: Sequence[str] | None) -> str:
     return class_names[label] if class_names is not None else str(label)
-
-
-class _Given(nn.Module):
-    """The feature extractor of a metric that is handed features instead of images."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 if __name__ == "__main__":

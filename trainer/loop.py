@@ -13,6 +13,7 @@ from data.batches import Batch
 from trainer.config import TrainConfig, num_steps, split_batch
 from trainer.divergence import SkippedUpdates
 from trainer.ema import Ema
+from trainer.evaluation import is_due
 from trainer.metrics import StatisticsSum, StepClock, peak_memory_gib
 from trainer.pairs import Labels, draw_micro_batch
 from trainer.progress import Driver, Status
@@ -78,6 +79,7 @@ class Loop:
         on_log: called on every rank with step and metrics.
         on_sample: called on every rank when a grid is due.
         on_save: called on every rank when a checkpoint is due.
+        on_evaluate: called on every rank when an evaluation is due, before a checkpoint.
     """
 
     config: TrainConfig
@@ -90,6 +92,7 @@ class Loop:
     on_log: Callable[[int, dict[str, float]], None]
     on_sample: Callable[[int], None]
     on_save: Callable[[int], None]
+    on_evaluate: Callable[[int], None] = lambda _step: None
     step: int = 0
     statistics: StatisticsSum = field(default_factory=StatisticsSum)
     skipped: SkippedUpdates = field(kw_only=True)
@@ -203,6 +206,9 @@ class Loop:
         if at_end or (tracking.sample_interval_steps and self.step % tracking.sample_interval_steps == 0):
             self.watchdog.enter("sampling")
             self.on_sample(self.step)
+        if is_due(self._images(), self.share.global_batch_size, self.config.evaluation.interval_images):
+            self.watchdog.enter("sampling")
+            self.on_evaluate(self.step)
         if save_every and self.step % save_every == 0 and not at_end:  # the caller saves the end, and a stop
             self.watchdog.enter("checkpoint")
             self.on_save(self.step)

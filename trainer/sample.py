@@ -46,6 +46,8 @@ def sample_batches(
     seed: int,
     sampler: Sampler = "ancestral",
     classes: Sequence[int] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Uint8Image]:
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
@@ -57,6 +59,7 @@ def sample_batches(
         seed: keys every noise.
         sampler: how a step is made from x0_pred.
         classes: what to draw from a model with classes, in turn: image i is of `classes[i % len(classes)]`. None: all.
+        rank, world_size: only batches rank, rank + world_size, ... of those that one process would draw.
 
     Raises:
         ValueError: a sampler that the run's objective does not know, or classes that the model does not have.
@@ -71,7 +74,7 @@ def sample_batches(
     batch = images_at_once(config.data.image_size)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
     device = next(generator.parameters()).device
-    for first in range(0, num, batch):
+    for first in range(rank * batch, num, world_size * batch):
         samples = torch.arange(first, first + batch, device=device)
 
         def draw(t: int, samples: Tensor = samples) -> tuple[Tensor, Tensor]:

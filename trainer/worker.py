@@ -24,11 +24,12 @@ from models.networks import build_discriminator
 from trainer.checkpoint import CheckpointError
 from trainer.checkpoint_storage import shown_checkpoint
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
-from trainer.config import TrainConfig, num_steps
+from trainer.config import FIGURES, TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, flat, load_config
 from trainer.divergence import Diverged, DivergenceError, SkippedUpdates
 from trainer.ema import Ema
 from trainer.engines import Engine, make_adam, make_engine
+from trainer.evaluation import RunEvaluation
 from trainer.idle_engine import IdleEngine
 from trainer.images import save_grid
 from trainer.loop import Loop, Share
@@ -101,6 +102,10 @@ class Worker:
         self.checkpoints = RunCheckpoints(config, ranks)
         try:
             self.checkpoint = self.checkpoints.newest()
+            known = self.checkpoint.manifest.get("metrics", {}) if self.checkpoint else {}
+            self.curves: dict[str, float] = {name: value for name, value in known.items() if name not in FIGURES}
+            self.figures: tuple[int, dict[str, float]] = (0, {})
+            self.evaluation = RunEvaluation(config, ranks)
             self._build()
         except BaseException:
             self.checkpoints.release()
@@ -124,7 +129,7 @@ class Worker:
         )
         if config.run.init_from and not self.checkpoint:
             load_initial_weights(generator, Path(config.run.init_from))
-        if self.ranks.rank == 0:
+        if self.ranks.rank == 0 or config.evaluation.interval_images:
             self.sampler = build_generator(config, device).eval().requires_grad_(False)
         self.players = Players(
             generator=self._engine(generator, config.engine.zero_stage_g),
@@ -164,6 +169,7 @@ class Worker:
             on_log=self._log,
             on_sample=self._draw_grid,
             on_save=lambda step: self._save(loop),
+            on_evaluate=self._evaluate,
             skipped=self.skipped,
             watchdog=self.watchdog,
         )
@@ -233,8 +239,13 @@ class Worker:
             self.replaced.note(batch.replaced)
             yield batch
 
+    def _evaluate(self, step: int) -> None:
+        self._fill_sampler(self.ema.full_state())
+        self.figures = step, self.evaluation.measure(self.sampler, self.players.diffusion)
+        self.tracker.log_metrics(step, self.figures[1])
+
     def _log(self, step: int, metrics: dict[str, float]) -> None:
-        self.checkpoints.note(metrics)
+        self.curves = metrics
         saves = {f"checkpoint/{name}": seconds for name, seconds in self.checkpoints.take_times().items()}
         failures = {"checkpoint_failures": float(self.checkpoints.take_failures())}
         self.tracker.log_metrics(step, metrics | failures | saves)
@@ -250,6 +261,8 @@ class Worker:
     def _save(self, loop: Loop) -> None:
         """Have the state after the step that has just been done written, beside those that follow."""
         self.replaced.publish(self.tracker)  # a run that goes on from here does not meet them again
+        # The figures of an evaluation belong to the weights of its step alone.
+        self.checkpoints.note(self.curves | (self.figures[1] if self.figures[0] == loop.step else {}))
         self.checkpoints.save(self.state, loop.statistics, loop.step, self.tracker.run_id)
 
     def _save_snapshot(self, step: int) -> None:
