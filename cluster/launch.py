@@ -18,7 +18,7 @@ from cluster.commands import ToolError
 from cluster.kubernetes import submit as kubernetes
 from cluster.ray import submit as ray
 from cluster.record import Record, find, known
-from cluster.request import Request, make_request, not_negative, positive
+from cluster.request import Request, job_config, make_request, name_of, not_negative, positive
 from cluster.slurm import submit as slurm
 from trainer import run
 from trainer.checkpoint import CheckpointError
@@ -28,13 +28,18 @@ from trainer.lease import Holder, is_alive
 from trainer.lease_places import FolderLease
 
 WAYS = {"slurm": slurm, "ray": ray, "kubernetes": kubernetes}
+LOCAL = "local"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:
-        return train([word for word in given[1:] if word != "--"])
+        try:
+            return train([word for word in given[1:] if word != "--"])
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return 2
     at = given.index("--") if "--" in given else len(given)
     ours, theirs = given[:at], given[at + 1 :]
     options = _parser().parse_args(ours)
@@ -56,6 +61,9 @@ def train(arguments: list[str]) -> int:
     options = run.parse_arguments(arguments)
     if not options.dry_run:
         print(f"preflight, then: {shlex.join(['python', '-m', 'trainer.run', *arguments])}", file=sys.stderr)
+        if not run.inside_ray_job():  # the last start counts for status, logs and stop
+            directory = job_config(arguments).run.directory
+            Record(name_of(directory), LOCAL, directory, str(os.getpid())).save()
         if code := preflight.main(arguments):
             return code
     return run.main(arguments)
@@ -175,7 +183,7 @@ def _status(options: argparse.Namespace, _theirs: list[str]) -> int:
     record, directory = _find(options.run)
     if record:
         print(f"{record.name}: {record.way} job {record.job}, submitted {record.submitted}", flush=True)
-    code = WAYS[record.way].status(record) if record else 0
+    code = WAYS[record.way].status(record) if record and record.way != LOCAL else 0
     if (directory / "config.yaml").is_file():
         newest = newest_seen(storage_of_run(directory))
         print(f"{directory}: " + (f"checkpoint of step {newest.step}" if newest else "no checkpoint yet"))
@@ -190,14 +198,14 @@ def _status(options: argparse.Namespace, _theirs: list[str]) -> int:
 
 def _logs(options: argparse.Namespace, _theirs: list[str]) -> int:
     record, directory = _find(options.run)
-    if record is None:
+    if record is None or record.way == LOCAL:
         raise ConfigError([f"{directory} was started by hand: what it printed is where it was started"])
     return WAYS[record.way].logs(record, options.follow)
 
 
 def _stop(options: argparse.Namespace, _theirs: list[str]) -> int:
     record, directory = _find(options.run)
-    if record:
+    if record and record.way != LOCAL:
         return WAYS[record.way].stop(record)
     holder = _holder(directory)
     driver = int(holder.launch.split()[1]) if holder and is_alive(holder.launch) else None

@@ -21,7 +21,7 @@ class Record:
 
     Attributes:
         name: as `request.name_of`.
-        way: slurm, ray or kubernetes.
+        way: slurm, ray, kubernetes or local.
         directory: of the run, as it sees it.
         job: what the scheduler calls it.
         place: where that scheduler is: an address, a namespace; empty if there is but one.

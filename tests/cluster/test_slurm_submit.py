@@ -122,6 +122,17 @@ def test_a_record_is_its_owners_and_found_by_each_of_its_names(slurm, tmp_path):
     assert main(["status", "nothing"]) == 2
 
 
+def test_the_last_start_of_a_run_counts(slurm, tmp_path, monkeypatch, capsys):
+    main([*COMMAND, *to(tmp_path / "run")])
+    monkeypatch.setattr("cluster.launch.preflight.main", lambda _: 0)
+    monkeypatch.setattr("cluster.launch.run.main", lambda _: 75)
+    assert main(["train", "--config", "digits", *to(tmp_path / "run")]) == 75
+    slurm.write_text("")
+    assert main(["stop", str(tmp_path / "run")]) == 2
+    assert f"nothing of this machine trains in {tmp_path}/run" in capsys.readouterr().err
+    assert slurm.read_text() == "", "the job of Slurm is over: nobody is asked"
+
+
 def test_a_wrong_config_is_refused_before_slurm_is_asked(slurm, tmp_path, capsys):
     assert main([*COMMAND, *to(tmp_path / "run"), "--set", "training.r1_gama=1"]) == 2
     assert "did you mean" in capsys.readouterr().err
