@@ -149,14 +149,32 @@ def _start_local_ray() -> None:
     # Ray Train's processes ask the dashboard for the state of their actors, and inherit from here where it is. Left to
     # themselves they take the Ray that was last started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
-    ray.init(
-        address="local",
-        include_dashboard=True,
-        dashboard_host=LOOPBACK,
-        dashboard_port=port,
-        _node_ip_address=LOOPBACK,
-        logging_level=logging.WARNING,
-    )
+    with _children_in_a_group_of_their_own():
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host=LOOPBACK,
+            dashboard_port=port,
+            _node_ip_address=LOOPBACK,
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def _children_in_a_group_of_their_own() -> Iterator[None]:
+    """So that a signal to the driver's process group, as `timeout` sends it, leaves Ray alive to save a checkpoint.
+
+    The leader of a group cannot leave it; then its children stay beside it.
+    """
+    group = os.getpgrp()
+    if group == os.getpid():
+        yield
+        return
+    os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        os.setpgid(0, group)
 
 
 def check_resources(config: TrainConfig) -> None:

@@ -61,18 +61,27 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_finishes_the_same_mlflo
     assert run_python([*arguments, "--resume", "never"]).returncode == 2
 
 
-def test_a_killed_worker_is_replaced_and_the_run_goes_on(tiny, tmp_path):
+# As `timeout` and shell scripts are: a parent in the same process group, which lives on when the group is signalled.
+PARENT = (
+    "import signal, subprocess, sys; signal.signal(signal.SIGTERM, lambda *_: None); "
+    "sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+)
+
+
+def test_sigterm_to_the_whole_process_group_leaves_a_checkpoint_too(tiny, tmp_path):
     directory, log = tmp_path / "run", tmp_path / "log.txt"
     arguments = train_command(
-        "digits", tiny, directory, "training.total_images=4800", "checkpoint.save_interval_steps=20"
+        "digits", tiny, directory, "training.total_images=320_000", "checkpoint.save_interval_steps=20"
     )
-    with running(arguments, log) as process:
+    with running(["-c", PARENT, *arguments], log) as process:
         wait_for_checkpoint(directory, process, log)
-        subprocess.run(["pkill", "-KILL", "-n", "-s", str(process.pid), "-f", "RayTrainWorker"], check=True)
-        assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
+        before = list_checkpoints(directory / "checkpoints")[-1].step
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=120) == STOPPED, log.read_text()[-3000:]
     text = log.read_text()
-    assert "resuming from" in text
-    assert "finished: step 300" in text
+    assert "SIGTERM: finishing the step and writing a checkpoint" in text
+    assert "stopped; the same command resumes" in text
+    assert list_checkpoints(directory / "checkpoints")[-1].step >= before
 
 
 def test_a_damaged_image_in_the_share_of_another_rank_ends_the_run_at_once(tiny, tiny_digits, tmp_path):
