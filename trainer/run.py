@@ -32,6 +32,16 @@ from trainer.worker import Outcome, outcome_at
 
 log = logging.getLogger(__name__)
 
+PATHS = (
+    "run.directory",
+    "run.init_from",
+    "data.path",
+    "data.cache_directory",
+    "checkpoint.directory",
+    "evaluation.network",
+    "evaluation.reference",
+)
+"""Settings that name a file or folder; some of them may be a URL instead."""
 STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that ended before its end because it was asked to; to a scheduler: start it again."""
 
@@ -107,35 +117,23 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
     Raises:
         ConfigError: inside a Ray job a relative path would be lost with the job's temporary folder.
     """
-    run, data = config.run, config.data
-    paths = {"run.directory": run.directory}
-    if not is_remote(data.path) and not data.path.startswith("file:"):
-        paths["data.path"] = data.path
-    if data.cache_directory:
-        paths["data.cache_directory"] = data.cache_directory
-    elsewhere = config.checkpoint.directory
-    if elsewhere and not is_remote(elsewhere) and not elsewhere.startswith("file:"):
-        paths["checkpoint.directory"] = elsewhere
-    if run.init_from:
-        paths["run.init_from"] = run.init_from
-    relative = {name: path for name, path in paths.items() if not Path(path).is_absolute()}
+    given: dict[tuple[str, str], str | None] = {
+        (section, field): getattr(getattr(config, section), field) for section, field in (n.split(".") for n in PATHS)
+    }
+    local = {
+        name: path for name, path in given.items() if path and not is_remote(path) and not path.startswith("file:")
+    }
+    relative = {f"{section}.{field}": path for (section, field), path in local.items() if not Path(path).is_absolute()}
     if inside_job and relative:
         raise ConfigError(
             f"{name} is {path}, a relative path: inside a Ray job each process has a temporary folder of its own, and "
             f"what is written there is lost. Give an absolute path that all nodes share: --set {name}=/shared/..."
             for name, path in relative.items()
         )
-    absolute = {name: str(Path(path).absolute()) for name, path in paths.items()}
-    return replace(
-        config,
-        run=replace(run, directory=absolute["run.directory"], init_from=absolute.get("run.init_from")),
-        data=replace(
-            data,
-            path=absolute.get("data.path", data.path),
-            cache_directory=absolute.get("data.cache_directory"),
-        ),
-        checkpoint=replace(config.checkpoint, directory=absolute.get("checkpoint.directory", elsewhere)),
-    )
+    for (section, field), path in local.items():
+        changed = replace(getattr(config, section), **{field: str(Path(path).absolute())})
+        config = replace(config, **{section: changed})
+    return config
 
 
 def check_before_start(config: TrainConfig, *, resume: str) -> int:

@@ -92,6 +92,13 @@ def test_checkpoints_elsewhere_have_an_absolute_path_or_a_url(tmp_path, monkeypa
         assert with_absolute_paths(config, inside_job=False).checkpoint.directory == found
 
 
+def test_files_of_the_evaluation_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("digits", ["evaluation.network=net.pt", "evaluation.reference=s3://bucket/real"])
+    evaluation = with_absolute_paths(config, inside_job=False).evaluation
+    assert (evaluation.network, evaluation.reference) == (str(tmp_path / "net.pt"), "s3://bucket/real")
+
+
 def test_directory_of_a_run_that_is_going_on_is_refused(tiny, tmp_path, capsys):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
