@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from data.batches import LoaderError
 from data.pipeline import open_batches
 from data.shards import DataError, load_index
+from trainer.authors_update import update_discriminator_through_generator as update_through_generator
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
 from trainer.config import TrainConfig
 from trainer.config_io import ConfigError, load_config
@@ -32,6 +33,7 @@ from trainer.loop import Loop, Share
 from trainer.made_images import make_images
 from trainer.progress import Status
 from trainer.ranks import Ranks
+from trainer.step import Statistics, update_discriminator
 from trainer.worker import Worker, prepare_torch
 
 Report = dict[str, float]
@@ -48,16 +50,24 @@ class _Driver:
         return False
 
 
-def time_rounds(config: TrainConfig) -> list[Report]:
+def time_rounds(
+    config: TrainConfig, updates_d: Sequence[Callable[..., Statistics]] = (update_discriminator,)
+) -> list[Report]:
     """Time whole steps: data, both updates, R1 at its own frequency, optimizer and average; no checkpoint, no grid.
 
     Args:
         config: of one rank. Each of its log intervals is a round.
+        updates_d: updates of the discriminator that take turns, one a round.
 
     Returns:
         What the loop logs, round by round.
     """
     rounds: list[Report] = []
+
+    def finish_round(metrics: Report) -> None:
+        rounds.append(metrics)
+        loop.update_d = updates_d[len(rounds) % len(updates_d)]
+
     prepare_torch(config)
     ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
     with ExitStack() as stack:
@@ -65,7 +75,7 @@ def time_rounds(config: TrainConfig) -> list[Report]:
         worker = Worker(config, ranks, _Driver())
         stack.callback(worker.close)
         batches = stack.enter_context(closing(worker.open_batches(first_batch=0)))
-        Loop(
+        loop = Loop(
             config=config,
             ranks=ranks,
             share=worker.share,
@@ -73,11 +83,13 @@ def time_rounds(config: TrainConfig) -> list[Report]:
             ema=worker.ema,
             batches=iter(batches),
             driver=_Driver(),
-            on_log=lambda _step, metrics: rounds.append(metrics),
+            on_log=lambda _step, metrics: finish_round(metrics),
             on_sample=lambda _step: None,
             on_save=lambda _step: None,
             skipped=worker.skipped,
-        ).run()
+            update_d=updates_d[0],
+        )
+        loop.run()
     return rounds
 
 
@@ -105,6 +117,24 @@ def measure_steps(config: TrainConfig) -> Report:
         "flops_per_image": flops,
         "matmul_flops_per_s": peak,
         "mfu": report["images_per_s"] * flops / peak,
+    }
+
+
+def compare_updates(config: TrainConfig) -> Report:
+    """Our update of D and the authors', which also goes back through G, in turns on the same networks.
+
+    Args:
+        config: as for `time_rounds`, with the torch backend; the first round of each warms up.
+
+    Returns:
+        Medians over the rounds: images_per_s and authors_images_per_s; speedup, the median over pairs of rounds.
+    """
+    rates = [r["images_per_s"] for r in time_rounds(config, (update_discriminator, update_through_generator))][2:]
+    ours, theirs = rates[::2], rates[1::2]
+    return {
+        "images_per_s": statistics.median(ours),
+        "authors_images_per_s": statistics.median(theirs),
+        "speedup": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
     }
 
 
@@ -159,14 +189,17 @@ def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfi
     batch = share.stop - share.start
     # Whole intervals of R1, so that it counts with its real frequency.
     steps = options.steps or config.training.r1_interval_steps or 1
+    rounds = (options.rounds + 1) * (2 if options.compare_authors_update else 1)
+    plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0", "training.precision=fp32"]
     chosen = load_config(
         options.config,
         [
             *overrides,
+            *(plain if options.compare_authors_update else []),
             "scaling.world_size=1",
             f"training.micro_batch_size={share.micro_batch_size}",
             f"training.global_batch_size={batch}",
-            f"training.total_images={batch * steps * (options.rounds + 1)}",
+            f"training.total_images={batch * steps * rounds}",
             f"tracking.log_interval_steps={steps}",
             "tracking.backend=none",
             "run.init_from=null",
@@ -196,6 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--pace", type=positive, metavar="N", help="only take images, at N a second, and time the waiting"
     )
     parser.add_argument("--seconds", type=positive, default=10, help="length of a run with --pace (10)")
+    parser.add_argument(
+        "--compare-authors-update", action="store_true", help="take turns with the authors' update of D, in fp32"
+    )
     parser.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
@@ -208,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 report = measure_pace(config, images_per_s=options.pace, seconds=options.seconds)
             else:
                 check_device(config)
-                report = measure_steps(config)
+                report = compare_updates(config) if options.compare_authors_update else measure_steps(config)
     except (ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -61,8 +61,13 @@ class Costs:
         return self.update_g.flops_per_image + self.update_d.flops_per_image + share * r1_extra
 
 
-def measure_costs(config: TrainConfig) -> Costs:
-    """Count the costs of a config's networks at its micro-batch; takes about a second."""
+def measure_costs(config: TrainConfig, d_update: Callable[..., Any] = update_discriminator) -> Costs:
+    """Count the costs of a config's networks at its micro-batch; takes about a second.
+
+    Args:
+        config: of the networks.
+        d_update: the update of the discriminator.
+    """
     data = config.data
     rng_state = torch.get_rng_state()
     with META:
@@ -88,7 +93,7 @@ def measure_costs(config: TrainConfig) -> Costs:
         forward_d = _count_flops(lambda: discriminator(one, one, t, label))
     with_r2 = config.training.r2_gamma > 0
     update_d, update_d_r1 = (
-        _measure(lambda options=options: update_discriminator(players, [batch], **options), players, batch)
+        _measure(lambda options=options: d_update(players, [batch], **options), players, batch)
         for options in (
             {"with_r1": False},
             {"with_r1": config.training.r1_gamma > 0 or not with_r2, "with_r2": with_r2},

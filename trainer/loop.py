@@ -21,7 +21,7 @@ from trainer.randomness import Draws
 from trainer.ranks import Agreement, Ranks
 from trainer.regression import draw_noisy_batch, update_denoiser
 from trainer.schedules import learning_rate
-from trainer.step import Players, update_discriminator, update_generator
+from trainer.step import Players, Statistics, update_discriminator, update_generator
 from trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Loop:
         on_sample: called on every rank when a grid is due.
         on_save: called on every rank when a checkpoint is due.
         on_evaluate: called on every rank when an evaluation is due, before a checkpoint.
+        update_d: the update of the discriminator; a benchmark compares it with another.
     """
 
     config: TrainConfig
@@ -93,6 +94,7 @@ class Loop:
     on_sample: Callable[[int], None]
     on_save: Callable[[int], None]
     on_evaluate: Callable[[int], None] = lambda _step: None
+    update_d: Callable[..., Statistics] = update_discriminator
     step: int = 0
     statistics: StatisticsSum = field(default_factory=StatisticsSum)
     skipped: SkippedUpdates = field(kw_only=True)
@@ -154,7 +156,7 @@ class Loop:
             statistics = update_denoiser(self.players, micro_batches, training.prediction)
         else:
             self.watchdog.enter("d")
-            statistics = update_discriminator(
+            statistics = self.update_d(
                 self.players,
                 micro_batches,
                 with_r1=penalized and training.r1_gamma > 0,

@@ -38,6 +38,13 @@ def test_share_of_the_matrix_peak_is_work_times_speed_over_peak(tiny, capsys):
     assert 0 < found["mfu"] < 1
 
 
+def test_update_of_the_authors_takes_turns_and_what_d_learns_is_the_same(tiny, capsys):
+    found = report(
+        capsys, "--config", "digits", *overrides(tiny), "--compare-authors-update", "--rounds", "1", "--steps", "1"
+    )
+    assert found["speedup"] == found["images_per_s"] / found["authors_images_per_s"]
+
+
 @pytest.mark.slow
 def test_cpu_is_measured_where_there_is_no_gpu_and_made_images_need_no_data_set(tiny, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
