@@ -76,8 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except RayStartError as error:
-        print(error, file=sys.stderr)
-        return 1
+        if stops.seen:  # Slurm signals all processes of a task, and so `ray start` as well
+            code = STOPPED if rank == 0 else 0
+        else:
+            print(error, file=sys.stderr)
+            return 1
     finally:
         if rank == 0:
             (job_folder() / "end").touch()
