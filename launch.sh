@@ -121,11 +121,10 @@ EOF
 }
 
 check_and_test() { # pytest comes last, so that its closing line is the last one
-    # Two files of tests at a time: much of it is waiting for other programs. -n 0 switches that off, for --pdb and -s.
     "$venv_python" -m ruff check .
     "$venv_python" -m ruff format --check .
     "$venv_python" -m pyright --pythonpath "$venv_python"
-    "$venv_python" -m pytest --numprocesses 2 --dist loadfile "$@"
+    "$venv_python" -m pytest "$@"
 }
 
 port=5000

@@ -87,7 +87,7 @@ def test_test_lints_checks_types_and_ends_with_the_suite(machine: Machine, progr
             "[ruff] [check] [.]",
             "[ruff] [format] [--check] [.]",
             f"[pyright] [--pythonpath] [{machine.venv}/bin/python]",
-            "[pytest] [--numprocesses] [2] [--dist] [loadfile] [-m] [not slow]",
+            "[pytest] [-m] [not slow]",
         )
     ]
 
