@@ -100,10 +100,10 @@ def test_a_damaged_image_in_the_share_of_another_rank_ends_the_run_at_once(tiny,
 
 def test_too_few_cpus_are_said_at_once(tiny, tmp_path):
     done = run_python(
-        train_command("digits", tiny, tmp_path / "run", "scaling.world_size=16", "scaling.cpus_per_worker=64")
+        train_command("digits", tiny, tmp_path / "run", "scaling.world_size=4", "scaling.cpus_per_worker=64")
     )
     assert done.returncode == 2
-    assert "room for 0 ranks of 64 CPUs each; the run asks for scaling.world_size 16. Lower" in done.stderr
+    assert "room for 0 ranks of 64 CPUs each; the run asks for scaling.world_size 4. Lower" in done.stderr
     assert "Traceback" not in done.stderr
 
 
