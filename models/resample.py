@@ -2,7 +2,7 @@
 
 The FIR kernel is the outer product of [1, 3, 3, 1] with itself, normalised to sum 1. A depthwise convolution was the
 fastest of the formulations tried (separable, polyphase, one-channel, pooling), above all in channels_last, and its
-double backward is again a convolution.
+double backward is again a convolution. Compiled networks have them as sums of shifted pixels.
 """
 
 from typing import Literal
@@ -36,6 +36,8 @@ class FirDownsample(_Fir):
 
     def forward(self, x: Image) -> HalfImage:
         """Halve height and width, which must be even."""
+        if torch.compiler.is_compiling():
+            return halved_by_slices(x)
         C = x.shape[1]
         return F.conv2d(x, self._weight(C), stride=2, padding=1, groups=C)
 
@@ -45,8 +47,28 @@ class FirUpsample(_Fir):
 
     def forward(self, x: Image) -> DoubleImage:
         """Double height and width."""
+        if torch.compiler.is_compiling():
+            return doubled_by_slices(x)
         C = x.shape[1]
         return F.conv_transpose2d(x, 4 * self._weight(C), stride=2, padding=1, groups=C)
+
+
+def halved_by_slices(x: Image) -> HalfImage:
+    """`FirDownsample` as sums of shifted pixels, which a compiler fuses into the operations around them."""
+    for dim, padding in ((3, (1, 1)), (2, (0, 0, 1, 1))):
+        padded, stop = F.pad(x, padding), x.shape[dim]
+        taps = [padded[..., k : k + stop : 2] if dim == 3 else padded[..., k : k + stop : 2, :] for k in range(4)]
+        x = 0.125 * (taps[0] + taps[3]) + 0.375 * (taps[1] + taps[2])
+    return x
+
+
+def doubled_by_slices(x: Image) -> DoubleImage:
+    """`FirUpsample` in the same way."""
+    for dim, padding in ((3, (1, 1)), (2, (0, 0, 1, 1))):
+        padded, size = F.pad(x, padding), x.shape[dim]
+        before, after = (padded.narrow(dim, start, size) for start in (0, 2))
+        x = torch.stack((0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after), dim=dim + 1).flatten(dim, dim + 1)
+    return x
 
 
 class FirBlur(_Fir):

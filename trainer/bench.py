@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ import torch
 from data.batches import LoaderError
 from data.pipeline import open_batches
 from data.shards import DataError, load_index
+from models.diffusion import Diffusion
 from trainer.authors_update import update_discriminator_through_generator as update_through_generator
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
 from trainer.config import TrainConfig
@@ -33,6 +35,8 @@ from trainer.loop import Loop, Share
 from trainer.made_images import make_images
 from trainer.progress import Status
 from trainer.ranks import Ranks
+from trainer.sample import sample_batches
+from trainer.snapshot import build_generator
 from trainer.step import Statistics, update_discriminator
 from trainer.worker import Worker, prepare_torch
 
@@ -138,6 +142,30 @@ def compare_updates(config: TrainConfig) -> Report:
     }
 
 
+def measure_sampling(config: TrainConfig, num_images: int) -> Report:
+    """Draw images with fresh weights: the network's work is the same as with trained ones.
+
+    Args:
+        config: names the network; on a GPU it runs as with `trainer.sample --fast`.
+        num_images: how many are timed, after a first batch.
+
+    Returns:
+        sampled_images_per_s.
+    """
+    prepare_torch(config)
+    device = torch.device("cuda" if config.scaling.device == "gpu" else "cpu")
+    generator = build_generator(config, device).eval().requires_grad_(False)
+    diffusion = Diffusion.from_config(config.diffusion, device)
+    draw = partial(sample_batches, generator, diffusion, config, seed=0, fast=device.type == "cuda")
+    batches = draw(num=2**31)
+    for _ in range(3):
+        next(batches)
+    began, done = time.perf_counter(), 0
+    while done < num_images:
+        done += len(next(batches))
+    return {"sampled_images_per_s": done / (time.perf_counter() - began)}
+
+
 def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) -> Report:
     """Take this rank's micro-batches as the host of a device does: ask for the next while the device has the last.
 
@@ -191,6 +219,7 @@ def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfi
     steps = options.steps or config.training.r1_interval_steps or 1
     rounds = (options.rounds + 1) * (2 if options.compare_authors_update else 1)
     plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0", "training.precision=fp32"]
+    plain += ["engine.compile=false"]  # theirs goes back through G, ours past it: both as they are
     chosen = load_config(
         options.config,
         [
@@ -232,6 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--compare-authors-update", action="store_true", help="take turns with the authors' update of D, in fp32"
     )
+    parser.add_argument(
+        "--sampling", type=positive, metavar="N", help="draw N images with fresh weights, and do not train"
+    )
     parser.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
@@ -239,8 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
             config = _bench_config(options, folder)
-            check_data(config)
-            if options.pace:
+            if not options.sampling:
+                check_data(config)
+            if options.sampling:
+                check_device(config)
+                report = measure_sampling(config, options.sampling)
+            elif options.pace:
                 report = measure_pace(config, images_per_s=options.pace, seconds=options.seconds)
             else:
                 check_device(config)

@@ -72,10 +72,10 @@ def update_denoiser(players: Players, batches: Sequence[NoisyBatch], prediction:
         batches: as many as the engine accumulates.
         prediction: what G's output stands for.
     """
-    G, diffusion = players.generator.module, players.diffusion
+    G, diffusion = players.forward_g, players.diffusion
     total: Statistics = {}
     for batch in batches:
-        with players.autocast(batch.x_t), masks_from(G, batch.dropout):
+        with players.autocast(batch.x_t), masks_from(players.generator.module, batch.dropout):
             output = G(batch.x_t, batch.t, batch.z, batch.label).to(batch.x_t.dtype)
         target = batch.x0 if prediction == "x0" else noise_in(diffusion, batch.x_t, batch.x0, batch.t)
         errors = (output - target).square().mean(dim=(1, 2, 3))

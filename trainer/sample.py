@@ -7,7 +7,7 @@ same number of images at once (the last batch is filled up), because another num
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -22,6 +22,7 @@ from models.shapes import Uint8Image
 from trainer.canonical import averaged_generator
 from trainer.checkpoint import CheckpointError
 from trainer.checkpoint_storage import find_checkpoint, storage_of_run
+from trainer.compiled import compiled_forward
 from trainer.config import TrainConfig
 from trainer.images import check_destination, save_images, to_uint8
 from trainer.randomness import Draws, Purpose
@@ -30,11 +31,13 @@ from trainer.snapshot import build_generator, is_snapshot, load_snapshot
 
 PIXELS_AT_ONCE = 2**18
 MAX_IMAGES_AT_ONCE = 64
+FAST_FACTOR = 8
+"""So many times more at once with `fast`."""
 
 
-def images_at_once(image_size: int) -> int:
-    """Images in one pass of the network: 64 up to 64 px, 4 at 256 px; a part of what defines a sample."""
-    return max(1, min(MAX_IMAGES_AT_ONCE, PIXELS_AT_ONCE // image_size**2))
+def images_at_once(image_size: int, *, fast: bool = False) -> int:
+    """Images in one pass of the network: 64 up to 64 px, 4 at 256 px, or 8 times as many; part of what is sampled."""
+    return max(1, min(MAX_IMAGES_AT_ONCE, PIXELS_AT_ONCE // image_size**2)) * (FAST_FACTOR if fast else 1)
 
 
 def sample_batches(
@@ -48,6 +51,7 @@ def sample_batches(
     classes: Sequence[int] | None = None,
     rank: int = 0,
     world_size: int = 1,
+    fast: bool = False,
 ) -> Iterator[Uint8Image]:
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
@@ -60,6 +64,7 @@ def sample_batches(
         sampler: how a step is made from x0_pred.
         classes: what to draw from a model with classes, in turn: image i is of `classes[i % len(classes)]`. None: all.
         rank, world_size: only batches rank, rank + world_size, ... of those that one process would draw.
+        fast: in bfloat16, compiled, and with more images at once; they come out a little different. On a GPU only.
 
     Raises:
         ValueError: a sampler that the run's objective does not know, or classes that the model does not have.
@@ -71,9 +76,10 @@ def sample_batches(
             f"sampler {sampler} is for runs with training.objective gaussian; this one has {training.objective}, whose "
             "generator was trained on the posterior's samples: use ancestral"
         )
-    batch = images_at_once(config.data.image_size)
+    batch = images_at_once(config.data.image_size, fast=fast)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
     device = next(generator.parameters()).device
+    forward = _fast_forward(generator, config) if fast else generator
     for first in range(rank * batch, num, world_size * batch):
         samples = torch.arange(first, first + batch, device=device)
 
@@ -82,14 +88,26 @@ def sample_batches(
             z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
             return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
 
-        conditional = (
-            partial(generator, label=in_turn.to(device)[samples % len(in_turn)]) if len(in_turn) else generator
-        )
+        conditional = partial(forward, label=in_turn.to(device)[samples % len(in_turn)]) if len(in_turn) else forward
         if training.objective == "gaussian":
             conditional = x0_predictor(conditional, diffusion, training.prediction)
         noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
         images = sample(conditional, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
         yield to_uint8(images)[: num - first].cpu()
+
+
+def _fast_forward(generator: nn.Module, config: TrainConfig) -> Callable[..., Tensor]:
+    """The generator in bfloat16, compiled where that is possible."""
+    device = next(generator.parameters()).device
+    if device.type != "cuda":
+        raise ValueError(f"fast sampling is for a GPU; the generator is on the device {device}")
+    forward = compiled_forward(generator, config, zero_stage=0) or generator
+
+    def run(x_t: Tensor, t: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return forward(x_t, t, z, label).float()
+
+    return run
 
 
 def _checked_classes(classes: Sequence[int] | None, num_classes: int) -> list[int]:
@@ -149,12 +167,15 @@ def sample_run(
     step: int | None = None,
     sampler: Sampler = "ancestral",
     classes: Sequence[int] | None = None,
+    fast: bool = False,
 ) -> Uint8Image:
     """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator, diffusion, config = load_run(run, step, device)
-    total = -(-num // images_at_once(config.data.image_size))
-    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes)
+    batches = sample_batches(
+        generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes, fast=fast
+    )
+    total = -(-num // images_at_once(config.data.image_size, fast=fast))
     return torch.cat(list(track(batches, "sampling", total=total, disable=not sys.stderr.isatty())))
 
 
@@ -185,6 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="3,5",
         help="of a run with data.num_classes: draw these in turn (default: all in turn)",
     )
+    parser.add_argument(
+        "--fast", action="store_true", help="on a GPU, in bfloat16 and compiled, for many images: a little different"
+    )
     parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -195,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_destination(options.out)
         images = sample_run(
-            options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes
+            options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes, options.fast
         )
         save_images(options.out, images)
     except (CheckpointError, ValueError, OSError) as error:

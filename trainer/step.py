@@ -4,7 +4,7 @@ The engines decide how gradients are reduced and parameters updated; this file d
 random number and reads no scalar off the device: pairs come in drawn, sums of statistics go out as tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -33,6 +33,7 @@ class Players:
         objective: the adversarial game.
         world_size: number of ranks over which the engines average gradients.
         bf16: compute in bfloat16 except R1, R2 and the losses.
+        compiled_g, compiled_d: compiled forward passes of the engines' modules, or None.
     """
 
     generator: Engine
@@ -43,6 +44,18 @@ class Players:
     objective: Objective = OBJECTIVES["non_saturating"]
     world_size: int = 1
     bf16: bool = False
+    compiled_g: Callable[..., Tensor] | None = None
+    compiled_d: Callable[..., Tensor] | None = None
+
+    @property
+    def forward_g(self) -> Callable[..., Tensor]:
+        """The generator's forward pass, the compiled one if there is one."""
+        return self.compiled_g or self.generator.module
+
+    @property
+    def forward_d(self) -> Callable[..., Tensor]:
+        """The discriminator's; the engine's own module where it is differentiated twice."""
+        return self.compiled_d or self.discriminator.module
 
     def autocast(self, x_t: Image) -> AbstractContextManager:
         """The region of low-precision compute. Engines are bypassed in the forward pass, so it is opened here."""
@@ -64,20 +77,20 @@ def update_discriminator(
         with_r1: add the R1 penalty on the real x_tm1, in float32, without multiplying it by its interval.
         with_r2: the same for the generated x_tm1.
     """
-    G, D, diffusion = players.generator.module, players.discriminator.module, players.diffusion
+    G, D, D_twice, diffusion = players.forward_g, players.forward_d, players.discriminator.module, players.diffusion
     total: Statistics = {}
     for batch in micro_batches:
         pair, t, x_t = batch.pair_d, batch.pair_d.t, batch.pair_d.x_t
-        with torch.no_grad(), players.autocast(x_t), masks_from(G, pair.dropout):
+        with torch.no_grad(), players.autocast(x_t), masks_from(players.generator.module, pair.dropout):
             x0_pred = G(x_t, t, pair.z, pair.label).to(x_t.dtype)
             x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
         x_tm1 = pair.x_tm1.detach().requires_grad_(with_r1)
         x_tm1_fake.requires_grad_(with_r2)
         # bf16 would put an error of several per cent into a penalty: D sees what is penalized in float32.
         with nullcontext() if with_r1 else players.autocast(x_t):
-            logits_real = D(x_tm1, x_t, t, pair.label)
+            logits_real = (D_twice if with_r1 else D)(x_tm1, x_t, t, pair.label)
         with nullcontext() if with_r2 else players.autocast(x_t):
-            logits_fake = D(x_tm1_fake, x_t, t, pair.label)
+            logits_fake = (D_twice if with_r2 else D)(x_tm1_fake, x_t, t, pair.label)
         statistics = players.objective.discriminator(logits_real, logits_fake)
         loss = reduce(add, statistics.values())
         if with_r1:
@@ -98,12 +111,12 @@ def update_discriminator(
 
 def update_generator(players: Players, micro_batches: Sequence[MicroBatch]) -> Statistics:
     """One update of G, through a discriminator whose parameters stand still."""
-    G, D, diffusion = players.generator.module, players.discriminator.module, players.diffusion
+    G, D, diffusion = players.forward_g, players.forward_d, players.diffusion
     total: Statistics = {}
-    with _frozen(D):
+    with _frozen(players.discriminator.module):
         for batch in micro_batches:
             pair, t, x_t = batch.pair_g, batch.pair_g.t, batch.pair_g.x_t
-            with players.autocast(x_t), masks_from(G, pair.dropout):
+            with players.autocast(x_t), masks_from(players.generator.module, pair.dropout):
                 x0_pred = G(x_t, t, pair.z, pair.label).to(x_t.dtype)
                 x_tm1_fake = sample_posterior(diffusion, x0_pred, x_t, t, pair.noise_posterior)
                 logits = D(x_tm1_fake, x_t, t, pair.label)

@@ -24,6 +24,7 @@ from models.networks import build_discriminator
 from trainer.checkpoint import CheckpointError
 from trainer.checkpoint_storage import shown_checkpoint
 from trainer.command import add_config_arguments, check_data, check_device, start_logging
+from trainer.compiled import compiled_forward
 from trainer.config import FIGURES, TrainConfig, num_steps
 from trainer.config_io import ConfigError, dump_config, flat, load_config
 from trainer.divergence import Diverged, DivergenceError, SkippedUpdates
@@ -131,15 +132,21 @@ class Worker:
             load_initial_weights(generator, Path(config.run.init_from))
         if self.ranks.rank == 0 or config.evaluation.interval_images:
             self.sampler = build_generator(config, device).eval().requires_grad_(False)
+        engine_g = self._engine(generator, config.engine.zero_stage_g)
+        engine_d = self._engine(discriminator, config.engine.zero_stage_d) if discriminator else IdleEngine()
         self.players = Players(
-            generator=self._engine(generator, config.engine.zero_stage_g),
-            discriminator=self._engine(discriminator, config.engine.zero_stage_d) if discriminator else IdleEngine(),
+            generator=engine_g,
+            discriminator=engine_d,
             diffusion=Diffusion.from_config(config.diffusion, device),
             r1_gamma=training.r1_gamma,
             r2_gamma=training.r2_gamma,
             objective=OBJECTIVES.get(training.objective, OBJECTIVES["non_saturating"]),
             world_size=self.ranks.world_size,
             bf16=training.precision == "bf16",
+            compiled_g=compiled_forward(engine_g.module, config, zero_stage=config.engine.zero_stage_g),
+            compiled_d=compiled_forward(engine_d.module, config, zero_stage=config.engine.zero_stage_d)
+            if discriminator
+            else None,
         )
         self.ema = Ema(self.players.generator, training.ema_decay)
         self.skipped = SkippedUpdates(config.guard, device, self.ranks.world_size)

@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.resample import FirBlur, FirDownsample, FirUpsample, MeanDownsample, NearestUpsample, downsample, upsample
+from models.resample import (
+    FirBlur,
+    FirDownsample,
+    FirUpsample,
+    MeanDownsample,
+    NearestUpsample,
+    doubled_by_slices,
+    downsample,
+    halved_by_slices,
+    upsample,
+)
 
 TAPS = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 LAYERS = [FirDownsample, FirUpsample, FirBlur, MeanDownsample, NearestUpsample]
@@ -44,6 +54,12 @@ def test_equals_the_plain_float64_definition(layer: type[nn.Module], memory_form
     # float32 rounding of at most 16 products of unit size
     torch.testing.assert_close(y.double(), REFERENCES[layer](x), atol=1e-6, rtol=0)
     assert y.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(("layer", "by_slices"), [(FirDownsample, halved_by_slices), (FirUpsample, doubled_by_slices)])
+def test_sums_of_shifted_pixels_equal_the_definition(layer: type[nn.Module], by_slices) -> None:
+    x = torch.randn(2, 3, 8, 6)
+    torch.testing.assert_close(by_slices(x).double(), REFERENCES[layer](x), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
