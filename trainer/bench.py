@@ -219,7 +219,6 @@ def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfi
     steps = options.steps or config.training.r1_interval_steps or 1
     rounds = (options.rounds + 1) * (2 if options.compare_authors_update else 1)
     plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0", "training.precision=fp32"]
-    plain += ["engine.compile=false"]  # theirs goes back through G, ours past it: both as they are
     chosen = load_config(
         options.config,
         [

@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 class CompiledForward:
     """The forward pass of a network, compiled; the network's own where the compiler fails."""
 
-    def __init__(self, module: nn.Module, *, channels_last: bool = True, backend: Any = "inductor") -> None:
+    def __init__(self, module: nn.Module, *, backend: Any = "inductor") -> None:
         self._module = module
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
         # Of fixed shapes: a run has one size of micro-batch, at most another for the rest.
         self._compiled = torch.compile(module, dynamic=False, backend=backend)
         self.failed = False
@@ -33,7 +32,8 @@ class CompiledForward:
         if self.failed:
             return self._module(*inputs)
         laid_out = (
-            x.contiguous(memory_format=self._format) if isinstance(x, Tensor) and x.dim() == 4 else x for x in inputs
+            x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x
+            for x in inputs
         )
         try:
             return self._compiled(*laid_out)
@@ -45,17 +45,21 @@ class CompiledForward:
 
 
 def compiled_forward(module: nn.Module, config: TrainConfig, *, zero_stage: int) -> CompiledForward | None:
-    """The compiled pass of a network, or None where the config or the machine rules it out.
+    """The compiled pass of a network that is trained, or None where the config or the machine rules it out.
 
     Args:
         module: on its device.
         config: says whether to compile.
         zero_stage: of this network.
     """
-    device = next(module.parameters()).device
-    if not config.engine.compile or config.run.deterministic or device.type != "cuda" or find_spec("triton") is None:
+    if not config.engine.compile or config.run.deterministic or not can_compile(module):
         return None
     # At stage 3 the parameters come and go between layers, and masks of dropout come from outside.
     if zero_stage == 3 or any(getattr(layer, "probability", 0) for layer in module.modules()):
         return None
-    return CompiledForward(module, channels_last=config.engine.channels_last)
+    return CompiledForward(module)
+
+
+def can_compile(module: nn.Module) -> bool:
+    """Whether the network is on a GPU that torch.compile has a compiler for."""
+    return next(module.parameters()).is_cuda and find_spec("triton") is not None

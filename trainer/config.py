@@ -107,11 +107,10 @@ class EngineConfig:
     """ZeRO stage of the generator: 0 replicates, 1 partitions optimizer states, 2 gradients too, 3 parameters too."""
     zero_stage_d: Annotated[int, Field(ge=0, le=3)] = 0
     """ZeRO stage of the discriminator, at most 2: R1 differentiates twice through it."""
-    compile: bool = True
-    """On a GPU, compile both networks: the first steps take minutes longer, all others less. R1 and R2 are taken
-    without it. No effect on a CPU, with run.deterministic, with dropout, or on a network at ZeRO stage 3."""
-    channels_last: bool = True
-    """Layout of the images in compiled networks."""
+    compile: bool = False
+    """On a GPU, compile both networks: the first two steps take minutes longer. R1 and R2 are taken without it. No
+    effect on a CPU, with run.deterministic, with dropout, or on a network at ZeRO stage 3. docs/benchmarks.md says what
+    of it has been measured."""
 
     def __post_init__(self) -> None:
         if self.zero_stage_d == 3:

@@ -22,7 +22,7 @@ from models.shapes import Uint8Image
 from trainer.canonical import averaged_generator
 from trainer.checkpoint import CheckpointError
 from trainer.checkpoint_storage import find_checkpoint, storage_of_run
-from trainer.compiled import compiled_forward
+from trainer.compiled import CompiledForward, can_compile
 from trainer.config import TrainConfig
 from trainer.images import check_destination, save_images, to_uint8
 from trainer.randomness import Draws, Purpose
@@ -79,7 +79,7 @@ def sample_batches(
     batch = images_at_once(config.data.image_size, fast=fast)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
     device = next(generator.parameters()).device
-    forward = _fast_forward(generator, config) if fast else generator
+    forward = _fast_forward(generator) if fast else generator
     for first in range(rank * batch, num, world_size * batch):
         samples = torch.arange(first, first + batch, device=device)
 
@@ -96,12 +96,12 @@ def sample_batches(
         yield to_uint8(images)[: num - first].cpu()
 
 
-def _fast_forward(generator: nn.Module, config: TrainConfig) -> Callable[..., Tensor]:
+def _fast_forward(generator: nn.Module) -> Callable[..., Tensor]:
     """The generator in bfloat16, compiled where that is possible."""
     device = next(generator.parameters()).device
     if device.type != "cuda":
         raise ValueError(f"fast sampling is for a GPU; the generator is on the device {device}")
-    forward = compiled_forward(generator, config, zero_stage=0) or generator
+    forward = CompiledForward(generator) if can_compile(generator) else generator
 
     def run(x_t: Tensor, t: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):

@@ -88,8 +88,7 @@ def test_what_a_penalty_differentiates_goes_past_the_compiled_discriminator(with
 
 def test_a_cpu_compiles_nothing():
     generator, _ = networks()
-    config = load_config("digits", [])
-    assert config.engine.compile
+    config = load_config("digits", ["engine.compile=true"])
     assert compiled_forward(generator, config, zero_stage=0) is None
 
 
@@ -106,7 +105,9 @@ def test_a_cpu_compiles_nothing():
 )
 def test_a_gpu_compiles_unless_the_run_is_deterministic_or_partitions_parameters(setting, zero_stage, compiled):
     generator, _ = networks()
-    found = compiled_forward(generator.to("cuda"), load_config("digits", [setting]), zero_stage=zero_stage)
+    found = compiled_forward(
+        generator.to("cuda"), load_config("digits", ["engine.compile=true", setting]), zero_stage=zero_stage
+    )
     assert (found is not None) == compiled
 
 
