@@ -48,6 +48,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0
 ReturnToService=2
 KillWait=30
+MinJobAge=3600
 MessageTimeout=30
 SlurmdTimeout=300
 SlurmdParameters=config_overrides

@@ -1,6 +1,7 @@
 """Who this process is among the ranks, and the few small collectives on the CPU that keep them together."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,9 +58,12 @@ class Ranks:
         """Take the process group down.
 
         The last reference to a gloo group joins its threads. One held longer lets them release the tensors of the last
-        collective while the interpreter ends, which now and then aborts the process.
+        collective while the interpreter ends, which now and then aborts the process. DeepSpeed holds one too, and would
+        take it for the world of engines that are made after the next `join`.
         """
         self.cpu_group = None
+        if deepspeed_groups := sys.modules.get("deepspeed.utils.groups"):
+            deepspeed_groups._WORLD_GROUP = None  # pyright: ignore[reportAttributeAccessIssue]
         dist.destroy_process_group()
 
     def broadcast(self, value: T) -> T:

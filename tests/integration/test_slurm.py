@@ -15,6 +15,7 @@ from tests.launch import ROOT
 from tests.slurm import Slurm, slurm
 from trainer.checkpoint import list_checkpoints
 from trainer.config_io import load_config
+from trainer.fingerprint import fingerprint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow]
 
@@ -105,6 +106,53 @@ def assert_nothing_left(jobs: Jobs) -> None:
     while left := left_over(jobs):
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
+
+
+@pytest.mark.timeout(1500)
+def test_a_job_that_is_preempted_and_meets_its_time_limit_ends_as_the_one_beside_it_that_is_left_alone(cluster, jobs):
+    # Two jobs at once on the same nodes. Nothing preempts the first one.
+    undisturbed = jobs.submit("undisturbed", *LONG, options=("--partition=high",))
+    preempted = jobs.submit("preempted", *LONG, options=("--time=60",))
+    cluster.wait_for(preempted, lambda seen: seen["JobState"] == "RUNNING", timeout_s=60)
+    assert cluster.job(undisturbed)["NodeList"] == cluster.job(preempted)["NodeList"] == "n[1-2]"
+    assert_only_its_owner_reads_the_tokens((undisturbed, preempted))
+
+    # A job of the high partition wants the processors that both together leave, and one more.
+    jobs.wait_for_steps("preempted", preempted)
+    asked = time.monotonic()
+    wanted = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3", "--output=/dev/null")
+    urgent = jobs.run("sbatch", "--parsable", *wanted, "--wrap", "true")
+    jobs.wait_for_requeue(preempted, 1)
+    assert time.monotonic() - asked < GRACE_S
+    first_stop = list_checkpoints(jobs.folder / "preempted" / "checkpoints")[-1].step
+    assert f"asked to stop: step {first_stop} is done" in jobs.log(preempted)
+    assert 20 <= first_stop < STEPS
+    assert cluster.wait_for_end(urgent, timeout_s=60)["JobState"] == "COMPLETED"
+
+    # The time limit comes near: Slurm warns 180 s before it, and up to 60 earlier.
+    jobs.wait_for_steps("preempted", preempted, after=first_stop)
+    minutes = int(cluster.job(preempted)["RunTime"].split(":")[1]) + 3
+    cluster.run("scontrol", "update", f"JobId={preempted}", f"TimeLimit={minutes}")
+    jobs.wait_for_requeue(preempted, 2)
+    second_stop = list_checkpoints(jobs.folder / "preempted" / "checkpoints")[-1].step
+    assert first_stop < second_stop < STEPS
+    cluster.run("scontrol", "update", f"JobId={preempted}", "TimeLimit=60")
+
+    seen = cluster.wait_for_end(undisturbed, timeout_s=END_S)
+    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "0"), jobs.log(undisturbed)
+    assert f"finished: step {STEPS}" in jobs.log(undisturbed)
+    seen = cluster.wait_for_end(preempted, timeout_s=START_S + END_S)
+    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "2"), jobs.log(preempted)
+    text = jobs.log(preempted)
+    assert "requeued: it goes on from its last checkpoint (restart 2 of at most 20)" in text
+    assert f"resuming from {jobs.folder}/preempted/checkpoints/step-{second_stop:08d}" in text
+    straight, broken = (
+        list_checkpoints(jobs.folder / name / "checkpoints")[-1] for name in ("undisturbed", "preempted")
+    )
+    assert straight.step == broken.step == STEPS
+    assert fingerprint(straight).differing(fingerprint(broken)) == []
+    assert_nothing_left(jobs)
+    assert not [name for name in os.listdir(ROOT / "runs/slurm") if name in (undisturbed, preempted)]
 
 
 @pytest.mark.timeout(900)
