@@ -1,6 +1,7 @@
 """One Ray node beside others on the same machine: its own ports and temporary folder, stopped by its own processes."""
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -18,6 +19,11 @@ import psutil
 _MARK = "DDGAN_RAY_NODE"
 _LONGEST_FOLDER = 40
 _STOP_S = 3.0
+_START_ATTEMPTS = 3
+_OUT_OF_PATIENCE = "timed out during startup"
+"""What `ray start` says on a node that is too busy to bring Ray up within its fixed patience."""
+
+log = logging.getLogger(__name__)
 
 
 class RayStartError(RuntimeError):
@@ -90,7 +96,15 @@ class RayNode:
         folder = Path(tempfile.mkdtemp(prefix=f"ddgan-{mark[:6]}-", dir=_short(self.temporary)))  # mode 700
         processes = Processes(mark)
         try:
-            self._start([*options, f"--temp-dir={folder}"], head.environment | {_MARK: mark})
+            for attempt in range(1, _START_ATTEMPTS + 1):
+                try:
+                    self._start([*options, f"--temp-dir={folder}"], head.environment | {_MARK: mark})
+                    break
+                except RayStartError as error:
+                    if attempt == _START_ATTEMPTS or _OUT_OF_PATIENCE not in str(error):
+                        raise
+                    log.warning("%s; once more", error)
+                    processes.stop()
             yield processes
         finally:
             processes.stop()

@@ -1,10 +1,11 @@
 """How a task of a Slurm job ends when a signal comes while Ray starts."""
 
 import signal
+from contextlib import nullcontext
 
 import pytest
 
-from cluster.slurm import node
+from cluster.slurm import node, ray_node
 from cluster.slurm.ray_node import RayStartError
 from trainer.run import STOPPED
 
@@ -36,3 +37,28 @@ def test_ray_start_that_slurm_ends_is_a_stop_and_no_failure(monkeypatch, tmp_pat
     assert node.main([]) == code
     assert (tmp_path / "end").exists() == (rank == 0)
     assert ("ended with -15" in capsys.readouterr().err) == (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "attempts"),
+    [
+        ([ray_node._OUT_OF_PATIENCE, None], 2),
+        ([ray_node._OUT_OF_PATIENCE] * 3, 3),
+        (["ended with -15"], 1),
+    ],
+)
+def test_ray_is_started_again_where_its_patience_ran_out_and_only_there(monkeypatch, tmp_path, said, attempts):
+    answers, started = iter(said), []
+
+    def start(_self, options, environment):
+        started.append(options)
+        if error := next(answers):
+            raise RayStartError(error)
+
+    monkeypatch.setattr(ray_node.RayNode, "_start", start)
+    node = ray_node.RayNode("127.0.0.1", cpus=1, gpus=0, token=tmp_path / "token", temporary=tmp_path)
+    with nullcontext() if said[-1] is None else pytest.raises(RayStartError, match=said[-1]), node.head():
+        pass
+    assert len(started) == attempts
+    assert all(options == started[0] for options in started)
+    assert list(tmp_path.iterdir()) == []
