@@ -141,7 +141,8 @@ def test_a_run_goes_on_with_what_is_left_when_a_link_is_cut_takes_the_host_back_
     cluster, tiny
 ):
     endless = "training.total_images=1000000"
-    job = cluster.submit("elastic", *tiny, *RUN, endless, "scaling.min_world_size=1", "tracking.backend=mlflow")
+    more = ("scaling.min_world_size=1", "engine.zero_stage_g=1", "tracking.backend=mlflow")
+    job = cluster.submit("elastic", *tiny, *RUN, endless, *more)
     job.wait_for_step(10)
     assert job.group_sizes() == [2]
     assert "all-reduce      ok      1 pairs over gloo" in job.log
@@ -162,8 +163,13 @@ def test_a_run_goes_on_with_what_is_left_when_a_link_is_cut_takes_the_host_back_
     assert job.group_sizes() == [2, 1, 2]
 
     lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    sent_at = time.time()
     job.ours("stop")
     job.wait_for_status("was stopped")
+    newest = list_checkpoints(cluster.folder / "elastic" / "checkpoints")[-1]
+    assert (newest.path / "manifest.json").stat().st_mtime - sent_at < 30  # the grace that clusters give
+    assert newest.manifest["world_size"] == 2
+    assert newest.manifest["images"] == 16 * newest.step  # the global batch stayed
     assert "stopped; the same command resumes" in job.ours("logs")
     assert f"asked to stop: step {job.step()} is done" in job.log
     check_that_the_token_is_nowhere(cluster, job, lines)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -219,6 +220,15 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.1)
 
 
+def answers(address: str) -> bool:
+    """Whether a web server says that all is well there."""
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 def is_running(pid: int) -> bool:
     """Whether a process that need not be our child runs; a zombie does not."""
     try:
@@ -295,6 +305,8 @@ def test_refusing_server_gets_everything_when_it_is_back(tmp_path: Path, empty_d
     try:
         for step in range(1, 300):
             tracked.log_metrics(step, {"loss": 1.0})
+        # The end waits some seconds for a server that is down, and this one takes longer to start on a busy machine.
+        wait_for(lambda: answers(f"{uri}/health"), timeout_s=120)
         Image.new("RGB", (8, 8)).save(run / "grid.png")
         tracked.log_image(299, "samples", run / "grid.png")
         tracked.log_artifact(run / "grid.png", "snapshots")
