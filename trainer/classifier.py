@@ -35,6 +35,7 @@ class Classifier(nn.Module):
 
     def __init__(self, *, image_channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
+        self.image_size = image_size
         reduction = max(1, round(image_size / 16))
         self.body = nn.Sequential(
             *_convolution(image_channels, 32, kernel_size=reduction + 2, stride=reduction),
@@ -64,6 +65,11 @@ class TrainedClassifier:
     num_held_out: int
     """Images that were kept out of the training to measure it: a fifth."""
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images it was trained on."""
+        return self.model.image_size
+
     @torch.no_grad()
     def features(self, images: Uint8Image) -> Float[Tensor, "b d"]:
         """Features of any number of images, float32 [N, 64]."""
@@ -79,16 +85,19 @@ class TrainedClassifier:
         return self.logits(images).argmax(dim=1)
 
 
-def train_classifier(images: Uint8Image, labels: Int64[Tensor, "b"], *, seed: int) -> TrainedClassifier:
+def train_classifier(
+    images: Uint8Image, labels: Int64[Tensor, "b"], *, seed: int, steps: int = TRAINING_STEPS
+) -> TrainedClassifier:
     """Train on four fifths of the images, measure on the rest; some seconds on one CPU core at 16 px.
 
-    The number of steps is the same for any data set. The result is a function of the arguments, bit for bit on one type
-    of processor with one number of threads. The caller's random state is left alone.
+    The number of steps does not depend on the data set. The result is a function of the arguments, bit for bit on one
+    type of processor with one number of threads. The caller's random state is left alone.
 
     Args:
         images: uint8 [N, C, H, W] on the CPU, N >= 10, square, 8 px or more.
         labels: int64 [N], 0 or more.
         seed: of the split, the initial weights and the batches.
+        steps: batches of 64 to learn from.
 
     Raises:
         ValueError: the images and labels do not fit, or there are too few.
@@ -101,7 +110,7 @@ def train_classifier(images: Uint8Image, labels: Int64[Tensor, "b"], *, seed: in
         held_out, training = order[:num_held_out], order[num_held_out:]
         num_classes = int(labels.max()) + 1
         model = Classifier(image_channels=images.shape[1], image_size=images.shape[2], num_classes=num_classes)
-        _fit(model, images, labels, training)
+        _fit(model, images, labels, training, steps)
     result = TrainedClassifier(model=model.eval(), accuracy=0.0, num_held_out=num_held_out)
     right = (result.predict(images[held_out]) == labels[held_out]).double().mean().item()
     return TrainedClassifier(model=model, accuracy=right, num_held_out=num_held_out)
@@ -112,14 +121,14 @@ def _convolution(c_in: int, c_out: int, *, kernel_size: int, stride: int) -> tup
     return conv, nn.BatchNorm2d(c_out), nn.ReLU()
 
 
-def _fit(model: Classifier, images: Uint8Image, labels: Tensor, training: Tensor) -> None:
+def _fit(model: Classifier, images: Uint8Image, labels: Tensor, training: Tensor, steps: int) -> None:
     """Adam with a one-cycle learning rate; every epoch is a new permutation, batches run across its end."""
-    epochs = -(-TRAINING_STEPS * BATCH_SIZE // len(training))
+    epochs = -(-steps * BATCH_SIZE // len(training))
     plan = torch.cat([training[torch.randperm(len(training))] for _ in range(epochs)])
     optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=TRAINING_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps)
     model.train()
-    for batch in plan[: TRAINING_STEPS * BATCH_SIZE].split(BATCH_SIZE):
+    for batch in plan[: steps * BATCH_SIZE].split(BATCH_SIZE):
         optimizer.zero_grad()
         F.cross_entropy(model(images[batch]), labels[batch]).backward()
         optimizer.step()

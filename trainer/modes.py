@@ -1,0 +1,156 @@
+"""How many modes of StackedMNIST a run reaches: `python -m trainer.modes --run DIR --reference DIR --test DIR`.
+
+A sample is three digits, one in each colour channel. A classifier of single digits is trained on the channels of the
+reference and tested on those of stacks that were made from other digits; the three digits of each sample name its mode.
+Besides the modes that occur at all, the divergence of their frequencies from equal ones is given, as PacGAN
+(arXiv 1712.04086) and DDGAN (2112.07804, table 4) do.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from data.shards import DataError
+from models.shapes import Uint8Image
+from trainer.checkpoint import CheckpointError
+from trainer.classifier import TrainedClassifier, train_classifier
+from trainer.images import load_images
+from trainer.measure import read_all
+from trainer.sample import sample_run
+
+NUM_MODES = 1000
+NUM_SAMPLES = 25_600
+"""As published; divergences of other numbers of samples cannot be compared with these."""
+NEEDED_ACCURACY = 0.99
+TRAINING_STEPS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeCount:
+    """What a set of samples shows."""
+
+    num_samples: int
+    num_modes: int
+    """Modes with at least one sample."""
+    kl: float
+    """KL(frequencies of the modes || equal ones) in nats; about 999 / (2 num_samples) even where all are equally
+    likely."""
+    classifier_accuracy: float
+    """Share of the single test digits that are told rightly."""
+
+
+class ModesError(ValueError):
+    """Modes cannot be counted; says why, and what to do."""
+
+
+def single_digits(stacks: Uint8Image, modes: Int64[Tensor, "b"]) -> tuple[Uint8Image, Int64[Tensor, "b"]]:
+    """The channels of labelled stacks as images of their own, uint8 [3 B, 1, H, W], and their digits."""
+    digits = torch.stack((modes // 100, modes // 10 % 10, modes % 10), dim=1)
+    return stacks.flatten(0, 1)[:, None], digits.flatten()
+
+
+def digit_classifier(reference: Path, test: Path, *, seed: int) -> TrainedClassifier:
+    """Train on the channels of `reference`, measure on those of `test`.
+
+    Args:
+        reference, test: data sets prepared from StackedMNIST, the second one from digits that the first has not.
+        seed: of the classifier.
+
+    Raises:
+        ModesError: they are something else, or the classifier does not get good enough.
+        DataError: something is missing or damaged.
+    """
+    images, digits = single_digits(*_stacks(reference))
+    trained = train_classifier(images, digits, seed=seed, steps=TRAINING_STEPS)
+    images, digits = single_digits(*_stacks(test))
+    accuracy = (trained.predict(images) == digits).double().mean().item()
+    if accuracy < NEEDED_ACCURACY:
+        raise ModesError(
+            f"the classifier tells {accuracy:.2%} of the digits of {test} rightly, {NEEDED_ACCURACY:.0%} are needed to "
+            "count modes with it: prepare more stacks for --reference, or larger images"
+        )
+    return TrainedClassifier(model=trained.model, accuracy=accuracy, num_held_out=len(digits))
+
+
+def _stacks(path: Path) -> tuple[Uint8Image, Int64[Tensor, "b"]]:
+    images, labels = read_all(path)
+    if labels is None or images.shape[1] != 3 or not 0 <= int(labels.min()) <= int(labels.max()) < NUM_MODES:
+        raise ModesError(
+            f"{path} has no stacks of three digits with labels 0 to 999: give what data.prepare has made of "
+            "stackedmnist:PATH"
+        )
+    return images, labels
+
+
+def count_modes(samples: Uint8Image, classifier: TrainedClassifier) -> ModeCount:
+    """Count the modes of samples, uint8 [N, 3, H, W].
+
+    Raises:
+        ModesError: the samples are of another form than what the classifier was trained on.
+    """
+    size = classifier.image_size
+    if samples.ndim != 4 or samples.shape[1:] != (3, size, size) or not len(samples):
+        raise ModesError(
+            f"samples are {list(samples.shape)}, the reference is [N, 3, {size}, {size}]: give the reference that the "
+            "run was trained on"
+        )
+    red, green, blue = classifier.predict(samples.flatten(0, 1)[:, None]).view(-1, 3).unbind(dim=1)
+    counts = torch.bincount(100 * red + 10 * green + blue, minlength=NUM_MODES).double()
+    frequencies = counts[counts > 0] / len(samples)
+    return ModeCount(
+        num_samples=len(samples),
+        num_modes=len(frequencies),
+        kl=(frequencies * frequencies.log()).sum().item() + math.log(NUM_MODES),
+        classifier_accuracy=classifier.accuracy,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0, or 2 after one line about what the user has to change."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.modes", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, metavar="DIR", help="draw samples from this run")
+    source.add_argument(
+        "--samples", type=Path, metavar="FILE", help="take these instead: an .npz or a folder of images"
+    )
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="DIR", help="prepared stacks to learn digits from"
+    )
+    parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="prepared stacks of other digits")
+    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples to draw (default: {NUM_SAMPLES})")
+    parser.add_argument("--seed", type=int, default=0, help="of classifier and samples (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    try:
+        if options.num < 1:
+            raise ModesError(f"--num is {options.num}; at least 1 is needed")
+        classifier = digit_classifier(options.reference, options.test, seed=options.seed)
+        samples = (
+            load_images(options.samples) if options.samples else sample_run(options.run, options.num, options.seed)
+        )
+        found = count_modes(samples, classifier)
+    except (ValueError, CheckpointError, DataError, OSError) as error:
+        sys.stderr.write(f"trainer.modes: {error}\n")
+        return 2
+    if options.json:
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    else:
+        sys.stdout.write(
+            f"{found.num_modes} of {NUM_MODES} modes, KL {found.kl:.3f}, among {found.num_samples} samples; the "
+            f"classifier tells {found.classifier_accuracy:.2%} of unseen digits rightly\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
