@@ -124,7 +124,12 @@ check_and_test() { # pytest comes last, so that its closing line is the last one
     "$venv_python" -m ruff check .
     "$venv_python" -m ruff format --check .
     "$venv_python" -m pyright --pythonpath "$venv_python"
-    "$venv_python" -m pytest "$@"
+    # Two processes: half of the time goes by waiting for clusters. Short paths: the system allows 107 characters for a
+    # socket.
+    local folder
+    folder=$(mktemp -d /tmp/ddgan.XXXX)
+    "$venv_python" -m pytest -n 2 --dist loadgroup --basetemp "$folder/t" "$@"
+    rm -rf "$folder" # not after a failure, which is to be looked at
 }
 
 port=5000

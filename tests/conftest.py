@@ -7,6 +7,21 @@ from hypothesis import HealthCheck, settings
 
 from data import prepare
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes: a file stays whole, and one process has all tests that start clusters, from the start on.
+
+    Those take half of the time, mostly waiting, and would disturb each other.
+    """
+    if not hasattr(config, "workerinput"):  # this is the only process
+        return
+    clusters = [item for item in items if item.get_closest_marker("ray") or item.get_closest_marker("slurm")]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("clusters" if item in clusters else str(item.path)))
+    items.sort(key=lambda item: item not in clusters)
+
+
 # How long an example takes says how busy the machine is: a deadline would fail at random beside other work.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")

@@ -118,7 +118,7 @@ def environ(process: psutil.Process) -> dict[str, str]:
 
 def wait_until_all_listen(opened: Opened) -> list[tuple[str, int, str]]:
     """What listens, once the last of Ray's servers does: the page, and both agents of the node."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while True:
         ports = opened.ports()
         names = [name for *_, name in ports]
