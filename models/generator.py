@@ -60,6 +60,8 @@ class GeneratorConfig:
     """Standard deviation of the random frequencies."""
     output_tanh: bool = True
     """Squash the output into [-1, 1]."""
+    latent: bool = True
+    """Let z steer the generator. false: it sees zeros, so that x_t and t decide on x0_pred, as the paper tries."""
     latent_dim: PositiveInt = 100
     """Length of z."""
     latent_embedding_dim: PositiveInt = 256
@@ -218,7 +220,7 @@ class Generator(nn.Module):
         Returns:
             x0_pred, in [-1, 1] with `output_tanh`.
         """
-        temb, zemb = self.time_embedding(t), self.mapping(z, label)
+        temb, zemb = self.time_embedding(t), self.mapping(z if self.config.latent else torch.zeros_like(z), label)
         h = self.conv_in(x_t)
         # Levels take and return their skips: ZeRO-3's hooks hand a module copies of lists, so filling one is lost.
         skips, pyramid, image = [h], x_t, None

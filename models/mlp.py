@@ -59,7 +59,7 @@ class MlpGenerator(nn.Module):
 
     def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
         """Guess x0; see `models.generator.Generator`."""
-        temb, zemb = self.time_embedding(t), self.mapping(z, label)
+        temb, zemb = self.time_embedding(t), self.mapping(z if self.config.latent else torch.zeros_like(z), label)
         h = F.silu(self.layer_in(self.waves(x_t.flatten(1))) + self.time(temb) + self.style(zemb))
         for layer in self.layers:
             h = F.silu(layer(h))

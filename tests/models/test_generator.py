@@ -140,6 +140,17 @@ def test_latent_and_time_steer_the_output() -> None:
     assert not torch.allclose(generator(x_t, t0, z), generator(x_t, t0, -z))
 
 
+def test_without_the_latent_z_changes_nothing_and_the_weights_are_as_many() -> None:
+    plain, without = (
+        Generator(replace(TINY, latent=latent), image_size=8, image_channels=3) for latent in (True, False)
+    )
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in without.parameters()]
+    x_t, t, z = inputs(TINY, 8, 3)
+    awakened(without)
+    assert torch.equal(without(x_t, t, z), without(x_t, t, -z))
+    assert torch.equal(without(x_t, t, z), without(x_t, t, torch.zeros_like(z)))
+
+
 def test_float64_agrees_with_float32() -> None:
     generator = awakened(Generator(TINY, image_size=8, image_channels=3))
     x_t, t, z = inputs(TINY, 8, 3)

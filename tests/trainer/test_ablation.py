@@ -1,0 +1,50 @@
+"""The table over T and z: its runs, its rows, and what it does not train twice."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer import ablation
+from trainer.ablation import Cell, cells_of
+from trainer.checkpoint import list_checkpoints
+from trainer.config_io import load_config
+
+
+def test_every_t_comes_with_and_without_z_for_each_seed():
+    cells = cells_of([1, 4], [0, 7])
+    assert [(cell.num_timesteps, cell.latent, cell.seed) for cell in cells] == [
+        (T, latent, seed) for T in (1, 4) for latent in (True, False) for seed in (0, 7)
+    ]
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_a_cell_sets_what_it_says():
+    config = load_config("digits", Cell(num_timesteps=8, latent=False, seed=3).overrides)
+    assert (config.diffusion.num_timesteps, config.generator.latent, config.run.seed) == (8, False, 3)
+
+
+@pytest.mark.slow
+def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, capsys):
+    table, runs = tmp_path / "table.md", tmp_path / "runs"
+    sets = [word for text in (*tiny, "training.total_images=64", "engine.backend=torch") for word in ("--set", text)]
+    given = ["--config", "digits", *sets, "--timesteps", "1,2", "--num", "40", "--runs", str(runs), "--out", str(table)]
+    assert ablation.main(given) == 0
+    header, _, *rows = table.read_text().splitlines()
+    assert [row.split(" | ")[:3] for row in rows] == [
+        [f"| {T}", latent, "0"] for T in (1, 2) for latent in ("yes", "no")
+    ]
+    assert all(row.count("|") == header.count("|") and row.endswith(" s |") for row in rows)
+    assert capsys.readouterr().out.splitlines() == rows
+    steps = {folder.name: list_checkpoints(folder / "checkpoints")[-1].step for folder in runs.iterdir()}
+    assert steps == {f"t{T}-{z}-seed0": 4 for T in (1, 2) for z in ("z", "no-z")}
+    assert ablation.main(given) == 0
+    again = table.read_text().splitlines()[2:]
+    assert [row.rsplit("|", 2)[0] for row in again] == [row.rsplit("|", 2)[0] for row in rows]
+    assert all(row.endswith("| before |") for row in again)
+
+
+def test_wrong_config_is_refused_before_anything_is_trained(tmp_path, capsys):
+    given = ["--config", "digits", "--set", "training.r1_gama=1", "--runs", str(tmp_path / "runs")]
+    assert ablation.main([*given, "--out", str(tmp_path / "table.md")]) == 2
+    assert "r1_gamma" in capsys.readouterr().err
+    assert not Path(tmp_path / "runs").exists()

@@ -1,0 +1,140 @@
+"""The paper's ablation on a small data set: T = 1, 2, 4, 8, with and without z (DDGAN, 2112.07804, section 5.3).
+
+`python -m trainer.ablation --config digits --out table.md` trains a run for each cell, one after the other, on one rank
+without Ray, draws samples and measures them as `trainer.evaluate` does. It writes a table in Markdown. Runs that were
+finished before are measured again, not trained again; one that was stopped goes on.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.shards import DataError
+from trainer.checkpoint import CheckpointError
+from trainer.command import add_config_arguments, check_data, check_device
+from trainer.config import TrainConfig
+from trainer.config_io import ConfigError, load_config
+from trainer.evaluate import Evaluation, evaluate_samples
+from trainer.measure import read_all
+from trainer.sample import sample_run
+
+TIMESTEPS = (1, 2, 4, 8)
+NUM_SAMPLES = 500
+HEADER = (
+    "| T | z | seed | distance | of noise's | smallest class | recall | coverage | training |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the table."""
+
+    num_timesteps: int
+    latent: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its run directory."""
+        return f"t{self.num_timesteps}-{'z' if self.latent else 'no-z'}-seed{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """What it sets."""
+        return [
+            f"diffusion.num_timesteps={self.num_timesteps}",
+            f"generator.latent={str(self.latent).lower()}",
+            f"run.seed={self.seed}",
+        ]
+
+    def row(self, found: Evaluation, seconds: float | None) -> str:
+        """Its line of the table; `seconds` of training, None if that was done before."""
+        quality = found.quality
+        assert quality is not None
+        cells = (
+            f"{self.num_timesteps}",
+            "yes" if self.latent else "no",
+            f"{self.seed}",
+            f"{found.frechet_samples:.2f}",
+            f"{found.ratio:.3f}",
+            f"{min(found.class_shares):.1%}",
+            f"{quality.recall:.2f}",
+            f"{quality.coverage:.3f}",
+            "before" if seconds is None else f"{seconds:.0f} s",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+def cells_of(timesteps: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
+    """All runs, in the order of the table."""
+    return [
+        Cell(num_timesteps=T, latent=latent, seed=seed) for T in timesteps for latent in (True, False) for seed in seeds
+    ]
+
+
+def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
+    """Train a run to its end, in a process of its own; seconds that it took, None if nothing was left to do.
+
+    Raises:
+        OSError: it failed; the message ends with its last lines.
+    """
+    if (Path(config.run.directory) / "snapshots").exists():  # made at the end
+        return None
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "trainer.worker", *arguments], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise OSError(f"the run in {config.run.directory} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return time.perf_counter() - began
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is given, expected are whole numbers such as 1,2,4,8")
+    return [int(part) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit code 1: a run failed; 2: the arguments, the config or the data are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.ablation", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--timesteps", type=_numbers, default=list(TIMESTEPS), metavar="1,2", help="default: 1,2,4,8")
+    parser.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1", help="default: 0")
+    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples of each run (default: {NUM_SAMPLES})")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="where the table goes")
+    options = parser.parse_args(arguments)
+    fixed = ["scaling.world_size=1", "tracking.backend=none", *options.set]
+    try:
+        plans = []
+        for cell in cells_of(options.timesteps, options.seeds):
+            overrides = [*fixed, *cell.overrides, f"run.directory={options.runs / cell.name}"]
+            plans.append((cell, overrides, load_config(options.config, overrides)))
+        check_data(plans[0][2])
+        check_device(plans[0][2])
+        reference, labels = read_all(plans[0][2].data.path)
+        lines = [HEADER]
+        for cell, overrides, config in plans:
+            words = [word for text in overrides for word in ("--set", text)]
+            seconds = train(["--config", options.config, *words], config)
+            samples = sample_run(Path(config.run.directory), options.num, seed=0)
+            lines.append(cell.row(evaluate_samples(samples, reference, labels, seed=0), seconds))
+            sys.stdout.write(f"{lines[-1]}\n")
+            options.out.write_text("\n".join(lines) + "\n")  # each time: a stop loses no row
+    except (ConfigError, DataError, CheckpointError, ValueError) as error:
+        sys.stderr.write(f"trainer.ablation: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"trainer.ablation: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
