@@ -128,7 +128,7 @@ check_and_test() { # pytest comes last, so that its closing line is the last one
     # socket.
     local folder
     folder=$(mktemp -d /tmp/ddgan.XXXX)
-    "$venv_python" -m pytest -n 2 --dist loadgroup --basetemp "$folder/t" "$@"
+    "$venv_python" -m pytest -n 2 --dist loadscope --basetemp "$folder/t" "$@"
     rm -rf "$folder" # not after a failure, which is to be looked at
 }
 

@@ -6,20 +6,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from data import prepare
+from tests.schedule import Schedule, by_schedule
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several processes: a file stays whole, and one process has all tests that start clusters, from the start on.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start clusters come first."""
+    items.sort(key=by_schedule)
 
-    Those take half of the time, mostly waiting, and would disturb each other.
-    """
-    if not hasattr(config, "workerinput"):  # this is the only process
-        return
-    clusters = [item for item in items if item.get_closest_marker("ray") or item.get_closest_marker("slurm")]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("clusters" if item in clusters else str(item.path)))
-    items.sort(key=lambda item: item not in clusters)
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Schedule:
+    """How the tests are shared out when there are several processes."""
+    config.option.loadscopereorder = False
+    return Schedule(config, log)  # pyright: ignore[reportArgumentType]
 
 
 # How long an example takes says how busy the machine is: a deadline would fail at random beside other work.
