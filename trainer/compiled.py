@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from trainer.config import TrainConfig
 
@@ -37,7 +36,11 @@ class CompiledForward:
         )
         try:
             return self._compiled(*laid_out)
-        except TorchDynamoException as error:
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # a second to import, which other starts are spared
+
+            if not isinstance(error, TorchDynamoException):
+                raise
             reason = str(error).strip().partition("\n")[0]
             log.warning("a network is not compiled, its steps are slower: torch.compile fails (%s)", reason)
             self.failed = True
