@@ -124,12 +124,7 @@ check_and_test() { # pytest comes last, so that its closing line is the last one
     "$venv_python" -m ruff check .
     "$venv_python" -m ruff format --check .
     "$venv_python" -m pyright --pythonpath "$venv_python"
-    # Two processes: half of the time goes by waiting for clusters. Short paths: the system allows 107 characters for a
-    # socket.
-    local folder
-    folder=$(mktemp -d /tmp/ddgan.XXXX)
-    "$venv_python" -m pytest -n 2 --dist loadscope --basetemp "$folder/t" "$@"
-    rm -rf "$folder" # not after a failure, which is to be looked at
+    "$venv_python" -m pytest "$@"
 }
 
 port=5000

@@ -6,19 +6,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from data import prepare
-from tests.schedule import Schedule, by_schedule
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start clusters come first."""
-    items.sort(key=by_schedule)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Schedule:
-    """How the tests are shared out when there are several processes."""
-    config.option.loadscopereorder = False
-    return Schedule(config, log)  # pyright: ignore[reportArgumentType]
-
 
 # How long an example takes says how busy the machine is: a deadline would fail at random beside other work.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])

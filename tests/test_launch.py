@@ -1,7 +1,6 @@
 """The commands of launch.sh: their arguments, and what they start."""
 
 import os
-import re
 import signal
 import socket
 import urllib.request
@@ -82,18 +81,15 @@ def test_quickstart_evaluates_no_run_that_was_stopped(machine: Machine) -> None:
 def test_test_lints_checks_types_and_ends_with_the_suite(machine: Machine, program: str, command: list[str]) -> None:
     code, _, _ = machine.launch(*command, "-m", "not slow", program=program, RECORD="1")
     assert code == 0
-    *checks, suite = machine.calls()[-4:]
-    assert checks == [
+    assert machine.calls()[-4:] == [
         f"{machine.checkout}: {words}"
         for words in (
             "[ruff] [check] [.]",
             "[ruff] [format] [--check] [.]",
             f"[pyright] [--pythonpath] [{machine.venv}/bin/python]",
+            "[pytest] [-m] [not slow]",
         )
     ]
-    found = re.fullmatch(r"(.*): \[pytest\] .* \[--basetemp\] \[(/tmp/\S+)/t\] \[-m\] \[not slow\]", suite)
-    assert found and found[1] == str(machine.checkout)
-    assert not Path(found[2]).exists()
 
 
 @pytest.mark.parametrize("command", ["train", "slurm", "ray", "kubernetes", "status", "logs", "stop"])
