@@ -90,7 +90,8 @@ class Discriminator(nn.Module):
         scale = NEAR_ZERO if config.kind == "small" else 1.0
         self.conv_out = initialized(nn.Conv2d(C + 1, C, 3, padding=1), fan="out", scale=scale)
         self.head = initialized(nn.Linear(C, 1), fan="out")
-        self.label = LabelEmbedding(num_classes, C, deviation=C**-0.5) if num_classes else None
+        # As large as the head: with smaller vectors the class counted for nothing for a thousand steps.
+        self.label = LabelEmbedding(num_classes, C, deviation=1.0) if num_classes else None
 
     def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
         """Judge a denoising step.

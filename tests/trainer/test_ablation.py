@@ -27,16 +27,14 @@ def test_a_cell_sets_what_it_says():
 def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, capsys):
     table, runs = tmp_path / "table.md", tmp_path / "runs"
     sets = [word for text in (*tiny, "training.total_images=64", "engine.backend=torch") for word in ("--set", text)]
-    given = ["--config", "digits", *sets, "--timesteps", "1,2", "--num", "40", "--runs", str(runs), "--out", str(table)]
+    given = ["--config", "digits", *sets, "--timesteps", "2", "--num", "40", "--runs", str(runs), "--out", str(table)]
     assert ablation.main(given) == 0
     header, _, *rows = table.read_text().splitlines()
-    assert [row.split(" | ")[:3] for row in rows] == [
-        [f"| {T}", latent, "0"] for T in (1, 2) for latent in ("yes", "no")
-    ]
+    assert [row.split(" | ")[:3] for row in rows] == [["| 2", latent, "0"] for latent in ("yes", "no")]
     assert all(row.count("|") == header.count("|") and row.endswith(" s |") for row in rows)
     assert capsys.readouterr().out.splitlines() == rows
     steps = {folder.name: list_checkpoints(folder / "checkpoints")[-1].step for folder in runs.iterdir()}
-    assert steps == {f"t{T}-{z}-seed0": 4 for T in (1, 2) for z in ("z", "no-z")}
+    assert steps == {f"t2-{z}-seed0": 4 for z in ("z", "no-z")}
     assert ablation.main(given) == 0
     again = table.read_text().splitlines()[2:]
     assert [row.rsplit("|", 2)[0] for row in again] == [row.rsplit("|", 2)[0] for row in rows]
