@@ -86,7 +86,7 @@ def test_command_counts_samples_with_a_classifier_that_it_has_tested(made, tmp_p
             channel[4 + 2 * digit : 6 + 2 * digit, 6:22] = 255
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     halved = padded.reshape(50, 3, 16, 2, 16, 2).mean(axis=(3, 5)).round().astype(np.uint8)
-    np.savez(tmp_path / "samples.npz", halved.transpose(0, 2, 3, 1))
+    np.savez(tmp_path / "samples.npz", images=halved.transpose(0, 2, 3, 1))
     given = [
         "--samples",
         str(tmp_path / "samples.npz"),
