@@ -1,6 +1,7 @@
 """The files for Ray: its autoscaler and its jobs take them, and what is submitted says what it takes along."""
 
 import json
+import re
 import shlex
 from typing import Any
 
@@ -79,3 +80,13 @@ def test_a_cluster_that_is_not_there_is_told(monkeypatch):
 def test_states_are_read_from_what_ray_prints(said, state, monkeypatch):
     monkeypatch.setattr(ray, "run_tool", lambda *_, **__: said)
     assert ray._state(ray.Record("x", "ray", "/x", "x"), {}) == state
+
+
+@pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_jobs_find_the_python_that_ray_was_started_with(commands):
+    """The entrypoint of a job says `python`: it is looked for on the PATH of `ray start`."""
+    lines = [line for line in cluster_yaml()[commands] if "ray start" in line]
+    assert lines
+    for line in lines:
+        found = re.search(r"PATH=(\S+):\$PATH .*?(\S+)/ray start", line)
+        assert found and found[1] == found[2]
