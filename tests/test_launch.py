@@ -3,13 +3,12 @@
 import os
 import signal
 import socket
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.front_door import Machine, wait_for
-from tests.launch import ROOT
+from tests.launch import ROOT, answers
 
 COMMANDS = ("quickstart", "train", "slurm", "ray", "kubernetes", "status", "logs", "stop", "test", "ui", "help")
 LISTED = ", ".join(COMMANDS)
@@ -154,11 +153,3 @@ def test_ui_serves_the_store_on_this_machine_only(machine: Machine) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False

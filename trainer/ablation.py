@@ -1,4 +1,4 @@
-"""The paper's ablation on a small data set: T = 1, 2, 4, 8, with and without z (DDGAN, 2112.07804, section 5.3).
+"""The paper's ablation on a small data set: T = 1, 2, 4, 8, with and without z (DDGAN, arXiv 2112.07804).
 
 `python -m trainer.ablation --config digits --out table.md` trains a run for each cell, one after the other, on one rank
 without Ray, draws samples and measures them as `trainer.evaluate` does. It writes a table in Markdown. Runs that were
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.shards import DataError
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.command import add_config_arguments, check_data, check_device
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, load_config
 from trainer.evaluate import Evaluation, evaluate_samples
 from trainer.measure import read_all
@@ -81,15 +81,24 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
     """Train a run to its end, in a process of its own; seconds that it took, None if nothing was left to do.
 
     Raises:
-        OSError: it failed; the message ends with its last lines.
+        OSError: it failed, as it has said itself, or it was stopped.
     """
-    if (Path(config.run.directory) / "snapshots").exists():  # made at the end
+    if is_finished(config):
         return None
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "trainer.worker", *arguments], stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise OSError(f"the run in {config.run.directory} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    done = subprocess.run([sys.executable, "-m", "trainer.worker", *arguments])
+    if done.returncode or not is_finished(config):
+        raise OSError(
+            f"the run in {config.run.directory} ended with code {done.returncode} before it was done: "
+            "the same command goes on with it"
+        )
     return time.perf_counter() - began
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the run has the checkpoint of its last step."""
+    found = list_checkpoints(Path(config.run.directory) / "checkpoints")
+    return bool(found) and found[-1].step >= num_steps(config)
 
 
 def _numbers(text: str) -> list[int]:
@@ -99,7 +108,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 1: a run failed; 2: the arguments, the config or the data are wrong."""
+    """The command. Exit code 1: a run failed or was stopped; 2: arguments, config or data are wrong; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.ablation", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
@@ -133,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"trainer.ablation: {error}\n")
         return 1
+    except KeyboardInterrupt:  # the run that was under way goes on from its last checkpoint next time
+        return 130
     return 0
 
 

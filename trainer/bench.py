@@ -4,7 +4,7 @@ On a machine without a GPU the CPU is measured; `--made-images` needs no data se
 best, that of a large matrix product, which the steps reach.
 
 With `--pace N` no network runs: batches are taken as for a device that trains N images a second, and what is measured
-is how long it would stand still for want of them.
+is how long it would stand still for want of them. With `--sampling N` nothing is trained, images are drawn.
 """
 
 import argparse
@@ -270,14 +270,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
             config = _bench_config(options, folder)
-            if not options.sampling:
-                check_data(config)
             if options.sampling:
                 check_device(config)
                 report = measure_sampling(config, options.sampling)
             elif options.pace:
+                check_data(config)
                 report = measure_pace(config, images_per_s=options.pace, seconds=options.seconds)
             else:
+                check_data(config)
                 check_device(config)
                 report = compare_updates(config) if options.compare_authors_update else measure_steps(config)
     except (ConfigError, DataError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.dropout import Dropout
 from trainer.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def compiled_forward(module: nn.Module, config: TrainConfig, *, zero_stage: int)
     if not config.engine.compile or config.run.deterministic or not can_compile(module):
         return None
     # At stage 3 the parameters come and go between layers, and masks of dropout come from outside.
-    if zero_stage == 3 or any(getattr(layer, "probability", 0) for layer in module.modules()):
+    if zero_stage == 3 or any(isinstance(layer, Dropout) for layer in module.modules()):
         return None
     return CompiledForward(module)
 

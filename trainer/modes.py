@@ -3,7 +3,7 @@
 A sample is three digits, one in each colour channel. A classifier of single digits is trained on the channels of the
 reference and tested on those of stacks that were made from other digits; the three digits of each sample name its mode.
 Besides the modes that occur at all, the divergence of their frequencies from equal ones is given, as PacGAN
-(arXiv 1712.04086) and DDGAN (2112.07804, table 4) do.
+(arXiv 1712.04086) and DDGAN (2112.07804) do.
 """
 
 import argparse

@@ -54,7 +54,7 @@ class Players:
 
     @property
     def forward_d(self) -> Callable[..., Tensor]:
-        """The discriminator's; the engine's own module where it is differentiated twice."""
+        """The discriminator's, likewise; not for what is differentiated twice."""
         return self.compiled_d or self.discriminator.module
 
     def autocast(self, x_t: Image) -> AbstractContextManager:

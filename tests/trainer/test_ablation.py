@@ -46,3 +46,13 @@ def test_wrong_config_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert ablation.main([*given, "--out", str(tmp_path / "table.md")]) == 2
     assert "r1_gamma" in capsys.readouterr().err
     assert not Path(tmp_path / "runs").exists()
+
+
+def test_a_run_that_ends_before_its_last_step_gets_no_row(tiny, tmp_path, monkeypatch, capsys):
+    """As a worker that was asked to stop: it ends with 0 and has a checkpoint, or none."""
+    monkeypatch.setattr(ablation.sys, "executable", "true")
+    sets = [word for text in tiny for word in ("--set", text)]
+    given = ["--config", "digits", *sets, "--timesteps", "2", "--runs", str(tmp_path / "runs")]
+    assert ablation.main([*given, "--out", str(tmp_path / "table.md")]) == 1
+    assert "before it was done: the same command goes on with it" in capsys.readouterr().err
+    assert not (tmp_path / "table.md").exists()

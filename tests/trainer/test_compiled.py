@@ -149,8 +149,7 @@ run_rank(load_config("digits", [*sys.argv[1:], "scaling.world_size=1"]), Stopper
         ("engine.zero_stage_g=2", "engine.zero_stage_d=2", "engine.compile=false"),
     ],
 )
-@pytest.mark.parametrize("precision", ["bf16"])
-def test_the_host_waits_for_the_gpu_in_no_step(tiny, tmp_path, engine, precision):
-    settings = (*tiny, *engine, f"training.precision={precision}", "data.loader_workers=1", "scaling.device=gpu")
+def test_the_host_waits_for_the_gpu_in_no_step(tiny, tmp_path, engine):
+    settings = (*tiny, *engine, "training.precision=bf16", "data.loader_workers=1", "scaling.device=gpu")
     done = run_python(["-c", NO_WAIT, *settings, f"run.directory={tmp_path / 'run'}"])
     assert done.returncode == 0, done.stderr[-3000:]

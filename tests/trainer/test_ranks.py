@@ -1,7 +1,6 @@
 """The group of ranks, and what is left of it afterwards."""
 
-import subprocess
-import sys
+from tests.launch import run_python
 
 # In a process of its own: engines of other tests keep groups of this one for as long as they are there.
 PROGRAM = """
@@ -45,6 +44,6 @@ print("trained twice")
 
 def test_no_thread_of_the_group_outlives_it_and_engines_of_later_groups_work():
     """One that does aborts the process now and then, when it lets go of tensors while the interpreter ends."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
+    done = run_python(["-c", PROGRAM], timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["left: 0", "trained twice"]

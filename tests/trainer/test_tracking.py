@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import pytest
 from mlflow.entities import Run
 from PIL import Image
 
+from tests.launch import answers
 from trainer import courier, tracker
 from trainer.config import TrackingConfig
 from trainer.spool import Record, spool_path
@@ -90,6 +90,13 @@ def only_run(uri: str) -> Run:
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     return run
+
+
+def num_points(uri: str, key: str = "loss") -> int:
+    """Points that have arrived, of all runs; 0 as long as there is none."""
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return sum(len(client.get_metric_history(run.info.run_id, key)) for run in runs)
 
 
 # In this process
@@ -220,15 +227,6 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.1)
 
 
-def answers(address: str) -> bool:
-    """Whether a web server says that all is well there."""
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
 def is_running(pid: int) -> bool:
     """Whether a process that need not be our child runs; a zombie does not."""
     try:
@@ -305,8 +303,10 @@ def test_refusing_server_gets_everything_when_it_is_back(tmp_path: Path, empty_d
     try:
         for step in range(1, 300):
             tracked.log_metrics(step, {"loss": 1.0})
-        # The end waits some seconds for a server that is down, and this one takes longer to start on a busy machine.
-        wait_for(lambda: answers(f"{uri}/health"), timeout_s=120)
+        # The end waits some seconds for a server that is down. On a busy machine this one is slower to start, and the
+        # pauses between attempts grow meanwhile.
+        wait_for(lambda: answers(port), timeout_s=120)
+        wait_for(lambda: num_points(uri) == 300, timeout_s=120)
         Image.new("RGB", (8, 8)).save(run / "grid.png")
         tracked.log_image(299, "samples", run / "grid.png")
         tracked.log_artifact(run / "grid.png", "snapshots")
