@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import NoReturn, get_args
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from data.shards import load_index
 from models.shapes import Uint8Image
@@ -30,7 +29,7 @@ from trainer.classifier import NUM_FEATURES, train_classifier
 from trainer.features import JPEG_QUALITY, Codec, ScriptedNetwork, through
 from trainer.images import load_images, to_uint8
 from trainer.measure import BATCH_SIZE, Measured, Numbered, cache_folder, load_reference, measure_samples, read_all
-from trainer.quality import GivenFeatures, Quality, measure
+from trainer.quality import Quality, frechet_distance, measure, statistics_of
 from trainer.ranks import Ranks
 from trainer.sample import load_run, sample_batches, sample_run
 
@@ -111,6 +110,7 @@ def evaluate_samples(
     classifier = train_classifier(reference, labels, seed=seed)
     reference_features = classifier.features(reference)
     noise = noise_images(samples.shape, seed=seed)
+    quality = measure(classifier.features(samples), reference_features, logits=classifier.logits(samples), seed=seed)
     num_classes = int(labels.max()) + 1
     return Evaluation(
         num_samples=len(samples),
@@ -118,24 +118,12 @@ def evaluate_samples(
         seed=seed,
         classifier_accuracy=classifier.accuracy,
         num_held_out=classifier.num_held_out,
-        frechet_samples=frechet_distance(classifier.features(samples), reference_features),
-        frechet_noise=frechet_distance(classifier.features(noise), reference_features),
-        quality=measure(classifier.features(samples), reference_features, logits=classifier.logits(samples), seed=seed),
+        frechet_samples=quality.fid,
+        frechet_noise=frechet_distance(statistics_of(classifier.features(noise)), statistics_of(reference_features)),
+        quality=quality,
         class_shares=_shares(classifier.predict(samples), num_classes),
         reference_class_shares=_shares(labels, num_classes),
     )
-
-
-def frechet_distance(features_a: Float[Tensor, "n d"], features_b: Float[Tensor, "m d"]) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the squared Fréchet distance of FID (1706.08500, Eq. 6).
-
-    Computed in float64. Sets of no more than d images have singular covariances; rounding then moves the result by
-    some 1e-7 of tr(C_a + C_b), and what falls below 0 is given as 0.
-    """
-    metric = FrechetInceptionDistance(feature=GivenFeatures(features_a.shape[1]), sync_on_compute=False)
-    metric.update(features_a.double(), real=False)
-    metric.update(features_b.double(), real=True)
-    return max(0.0, metric.compute().item())
 
 
 def noise_images(shape: Sequence[int], *, seed: int) -> Uint8Image:

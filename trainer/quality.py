@@ -3,7 +3,8 @@
 Fréchet distance (FID), kernel distance (KID) and Inception score are torchmetrics'; precision, recall, density and
 coverage, which it lacks, are here. All depend on the number of samples: compare figures of equal numbers only.
 
-Every rank has all features when it comes here, so torchmetrics must not add up what the ranks have.
+Every rank has all features when it comes here, so torchmetrics must not add up what the ranks have. It is imported
+where it is needed: with scipy and matplotlib it would be a third of the time in which a process of any run starts.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
@@ -105,7 +103,13 @@ def statistics_of(features: Features) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), by torchmetrics; what falls below 0 is given as 0."""
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), by torchmetrics.
+
+    Sets of no more images than features have singular covariances; rounding then moves the result by some 1e-7 of
+    tr(C_a + C_b), and what falls below 0 is given as 0.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     metric = FrechetInceptionDistance(feature=GivenFeatures(len(a.mean)), sync_on_compute=False)
     for prefix, side in (("fake", a), ("real", b)):
         n = max(2, side.num_images)  # it cancels out
@@ -120,6 +124,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 def kernel_distance(samples: Features, reference: Features) -> float:
     """KID, unbiased, so that it may fall below 0."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     size = min(KID_SUBSET_SIZE, len(samples), len(reference))
     subsets = KID_SUBSETS if size < max(len(samples), len(reference)) else 1
     metric = KernelInceptionDistance(
@@ -132,6 +138,8 @@ def kernel_distance(samples: Features, reference: Features) -> float:
 
 def inception_score(logits: Float[Tensor, "n k"]) -> float:
     """Mean over ten splits, fewer of fewer than ten samples."""
+    from torchmetrics.image.inception import InceptionScore
+
     metric = InceptionScore(
         feature=GivenFeatures(logits.shape[1]), splits=min(SCORE_SPLITS, len(logits)), sync_on_compute=False
     )

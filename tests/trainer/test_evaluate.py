@@ -2,15 +2,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from PIL import Image
 
 from data.prepare import main as prepare
 from trainer import classifier, evaluate
-from trainer.evaluate import Evaluation, evaluate_samples, frechet_distance, main, noise_images, read_all, render
+from trainer.evaluate import Evaluation, evaluate_samples, main, noise_images, read_all, render
 from trainer.images import save_folder, save_npz
 
 Digits = tuple[torch.Tensor, torch.Tensor]
@@ -50,51 +48,6 @@ def one_training(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "train_classifier", train)
         yield
-
-
-def gaussian_set(number: int, mean: np.ndarray, covariance: np.ndarray) -> torch.Tensor:
-    """Points whose sample mean and sample covariance are the given ones."""
-    points = np.random.default_rng(number).normal(size=(number, len(mean)))
-    points -= points.mean(axis=0)
-    white = points @ np.linalg.inv(np.linalg.cholesky(np.cov(points.T))).T
-    return torch.from_numpy(white @ np.linalg.cholesky(covariance).T + mean)
-
-
-def test_frechet_distance_of_gaussians_has_its_closed_form():
-    random = np.random.default_rng(0)
-    factors = random.normal(size=(2, 6, 6))
-    c_a, c_b = (factor @ factor.T + np.eye(6) for factor in factors)
-    m_a, m_b = random.normal(size=(2, 6))
-    expected = ((m_a - m_b) ** 2).sum() + np.trace(c_a + c_b - 2 * np.real(scipy.linalg.sqrtm(c_a @ c_b)))
-    actual = frechet_distance(gaussian_set(50, m_a, c_a), gaussian_set(80, m_b, c_b))
-    assert actual == pytest.approx(expected, rel=1e-10)
-
-
-def test_frechet_distance_of_shifted_and_stretched_axes_is_read_off():
-    # |mean difference|^2 = 9, and for diagonal covariances the rest is the sum of (sigma_a - sigma_b)^2 = 1 + 4.
-    a = gaussian_set(40, np.zeros(2), np.diag([1.0, 9.0]))
-    b = gaussian_set(40, np.array([3.0, 0.0]), np.diag([4.0, 1.0]))
-    assert frechet_distance(a, b) == pytest.approx(14.0, rel=1e-10)
-
-
-@pytest.mark.parametrize("number", [2, 10, 64, 65, 500])
-def test_frechet_distance_of_a_set_to_itself_is_zero(number: int):
-    points = torch.randn(number, 64, generator=torch.Generator().manual_seed(0)).relu()
-    # The root of a singular covariance turns float64's 1e-16 into 1e-8 for each direction without spread.
-    assert 0.0 <= frechet_distance(points, points) < 1e-4
-
-
-@pytest.mark.parametrize("number", [2, 10, 40])
-def test_frechet_distance_of_fewer_points_than_features_is_exact(number: int):
-    generator = torch.Generator().manual_seed(number)
-    a = torch.randn(number, 64, generator=generator, dtype=torch.float64)
-    b = torch.randn(number, 64, generator=generator, dtype=torch.float64) + 1.0
-    c_a, c_b = torch.cov(a.T), torch.cov(b.T)
-    # With C_a = A A^T and C_b = B B^T, tr (C_a C_b)^(1/2) is the nuclear norm of A^T B: no root of a singular matrix.
-    factor_a, factor_b = ((x - x.mean(dim=0)) / (number - 1) ** 0.5 for x in (a, b))
-    root = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
-    expected = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + c_a.trace() + c_b.trace() - 2 * root
-    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_noise_is_clipped_seeded_and_half_grey():

@@ -44,6 +44,26 @@ def test_frechet_distance_of_two_gaussians_has_its_closed_form():
     assert frechet_distance(one, other) == pytest.approx(30.0)
 
 
+@pytest.mark.parametrize("number", [2, 10, 64, 65, 500])
+def test_frechet_distance_of_a_set_to_itself_is_zero(number: int):
+    points = torch.randn(number, 64, generator=torch.Generator().manual_seed(0)).relu()
+    # The root of a singular covariance turns float64's 1e-16 into 1e-8 for each direction without spread.
+    assert 0.0 <= frechet_distance(statistics_of(points), statistics_of(points)) < 1e-4
+
+
+@pytest.mark.parametrize("number", [2, 10, 40])
+def test_frechet_distance_of_fewer_points_than_features_is_exact(number: int):
+    generator = torch.Generator().manual_seed(number)
+    a = torch.randn(number, 64, generator=generator, dtype=torch.float64)
+    b = torch.randn(number, 64, generator=generator, dtype=torch.float64) + 1.0
+    c_a, c_b = torch.cov(a.T), torch.cov(b.T)
+    # With C_a = A A^T and C_b = B B^T, tr (C_a C_b)^(1/2) is the nuclear norm of A^T B: no root of a singular matrix.
+    factor_a, factor_b = ((x - x.mean(dim=0)) / (number - 1) ** 0.5 for x in (a, b))
+    root = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    expected = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + c_a.trace() + c_b.trace() - 2 * root
+    assert frechet_distance(statistics_of(a), statistics_of(b)) == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_kernel_distance_is_the_unbiased_estimate():
     a, b = gaussian(40, 3, 0.0, 2), gaussian(40, 3, 1.0, 3)
 
