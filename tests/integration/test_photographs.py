@@ -53,7 +53,7 @@ def made_photographs(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("source", "size"), [("made", 64), ("made", 256), ("real", 256)])
-def test_photographs_train_stop_and_resume(source, size, made_photographs, tmp_path):
+def test_photographs_train_stop_and_resume_as_one_run(source, size, made_photographs, tmp_path):
     if source == "real" and not PHOTOGRAPHS.is_dir():
         pytest.skip("the folder of real photographs, shared/data/photos beside the checkout, is absent")
     if (source, size) == ("made", 256) and PHOTOGRAPHS.is_dir():
@@ -66,20 +66,32 @@ def test_photographs_train_stop_and_resume(source, size, made_photographs, tmp_p
     arguments = train_command("celebahq256", overrides, directory)
     with running(arguments, log) as process:
         wait_for_checkpoint(directory, process, log)
-        if source == "made":
+        if size == 256:
             process.send_signal(signal.SIGTERM)  # to the driver alone, as a scheduler may send it
         else:
             os.killpg(process.pid, signal.SIGINT)  # to all, as a terminal does
         assert process.wait(timeout=180) == STOPPED, log.read_text()[-3000:]
-    assert list_checkpoints(directory / "checkpoints")[-1].step < 20
+    text = log.read_text()
+    assert f"{'SIGTERM' if size == 256 else 'SIGINT'}: finishing the step and writing a checkpoint" in text
+    assert "stopped; the same command resumes" in text
+    assert "Traceback" not in text
+    stopped_at = list_checkpoints(directory / "checkpoints")[-1].step
+    assert 5 <= stopped_at < 20
 
     done = run_python(arguments, timeout_s=400)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert f"resuming from {directory}/checkpoints/step-{stopped_at:08d}" in done.stderr
     assert "finished: step 20, 160 images" in done.stdout
     assert Image.open(directory / "samples" / "step-00000020.png").mode == "RGB"
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.total_images"] == "160"
+    points = [point.step for point in client.get_metric_history(run.info.run_id, "loss_g")]
+    assert sorted(points) == [5, 10, 15, 20]  # no gap and no doubled point
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id, "snapshot")}
+    assert artifacts == {"snapshot/config.yaml", "snapshot/generator.safetensors"}
     memory = {p.step: p.value for p in client.get_metric_history(run.info.run_id, "peak_memory_gib")}
     assert sorted(memory) == [5, 10, 15, 20]
     assert memory[20] - memory[15] < 0.1  # GiB; all is allocated by then, what still grows would be a leak

@@ -33,11 +33,13 @@ class Pods:
 
     Attributes:
         manifest: the RayJob.
+        overrides: of its config.
         env: of the containers.
         dashboard: its address.
     """
 
     manifest: dict[str, Any]
+    overrides: tuple[str, ...]
     env: dict[str, str]
     dashboard: str
 
@@ -82,7 +84,7 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
             )
             assert started.returncode == 0, started.stdout + started.stderr
         try:
-            yield Pods(manifest, env, f"http://{POD_IP}:{dashboard}")
+            yield Pods(manifest, sets, env, f"http://{POD_IP}:{dashboard}")
         finally:
             for process in psutil.process_iter():
                 try:
@@ -92,7 +94,7 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
                     continue
 
 
-def test_the_command_of_the_manifest_is_drained_and_goes_on(pods, tmp_path):
+def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_goes_on(pods, tmp_path):
     port = int(pods.dashboard.rpartition(":")[2])
     listening = [tuple(c.laddr) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert [address for address in listening if port in address] == [(POD_IP, port)]
@@ -112,7 +114,26 @@ def test_the_command_of_the_manifest_is_drained_and_goes_on(pods, tmp_path):
     assert "' failed" in said and re.search(r"exit code[: ]+75", said), said
     stopped_at = list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step
     assert found[-1].step <= stopped_at < 300
-    second = pods.submit("second")
+
+    # The README's command, from the checkout.
+    sets = [word for text in pods.overrides for word in ("--set", text)]
+    line = [
+        "ray",
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-m",
+        "trainer.run",
+        "--config",
+        "digits.yaml",
+    ]
+    second = pods.call(*line, *sets)
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-1000:]
     assert f"resuming from {tmp_path}/run/checkpoints/step-{stopped_at:08d}" in second.stdout
-    assert "finished: step 300" in second.stdout
+    assert f"checkpoint   {tmp_path}/run/checkpoints/step-00000300" in second.stdout
+    assert (tmp_path / "run" / "samples" / "step-00000300.png").exists()
+    assert (tmp_path / "run" / "snapshots" / "step-00000300" / "generator.safetensors").exists()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].manifest["world_size"] == 2

@@ -176,7 +176,7 @@ def test_of_an_array_one_seed_is_cancelled_and_the_other_stopped_by_the_launcher
     words = [word for text in sets for word in ("--set", text)]
     launch = [sys.executable, "-m", "cluster.launch"]
     jobs.run(
-        *launch, "slurm", "--config", "digits", "--nodes", "2", "--seeds", "1-2", "--interface", "lo", "--", *words
+        *launch, "slurm", "--config", "digits", "--nodes", "1", "--seeds", "1-2", "--interface", "lo", "--", *words
     )
     assert set(jobs.run(*launch, "status", f"{jobs.folder}/seeds").split()) & {"RUNNING", "PENDING"}
     array = cluster.run("squeue", "--noheader", "--format=%F").split()[0]

@@ -91,7 +91,7 @@ def test_start_that_fails_of_itself_is_no_kill(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multirank
-@pytest.mark.parametrize(("stage_g", "stage_d", "seed"), [(1, 1, "8"), (2, 2, "2"), (3, 2, "7")])
+@pytest.mark.parametrize(("stage_g", "stage_d", "seed"), [(1, 2, "2"), (3, 2, "7")])
 def test_two_ranks_killed_in_a_step_and_in_a_save_are_equal_in_every_checkpoint(tiny, tmp_path, stage_g, stage_d, seed):
     stages = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
     given = arguments(tiny, tmp_path / "out", *stages, "training.total_images=640", "checkpoint.save_interval_steps=4")
