@@ -10,8 +10,10 @@ measured: the other ways are silently wrong at some ZeRO stage):
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -327,8 +329,9 @@ def import_deepspeed(device: torch.device) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed takes its device from it, which need not be the rank's number on its host: it may see its GPU alone.
     os.environ["LOCAL_RANK"] = str(device.index or 0)
-    import deepspeed
-    import deepspeed.ops
+    with _without("mlflow"):  # its autotuner would import it, which takes four fifths of the time that DeepSpeed takes
+        import deepspeed
+        import deepspeed.ops
 
     compatible: dict[str, bool] = deepspeed.ops.__compatible_ops__
     compatible["deepspeed_shm_comm"] = False  # gloo does its work; the build takes 35 s and needs a compiler
@@ -338,6 +341,19 @@ def import_deepspeed(device: torch.device) -> Any:
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False, verbose=False)
     return deepspeed
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Inside, an import of `package` fails as if it were not installed, unless it has been imported before."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def _replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import run_ranks
+from tests.launch import run_python, run_ranks
 from trainer.config import EngineConfig
 from trainer.engines import even_share
 
@@ -72,3 +72,16 @@ def test_zero_3_for_the_discriminator_is_refused_with_the_reason():
 def test_zero_without_deepspeed_is_refused():
     with pytest.raises(ValueError, match="backend torch has no ZeRO"):
         EngineConfig(backend="torch", zero_stage_g=1)
+
+
+def test_deepspeed_starts_without_the_libraries_that_a_rank_has_no_use_for():
+    """They would be most of the time in which a rank starts."""
+    program = (
+        "import sys, torch; from trainer.engines import import_deepspeed; import trainer.worker; "
+        "torch.distributed.init_process_group('gloo', init_method='tcp://127.0.0.1:0', rank=0, world_size=1); "
+        "import_deepspeed(torch.device('cpu')); import deepspeed; "
+        "print([name for name in ('mlflow', 'torchmetrics', 'matplotlib') if name in sys.modules]); import mlflow"
+    )
+    done = run_python(["-c", program])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
