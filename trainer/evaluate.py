@@ -67,6 +67,10 @@ class Evaluation:
     """Share of each class in the reference, by its labels."""
     quality: Quality | None = None
     """Figures of merit in the classifier's features."""
+    agreement: float | None = None
+    """Share of the samples that the classifier takes for the class that was asked for; None where none was."""
+    class_agreement: tuple[float, ...] | None = None
+    """The same of the samples of each class, in their order."""
 
     @property
     def ratio(self) -> float:
@@ -82,6 +86,7 @@ def evaluate_samples(
     reference: UInt8[Tensor, "m c h w"],
     labels: Int64[Tensor, "m"] | None,
     seed: int,
+    asked: Int64[Tensor, "n"] | None = None,
 ) -> Evaluation:
     """Measure samples against a labelled reference; some seconds on a CPU at 16 px.
 
@@ -90,6 +95,7 @@ def evaluate_samples(
         reference: uint8 [M, C, H, W], M >= 10.
         labels: int64 [M], counted from 0; None is refused.
         seed: of the classifier and the noise, 0 or more.
+        asked: the class that each sample was asked to be; None: none was.
 
     Raises:
         ValueError: no labels, too few images, or samples of another shape than the reference.
@@ -112,6 +118,8 @@ def evaluate_samples(
     noise = noise_images(samples.shape, seed=seed)
     quality = measure(classifier.features(samples), reference_features, logits=classifier.logits(samples), seed=seed)
     num_classes = int(labels.max()) + 1
+    predicted = classifier.predict(samples)
+    agreement, class_agreement = (None, None) if asked is None else _agreement(predicted, asked)
     return Evaluation(
         num_samples=len(samples),
         num_reference=len(reference),
@@ -121,9 +129,16 @@ def evaluate_samples(
         frechet_samples=quality.fid,
         frechet_noise=frechet_distance(statistics_of(classifier.features(noise)), statistics_of(reference_features)),
         quality=quality,
-        class_shares=_shares(classifier.predict(samples), num_classes),
+        class_shares=_shares(predicted, num_classes),
         reference_class_shares=_shares(labels, num_classes),
+        agreement=agreement,
+        class_agreement=class_agreement,
     )
+
+
+def _agreement(predicted: Tensor, asked: Tensor) -> tuple[float, tuple[float, ...]]:
+    right = (predicted == asked).double()
+    return right.mean().item(), tuple(right[asked == label].mean().item() for label in asked.unique().tolist())
 
 
 def noise_images(shape: Sequence[int], *, seed: int) -> Uint8Image:
@@ -152,6 +167,10 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
         "",
         *([*quality_lines(e.quality), ""] if e.quality else []),
     ]
+    if e.agreement is not None and e.class_agreement:
+        least = min(range(len(e.class_agreement)), key=e.class_agreement.__getitem__)
+        of_least = f"{e.class_agreement[least]:.1%} of class {_name(least, class_names)}, the least"
+        lines += [f"{'of the class that was asked for':<34}{e.agreement:>10.1%}, {of_least}", ""]
     shares, reference = e.class_shares, e.reference_class_shares
     if len(shares) > MAX_LISTED_CLASSES:
         seen, present = (sum(share > 0 for share in values) for values in (shares, reference))
@@ -238,11 +257,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         index = load_index(options.reference)
         if index.num_classes is None:  # told before a large data set is read in vain
             raise ValueError(f"{options.reference}: {NO_LABELS}")
-        samples, source = _samples(options)
+        samples, source, asked = _samples(options)
         if options.through != "none":
             samples, source = through(options.through)(samples), f"{source}, through {options.through}"
         reference, labels = read_all(options.reference)
-        evaluation = evaluate_samples(samples, reference, labels, options.seed)
+        evaluation = evaluate_samples(samples, reference, labels, options.seed, asked)
     except ValueError as error:
         sys.stderr.write(f"trainer.evaluate: {error}\n")
         return 2
@@ -283,7 +302,7 @@ def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: 
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
     numbers = itertools.count(rank, world_size)
     if options.run is None:
-        samples, source = _samples(options)
+        samples, source, _ = _samples(options)
         return zip(numbers, samples.split(BATCH_SIZE)[rank::world_size], strict=False), source
     if options.num < 2:
         raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
@@ -297,17 +316,20 @@ def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: 
     return zip(numbers, drawn, strict=False), f"from {options.run}"
 
 
-def _samples(options: argparse.Namespace) -> tuple[Uint8Image, str]:
-    """The samples that the options name, and words about where they come from."""
+def _samples(options: argparse.Namespace) -> tuple[Uint8Image, str, Tensor | None]:
+    """The samples that the options name, words about where they come from, and the classes they were asked to be."""
     if options.run is not None:
         if options.num < 2:
             raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
         try:
-            return sample_run(options.run, options.num, options.seed), f"from {options.run} (no file codec)"
+            samples = sample_run(options.run, options.num, options.seed)
+            num_classes = load_run(options.run)[2].data.num_classes
         except CheckpointError as error:
             raise ValueError(str(error)) from error
+        asked = torch.arange(options.num) % num_classes if num_classes else None  # all of them in turn
+        return samples, f"from {options.run} (no file codec)", asked
     form = "PNG files, lossless" if options.samples.is_dir() else "no file codec"
-    return load_images(options.samples), f"from {options.samples} ({form})"
+    return load_images(options.samples), f"from {options.samples} ({form})", None
 
 
 def _shares(labels: Tensor, num_classes: int) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """Labels travel from the shards to both networks, are dropped by pure draws, and asked-for classes come out."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from models.generator import GeneratorConfig
 from models.networks import build_discriminator, build_generator
 from tests.trainer.test_config import refusals
 from tests.trainer.test_worker import Stopper, configure, state_of, train
+from trainer import evaluate
 from trainer.cost import measure_costs
 from trainer.evaluate import read_all
 from trainer.loop import Loop
@@ -128,7 +130,9 @@ def test_labels_that_reach_the_step_are_those_of_the_images(tiny, tiny_digits, t
 
 
 @pytest.mark.slow
-def test_conditional_run_resumes_bitwise_and_draws_classes_in_turn(tiny, tmp_path, capsys):
+def test_conditional_run_resumes_bitwise_draws_classes_in_turn_and_is_measured_by_them(
+    tiny, tiny_digits, tmp_path, capsys
+):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = (*CLASSES, "training.label_dropout=0.2", "training.learning_rate_g.peak=0.05")
     train(configure(tiny, whole, *more))
@@ -145,6 +149,11 @@ def test_conditional_run_resumes_bitwise_and_draws_classes_in_turn(tiny, tmp_pat
     assert main([*arguments, "--classes", "3,5"]) == 0
     assert main([*arguments, "--classes", "10"]) == 2
     assert "classes are 10; allowed: 0 to 9" in capsys.readouterr().err
+    command = ["--run", str(whole), "--reference", str(tiny_digits), "--num", "20", "--json"]
+    assert evaluate.main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["class_agreement"]) == 10
+    assert found["agreement"] == pytest.approx(sum(found["class_agreement"]) / 10)
 
 
 def test_config_and_data_must_agree_on_the_classes(tiny, tiny_digits, tmp_path):

@@ -12,7 +12,15 @@ AUTHORS = {
 
 
 def test_there_is_a_config_for_each_data_set():
-    assert config_names() == ["celebahq256", "cifar10", "digits", "gaussians25", "lsun256", "stackedmnist"]
+    assert config_names() == [
+        "celebahq256",
+        "cifar10",
+        "digits",
+        "gaussians25",
+        "lsun256",
+        "stackedmnist",
+        "stackedmnist16",
+    ]
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -62,11 +70,12 @@ def test_global_batch_is_the_same_on_any_of_the_usual_world_sizes(name, world_si
     assert split.micro_batch_size % 4 == 0
 
 
-@pytest.mark.parametrize("name", ["digits", "stackedmnist"])
+@pytest.mark.parametrize("name", ["digits", "stackedmnist", "stackedmnist16"])
 def test_digits_are_never_mirrored(name):
     assert not load_config(name).data.horizontal_flip
 
 
-def test_digits_runs_on_two_cpu_cores():
-    scaling = load_config("digits").scaling
+@pytest.mark.parametrize("name", ["digits", "stackedmnist16"])
+def test_small_configs_run_on_two_cpu_cores(name):
+    scaling = load_config(name).scaling
     assert (scaling.device, scaling.world_size, scaling.cpus_per_worker) == ("cpu", 2, 1)

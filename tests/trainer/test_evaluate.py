@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,26 @@ def test_table_of_many_classes_is_summed_up():
         "classes    1 of 1000 seen among the samples",
         "           largest share 100.00% (3), in the reference 0.10%",
     ]
+
+
+def test_asked_for_classes_are_held_against_what_the_classifier_sees(digits: Digits, reference: Digits):
+    images, labels = digits[0][1400:], digits[1][1400:]
+    asked = labels.clone()
+    asked[labels == 7] = 8  # none of these is what was asked for
+    found = evaluate_samples(images, *reference, 0, asked)
+    assert found.agreement is not None and found.class_agreement is not None
+    assert found.agreement == pytest.approx(1 - (labels == 7).double().mean().item(), abs=0.03)
+    assert len(found.class_agreement) == 9  # nobody asked for a 7
+    assert min(found.class_agreement[:7]) > 0.85
+    eights = (labels == 8).sum() / (asked == 8).sum()
+    assert found.class_agreement[7] == pytest.approx(eights.item(), abs=0.1)
+    assert evaluate_samples(images, *reference, 0).agreement is None
+
+
+def test_table_names_the_class_that_comes_out_least():
+    found = replace(figures(3), agreement=0.75, class_agreement=(1.0, 0.25, 1.0))
+    (line,) = (line for line in render(found, source="").splitlines() if "asked for" in line)
+    assert line == "of the class that was asked for        75.0%, 25.0% of class 1, the least"
 
 
 @pytest.mark.slow
