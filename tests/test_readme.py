@@ -1,5 +1,6 @@
 """The README: its commands run as written, its tables and its list of files are those of the code."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -10,10 +11,14 @@ from PIL import Image
 
 from tests.launch import ROOT, run_python
 from tests.trainer.test_worker import configure, train
+from trainer import evaluate
 from trainer.config_io import config_names, load_config
 from trainer.cost import measure_costs
 
 README = (ROOT / "README.md").read_text()
+
+
+COMMANDS = ("run", "sample", "evaluate", "points", "ablation", "modes")
 
 
 def commands() -> list[str]:
@@ -30,7 +35,7 @@ def arguments(module: str, number: int = 0) -> list[str]:
 
 def test_no_command_is_left_out_by_the_tests_below():
     modules = {re.search(r"-m ([a-z]+\.[a-z]+)", line).group(1) for line in commands()}  # pyright: ignore
-    assert modules == {"data.prepare", "trainer.run", "trainer.sample", "cluster.preflight"}
+    assert modules == {"data.prepare", "cluster.preflight", *(f"trainer.{name}" for name in COMMANDS)}
 
 
 @pytest.mark.slow
@@ -53,11 +58,31 @@ def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
 
 
 @pytest.mark.slow
-def test_samples_are_drawn_by_the_command(tiny, tmp_path):
-    train(configure(tiny, tmp_path / "runs" / "mine", "training.total_images=32"))
+def test_samples_are_drawn_and_measured_by_the_commands(tiny, tiny_digits, tmp_path, monkeypatch, capsys):
+    for name in ("mine", "digits"):
+        train(configure(tiny, tmp_path / "runs" / name, "training.total_images=32"))
     done = run_python(arguments("trainer.sample"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "grid.png").exists()
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "digits").symlink_to(tiny_digits)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(arguments("trainer.evaluate")[2:]) == 0
+    assert "samples    500 images, from runs/digits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "number"), [("evaluate", 0), ("evaluate", 1), ("points", 0), ("ablation", 0), ("modes", 0)]
+)
+def test_arguments_of_what_measures_are_taken_and_only_the_data_are_missed(
+    tmp_path, monkeypatch, capsys, command, number
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inception.pt").touch()
+    assert importlib.import_module(f"trainer.{command}").main(arguments(f"trainer.{command}", number)[2:]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said or "runs/" in said or "inception.pt" in said
+    assert "usage" not in said
 
 
 def test_submitted_command_names_a_config_and_fields_that_exist():
@@ -86,6 +111,11 @@ def test_table_of_configs_states_the_figures_of_the_dry_run(name):
     ):
         found = [float(number) for number in re.findall(r"\d+\.\d+", cell)]
         assert found == [pytest.approx(parameters / 1e6, abs=0.006), pytest.approx(flops / 1e9, abs=0.06)], cell
+
+
+def test_list_of_pages_is_complete():
+    listed = set(re.findall(r"(?m)^    (docs/[\w/]+\.md) ", README))
+    assert listed == {str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")}
 
 
 def test_list_of_files_is_complete():

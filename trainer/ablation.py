@@ -6,6 +6,7 @@ finished before are measured again, not trained again; one that was stopped goes
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -13,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.shards import DataError
+from data.shards import DataError, load_index
 from trainer.checkpoint import CheckpointError, list_checkpoints
+from trainer.classifier import train_classifier
 from trainer.command import add_config_arguments, check_data, check_device
 from trainer.config import TrainConfig, num_steps
 from trainer.config_io import ConfigError, load_config
-from trainer.evaluate import Evaluation, evaluate_samples
+from trainer.evaluate import NO_LABELS, Evaluation, evaluate_samples
 from trainer.measure import read_all
 from trainer.sample import sample_run
 
@@ -80,19 +82,29 @@ def cells_of(timesteps: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
 def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
     """Train a run to its end, in a process of its own; seconds that it took, None if nothing was left to do.
 
+    A run that is finished is started as well: it sees whether it is a run of this config. SIGINT and SIGTERM reach the
+    process, which saves a checkpoint before it ends.
+
     Raises:
         OSError: it failed, as it has said itself, or it was stopped.
     """
-    if is_finished(config):
-        return None
+    was_finished = is_finished(config)
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "trainer.worker", *arguments])
-    if done.returncode or not is_finished(config):
+    with subprocess.Popen([sys.executable, "-m", "trainer.worker", *arguments]) as process:
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the terminal has sent it to both
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    if code or not is_finished(config):
         raise OSError(
-            f"the run in {config.run.directory} ended with code {done.returncode} before it was done: "
-            "the same command goes on with it"
+            f"the run in {config.run.directory} ended with code {code} before it was done: the same command goes on "
+            "with it"
         )
-    return time.perf_counter() - began
+    return None if was_finished else time.perf_counter() - began
 
 
 def is_finished(config: TrainConfig) -> bool:
@@ -105,6 +117,18 @@ def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is given, expected are whole numbers such as 1,2,4,8")
     return [int(part) for part in text.split(",")]
+
+
+def _check(config: TrainConfig, num_samples: int) -> None:
+    """Refuse what no row can be made of, before anything is trained."""
+    check_data(config)
+    check_device(config)
+    if config.checkpoint.directory is not None:
+        raise ValueError("checkpoint.directory is set, but each run keeps its checkpoints in its own folder of --runs")
+    if num_samples < 2:
+        raise ValueError(f"--num is {num_samples}; at least 2 samples are needed")
+    if load_index(config.data.path).num_classes is None:
+        raise ValueError(f"{config.data.path}: {NO_LABELS}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,15 +149,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cell in cells_of(options.timesteps, options.seeds):
             overrides = [*fixed, *cell.overrides, f"run.directory={options.runs / cell.name}"]
             plans.append((cell, overrides, load_config(options.config, overrides)))
-        check_data(plans[0][2])
-        check_device(plans[0][2])
-        reference, labels = read_all(plans[0][2].data.path)
+        first = plans[0][2]
+        _check(first, options.num)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        reference, labels = read_all(first.data.path)
+        assert labels is not None  # the index says so
+        classifier = train_classifier(reference, labels, seed=0)
         lines = [HEADER]
         for cell, overrides, config in plans:
             words = [word for text in overrides for word in ("--set", text)]
             seconds = train(["--config", options.config, *words], config)
             samples = sample_run(Path(config.run.directory), options.num, seed=0)
-            lines.append(cell.row(evaluate_samples(samples, reference, labels, seed=0), seconds))
+            lines.append(cell.row(evaluate_samples(samples, reference, labels, 0, classifier=classifier), seconds))
             sys.stdout.write(f"{lines[-1]}\n")
             options.out.write_text("\n".join(lines) + "\n")  # each time: a stop loses no row
     except (ConfigError, DataError, CheckpointError, ValueError) as error:
@@ -142,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"trainer.ablation: {error}\n")
         return 1
-    except KeyboardInterrupt:  # the run that was under way goes on from its last checkpoint next time
+    except KeyboardInterrupt:
+        sys.stderr.write("trainer.ablation: stopped; the same command goes on with the run that was under way\n")
         return 130
     return 0
 

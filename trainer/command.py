@@ -21,6 +21,17 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_seed_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """--seed, 0 unless it is given: what the random numbers of samples take."""
+    parser.add_argument("--seed", type=_seed, default=0, help=f"{help} (default: 0)")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, expected is a whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
 def start_logging(rank: int) -> None:
     """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
     logging.basicConfig(

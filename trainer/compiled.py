@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from models.dropout import Dropout
 from trainer.config import TrainConfig
@@ -36,7 +37,9 @@ class CompiledForward:
             for x in inputs
         )
         try:
-            return self._compiled(*laid_out)
+            # The backward pass is compiled with the forward one: where it is called, nothing could take its place.
+            with functorch.patch(force_non_lazy_backward_lowering=True):
+                return self._compiled(*laid_out)
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException  # a second to import, which other starts are spared
 

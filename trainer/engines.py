@@ -175,7 +175,7 @@ class DeepSpeedEngine:
         max_gradient_norm: float | None,
         zero_stage: int,
     ) -> None:
-        self._deepspeed = deepspeed = import_deepspeed(next(module.parameters()).device)
+        deepspeed = import_deepspeed(next(module.parameters()).device)
         self.stage = zero_stage
         # Stage 3 empties the parameters of the module; their shapes are needed for loading and for the average.
         self._numels = {name: p.numel() for name, p in module.named_parameters()}

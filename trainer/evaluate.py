@@ -20,23 +20,31 @@ from typing import NoReturn, get_args
 
 import torch
 from jaxtyping import Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.shards import load_index
+from models.diffusion import Diffusion
 from models.shapes import Uint8Image
 from trainer.checkpoint import CheckpointError
-from trainer.classifier import NUM_FEATURES, train_classifier
+from trainer.classifier import NUM_FEATURES, TrainedClassifier, train_classifier
+from trainer.command import add_seed_argument
+from trainer.config import TrainConfig
 from trainer.features import JPEG_QUALITY, Codec, ScriptedNetwork, through
 from trainer.images import load_images, to_uint8
 from trainer.measure import BATCH_SIZE, Measured, Numbered, cache_folder, load_reference, measure_samples, read_all
 from trainer.quality import Quality, frechet_distance, measure, statistics_of
 from trainer.ranks import Ranks
-from trainer.sample import load_run, sample_batches, sample_run
+from trainer.sample import default_device, load_run, sample_batches, sample_images
 
 TIMEOUT_S = 3600
 """How long a rank waits for the others, which may draw more slowly."""
 MAX_LISTED_CLASSES = 20
 """With more classes the table sums their shares up; --json holds all."""
+CODEC_WORDS: dict[Codec, str] = {
+    "none": "no file codec",
+    "png": "PNG, lossless",
+    "jpeg": f"JPEG of quality {JPEG_QUALITY}",
+}
 NO_LABELS = (
     "the reference has no labels, so no classifier can be trained to measure in: evaluate on a labelled data set, "
     "or write the samples to a .npz file and give it to an FID program"
@@ -69,8 +77,8 @@ class Evaluation:
     """Figures of merit in the classifier's features."""
     agreement: float | None = None
     """Share of the samples that the classifier takes for the class that was asked for; None where none was."""
-    class_agreement: tuple[float, ...] | None = None
-    """The same of the samples of each class, in their order."""
+    class_agreement: dict[int, float] | None = None
+    """The same of the samples of each class that was asked for."""
 
     @property
     def ratio(self) -> float:
@@ -87,6 +95,7 @@ def evaluate_samples(
     labels: Int64[Tensor, "m"] | None,
     seed: int,
     asked: Int64[Tensor, "n"] | None = None,
+    classifier: TrainedClassifier | None = None,
 ) -> Evaluation:
     """Measure samples against a labelled reference; some seconds on a CPU at 16 px.
 
@@ -96,6 +105,7 @@ def evaluate_samples(
         labels: int64 [M], counted from 0; None is refused.
         seed: of the classifier and the noise, 0 or more.
         asked: the class that each sample was asked to be; None: none was.
+        classifier: trained on the same reference with the same seed, as it would be here.
 
     Raises:
         ValueError: no labels, too few images, or samples of another shape than the reference.
@@ -113,7 +123,7 @@ def evaluate_samples(
         )
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}, expected 0 to 2**63 - 1")
-    classifier = train_classifier(reference, labels, seed=seed)
+    classifier = classifier or train_classifier(reference, labels, seed=seed)
     reference_features = classifier.features(reference)
     noise = noise_images(samples.shape, seed=seed)
     quality = measure(classifier.features(samples), reference_features, logits=classifier.logits(samples), seed=seed)
@@ -136,9 +146,9 @@ def evaluate_samples(
     )
 
 
-def _agreement(predicted: Tensor, asked: Tensor) -> tuple[float, tuple[float, ...]]:
+def _agreement(predicted: Tensor, asked: Tensor) -> tuple[float, dict[int, float]]:
     right = (predicted == asked).double()
-    return right.mean().item(), tuple(right[asked == label].mean().item() for label in asked.unique().tolist())
+    return right.mean().item(), {label: right[asked == label].mean().item() for label in asked.unique().tolist()}
 
 
 def noise_images(shape: Sequence[int], *, seed: int) -> Uint8Image:
@@ -165,10 +175,10 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
         f"{'Fréchet distance to the reference':<34}{'samples':>10}{'noise':>10}{'ratio':>10}",
         f"{'':<34}{e.frechet_samples:>10.4g}{e.frechet_noise:>10.4g}{e.ratio:>10.4f}",
         "",
-        *([*quality_lines(e.quality), ""] if e.quality else []),
+        *([*quality_lines(e.quality, given_network=False), ""] if e.quality else []),
     ]
     if e.agreement is not None and e.class_agreement:
-        least = min(range(len(e.class_agreement)), key=e.class_agreement.__getitem__)
+        least = min(e.class_agreement, key=e.class_agreement.__getitem__)
         of_least = f"{e.class_agreement[least]:.1%} of class {_name(least, class_names)}, the least"
         lines += [f"{'of the class that was asked for':<34}{e.agreement:>10.1%}, {of_least}", ""]
     shares, reference = e.class_shares, e.reference_class_shares
@@ -186,28 +196,31 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
     return "\n".join(lines)
 
 
-def quality_lines(quality: Quality) -> list[str]:
-    """The figures that there are, one a line."""
+def quality_lines(quality: Quality, *, given_network: bool) -> list[str]:
+    """The figures that there are, one a line; FID, KID and Inception score are called so in a given network only."""
     words = {
-        "fid": "Fréchet distance (FID)",
-        "kid": "kernel distance (KID)",
-        "inception_score": "Inception score",
+        # The classifier's stands above already, beside that of noise.
+        "fid": "Fréchet distance (FID)" if given_network else "",
+        "kid": "kernel distance (KID)" if given_network else "kernel distance",
+        "inception_score": "Inception score" if given_network else "class score, like Inception's",
         "precision": "precision",
         "recall": "recall",
         "density": "density",
         "coverage": "coverage",
     }
     values = dataclasses.asdict(quality)
-    return [f"{words[name]:<34}{value:>10.4g}" for name, value in values.items() if value is not None]
+    return [f"{words[name]:<34}{value:>10.4g}" for name, value in values.items() if words[name] and value is not None]
 
 
 def render_measured(measured: Measured, *, source: str) -> str:
     """The figures of a given network as a short table."""
     m = measured
-    codec = {"none": "no file codec", "png": "PNG, lossless", "jpeg": f"JPEG of quality {JPEG_QUALITY}"}[m.through]
     reference = f"{m.num_reference} images" if m.num_reference else "statistics of a number of images that is not said"
-    lines = [f"samples    {m.num_samples} images, {source}, measured through {codec}", f"reference  {reference}"]
-    return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality)])
+    lines = [
+        f"samples    {m.num_samples} images, {source}, measured through {CODEC_WORDS[m.through]}",
+        f"reference  {reference}",
+    ]
+    return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality, given_network=True)])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -246,9 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="file format that the samples go through first; jpeg is what the authors of DDGAN did (default: none)",
     )
     parser.add_argument("--cache", type=Path, default=cache_folder(), metavar="DIR", help="where references are kept")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the classifier, noise, subsets and samples (default: 0)"
-    )
+    add_seed_argument(parser, "of the classifier, noise, subsets and samples")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     try:
         options = parser.parse_args(arguments)
@@ -257,9 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         index = load_index(options.reference)
         if index.num_classes is None:  # told before a large data set is read in vain
             raise ValueError(f"{options.reference}: {NO_LABELS}")
-        samples, source, asked = _samples(options)
-        if options.through != "none":
-            samples, source = through(options.through)(samples), f"{source}, through {options.through}"
+        samples, source, asked = _samples(options, index.num_classes)
+        samples = through(options.through)(samples)
+        source += f", measured through {CODEC_WORDS[options.through]}"
         reference, labels = read_all(options.reference)
         evaluation = evaluate_samples(samples, reference, labels, options.seed, asked)
     except ValueError as error:
@@ -302,34 +313,41 @@ def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: 
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
     numbers = itertools.count(rank, world_size)
     if options.run is None:
-        samples, source, _ = _samples(options)
+        samples, source = _given_samples(options)
         return zip(numbers, samples.split(BATCH_SIZE)[rank::world_size], strict=False), source
-    if options.num < 2:
-        raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
-    try:
-        generator, diffusion, config = load_run(options.run, None, device)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from error
     drawn = sample_batches(
-        generator, diffusion, config, num=options.num, seed=options.seed, rank=rank, world_size=world_size
+        *_load(options, device), num=options.num, seed=options.seed, rank=rank, world_size=world_size
     )
     return zip(numbers, drawn, strict=False), f"from {options.run}"
 
 
-def _samples(options: argparse.Namespace) -> tuple[Uint8Image, str, Tensor | None]:
+def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image, str, Tensor | None]:
     """The samples that the options name, words about where they come from, and the classes they were asked to be."""
-    if options.run is not None:
-        if options.num < 2:
-            raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
-        try:
-            samples = sample_run(options.run, options.num, options.seed)
-            num_classes = load_run(options.run)[2].data.num_classes
-        except CheckpointError as error:
-            raise ValueError(str(error)) from error
-        asked = torch.arange(options.num) % num_classes if num_classes else None  # all of them in turn
-        return samples, f"from {options.run} (no file codec)", asked
-    form = "PNG files, lossless" if options.samples.is_dir() else "no file codec"
-    return load_images(options.samples), f"from {options.samples} ({form})", None
+    if options.run is None:
+        return *_given_samples(options), None
+    generator, diffusion, config = _load(options, default_device())
+    if config.data.num_classes not in (0, num_classes):
+        raise ValueError(
+            f"the run has {config.data.num_classes} classes, {options.reference} {num_classes}: give the data set that "
+            "the run was trained on"
+        )
+    samples = sample_images(generator, diffusion, config, num=options.num, seed=options.seed, shows_progress=True)
+    asked = torch.arange(options.num) % num_classes if config.data.num_classes else None  # all in turn, see there
+    return samples, f"from {options.run}", asked
+
+
+def _given_samples(options: argparse.Namespace) -> tuple[Uint8Image, str]:
+    form = " (PNG files)" if options.samples.is_dir() else ""
+    return load_images(options.samples), f"from {options.samples}{form}"
+
+
+def _load(options: argparse.Namespace, device: torch.device | str) -> tuple[nn.Module, Diffusion, TrainConfig]:
+    if options.num < 2:
+        raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
+    try:
+        return load_run(options.run, None, device)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
 
 
 def _shares(labels: Tensor, num_classes: int) -> tuple[float, ...]:

@@ -122,8 +122,9 @@ def measure_samples(
     seen = see_over_ranks(network, ((number, passed(images)) for number, images in batches), ranks)
     held = reference.seen if isinstance(reference.seen, Statistics) else reference.seen.features
     width = len(held.mean) if isinstance(held, Statistics) else held.shape[1]
-    if len(seen.features) < 2:
-        raise ValueError(f"{len(seen.features)} sample has no covariance: give at least 2")
+    for number, what in ((len(seen.features), "sample"), (reference.num_images, "image as the reference")):
+        if number == 1:
+            raise ValueError(f"1 {what} has no covariance: give at least 2")
     if seen.features.shape[1] != width:
         raise ValueError(
             f"the reference has {width} features, {network.name} gives {seen.features.shape[1]}: the statistics are of "

@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from data.shards import DataError
+from data.shards import DataError, load_index
 from models.shapes import Uint8Image
 from trainer.checkpoint import CheckpointError
 from trainer.classifier import TrainedClassifier, train_classifier
+from trainer.command import add_seed_argument
 from trainer.images import load_images
 from trainer.measure import read_all
 from trainer.sample import sample_run
@@ -68,9 +69,9 @@ def digit_classifier(reference: Path, test: Path, *, seed: int) -> TrainedClassi
         ModesError: they are something else, or the classifier does not get good enough.
         DataError: something is missing or damaged.
     """
-    images, digits = single_digits(*_stacks(reference))
-    trained = train_classifier(images, digits, seed=seed, steps=TRAINING_STEPS)
-    images, digits = single_digits(*_stacks(test))
+    _check_stacks(reference, test)
+    trained = train_classifier(*_digits_of(reference), seed=seed, steps=TRAINING_STEPS)
+    images, digits = _digits_of(test)
     accuracy = (trained.predict(images) == digits).double().mean().item()
     if accuracy < NEEDED_ACCURACY:
         raise ModesError(
@@ -80,14 +81,28 @@ def digit_classifier(reference: Path, test: Path, *, seed: int) -> TrainedClassi
     return TrainedClassifier(model=trained.model, accuracy=accuracy, num_held_out=len(digits))
 
 
-def _stacks(path: Path) -> tuple[Uint8Image, Int64[Tensor, "b"]]:
-    images, labels = read_all(path)
-    if labels is None or images.shape[1] != 3 or not 0 <= int(labels.min()) <= int(labels.max()) < NUM_MODES:
+def _check_stacks(reference: Path, test: Path) -> None:
+    """Refuse what cannot be used before it takes minutes to see that."""
+    indexes = [load_index(path) for path in (reference, test)]
+    for path, index in zip((reference, test), indexes, strict=True):
+        if not index.source.startswith("stackedmnist:"):
+            raise ModesError(f"{path} was prepared from {index.source}: give what was prepared from stackedmnist:PATH")
+    learnt, unseen = indexes
+    if learnt.image_size != unseen.image_size:
         raise ModesError(
-            f"{path} has no stacks of three digits with labels 0 to 999: give what data.prepare has made of "
-            "stackedmnist:PATH"
+            f"{reference} has {learnt.image_size} px and {test} {unseen.image_size}: prepare both with the same --size"
         )
-    return images, labels
+    if learnt.source == unseen.source:
+        raise ModesError(
+            f"{test} was made from the digits of {reference}, so it cannot tell how well others are told: prepare it "
+            "with the other --split"
+        )
+
+
+def _digits_of(stacks: Path) -> tuple[Uint8Image, Int64[Tensor, "b"]]:
+    images, modes = read_all(stacks)
+    assert modes is not None  # stacks have labels
+    return single_digits(images, modes)
 
 
 def count_modes(samples: Uint8Image, classifier: TrainedClassifier) -> ModeCount:
@@ -96,12 +111,7 @@ def count_modes(samples: Uint8Image, classifier: TrainedClassifier) -> ModeCount
     Raises:
         ModesError: the samples are of another form than what the classifier was trained on.
     """
-    size = classifier.image_size
-    if samples.ndim != 4 or samples.shape[1:] != (3, size, size) or not len(samples):
-        raise ModesError(
-            f"samples are {list(samples.shape)}, the reference is [N, 3, {size}, {size}]: give the reference that the "
-            "run was trained on"
-        )
+    _check_samples(samples, classifier.image_size)
     red, green, blue = classifier.predict(samples.flatten(0, 1)[:, None]).view(-1, 3).unbind(dim=1)
     counts = torch.bincount(100 * red + 10 * green + blue, minlength=NUM_MODES).double()
     frequencies = counts[counts > 0] / len(samples)
@@ -111,6 +121,14 @@ def count_modes(samples: Uint8Image, classifier: TrainedClassifier) -> ModeCount
         kl=(frequencies * frequencies.log()).sum().item() + math.log(NUM_MODES),
         classifier_accuracy=classifier.accuracy,
     )
+
+
+def _check_samples(samples: Uint8Image, size: int) -> None:
+    if samples.ndim != 4 or samples.shape[1:] != (3, size, size) or not len(samples):
+        raise ModesError(
+            f"samples are {list(samples.shape)}, the reference is [N, 3, {size}, {size}]: give the reference that the "
+            "run was trained on"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,16 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="prepared stacks of other digits")
     parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples to draw (default: {NUM_SAMPLES})")
-    parser.add_argument("--seed", type=int, default=0, help="of classifier and samples (default: 0)")
+    add_seed_argument(parser, "of classifier and samples")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     try:
         if options.num < 1:
             raise ModesError(f"--num is {options.num}; at least 1 is needed")
-        classifier = digit_classifier(options.reference, options.test, seed=options.seed)
+        _check_stacks(options.reference, options.test)
         samples = (
             load_images(options.samples) if options.samples else sample_run(options.run, options.num, options.seed)
         )
+        _check_samples(samples, load_index(options.reference).image_size)
+        classifier = digit_classifier(options.reference, options.test, seed=options.seed)
         found = count_modes(samples, classifier)
     except (ValueError, CheckpointError, DataError, OSError) as error:
         sys.stderr.write(f"trainer.modes: {error}\n")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data.points_source import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
 from trainer.checkpoint import CheckpointError
+from trainer.command import add_seed_argument
 from trainer.images import save_picture
 from trainer.sample import sample_run
 from trainer.scatter import scatter, side_by_side
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run", type=Path, action="append", required=True, metavar="DIR", help="may be repeated")
     parser.add_argument("--num", type=int, default=10_000, help="points to draw from each (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the points (default: 0)")
+    add_seed_argument(parser, "of the points")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="picture: the data, then each run")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each")
     options = parser.parse_args(arguments)

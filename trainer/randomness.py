@@ -70,7 +70,7 @@ class Draws:
     """The random numbers of some samples in one step.
 
     Attributes:
-        seed: of the run, in [0, 2**64).
+        seed: of the run or of samples, in [0, 2**64).
         step: optimizer step, or number of the reverse step when sampling, in [0, 2**32); an int64 tensor of one element
             on the device of the samples will do.
         samples: int64 [B], each sample's position in the global batch, on the device where numbers are wanted.

@@ -22,6 +22,7 @@ from models.shapes import Uint8Image
 from trainer.canonical import averaged_generator
 from trainer.checkpoint import CheckpointError
 from trainer.checkpoint_storage import find_checkpoint, storage_of_run
+from trainer.command import add_seed_argument
 from trainer.compiled import CompiledForward, can_compile
 from trainer.config import TrainConfig
 from trainer.images import check_destination, save_images, to_uint8
@@ -130,10 +131,16 @@ def sample_images(
     seed: int,
     sampler: Sampler = "ancestral",
     classes: Sequence[int] | None = None,
+    fast: bool = False,
+    shows_progress: bool = False,
 ) -> Uint8Image:
-    """All of `sample_batches` at once, uint8 [num, C, H, W]."""
-    batches = sample_batches(generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes)
-    return torch.cat(list(batches))
+    """All of `sample_batches` at once, uint8 [num, C, H, W]; may show progress, on a terminal."""
+    batches = sample_batches(
+        generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes, fast=fast
+    )
+    total = -(-num // images_at_once(config.data.image_size, fast=fast))
+    hidden = not (shows_progress and sys.stderr.isatty())
+    return torch.cat(list(track(batches, "sampling", total=total, disable=hidden)))
 
 
 def load_run(
@@ -170,13 +177,13 @@ def sample_run(
     fast: bool = False,
 ) -> Uint8Image:
     """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator, diffusion, config = load_run(run, step, device)
-    batches = sample_batches(
-        generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes, fast=fast
-    )
-    total = -(-num // images_at_once(config.data.image_size, fast=fast))
-    return torch.cat(list(track(batches, "sampling", total=total, disable=not sys.stderr.isatty())))
+    loaded = load_run(run, step, default_device())
+    return sample_images(*loaded, num=num, seed=seed, sampler=sampler, classes=classes, fast=fast, shows_progress=True)
+
+
+def default_device() -> torch.device:
+    """Where images are drawn: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _classes(text: str) -> list[int]:
@@ -193,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid"
     )
     parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+    add_seed_argument(parser, "the same seed gives the same images")
     parser.add_argument(
         "--sampler",
         choices=get_args(Sampler),
@@ -214,8 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.num < 1:
         parser.error(f"--num is {options.num}; at least 1 is needed")
-    if not 0 <= options.seed < 2**63:
-        parser.error(f"--seed is {options.seed}; allowed: 0 to 2**63 - 1")
     try:
         check_destination(options.out)
         images = sample_run(

@@ -89,8 +89,9 @@ class Watchdog:
 
     def standing(self) -> tuple[Phase, float, float]:
         """The phase, how long the rank has been in it, and how long it may be; seconds."""
+        slow = self._slow  # read first: should a slow phase end in between, its allowance must not be gone before it
         phase, since = self._at
-        allowed_s = math.inf if self._limit_s is None else self._limit_s + (self._allowance_s if self._slow else 0.0)
+        allowed_s = math.inf if self._limit_s is None else self._limit_s + (self._allowance_s if slow else 0.0)
         return phase, self._clock() - since, allowed_s
 
     def _watch(self, limit_s: float) -> None:

@@ -32,10 +32,10 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
     players = Players(
         engines[0], engines[1], Diffusion.from_config(config.diffusion, CPU), r1_gamma=config.training.r1_gamma
     )
-    size, batch = config.data.image_size, 2
+    size = config.data.image_size
     micro_batch = draw_micro_batch(
-        torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8),
-        Draws(0, 0, torch.arange(batch)),
+        torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8),
+        Draws(0, 0, torch.arange(1)),
         players.diffusion,
         latent_dim=config.generator.latent_dim,
         flip=True,

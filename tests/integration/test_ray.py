@@ -6,6 +6,9 @@ import signal
 
 import pytest
 
+from data.partition import SampleOrder
+from data.shards import load_index
+from tests.data.damage import damage
 from tests.launch import run_python, running, train_command, wait_for_checkpoint
 from trainer.checkpoint import list_checkpoints
 from trainer.run import STOPPED
@@ -39,14 +42,17 @@ def test_sigterm_to_the_whole_process_group_leaves_a_checkpoint_too(tiny, tmp_pa
 def test_a_damaged_image_in_the_share_of_another_rank_ends_the_run_at_once(tiny, tiny_digits, tmp_path):
     data, log = tmp_path / "data", tmp_path / "log.txt"
     shutil.copytree(tiny_digits, data)
-    (shard,) = data.glob("*.tar")
-    content = shard.read_bytes()
-    shard.write_bytes(content.replace(b"IDAT", b"IXXX"))  # of the same length, so that sizes do not tell
-    arguments = train_command("digits", tiny, tmp_path / "run", f"data.path={data}", "data.verify=size")
+    index = load_index(data)
+    order = SampleOrder([shard.num_samples for shard in index.shards], seed=0, window_shards=32)
+    shards, samples = order.locate(8, 16)  # of the first batch, the half that is rank 1's
+    (key,) = damage(index, (int(shards[0]), int(samples[0])))
+    more = ("run.seed=0", "scaling.world_size=2", f"data.path={data}", "data.max_bad_percent=0")
+    # Sizes are as they were, so nothing is seen before the image is read.
+    arguments = train_command("digits", tiny, tmp_path / "run", *more, "data.verify=size")
     with running(arguments, log) as process:
         assert process.wait(timeout=120) == 2, log.read_text()[-3000:]
     text = log.read_text()
-    assert "00000.tar" in text.splitlines()[-1]
+    assert f"00000.tar: {key}" in text.splitlines()[-1]
     assert text.count("Started training worker group") == 1  # not tried again
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,23 +76,24 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
         common = {"node-ip-address": POD_IP, "disable-usage-stats": ""}
         head = {"head": "", "port": port, "dashboard-port": dashboard, "temp-dir": f"{scratch}/1"}
         worker = {"address": f"{POD_IP}:{port}", "num-cpus": 2, "temp-dir": f"{scratch}/2"}
-        for own, group in ((head, cluster["headGroupSpec"]), (worker, cluster["workerGroupSpecs"][0])):
-            # A pod has all of its ports to itself; here those that it fixes may be taken.
-            said = {k: v for k, v in group["rayStartParams"].items() if k != "node-manager-port"}
-            options = " ".join(f"--{name}={value}".rstrip("=") for name, value in (common | own | said).items())
-            started = subprocess.run(
-                ["bash", "-c", f"ray start {options}"], env=env, capture_output=True, text=True, timeout=120
-            )
-            assert started.returncode == 0, started.stdout + started.stderr
         try:
+            for own, group in ((head, cluster["headGroupSpec"]), (worker, cluster["workerGroupSpecs"][0])):
+                # A pod has all of its ports to itself; here those that it fixes may be taken.
+                said = {k: v for k, v in group["rayStartParams"].items() if k != "node-manager-port"}
+                options = " ".join(f"--{name}={value}".rstrip("=") for name, value in (common | own | said).items())
+                started = subprocess.run(
+                    ["bash", "-c", f"ray start {options}"], env=env, capture_output=True, text=True, timeout=120
+                )
+                assert started.returncode == 0, started.stdout + started.stderr
             yield Pods(manifest, sets, env, f"http://{POD_IP}:{dashboard}")
         finally:
+            killed = []
             for process in psutil.process_iter():
-                try:
+                with suppress(psutil.Error):
                     if process.environ().get("DDGAN_TEST") == str(tmp_path):
                         process.kill()
-                except psutil.Error:
-                    continue
+                        killed.append(process)
+            psutil.wait_procs(killed, timeout=30)  # before their folder goes
 
 
 def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_goes_on(pods, tmp_path):

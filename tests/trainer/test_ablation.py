@@ -1,9 +1,12 @@
 """The table over T and z: its runs, its rows, and what it does not train twice."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.launch import running, wait_for_checkpoint
 from trainer import ablation
 from trainer.ablation import Cell, cells_of
 from trainer.checkpoint import list_checkpoints
@@ -24,7 +27,7 @@ def test_a_cell_sets_what_it_says():
 
 
 @pytest.mark.slow
-def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, capsys):
+def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, capfd):
     table, runs = tmp_path / "table.md", tmp_path / "runs"
     sets = [word for text in (*tiny, "training.total_images=64", "engine.backend=torch") for word in ("--set", text)]
     given = ["--config", "digits", *sets, "--timesteps", "2", "--num", "40", "--runs", str(runs), "--out", str(table)]
@@ -32,13 +35,51 @@ def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, 
     header, _, *rows = table.read_text().splitlines()
     assert [row.split(" | ")[:3] for row in rows] == [["| 2", latent, "0"] for latent in ("yes", "no")]
     assert all(row.count("|") == header.count("|") and row.endswith(" s |") for row in rows)
-    assert capsys.readouterr().out.splitlines() == rows
+    assert capfd.readouterr().out.splitlines() == rows
     steps = {folder.name: list_checkpoints(folder / "checkpoints")[-1].step for folder in runs.iterdir()}
     assert steps == {f"t2-{z}-seed0": 4 for z in ("z", "no-z")}
     assert ablation.main(given) == 0
     again = table.read_text().splitlines()[2:]
     assert [row.rsplit("|", 2)[0] for row in again] == [row.rsplit("|", 2)[0] for row in rows]
     assert all(row.endswith("| before |") for row in again)
+    assert ablation.main([*given, "--set", "training.r1_gamma=9"]) == 1  # these are runs of another config
+    assert "training.r1_gamma: 0.2 -> 9" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_the_step_that_is_under_way(tiny, tmp_path, number):
+    more = ("training.total_images=1600000", "engine.backend=torch", "checkpoint.save_interval_steps=20")
+    sets = [word for text in (*tiny, *more) for word in ("--set", text)]
+    log, folder = tmp_path / "log.txt", tmp_path / "t2-z-seed0"
+    given = ["-m", "trainer.ablation", "--config", "digits", *sets, "--timesteps", "2", "--runs", str(tmp_path)]
+    with running([*given, "--out", str(tmp_path / "table.md")], log) as process:
+        wait_for_checkpoint(folder, process, log)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)  # as a scheduler does
+        assert process.wait(timeout=60) == (130 if number == signal.SIGINT else 1)
+    text = log.read_text()
+    assert "the same command goes on" in text and "Traceback" not in text
+    saved = list_checkpoints(folder / "checkpoints")[-1]
+    assert f"asked to stop: step {saved.step} is done" in text
+    assert not (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--num", "1"), "--num is 1; at least 2"),
+        (("--set", "checkpoint.directory=/elsewhere"), "checkpoint.directory is set"),
+    ],
+)
+def test_what_a_table_cannot_be_made_with_is_said_before_anything_is_trained(tiny, tmp_path, capsys, more, told):
+    sets = [word for text in tiny for word in ("--set", text)]
+    given = ["--config", "digits", *sets, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "table.md")]
+    assert ablation.main([*given, *more]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_wrong_config_is_refused_before_anything_is_trained(tmp_path, capsys):

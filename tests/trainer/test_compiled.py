@@ -4,7 +4,9 @@ import re
 
 import pytest
 import torch
+from functorch.compile import nop
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from tests.launch import run_python
 from tests.trainer.conformance_rank import micro_batches, networks
@@ -40,16 +42,24 @@ def test_compiled_networks_on_a_gpu_compute_what_the_networks_compute():
     assert rest == "graph breaks 0, failed 0"
 
 
-def test_a_compiler_that_fails_is_named_once_and_the_network_goes_on_by_itself(caplog):
-    def fail(*_):
-        raise RuntimeError("no compiler is installed")
+def fail(*_):
+    raise RuntimeError("no compiler is installed")
 
+
+def fail_in_backward(module: torch.fx.GraphModule, inputs: list[Tensor]):
+    return aot_autograd(fw_compiler=nop, bw_compiler=fail)(module, inputs)
+
+
+@pytest.mark.parametrize("backend", [fail, fail_in_backward])
+def test_a_compiler_that_fails_is_named_once_and_the_network_goes_on_by_itself(caplog, backend):
     torch._dynamo.reset()
     module = nn.Conv2d(3, 3, 1)
-    network = CompiledForward(module, backend=fail)
+    network = CompiledForward(module, backend=backend)
     x = torch.randn(1, 3, 4, 4)
     for _ in range(2):
-        assert torch.equal(network(x), module(x))
+        y = network(x)
+        assert torch.equal(y, module(x))
+        y.sum().backward()
     said = [record.getMessage() for record in caplog.records if record.name == "trainer.compiled"]
     assert ["a network is not compiled" in line for line in said] == [True]
 

@@ -153,7 +153,7 @@ def test_conditional_run_resumes_bitwise_draws_classes_in_turn_and_is_measured_b
     assert evaluate.main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["class_agreement"]) == 10
-    assert found["agreement"] == pytest.approx(sum(found["class_agreement"]) / 10)
+    assert found["agreement"] == pytest.approx(sum(found["class_agreement"].values()) / 10)
 
 
 def test_config_and_data_must_agree_on_the_classes(tiny, tiny_digits, tmp_path):

@@ -97,7 +97,7 @@ one_step = Loop._one_step
 
 def checked(self, clock):
     # The first steps build kernels and the optimizer's state.
-    torch.cuda.set_sync_debug_mode("error" if self.step >= 4 else "default")
+    torch.cuda.set_sync_debug_mode("error" if self.step >= int(sys.argv[1]) else "default")
     try:
         one_step(self, clock)
     finally:
@@ -105,7 +105,7 @@ def checked(self, clock):
 
 
 Loop._one_step = checked
-run_rank(load_config("digits", [*sys.argv[1:], "scaling.world_size=1"]), Stopper())
+run_rank(load_config("digits", [*sys.argv[2:], "scaling.world_size=1"]), Stopper())
 """
 
 
@@ -122,5 +122,5 @@ run_rank(load_config("digits", [*sys.argv[1:], "scaling.world_size=1"]), Stopper
 )
 def test_the_host_waits_for_the_gpu_in_no_step(tiny, tmp_path, engine):
     settings = (*tiny, *engine, "training.precision=bf16", "data.loader_workers=1", "scaling.device=gpu")
-    done = run_python(["-c", NO_WAIT, *settings, f"run.directory={tmp_path / 'run'}"])
+    done = run_python(["-c", NO_WAIT, str(FIRST_STEPS), *settings, f"run.directory={tmp_path / 'run'}"])
     assert done.returncode == 0, done.stderr[-3000:]

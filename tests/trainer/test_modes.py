@@ -109,8 +109,42 @@ def test_classifier_that_is_not_good_enough_counts_nothing(made, monkeypatch):
         digit_classifier(made / "train", made / "test", seed=0)
 
 
-def test_other_data_is_refused_in_one_line(tiny_digits, tmp_path, capsys):
-    given = ["--run", str(tmp_path), "--reference", str(tiny_digits), "--test", str(tiny_digits)]
-    assert modes.main(given) == 2
+@pytest.fixture
+def untrained(monkeypatch):
+    """No classifier is trained: that takes minutes, and what is wrong is to be said before."""
+
+    def train(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(modes, "train_classifier", train)
+
+
+def refusal(capsys, *arguments) -> str:
+    assert modes.main([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
-    assert "no stacks of three digits" in said and said.count("\n") == 1
+    assert said.count("\n") == 1
+    return said
+
+
+def test_other_data_is_refused_in_one_line(made, tiny_digits, tmp_path, capsys, untrained):
+    said = refusal(capsys, "--run", tmp_path, "--reference", tiny_digits, "--test", made / "test")
+    assert f"{tiny_digits} was prepared from digits" in said
+
+
+def test_a_test_set_of_the_digits_that_were_learnt_is_refused(made, tmp_path, capsys, untrained):
+    said = refusal(capsys, "--run", tmp_path, "--reference", made / "train", "--test", made / "train")
+    assert "was made from the digits of" in said
+
+
+def test_a_test_set_of_another_size_is_refused(made, tmp_path, capsys, untrained):
+    source = ["stackedmnist:" + str(made), "--split", "test", "--max-images", "20", "--workers", "1"]
+    assert prepare.main([*source, "--out", str(tmp_path / "small"), "--size", "8"]) == 0
+    capsys.readouterr()
+    said = refusal(capsys, "--run", tmp_path, "--reference", made / "train", "--test", tmp_path / "small")
+    assert "16 px and" in said and "with the same --size" in said
+
+
+def test_samples_that_are_not_there_are_named_before_a_classifier_is_trained(made, tmp_path, capsys, untrained):
+    given = ("--reference", made / "train", "--test", made / "test")
+    assert "there is nothing of that name" in refusal(capsys, "--samples", tmp_path / "absent", *given)
+    assert str(tmp_path) in refusal(capsys, "--run", tmp_path, *given)
