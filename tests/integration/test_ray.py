@@ -52,7 +52,7 @@ def test_a_damaged_image_in_the_share_of_another_rank_ends_the_run_at_once(tiny,
     with running(arguments, log) as process:
         assert process.wait(timeout=120) == 2, log.read_text()[-3000:]
     text = log.read_text()
-    assert f"00000.tar: {key}" in text.splitlines()[-1]
+    assert f"00000.tar, key {key}" in text.splitlines()[-1]
     assert text.count("Started training worker group") == 1  # not tried again
 
 
