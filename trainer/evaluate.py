@@ -126,9 +126,9 @@ def evaluate_samples(
     classifier = classifier or train_classifier(reference, labels, seed=seed)
     reference_features = classifier.features(reference)
     noise = noise_images(samples.shape, seed=seed)
-    quality = measure(classifier.features(samples), reference_features, logits=classifier.logits(samples), seed=seed)
-    num_classes = int(labels.max()) + 1
-    predicted = classifier.predict(samples)
+    logits = classifier.logits(samples)
+    quality = measure(classifier.features(samples), reference_features, logits=logits, seed=seed)
+    num_classes, predicted = int(labels.max()) + 1, logits.argmax(dim=1)
     agreement, class_agreement = (None, None) if asked is None else _agreement(predicted, asked)
     return Evaluation(
         num_samples=len(samples),
