@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 from data import prepare
 
-# The networks of the tests are small: a second thread gains nothing, and beside other work it waits for a core, spinning.
+# The networks are small: a second thread gains nothing, and beside other work it waits for a core, spinning.
 torch.set_num_threads(1)
 
 # How long an example takes says how busy the machine is: a deadline would fail at random beside other work.
