@@ -86,7 +86,7 @@ class TrainedClassifier:
 
 
 def train_classifier(
-    images: Uint8Image, labels: Int64[Tensor, "b"], *, seed: int, steps: int = TRAINING_STEPS
+    images: Uint8Image, labels: Int64[Tensor, "b"], *, seed: int, steps: int | None = None
 ) -> TrainedClassifier:
     """Train on four fifths of the images, measure on the rest; some seconds on one CPU core at 16 px.
 
@@ -97,7 +97,7 @@ def train_classifier(
         images: uint8 [N, C, H, W] on the CPU, N >= 10, square, 8 px or more.
         labels: int64 [N], 0 or more.
         seed: of the split, the initial weights and the batches.
-        steps: batches of 64 to learn from.
+        steps: batches of 64 to learn from; None: 200, TRAINING_STEPS.
 
     Raises:
         ValueError: the images and labels do not fit, or there are too few.
@@ -110,7 +110,7 @@ def train_classifier(
         held_out, training = order[:num_held_out], order[num_held_out:]
         num_classes = int(labels.max()) + 1
         model = Classifier(image_channels=images.shape[1], image_size=images.shape[2], num_classes=num_classes)
-        _fit(model, images, labels, training, steps)
+        _fit(model, images, labels, training, TRAINING_STEPS if steps is None else steps)
     result = TrainedClassifier(model=model.eval(), accuracy=0.0, num_held_out=num_held_out)
     right = (result.predict(images[held_out]) == labels[held_out]).double().mean().item()
     return TrainedClassifier(model=model, accuracy=right, num_held_out=num_held_out)

@@ -201,6 +201,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_processes_die_with_a_killed_rank_and_never_import_its_main_module(
     prepared: ShardIndex, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_processes_die_with_a_killed_rank_and_never_import_its_main_module(
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_loader_process_is_named_within_seconds(prepared: ShardIndex) -> None:
     with stream(prepared, loader_workers=2) as batches:
         next(batches)

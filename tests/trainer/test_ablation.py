@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import running, wait_for_checkpoint
-from trainer import ablation
+from trainer import ablation, classifier
 from trainer.ablation import Cell, cells_of
 from trainer.checkpoint import list_checkpoints
 from trainer.config_io import load_config
@@ -27,7 +27,8 @@ def test_a_cell_sets_what_it_says():
 
 
 @pytest.mark.slow
-def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, capfd):
+def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(classifier, "TRAINING_STEPS", 20)
     table, runs = tmp_path / "table.md", tmp_path / "runs"
     sets = [word for text in (*tiny, "training.total_images=64", "engine.backend=torch") for word in ("--set", text)]
     given = ["--config", "digits", *sets, "--timesteps", "2", "--num", "40", "--runs", str(runs), "--out", str(table)]

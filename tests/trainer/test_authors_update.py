@@ -11,6 +11,7 @@ from trainer.cost import measure_costs
 from trainer.step import Players, Statistics, update_discriminator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ratio"), [("cifar10", 1.35), ("lsun256", 1.16)])
 def test_an_iteration_costs_two_forwards_of_g_more(name, ratio):
     config = load_config(name)

@@ -27,6 +27,7 @@ def compare(device: str, backend: str) -> tuple[float, str]:
     return float(found[1]), found[2]
 
 
+@pytest.mark.slow
 def test_captured_networks_compute_what_the_networks_compute_in_one_graph_each():
     """As the compiler sees them: its own kernels take minutes on a small machine, and are for a GPU."""
     difference, rest = compare("cpu", "aot_eager")

@@ -74,6 +74,7 @@ def test_zero_without_deepspeed_is_refused():
         EngineConfig(backend="torch", zero_stage_g=1)
 
 
+@pytest.mark.slow
 def test_deepspeed_starts_without_the_libraries_that_a_rank_has_no_use_for():
     """They would be most of the time in which a rank starts."""
     program = (

@@ -71,6 +71,7 @@ def test_whole_data_set_is_read_in_order_with_its_labels(digits: Digits, digits_
     assert torch.equal(images, again)
 
 
+@pytest.mark.slow
 def test_real_images_that_were_not_seen_score_far_better_than_noise(digits: Digits, reference: Digits):
     result = evaluate_samples(digits[0][1400:], *reference, 0)
     assert result.num_samples == 397
@@ -96,6 +97,7 @@ def test_samples_of_one_class_are_seen_in_the_class_shares(digits: Digits, refer
     assert result.frechet_samples > 10 * mixed.frechet_samples
 
 
+@pytest.mark.slow
 def test_reference_as_samples_has_distance_zero(reference: Digits):
     result = evaluate_samples(reference[0], *reference, 0)
     assert result.frechet_samples < 1e-6 * result.frechet_noise

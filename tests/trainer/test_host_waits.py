@@ -61,6 +61,7 @@ def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
     run_rank(load_config("digits", [*tiny, *engine, "scaling.world_size=1", f"run.directory={directory}"]), Stopper())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [

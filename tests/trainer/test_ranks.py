@@ -42,6 +42,7 @@ print("trained twice")
 """
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_group_outlives_it_and_engines_of_later_groups_work():
     """One that does aborts the process now and then, when it lets go of tensors while the interpreter ends."""
     done = run_python(["-c", PROGRAM], timeout_s=120)

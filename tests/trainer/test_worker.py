@@ -131,6 +131,7 @@ def test_a_stop_on_a_saved_step_does_not_write_its_checkpoint_again(tiny, tmp_pa
     assert saved == [3, 6]
 
 
+@pytest.mark.slow
 def test_dropout_masks_are_the_same_after_a_restart(tiny, tmp_path):
     whole, parts = (configure(tiny, tmp_path / name, "generator.dropout=0.5") for name in ("whole", "parts"))
     train(whole)
@@ -140,6 +141,7 @@ def test_dropout_masks_are_the_same_after_a_restart(tiny, tmp_path):
     assert_same_state(state_of(tmp_path / "parts", 10), state_of(tmp_path / "whole", 10))
 
 
+@pytest.mark.slow
 def test_means_are_over_the_steps_since_the_last_point_when_a_finished_run_is_extended(tiny, tmp_path):
     more = ("training.learning_rate_g.decay=constant", "training.learning_rate_d.decay=constant")
     train(configure(tiny, tmp_path / "longer", *more, "training.total_images=96"))  # 6 steps: points at 4 and 6
@@ -338,6 +340,7 @@ def test_stopped_and_resumed_run_on_a_gpu_equals_the_uninterrupted_one(tiny, tmp
     assert_same_state(state_of(tmp_path / "stopped", 10), state_of(tmp_path / "straight", 10))
 
 
+@pytest.mark.slow
 def test_a_wrong_key_ends_with_one_line_and_code_2(tmp_path):
     done = run_python(["-m", "trainer.worker", "--config", "digits", "--set", "training.r1_gama=1"])
     assert done.returncode == 2
@@ -363,6 +366,7 @@ def damaged_copy(tiny: Sequence[str], target: Path, *numbers: int) -> list[str]:
     return [*tiny, f"data.path={target}", "data.max_bad_percent=5"]
 
 
+@pytest.mark.slow
 def test_replaced_samples_are_counted_in_the_curve_and_named_in_a_file_that_survives_a_stop(tiny, tmp_path):
     settings = damaged_copy(tiny, tmp_path / "data", *range(0, 1797, 25))
     whole, parts = (configure(settings, tmp_path / name) for name in ("whole", "parts"))
@@ -384,6 +388,7 @@ def test_run_without_bad_samples_counts_none_and_leaves_no_list(straight):
     assert not (straight[0] / "replaced-samples.txt").exists()
 
 
+@pytest.mark.slow
 def test_too_many_bad_samples_end_the_run_with_their_names(tiny, tmp_path):
     settings = damaged_copy(tiny, tmp_path / "data", *range(0, 1797, 5))
     with pytest.raises(
