@@ -6,6 +6,7 @@ from tests.launch import run_python
 PROGRAM = """
 from pathlib import Path
 
+import pytest
 import torch
 
 from trainer.config import EngineConfig
