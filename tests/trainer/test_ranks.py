@@ -1,12 +1,13 @@
 """The group of ranks, and what is left of it afterwards."""
 
+import pytest
+
 from tests.launch import run_python
 
 # In a process of its own: engines of other tests keep groups of this one for as long as they are there.
 PROGRAM = """
 from pathlib import Path
 
-import pytest
 import torch
 
 from trainer.config import EngineConfig
