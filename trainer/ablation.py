@@ -86,6 +86,7 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
     process, which saves a checkpoint before it ends.
 
     Raises:
+        ValueError: it was refused, as it has said itself.
         OSError: it failed, as it has said itself, or it was stopped.
     """
     was_finished = is_finished(config)
@@ -99,6 +100,8 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
+    if code == 2:
+        raise ValueError(f"the run in {config.run.directory} was refused, see above: mend that, or give another --runs")
     if code or not is_finished(config):
         raise OSError(
             f"the run in {config.run.directory} ended with code {code} before it was done: the same command goes on "

@@ -62,14 +62,13 @@ def digit_classifier(reference: Path, test: Path, *, seed: int) -> TrainedClassi
     """Train on the channels of `reference`, measure on those of `test`.
 
     Args:
-        reference, test: data sets prepared from StackedMNIST, the second one from digits that the first has not.
+        reference, test: data sets that `check_stacks` has passed.
         seed: of the classifier.
 
     Raises:
-        ModesError: they are something else, or the classifier does not get good enough.
+        ModesError: the classifier does not get good enough.
         DataError: something is missing or damaged.
     """
-    _check_stacks(reference, test)
     trained = train_classifier(*_digits_of(reference), seed=seed, steps=TRAINING_STEPS)
     images, digits = _digits_of(test)
     accuracy = (trained.predict(images) == digits).double().mean().item()
@@ -81,8 +80,14 @@ def digit_classifier(reference: Path, test: Path, *, seed: int) -> TrainedClassi
     return TrainedClassifier(model=trained.model, accuracy=accuracy, num_held_out=len(digits))
 
 
-def _check_stacks(reference: Path, test: Path) -> None:
-    """Refuse what cannot be used before it takes minutes to see that."""
+def check_stacks(reference: Path, test: Path) -> int:
+    """Refuse what cannot be used before it takes minutes to see that; returns the side of their images in pixels.
+
+    Raises:
+        ModesError: they were not prepared from StackedMNIST, of one size, the second one from digits that the first
+            has not.
+        DataError: there is no data set.
+    """
     indexes = [load_index(path) for path in (reference, test)]
     for path, index in zip((reference, test), indexes, strict=True):
         if not index.source.startswith("stackedmnist:"):
@@ -97,6 +102,7 @@ def _check_stacks(reference: Path, test: Path) -> None:
             f"{test} was made from the digits of {reference}, so it cannot tell how well others are told: prepare it "
             "with the other --split"
         )
+    return learnt.image_size
 
 
 def _digits_of(stacks: Path) -> tuple[Uint8Image, Int64[Tensor, "b"]]:
@@ -152,11 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.num < 1:
             raise ModesError(f"--num is {options.num}; at least 1 is needed")
-        _check_stacks(options.reference, options.test)
+        size = check_stacks(options.reference, options.test)
         samples = (
             load_images(options.samples) if options.samples else sample_run(options.run, options.num, options.seed)
         )
-        _check_samples(samples, load_index(options.reference).image_size)
+        _check_samples(samples, size)
         classifier = digit_classifier(options.reference, options.test, seed=options.seed)
         found = count_modes(samples, classifier)
     except (ValueError, CheckpointError, DataError, OSError) as error:

@@ -43,8 +43,9 @@ def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, 
     again = table.read_text().splitlines()[2:]
     assert [row.rsplit("|", 2)[0] for row in again] == [row.rsplit("|", 2)[0] for row in rows]
     assert all(row.endswith("| before |") for row in again)
-    assert ablation.main([*given, "--set", "training.r1_gamma=9"]) == 1  # these are runs of another config
-    assert "training.r1_gamma: 0.2 -> 9" in capfd.readouterr().err
+    assert ablation.main([*given, "--set", "training.r1_gamma=9"]) == 2  # these are runs of another config
+    said = capfd.readouterr().err
+    assert "training.r1_gamma: 0.2 -> 9" in said and "was refused, see above" in said
 
 
 @pytest.mark.slow
