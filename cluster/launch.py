@@ -21,11 +21,11 @@ from cluster.record import Record, find, known
 from cluster.request import Request, job_config, make_request, name_of, not_negative, positive
 from cluster.slurm import submit as slurm
 from trainer import run
-from trainer.checkpoint import CheckpointError
-from trainer.checkpoint_storage import newest_seen, storage_of_run
-from trainer.config_io import ConfigError
-from trainer.lease import Holder, is_alive
-from trainer.lease_places import FolderLease
+from trainer.checkpoint.format import CheckpointError
+from trainer.checkpoint.lease import Holder, is_alive
+from trainer.checkpoint.lease_places import FolderLease
+from trainer.checkpoint.storage import newest_seen, storage_of_run
+from trainer.config.io import ConfigError
 
 WAYS = {"slurm": slurm, "ray": ray, "kubernetes": kubernetes}
 LOCAL = "local"

@@ -15,12 +15,11 @@ from urllib.parse import urlsplit
 
 import torch
 
-from data.errors import DataError
-from data.location import is_remote
-from data.shards import load_index
-from trainer.config import TrainConfig
-from trainer.provenance import library_versions
-from trainer.tracking import redact, tracking_uri
+from data.shards.index import load_index
+from data.storage.location import DataError, is_remote, redact
+from trainer.config.train_config import TrainConfig
+from trainer.tracking.provenance import library_versions
+from trainer.tracking.store import tracking_uri
 
 PACKAGES = ("trainer", "models", "data", "cluster")
 MIN_OPEN_FILES = 4096

@@ -20,11 +20,11 @@ from typing import Any
 from cluster.node_checks import NodeReport, examine
 from cluster.pair_check import all_reduce, rounds
 from cluster.request import job_config
-from trainer.command import add_config_arguments, start_logging
-from trainer.config import TrainConfig
-from trainer.config_io import ConfigError
-from trainer.run import set_up_ray
-from trainer.run_directory import make_run_directory
+from trainer.config.command_line import add_config_arguments, start_logging
+from trainer.config.io import ConfigError
+from trainer.config.train_config import TrainConfig
+from trainer.driver.start import set_up_ray
+from trainer.rank.run_folder import make_run_directory
 
 log = logging.getLogger(__name__)
 

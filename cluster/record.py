@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.request import ROOT, name_of
-from trainer.checkpoint import timestamp
-from trainer.config_io import ConfigError
+from data.storage.files import timestamp
+from trainer.config.io import ConfigError
 
 FOLDER = Path(os.environ.get("DDGAN_LAUNCHES") or ROOT / "runs" / "launches")
 

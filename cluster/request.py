@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ScalingConfig, TrainConfig
-from trainer.config_io import ConfigError
-from trainer.run import config_of, inside_ray_job, parse_arguments, with_absolute_paths
+from trainer.config.io import ConfigError, inside_ray_job, with_absolute_paths
+from trainer.config.sections import ScalingConfig
+from trainer.config.train_config import TrainConfig
+from trainer.run import config_of, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: what is submitted, and where paths in configs start."""

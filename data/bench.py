@@ -32,16 +32,18 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from webdataset.compat import WebDataset
 
-from data.batches import LoaderError
-from data.cache import shard_files
-from data.decode import decode_into
-from data.pipeline import DataConfig, open_batches
-from data.reader import IMAGE_EXTENSIONS, BadSampleError, EncodedSample, samples_in_order
-from data.shards import DataError, ShardIndex, load_index
-from data.shuffle_quality import ShuffleQuality, shuffle_quality
+from data.shards.decode import decode_into
+from data.shards.files import shard_files
+from data.shards.index import ShardIndex, load_index
+from data.shards.reader import IMAGE_EXTENSIONS, BadSampleError, EncodedSample, samples_in_order
+from data.storage.location import DataError
+from data.stream.batches import LoaderError
+from data.stream.pipeline import DataConfig, open_batches
+from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
 
 _SAMPLES = 1024
 """Images of the bare loop and of the folder of files; more make no difference to a rate."""
+
 
 Step = Callable[[], int]
 """Reads a batch and says how many images it had."""

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dropout import Dropout
-from models.labels import LabelEmbedding
-from models.layers import NEAR_ZERO, group_norm, initialized
+from models.layers import NEAR_ZERO, LabelEmbedding, group_norm, initialized
 from models.shapes import Embedding, Image, Label, Latent, Style
 
 SQRT_HALF = math.sqrt(0.5)

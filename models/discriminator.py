@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import merge
-from models.labels import LabelEmbedding
-from models.layers import NEAR_ZERO, SinusoidalEmbedding, TimeEmbedding, initialized
+from models.layers import NEAR_ZERO, LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
 from models.shapes import Embedding, Image, Label, Logits, Timestep

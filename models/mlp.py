@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from models.blocks import LatentMapping
 from models.discriminator import LEAK, DiscriminatorConfig
 from models.generator import GeneratorConfig
-from models.labels import LabelEmbedding
-from models.layers import SinusoidalEmbedding, TimeEmbedding, initialized
+from models.layers import LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.shapes import Image, Label, Latent, Logits, Timestep
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from data import prepare
+from data.prepare import command as prepare
 
 # The networks are small: a second thread gains nothing, and beside other work it waits for a core, spinning.
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.checkpoint import list_checkpoints
+from trainer.checkpoint.format import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,18 +14,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.shards import DataError, load_index
-from trainer.checkpoint import CheckpointError, list_checkpoints
-from trainer.classifier import train_classifier
-from trainer.command import add_config_arguments, check_data, check_device
-from trainer.config import TrainConfig, num_steps
-from trainer.config_io import ConfigError, load_config
-from trainer.evaluate import NO_LABELS, Evaluation, evaluate_samples
-from trainer.measure import read_all
-from trainer.sample import sample_run
+from data.shards.index import load_index
+from data.storage.location import DataError
+from trainer.checkpoint.format import CheckpointError, list_checkpoints
+from trainer.config.command_line import add_config_arguments, check_data, check_device
+from trainer.config.io import ConfigError, load_config
+from trainer.config.train_config import TrainConfig, num_steps
+from trainer.evaluate.classifier import NO_LABELS, Evaluation, evaluate_samples, train_classifier
+from trainer.evaluate.reference import read_all
+from trainer.sample.draw import sample_run
 
 TIMESTEPS = (1, 2, 4, 8)
+
+
 NUM_SAMPLES = 500
+
+
 HEADER = (
     "| T | z | seed | distance | of noise's | smallest class | recall | coverage | training |\n"
     "|---|---|---|---|---|---|---|---|---|"

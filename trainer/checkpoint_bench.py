@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from trainer.checkpoint_storage import FolderStorage
-from trainer.checkpoint_writer import CheckpointWriter
-from trainer.engines import Fragment
-from trainer.ranks import Ranks
-from trainer.retention import Retention
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.storage import FolderStorage
+from trainer.checkpoint.writer import CheckpointWriter
+from trainer.engine.interface import Fragment
+from trainer.engine.ranks import Ranks
 
 _TENSOR_BYTES = 4 * 10**6
 

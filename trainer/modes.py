@@ -18,19 +18,26 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from data.shards import DataError, load_index
+from data.shards.index import load_index
+from data.storage.location import DataError
 from models.shapes import Uint8Image
-from trainer.checkpoint import CheckpointError
-from trainer.classifier import TrainedClassifier, train_classifier
-from trainer.command import add_seed_argument
-from trainer.images import load_images
-from trainer.measure import read_all
-from trainer.sample import sample_run
+from trainer.checkpoint.format import CheckpointError
+from trainer.config.command_line import add_seed_argument
+from trainer.evaluate.classifier import TrainedClassifier, train_classifier
+from trainer.evaluate.reference import read_all
+from trainer.sample.draw import sample_run
+from trainer.sample.images import load_images
 
 NUM_MODES = 1000
+
+
 NUM_SAMPLES = 25_600
 """As published; divergences of other numbers of samples cannot be compared with these."""
+
+
 NEEDED_ACCURACY = 0.99
+
+
 TRAINING_STEPS = 4000
 
 

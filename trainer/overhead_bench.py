@@ -14,12 +14,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.shards import DataError
-from trainer.bench import positive, time_rounds
-from trainer.command import add_config_arguments, check_data, check_device, start_logging
-from trainer.config import TrainConfig, num_steps
-from trainer.config_io import ConfigError, load_config
-from trainer.spool import read_records, spool_path
+from data.storage.location import DataError
+from trainer.bench.command import positive
+from trainer.bench.measurements import time_rounds
+from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
+from trainer.config.io import ConfigError, load_config
+from trainer.config.train_config import TrainConfig, num_steps
+from trainer.tracking.spool import read_records, spool_path
 
 NUM_INTERVALS = 10
 """Intervals between two points of the curves; one more before them warms up."""

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from data.points_source import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
-from trainer.checkpoint import CheckpointError
-from trainer.command import add_seed_argument
-from trainer.images import save_picture
-from trainer.sample import sample_run
-from trainer.scatter import scatter, side_by_side
+from data.sources.points import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
+from trainer.checkpoint.format import CheckpointError
+from trainer.config.command_line import add_seed_argument
+from trainer.sample.draw import sample_run
+from trainer.sample.images import save_picture
+from trainer.sample.scatter import scatter, side_by_side
 
 NUM_DEVIATIONS = 3.0
 
@@ -41,7 +41,7 @@ class PointQuality:
 
 
 def point_quality(points: UInt8[Tensor, "n 2 1 1"]) -> PointQuality:
-    """Hold points against the mixture of `data.points_source`.
+    """Hold points against the mixture of `data.sources.points`.
 
     Args:
         points: uint8 [N, 2, 1, 1], levels.

@@ -5,43 +5,21 @@ the config, the data or the cluster is wrong; 130, stopped at once.
 """
 
 import argparse
-import logging
 import os
-import secrets
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from data.location import is_remote
-from data.shards import DataError
-from trainer.checkpoint import CheckpointError
-from trainer.checkpoint_storage import check_not_moved, newest_seen, storage_of
-from trainer.command import add_config_arguments, check_data, start_logging
-from trainer.config import TrainConfig, num_steps
-from trainer.config_io import ConfigError, dump_config, from_dict, load_config
-from trainer.lease import this_process
-from trainer.lease_places import claim
-from trainer.plan import make_plan, render
-from trainer.resume_rules import check_resumable
-from trainer.run_directory import make_run_directory
-from trainer.snapshot import WeightsError
-from trainer.tracking import redact, tracking_uri
-from trainer.worker import Outcome, outcome_at
+from data.storage.location import DataError, redact
+from trainer.checkpoint.snapshot import WeightsError
+from trainer.config.command_line import add_config_arguments, start_logging
+from trainer.config.io import ConfigError, dump_config, inside_ray_job, load_config, with_absolute_paths
+from trainer.config.plan import make_plan, render
+from trainer.config.train_config import TrainConfig, num_steps
+from trainer.driver.start import check_before_start, set_up_ray
+from trainer.rank.run_folder import Outcome, outcome_at
+from trainer.tracking.store import tracking_uri
 
-log = logging.getLogger(__name__)
-
-PATHS = (
-    "run.directory",
-    "run.init_from",
-    "data.path",
-    "data.cache_directory",
-    "checkpoint.directory",
-    "evaluation.network",
-    "evaluation.reference",
-)
-"""Settings that name a file or folder; some of them may be a URL instead."""
 STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that ended before its end because it was asked to; to a scheduler: start it again."""
 
@@ -96,96 +74,13 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
     return load_config(options.config, overrides)
 
 
-def inside_ray_job() -> bool:
-    """Whether this process drives a `ray job submit`, where each process has a temporary folder of its own."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def set_up_ray() -> None:
-    """What Ray must find in the environment when it is imported."""
-    if not os.environ.get("RAY_ADDRESS"):
-        # A Ray of our own. Whoever can talk to it can run code as this user, so even here it asks for a token.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # ranks on the CPU still see what GPUs there are
-
-
-def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig:
-    """The config with its paths made absolute, as each worker sees them from its own current directory.
-
-    Raises:
-        ConfigError: inside a Ray job a relative path would be lost with the job's temporary folder.
-    """
-    given: dict[tuple[str, str], str | None] = {
-        (section, field): getattr(getattr(config, section), field) for section, field in (n.split(".") for n in PATHS)
-    }
-    local = {
-        name: path for name, path in given.items() if path and not is_remote(path) and not path.startswith("file:")
-    }
-    relative = {f"{section}.{field}": path for (section, field), path in local.items() if not Path(path).is_absolute()}
-    if inside_job and relative:
-        raise ConfigError(
-            f"{name} is {path}, a relative path: inside a Ray job each process has a temporary folder of its own, and "
-            f"what is written there is lost. Give an absolute path that all nodes share: --set {name}=/shared/..."
-            for name, path in relative.items()
-        )
-    for (section, field), path in local.items():
-        changed = replace(getattr(config, section), **{field: str(Path(path).absolute())})
-        config = replace(config, **{section: changed})
-    return config
-
-
-def check_before_start(config: TrainConfig, *, resume: str) -> int:
-    """Refuse whatever can be seen to be wrong before Ray or a GPU is touched.
-
-    Returns:
-        Steps done by the newest checkpoint, 0 without one.
-
-    Raises:
-        ConfigError, DataError, WeightsError: the run directory, the data or the initial weights do not fit, or another
-            run writes to the directory.
-    """
-    check_data(config)
-    directory = Path(config.run.directory)
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
-    if resume == "never" and directory.exists() and any(directory.iterdir()):
-        raise ConfigError(
-            [
-                f"--resume never, but {directory} already holds a run: give another run.directory, or leave --resume "
-                "never out to go on with it"
-            ]
-        )
-    try:
-        storage = storage_of(config)
-        newest = newest_seen(storage)
-        if newest is None:
-            check_not_moved(config)
-    except CheckpointError as error:
-        raise ConfigError([str(error)]) from error
-    if newest:
-        check_resumable(from_dict(newest.manifest["config"], str(newest.path)), config)
-    elif config.run.init_from and not Path(config.run.init_from).is_file():
-        raise WeightsError(f"run.init_from is {config.run.init_from}: there is no such file")
-    try:
-        make_run_directory(config.run)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ConfigError([f"run.directory is {directory}, which cannot be written: {error.strerror}"]) from error
-    try:
-        storage.check_writable()
-    except OSError as error:
-        raise ConfigError([f"checkpoint.directory is {storage.shown}, which cannot be written: {error}"]) from error
-    # Not held: the ranks take it when they start, wherever rank 0 then is.
-    claim(config, this_process()).release()
-    return newest.step if newest else 0
-
-
 def _launch(config: TrainConfig) -> int:
     set_up_ray()
-    from trainer.ray_adapter import ClusterError, RunFailedError, fit  # takes seconds: not for a dry run or a refusal
+    from trainer.driver.ray_train import (  # takes seconds: not for a dry run or a refusal
+        ClusterError,
+        RunFailedError,
+        fit,
+    )
 
     try:
         outcome = fit(config)

@@ -18,20 +18,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.shards import DataError
-from trainer.checkpoint import list_checkpoints, newest_valid
-from trainer.command import add_config_arguments, check_data, check_device, start_logging
-from trainer.config import TrainConfig, num_steps
-from trainer.config_io import ConfigError, load_config
-from trainer.fingerprint import Fingerprint, fingerprint
-from trainer.strike import MARK, Strike
+from data.storage.location import DataError
+from trainer.checkpoint.fingerprint import Fingerprint, fingerprint
+from trainer.checkpoint.format import list_checkpoints, newest_valid
+from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
+from trainer.config.io import ConfigError, load_config
+from trainer.config.train_config import TrainConfig, num_steps
+from trainer.rank.strike import MARK, Strike
 
 log = logging.getLogger(__name__)
 
+
 KINDS = ("step", "checkpoint", "SIGTERM", "checkpoint", "step")
+
+
 FILE_EVENTS_OF_A_SAVE = 10
 """About so many things are done to files in a save by rank 0, and by another rank `FILE_EVENTS_OF_A_PART`."""
+
+
 FILE_EVENTS_OF_A_PART = 3
+
+
 NUM_CHECKPOINTS = 20
 
 
@@ -67,7 +74,7 @@ class Trial:
         command = [sys.executable, "-m"]
         if self.ranks > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m"]
-        command += ["trainer.strike", *self.arguments, "--set", f"run.directory={self.out / name}"]
+        command += ["trainer.rank.strike", *self.arguments, "--set", f"run.directory={self.out / name}"]
         command += ["--strike", strike.to_json()] if strike else []
         file = self.out / f"{name}.log"
         with file.open("ab") as output:

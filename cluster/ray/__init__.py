@@ -1,1 +1,7 @@
-"""A Ray cluster that is there already, or that Ray's autoscaler starts; the library of that name is not in here."""
+"""Training as a job of a Ray cluster.
+
+Files:
+    cluster.yaml      a cluster for Ray's autoscaler
+    runtime_env.yaml  what travels with a job
+    submit            ray job
+"""

@@ -14,7 +14,7 @@ import yaml
 from cluster.commands import ToolError, run_tool, show_tool
 from cluster.record import Record, last_of
 from cluster.request import ROOT, Request
-from trainer.provenance import collect_tags
+from trainer.tracking.provenance import collect_tags
 
 RUNTIME_ENV = Path(__file__).parent / "runtime_env.yaml"
 TOKEN_FILE = Path("~/.ray/auth_token")

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from cluster.request import job_config
 from cluster.slurm.ray_node import Head, RayNode, RayStartError, answers, own_address, ray_environment
-from data.shards import DataError
-from trainer.command import start_logging
-from trainer.config_io import ConfigError
+from data.storage.location import DataError
+from trainer.config.command_line import start_logging
+from trainer.config.io import ConfigError
 from trainer.run import STOPPED
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.commands import ToolError, run_tool, show_tool
 from cluster.record import Record, last_of
 from cluster.request import ROOT, Request
-from trainer.run_directory import make_run_directory
+from trainer.rank.run_folder import make_run_directory
 
 SCRIPT = "cluster/slurm/job.sbatch"
 _SECRETS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")

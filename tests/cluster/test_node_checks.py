@@ -16,8 +16,8 @@ from cluster import node_checks
 from cluster.node_checks import CheckError, NodeReport, examine, source_digest
 from cluster.preflight import Line, compare_clocks, compare_versions, main, summarize
 from tests.launch import ROOT
-from trainer.config import TrainConfig
-from trainer.config_io import load_config
+from trainer.config.io import load_config
+from trainer.config.train_config import TrainConfig
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_no_spec_opens_anything_to_strangers():
 
 def test_the_scan_sees_every_spec():
     wanted = {"cluster/slurm/job.sbatch", "cluster/ray/cluster.yaml", "cluster/kubernetes/rayjob.yaml", "launch.sh"}
-    assert wanted | {"cluster/ray/runtime_env.yaml", "cluster/slurm/ray_node.py", "trainer/ray_adapter.py"} <= {
+    assert wanted | {"cluster/ray/runtime_env.yaml", "cluster/slurm/ray_node.py", "trainer/driver/ray_train.py"} <= {
         *specs()
     }
 

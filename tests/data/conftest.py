@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import storage
-from data.prepare import main
-from data.reader import ShardReader
-from data.shards import Shard, ShardIndex, load_index
+from data.prepare.command import main
+from data.shards.index import Shard, ShardIndex, load_index
+from data.shards.reader import ShardReader
+from data.storage import remote as storage
 from tests.data.servers import FaultyServer, serve
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"

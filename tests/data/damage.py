@@ -1,6 +1,6 @@
 """Damages samples of a prepared data set in its files."""
 
-from data.shards import ShardIndex
+from data.shards.index import ShardIndex
 from tests.data.conftest import open_shard
 
 

@@ -4,9 +4,9 @@ from itertools import islice
 
 import torch
 
-from data.batches import Batch, BatchIterator
-from data.pipeline import DataConfig, open_batches
-from data.shards import ShardIndex
+from data.shards.index import ShardIndex
+from data.stream.batches import Batch, BatchIterator
+from data.stream.pipeline import DataConfig, open_batches
 
 
 def stream(

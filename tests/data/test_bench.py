@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from data import bench
-from data.batches import BatchIterator
 from data.bench import main
-from data.shards import ShardIndex
+from data.shards.index import ShardIndex
+from data.stream.batches import BatchIterator
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from tests.launch import run_python, train_command
-from tests.trainer.test_worker import damaged_copy
+from tests.trainer.runs import damaged_copy
 
 pytestmark = pytest.mark.slow
 

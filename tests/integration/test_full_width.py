@@ -5,13 +5,13 @@ import torch
 
 from models.diffusion import Diffusion
 from models.discriminator import Discriminator
-from trainer.config_io import load_config
-from trainer.ema import Ema
-from trainer.engines import TorchEngine, make_adam
-from trainer.pairs import draw_micro_batch
-from trainer.randomness import Draws
-from trainer.snapshot import build_generator
-from trainer.step import Players, update_discriminator, update_generator
+from trainer.algorithm.ema import Ema
+from trainer.algorithm.pairs import draw_micro_batch
+from trainer.algorithm.randomness import Draws
+from trainer.algorithm.step import Players, update_discriminator, update_generator
+from trainer.checkpoint.snapshot import build_generator
+from trainer.config.io import load_config
+from trainer.engine.plain import TorchEngine, make_adam
 
 CPU = torch.device("cpu")
 

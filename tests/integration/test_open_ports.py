@@ -38,7 +38,7 @@ LOCAL = """
 from trainer.run import set_up_ray
 set_up_ray()
 import os, sys, time
-from trainer.ray_adapter import connected
+from trainer.driver.ray_train import connected
 with connected():
     import ray
     print(os.environ["RAY_AUTH_TOKEN"], ray._private.worker._global_node.get_logs_dir_path(), flush=True)

@@ -9,9 +9,9 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from data import prepare
+from data.prepare import command as prepare
 from tests.launch import ROOT, run_python, running, train_command, wait_for_checkpoint
-from trainer.checkpoint import list_checkpoints
+from trainer.checkpoint.format import list_checkpoints
 from trainer.run import STOPPED
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "photos"

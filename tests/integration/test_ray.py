@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from data.partition import SampleOrder
-from data.shards import load_index
+from data.shards.index import load_index
+from data.stream.partition import SampleOrder
 from tests.data.damage import damage
 from tests.launch import run_python, running, train_command, wait_for_checkpoint
-from trainer.checkpoint import list_checkpoints
+from trainer.checkpoint.format import list_checkpoints
 from trainer.run import STOPPED
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

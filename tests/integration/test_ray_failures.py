@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.launch import run_ranks, running, train_command, wait_for_checkpoint
-from trainer.checkpoint import list_checkpoints, newest_valid
-from trainer.fingerprint import fingerprint
+from trainer.checkpoint.fingerprint import fingerprint
+from trainer.checkpoint.format import list_checkpoints, newest_valid
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

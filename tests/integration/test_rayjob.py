@@ -21,7 +21,7 @@ from cluster.kubernetes import submit as kubernetes
 from cluster.request import make_request
 from cluster.slurm.ray_node import free_ports
 from tests.launch import ROOT, environment
-from trainer.checkpoint import list_checkpoints
+from trainer.checkpoint.format import list_checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from s3fs import S3FileSystem
 
 from tests.data.servers import serve
 from tests.launch import run_ranks
-from tests.trainer.test_worker import assert_same_state, configure, state_of, train
+from tests.trainer.runs import assert_same_state, configure, state_of, train
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.launch import ROOT
 from tests.slurm import Slurm, slurm
-from trainer.checkpoint import list_checkpoints
-from trainer.config_io import load_config
-from trainer.fingerprint import fingerprint
+from trainer.checkpoint.fingerprint import fingerprint
+from trainer.checkpoint.format import list_checkpoints
+from trainer.config.io import load_config
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow]
 

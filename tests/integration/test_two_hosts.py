@@ -15,7 +15,7 @@ import pytest
 
 from tests.launch import ROOT, environment
 from tests.network import INTERFACE, Host, Network, two_hosts
-from trainer.checkpoint import list_checkpoints
+from trainer.checkpoint.format import list_checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

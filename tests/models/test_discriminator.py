@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.discriminator import Discriminator, DiscriminatorConfig, check_image_size
 from models.layers import NEAR_ZERO
-from models.published import discriminator_from
+from models.published.state_dict import discriminator_from
 
 TINY = DiscriminatorConfig(base_channels=2, time_embedding_dim=4, stddev_group_size=2)
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.generator import Generator, GeneratorConfig
 from models.layers import NEAR_ZERO
-from models.published import generator_from
+from models.published.state_dict import generator_from
 
 TINY = GeneratorConfig(
     base_channels=8,

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.launch import running, wait_for_checkpoint
-from trainer import ablation, classifier
+from trainer import ablation
 from trainer.ablation import Cell, cells_of
-from trainer.checkpoint import list_checkpoints
-from trainer.config_io import load_config
+from trainer.checkpoint.format import list_checkpoints
+from trainer.config.io import load_config
+from trainer.evaluate import classifier
 
 
 def test_every_t_comes_with_and_without_z_for_each_seed():

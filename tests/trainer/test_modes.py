@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import prepare
+from data.prepare import command as prepare
 from trainer import modes
-from trainer.classifier import TrainedClassifier
+from trainer.evaluate.classifier import TrainedClassifier
 from trainer.modes import ModesError, count_modes, digit_classifier, single_digits
 
 SIZE = 8

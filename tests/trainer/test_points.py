@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data import prepare
+from data.prepare import command as prepare
 from tests.launch import run_python
-from tests.trainer.test_worker import Recorder, train
-from trainer.config_io import load_config
+from tests.trainer.runs import Recorder, train
+from trainer.config.io import load_config
 from trainer.points import data_points, main, point_quality
-from trainer.sample import sample_run
-from trainer.scatter import SIDE_PIXELS, scatter
+from trainer.sample.draw import sample_run
+from trainer.sample.scatter import SIDE_PIXELS, scatter
 
 
 def test_the_mixture_itself_has_all_modes_and_nearly_all_points_close():

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.launch import run_python
-from tests.trainer.test_worker import Stopper, configure, train
-from trainer.config_io import ConfigError, load_config
-from trainer.lease import Holder, this_process
-from trainer.lease_places import FolderLease
-from trainer.run import main, with_absolute_paths
+from tests.trainer.runs import Stopper, configure, train
+from trainer.checkpoint.lease import Holder, this_process
+from trainer.checkpoint.lease_places import FolderLease
+from trainer.config.io import ConfigError, load_config, with_absolute_paths
+from trainer.run import main
 
 
 def arguments(tiny, directory: Path, *more: str) -> list[str]:
@@ -26,7 +26,7 @@ def no_ray(monkeypatch):
     def reached() -> None:
         raise AssertionError("went on to start Ray")
 
-    monkeypatch.setattr("trainer.run.set_up_ray", reached)
+    monkeypatch.setattr("trainer.driver.start.set_up_ray", reached)
 
 
 @pytest.mark.parametrize(

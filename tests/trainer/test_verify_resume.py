@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.launch import run_python
-from trainer.fingerprint import Fingerprint
-from trainer.strike import Strike
+from trainer.checkpoint.fingerprint import Fingerprint
+from trainer.rank.strike import Strike
 from trainer.verify_resume import KINDS, compare, main, plan_strikes
 
 A = Fingerprint(weights="a" * 64, ema="b" * 64, optimizer="c" * 64, metrics="d" * 64)

@@ -1,0 +1,214 @@
+"""Arguments of `python -m data.prepare` and of its commands `inspect` and `verify`."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, NoReturn, cast
+
+from data.prepare.encode import ImageForm
+from data.prepare.job import PrepareOptions
+from data.sources.source import Source
+
+COMMANDS = ("inspect", "verify")
+
+
+_MIN_SIZE = 4
+
+
+_MAX_SIZE = 8192
+"""A batch of larger images fits no memory, and every decoder reads an image of this size."""
+
+
+_MAX_WORKERS = 1024
+
+
+_DEFAULT_SHARD_SAMPLES = 4096
+
+
+_IMAGES_WORTH_A_WORKER = 500
+"""A process takes about as long to start as a few hundred images take."""
+
+
+_EPILOG = """sources:
+  gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
+  digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
+  a folder             of images; its sub-folders, if any, are the classes (ImageNet, CelebA-HQ as files)
+  a .zip               of images, in the same form
+  CIFAR-10             cifar-10-python.tar.gz, or the folder cifar-10-batches-py that it unpacks to
+  mnist:PATH           a folder of idx files (train-images-idx3-ubyte.gz and so on), or .npz files of images and labels
+  fashionmnist:PATH    the same files, with the names of garments
+  stackedmnist:PATH    three digits of that MNIST as the channels of one image, drawn by --seed; labels 0-999
+  an LMDB              a folder with data.mdb: LSUN (encoded images), CelebA-HQ (encoded images or raw 256x256x3 bytes)
+  WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them
+A path says by itself what it is, but for the kinds of MNIST. KIND:PATH says it for certain; kinds are folder, zip,
+cifar10, mnist, fashionmnist, stackedmnist, lmdb and webdataset. ./digits, ./inspect and ./verify are folders of these
+names.
+
+other commands:
+  inspect DIR          summary and contact sheet of a prepared data set
+  verify DIR           hash every shard and decode every image of a prepared data set
+
+A command that was stopped or killed goes on after its last finished shard when it is given again; the result is the
+same, bit for bit.
+
+exit codes: 0 done or already there, 1 failed (bad images, full disk), 2 wrong arguments, 130 interrupted"""
+
+
+class UsageError(ValueError):
+    """A mistake in the arguments; the message says what, where, what is allowed and what to do."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage text before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        allowed = f"{low} or more" if high is None else f"{low} to {high}"
+        if not re.fullmatch(r"-?\d{1,20}", text) or int(text) < low or (high is not None and int(text) > high):
+            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of {allowed}")
+        return int(text)
+
+    return parse
+
+
+def _path(text: str) -> str:
+    # An unset variable of a shell script would else mean the current folder.
+    if not text:
+        raise argparse.ArgumentTypeError("'' is given, expected is a path")
+    return text
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a percentage of 0 to 100")
+    return value
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, with `command` being "prepare", "inspect" or "verify".
+
+    Raises:
+        UsageError: they are wrong.
+    """
+    command = argv[0] if argv and argv[0] in COMMANDS else "prepare"
+    parser = {"prepare": _prepare_parser, "inspect": _inspect_parser, "verify": _verify_parser}[command]()
+    return parser.parse_args(argv if command == "prepare" else argv[1:], argparse.Namespace(command=command))
+
+
+def _prepare_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m data.prepare",
+        usage="%(prog)s SOURCE --out DIR [options]\n"
+        "       %(prog)s inspect DIR [--sheet FILE.png]\n"
+        "       %(prog)s verify DIR [--workers N]",
+        description="Turn images into tar shards and an index for training.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", type=_path, metavar="SOURCE", help="where the images are, see below")
+    parser.add_argument(
+        "--out", required=True, type=_path, metavar="DIR", help="new or empty folder for the prepared data set"
+    )
+    parser.add_argument(
+        "--size",
+        type=_whole_number(_MIN_SIZE, _MAX_SIZE),
+        help=f"height and width in pixels, {_MIN_SIZE} to {_MAX_SIZE} (default: the source's)",
+    )
+    parser.add_argument(
+        "--channels", type=_whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
+    )
+    parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
+    parser.add_argument(
+        "--max-images", type=_whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
+    )
+    parser.add_argument("--split", choices=("train", "test"), help="part of CIFAR-10 or a kind of MNIST (train)")
+    shards = parser.add_mutually_exclusive_group()
+    shards.add_argument(
+        "--shard-samples", type=_whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"
+    )
+    shards.add_argument("--shard-mb", type=_whole_number(1), metavar="N", help="or: its size in 10^6 bytes")
+    parser.add_argument(
+        "--workers",
+        type=_whole_number(0, _MAX_WORKERS),
+        metavar="N",
+        help="processes that encode (default: by CPUs and images)",
+    )
+    parser.add_argument(
+        "--seed", type=_whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"
+    )
+    parser.add_argument(
+        "--max-bad", type=_percent, default=1.0, metavar="PERCENT", help="unusable images to leave out at most (1)"
+    )
+    return parser
+
+
+def _inspect_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m data.prepare inspect",
+        description="Print a summary of a prepared data set and write a contact sheet of 64 of its images.",
+        epilog="A folder called inspect is prepared as ./inspect.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
+    parser.add_argument(
+        "--sheet", type=_path, metavar="FILE.png", help="where the sheet goes (contact-sheet-NAME.png, replaced)"
+    )
+    return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m data.prepare verify",
+        description="Hash every shard and decode every image of a prepared data set; name all that is wrong.",
+        epilog="Exit codes: 0 all is well, 1 something is wrong, 2 wrong arguments, 130 interrupted. "
+        "A folder called verify is prepared as ./verify.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
+    parser.add_argument(
+        "--workers",
+        type=_whole_number(0, _MAX_WORKERS),
+        metavar="N",
+        help="processes that decode (default: by CPUs and images)",
+    )
+    return parser
+
+
+def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOptions:
+    """Fill in what depends on the source."""
+    size: int | None = arguments.size or source.defaults.size
+    if size is None:
+        raise UsageError(
+            f"--size is missing: {source.description} has no default; give one of {_MIN_SIZE} or more, e.g. 64"
+        )
+    by_size: int | None = arguments.shard_mb
+    return PrepareOptions(
+        form=ImageForm(
+            size=size,
+            channels=cast(Literal[1, 2, 3], arguments.channels or source.defaults.channels),
+            upscale=source.defaults.upscale or arguments.upscale,
+        ),
+        shard_samples=None if by_size else arguments.shard_samples or _DEFAULT_SHARD_SAMPLES,
+        shard_mb=by_size,
+        seed=arguments.seed,
+        max_images=arguments.max_images,
+        split=arguments.split,
+        max_bad_percent=arguments.max_bad,
+        workers=default_workers(len(source.items)) if arguments.workers is None else arguments.workers,
+    )
+
+
+def default_workers(num_images: int) -> int:
+    """As many processes as there are CPUs, fewer for few images, and none rather than one."""
+    workers = min(len(os.sched_getaffinity(0)), num_images // _IMAGES_WORTH_A_WORKER)
+    return 0 if workers <= 1 else workers

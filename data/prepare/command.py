@@ -1,0 +1,141 @@
+"""Turn images into a prepared data set: `python -m data.prepare SOURCE --out DIR`; then `inspect DIR` or `verify DIR`.
+
+The same source and options give the same bytes, whatever the number of workers and however often the command was
+stopped and given again. The result appears as a whole or not at all; the same command again finds it and does nothing.
+"""
+
+import argparse
+import contextlib
+import errno
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from data.prepare.arguments import UsageError, default_workers, parse_arguments, resolve_options
+from data.prepare.job import Preparation, refuse_unwritable_names
+from data.prepare.terminal import plain_console
+from data.prepare.work import InterruptedPreparationError, PreparationError, prepare, shorten
+from data.prepare.work_folder import OutputError
+from data.processes.pool import WorkerError
+from data.shards.index import load_index
+from data.sources.find import open_source
+from data.sources.source import SourceError, fingerprint
+from data.storage.location import DataError, is_url, redact
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    out, err = plain_console(), plain_console(stderr=True)
+
+    def fail(message: str, code: int) -> int:
+        err.print(f"data.prepare: {message}")
+        return code
+
+    try:
+        with _signals_interrupt():
+            arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+            return {"prepare": _prepare, "inspect": _inspect, "verify": _verify}[arguments.command](arguments, out, err)
+    except (UsageError, SourceError, OutputError, DataError) as error:
+        return fail(str(error), 2)
+    except (PreparationError, WorkerError) as error:
+        return fail(str(error), 1)
+    except InterruptedPreparationError as error:
+        return fail(str(error), 130)
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command again", 130)
+    except MemoryError:
+        return fail("too little memory; run again with fewer --workers or a smaller --size", 1)
+    except OSError as error:
+        return fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+
+
+def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
+    source = open_source(arguments.source, split=arguments.split, max_images=arguments.max_images, seed=arguments.seed)
+    refuse_unwritable_names(source)
+    job = Preparation(
+        source=source,
+        fingerprint=fingerprint(source),
+        options=resolve_options(arguments, source),
+        target=_target(arguments.out),
+    )
+    try:
+        outcome = prepare(job, err)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PreparationError(
+                "the disk of --out is full; nothing is left behind: free some space or choose another disk"
+            ) from None
+        where = error.filename or "input/output"
+        raise PreparationError(f"{where}: {error.strerror or error}; nothing is left behind") from None
+    index = outcome.index
+    if outcome.was_there:
+        out.print(f"{job.target} already holds this data set ({index.num_samples} images); nothing to do")
+        return 0
+    classes = f", {index.num_classes} classes" if index.num_classes else ""
+    out.print(
+        f"{job.target}: {index.num_samples} images {index.image_size}x{index.image_size}x{index.image_channels}"
+        f"{classes}, {len(index.shards)} shards, {sum(shard.num_bytes for shard in index.shards)} bytes"
+    )
+    if source.num_skipped:
+        out.print(
+            f"{source.num_skipped} files of {source.description} were skipped: "
+            "no images by their name, or further ones of a sample"
+        )
+    if outcome.bad:
+        out.print("\n".join([f"{len(outcome.bad)} unusable images were left out:", *shorten(outcome.bad)]))
+    return 0
+
+
+def _target(out: str) -> Path:
+    if is_url(out):
+        raise OutputError(
+            f"--out {redact(out)} is a URL, but data sets are prepared on a local disk; name a folder here and upload "
+            "it when it is finished"
+        )
+    try:
+        return Path(out).resolve()
+    except RuntimeError:
+        raise OutputError(f"--out {out} is a circle of links; remove it, or choose another --out") from None
+
+
+def _inspect(arguments: argparse.Namespace, out: Console, err: Console) -> int:
+    # Imported where they are used: a preparation needs neither the reader nor a decoder.
+    from data.prepare.inspect import inspect
+
+    index = load_index(arguments.directory)
+    try:
+        out.print(inspect(index, arguments.sheet, err))
+    except DataError as error:
+        err.print(f"data.prepare: {error}")
+        return 1
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, out: Console, err: Console) -> int:
+    from data.prepare.verify import audit
+
+    index = load_index(arguments.directory)
+    workers = default_workers(index.num_samples) if arguments.workers is None else arguments.workers
+    return 0 if audit(index, workers, out, err) else 1
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let a polite kill and a terminal that is closed clean up as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGHUP)}
+    for which, handler in previous.items():
+        # nohup ignores SIGHUP.
+        if handler != signal.SIG_IGN:
+            signal.signal(which, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)

@@ -1,0 +1,193 @@
+"""`python -m data.prepare inspect DIR`: what a prepared data set holds, in numbers and as a contact sheet."""
+
+import contextlib
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.console import Console
+
+from data.prepare.terminal import progress_bar
+from data.prepare.work_folder import OutputError
+from data.shards.decode import decode_into
+from data.shards.files import shard_files
+from data.shards.index import FORMAT_NAME, FORMAT_VERSION, ShardIndex
+from data.shards.reader import ShardReader
+from data.sources.source import shown_name
+
+_SHEET_IMAGES = 64
+
+
+_SHEET_IMAGE_PIXELS = 256
+"""Larger images are reduced to this height and width: 64 of 1024 px would be a picture that no viewer opens."""
+
+
+_GAP_PIXELS = 2
+
+
+_GAP_LEVEL = 128
+"""Grey of the gaps, to be seen beside black and white images."""
+
+
+_SHEET_WIDTH_PIXELS = 512
+"""Small images are enlarged until the sheet is at least this wide."""
+
+
+_LISTED_CLASSES = 18
+
+
+_CACHE_GB = 50.0
+
+
+_FORMS = {1: "grey", 2: "points of the plane", 3: "RGB"}
+
+
+def inspect(index: ShardIndex, sheet: str | None, console: Console) -> str:
+    """Summarize a data set and write its contact sheet.
+
+    Args:
+        index: the data set.
+        sheet: file of the sheet, None for `contact-sheet-NAME.png` in the current folder; replaced if it is there.
+        console: where the progress bar goes.
+
+    Returns:
+        The summary, some lines of text.
+
+    Raises:
+        OutputError: the sheet cannot be written where it should go.
+        DataError: a shard or an image of the sheet is damaged.
+    """
+    file = _sheet_file(index, sheet)
+    images, labels = _read(index, console)
+    _write(file, contact_sheet(images))
+    return "\n".join([*_summary(index, labels), f"sheet         {file} ({len(images)} images)"])
+
+
+def sheet_samples(num_samples: int) -> list[int]:
+    """The samples on the sheet, evenly spread over the data set."""
+    shown = min(_SHEET_IMAGES, num_samples)
+    return [(2 * i + 1) * num_samples // (2 * shown) for i in range(shown)]
+
+
+def contact_sheet(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Lay out images row by row, as many in a row as there are rows, small ones enlarged by a whole factor.
+
+    Args:
+        images: uint8 [N, H, W, C], N > 0.
+
+    Returns:
+        uint8 [sheet height, sheet width, C].
+    """
+    num_images, height, width, channels = images.shape
+    columns = math.isqrt(num_images - 1) + 1
+    rows = -(-num_images // columns)
+    scale = -(-_SHEET_WIDTH_PIXELS // (columns * width))
+    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    step_y, step_x = height * scale + _GAP_PIXELS, width * scale + _GAP_PIXELS
+    sheet = np.full((rows * step_y - _GAP_PIXELS, columns * step_x - _GAP_PIXELS, channels), _GAP_LEVEL, dtype=np.uint8)
+    for i, image in enumerate(enlarged):
+        y, x = i // columns * step_y, i % columns * step_x
+        sheet[y : y + height * scale, x : x + width * scale] = image
+    return sheet
+
+
+def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
+    name = index.shown_location.rstrip("/").rpartition("/")[2]
+    file = Path(sheet or f"contact-sheet-{name or 'root'}.png").absolute()
+    if file.suffix.lower() != ".png":
+        raise OutputError(f"--sheet {sheet}: the sheet is a PNG; give a name that ends in .png")
+    if file.is_dir():
+        raise OutputError(f"--sheet {file} is a folder; name a file")
+    if not file.parent.is_dir():
+        raise OutputError(f"--sheet {file}: there is no folder {file.parent}; make it, or choose another")
+    return file
+
+
+def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], Counter[int]]:
+    """The images of the sheet [N, H, W, C], and how often each label is there (-1 for none)."""
+    wanted = sheet_samples(index.num_samples)
+    pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    side = min(index.image_size, _SHEET_IMAGE_PIXELS)
+    images = np.empty((len(wanted), side, side, index.image_channels), dtype=np.uint8)
+    labels: Counter[int] = Counter()
+    first, shown = 0, 0
+    with (
+        contextlib.closing(shard_files(index, cache_directory=None, cache_gb=_CACHE_GB)) as files,
+        progress_bar(console) as progress,
+    ):
+        for shard in progress.track(index.shards, description="reading shards"):
+            end = first + shard.num_samples
+            # Without classes there is nothing to count.
+            if index.num_classes is not None or (shown < len(wanted) and wanted[shown] < end):
+                with contextlib.closing(ShardReader(files.open(shard), shard)) as reader:
+                    values, counts = np.unique(reader.labels, return_counts=True)
+                    labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+                    while shown < len(wanted) and wanted[shown] < end:
+                        decode_into(pixels, reader.read(wanted[shown] - first))
+                        images[shown] = _reduced(pixels, side)
+                        shown += 1
+            first = end
+    return images, labels
+
+
+def _reduced(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """An image [H, W, C] with another height and width; as it is where they are the same."""
+    if len(pixels) == side:
+        return pixels
+    return np.asarray(_picture(pixels).resize((side, side), Image.Resampling.LANCZOS)).reshape(side, side, -1)
+
+
+def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _write(file: Path, sheet: npt.NDArray[np.uint8]) -> None:
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
+    try:
+        _picture(sheet).save(unfinished, "PNG")
+        unfinished.replace(file)
+    except OSError as error:
+        raise OutputError(f"--sheet {file} cannot be written: {error.strerror or error}; choose another") from None
+    finally:
+        # Where nothing may be written, nothing may be removed either.
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
+    num_bytes = sum(shard.num_bytes for shard in index.shards)
+    samples = [shard.num_samples for shard in index.shards]
+    of_each = f"{samples[0]} images each" if len(set(samples)) == 1 else f"{min(samples)} to {max(samples)} images"
+    options = ", ".join(f"{name} {value}" for name, value in index.options.items() if value is not None)
+    return [
+        f"location      {index.shown_location}",
+        f"source        {shown_name(index.source)}",
+        f"options       {options}",
+        f"images        {index.num_samples}",
+        f"form          {index.image_size}x{index.image_size}, {_FORMS[index.image_channels]}",
+        *_class_lines(index, labels),
+        f"shards        {len(samples)} of {of_each}",
+        f"bytes         {num_bytes}, {num_bytes / index.num_samples:.0f} per image with its tar header",
+        f"format        {FORMAT_NAME} version {FORMAT_VERSION}",
+        f"digest        {index.digest}",
+    ]
+
+
+def _class_lines(index: ShardIndex, labels: Counter[int]) -> list[str]:
+    if index.class_names is None:
+        return ["classes       none"]
+    known = {label: labels.pop(label, 0) for label in range(len(index.class_names))}
+    lines = [f"classes       {len(known)}"]
+    for label in list(known)[:_LISTED_CLASSES]:
+        share = known[label] / index.num_samples
+        lines.append(f"  {label:>6}  {shown_name(index.class_names[label])}: {known[label]} ({share:.1%})")
+    if rest := list(known.values())[_LISTED_CLASSES:]:
+        lines.append(f"  and {len(rest)} more with {min(rest)} to {max(rest)} images each")
+    if labels:
+        # Those that are left are no label of the index.
+        lines.append(f"  wrong or no label: {labels.total()}; python -m data.prepare verify names them")
+    return lines

@@ -1,0 +1,150 @@
+"""`python -m data.prepare verify DIR`: hash every shard, decode every image, and name all that is wrong."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from data.prepare.terminal import progress_bar
+from data.processes.pool import map_in_order
+from data.shards.decode import decode_into
+from data.shards.files import shard_files
+from data.shards.index import Shard, ShardIndex
+from data.shards.reader import EncodedSample, ShardReader
+from data.storage.location import DataError
+
+_CACHE_GB = 50.0
+
+
+class _Findings(NamedTuple):
+    """What was found in one shard."""
+
+    shard_faults: list[str]
+    sample_faults: list[str]
+    key_hashes: npt.NDArray[np.uint64]
+    """One for each sample: the keys themselves would take hundreds of megabytes."""
+
+
+def audit(index: ShardIndex, workers: int, out: Console, err: Console) -> bool:
+    """Check everything, print a line for each fault and one for the whole.
+
+    Args:
+        index: the data set.
+        workers: processes that decode, 0 for none.
+        out: where the lines go.
+        err: where the progress bar goes.
+
+    Returns:
+        Whether all is well.
+
+    Raises:
+        WorkerError: a worker process was killed.
+    """
+    bad_shards = bad_samples = 0
+    hashes: list[npt.NDArray[np.uint64]] = []
+    with (
+        progress_bar(err) as progress,
+        contextlib.closing(
+            map_in_order(partial(_check_shard, index), range(len(index.shards)), min(workers, len(index.shards)))
+        ) as results,
+    ):
+        task = progress.add_task("verifying", total=index.num_samples)
+        for shard, findings in zip(index.shards, results, strict=True):
+            for line in (*findings.shard_faults, *findings.sample_faults):
+                out.print(line)
+            bad_shards += bool(findings.shard_faults)
+            bad_samples += len(findings.sample_faults)
+            hashes.append(findings.key_hashes)
+            progress.advance(task, shard.num_samples)
+    for line in _repeated_keys(index, hashes):
+        out.print(line)
+        bad_samples += 1
+    summary = f"{index.shown_location}: {index.num_samples} images in {len(index.shards)} shards"
+    if not (bad_shards or bad_samples):
+        out.print(f"{summary}: all is well")
+        return True
+    out.print(
+        f"{summary}: bad shards: {bad_shards}, bad images: {bad_samples}; prepare the data set again or copy it again"
+    )
+    return False
+
+
+def _check_shard(index: ShardIndex, number: int) -> _Findings:
+    shard = index.shards[number]
+    findings = _Findings([], [], np.zeros(0, dtype=np.uint64))
+    with contextlib.ExitStack() as stack:
+        try:
+            files = stack.enter_context(
+                contextlib.closing(shard_files(index, cache_directory=None, cache_gb=_CACHE_GB))
+            )
+            descriptor = files.open(shard)
+            findings.shard_faults.extend(_wrong_hash(descriptor, shard))
+            reader = stack.enter_context(contextlib.closing(ShardReader(descriptor, shard)))
+        except DataError as error:
+            findings.shard_faults.append(str(error))
+            return findings
+        hashes = np.zeros(shard.num_samples, dtype=np.uint64)
+        pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+        for place in range(shard.num_samples):
+            try:
+                sample = reader.read(place)
+                hashes[place] = _key_hash(sample.key)
+                decode_into(pixels, sample)
+                _check_label(index, sample)
+            except DataError as error:
+                findings.sample_faults.append(str(error))
+    return findings._replace(key_hashes=hashes)
+
+
+def _wrong_hash(descriptor: int, shard: Shard) -> Iterator[str]:
+    try:
+        with open(os.dup(descriptor), "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        yield f"shard {shard.name}: cannot be read: {error.strerror}"
+        return
+    if found != shard.sha256:
+        yield f"shard {shard.name}: its SHA-256 is {found}, the index says {shard.sha256}"
+
+
+def _check_label(index: ShardIndex, sample: EncodedSample) -> None:
+    where = f"shard {sample.shard}, key {sample.key}"
+    if index.num_classes is None and sample.label is not None:
+        raise DataError(f"{where}: it has the label {sample.label}, the index has no classes")
+    if index.num_classes is not None and sample.label is None:
+        raise DataError(f"{where}: it has no label, the index has {index.num_classes} classes")
+    if index.num_classes is not None and sample.label is not None and sample.label >= index.num_classes:
+        raise DataError(f"{where}: its label is {sample.label}, the index allows 0 to {index.num_classes - 1}")
+
+
+def _key_hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+
+
+def _repeated_keys(index: ShardIndex, hashes: list[npt.NDArray[np.uint64]]) -> Iterator[str]:
+    """A line for each sample whose key an earlier one has."""
+    ordered, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    # 0 stands for a sample that could not be read.
+    repeated = ordered[(counts > 1) & (ordered != 0)]
+    if not repeated.size:
+        return
+    first_shard: dict[str, str] = {}
+    for shard, shard_hashes in zip(index.shards, hashes, strict=True):
+        places = np.flatnonzero(np.isin(shard_hashes, repeated)).tolist()
+        if not places:
+            continue
+        with (
+            contextlib.closing(shard_files(index, cache_directory=None, cache_gb=_CACHE_GB)) as files,
+            contextlib.closing(ShardReader(files.open(shard), shard)) as reader,
+        ):
+            # Equal hashes are only a hint.
+            for key in (reader.read(place).key for place in places):
+                if key in first_shard:
+                    yield f"shard {shard.name}, key {key}: the key is not unique, shard {first_shard[key]} has it too"
+                first_shard.setdefault(key, shard.name)

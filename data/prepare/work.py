@@ -1,0 +1,240 @@
+"""The work behind `python -m data.prepare`: encode in worker processes, write in a fixed order, publish at the end.
+
+Each finished shard is entered in a journal, so that the same command goes on after the last one.
+"""
+
+import contextlib
+import hashlib
+import math
+import re
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from data.prepare.encode import TOO_SMALL, ImageForm, Prepared, prepare_items
+from data.prepare.job import Preparation, describe_difference, find_prepared
+from data.prepare.journal import Journal, load_journal
+from data.prepare.terminal import progress_bar
+from data.prepare.work_folder import WorkFolder, remove_emptied
+from data.prepare.writer import ShardSequence, write_index
+from data.processes.pool import WorkerError, map_in_order
+from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
+from data.sources.source import Item, SourceError, shown_name
+
+_CHUNK_ITEMS = 32
+"""Images that a worker takes at once."""
+
+
+_SHOWN_BAD = 50
+
+
+_KEY_NAME_LENGTH = 60
+
+
+class PreparationError(RuntimeError):
+    """The preparation failed on what it found; the message says on what."""
+
+
+class InterruptedPreparationError(RuntimeError):
+    """The preparation was stopped on request; the message says what is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a preparation came to."""
+
+    index: ShardIndex
+    """The result."""
+    bad: list[str]
+    """A line for each image that was left out."""
+    was_there: bool
+    """There was nothing to do."""
+
+
+def prepare(job: Preparation, console: Console) -> Outcome:
+    """Do it, or what is left of it.
+
+    Args:
+        job: what to do.
+        console: where notes and the progress bar go.
+
+    Raises:
+        OutputError: the target is something else, or another process prepares it.
+        PreparationError: too many unusable images, or a worker died. Finished shards are kept in the second case only.
+        InterruptedPreparationError: Ctrl-C; finished shards are kept.
+        OSError: the result could not be written; nothing is left behind.
+    """
+    index = find_prepared(job)
+    if index is not None:
+        remove_emptied(job.target)
+        return Outcome(index=index, bad=[], was_there=True)
+    with WorkFolder(job.target) as work:
+        # Another process may have finished it just before this one took the folder.
+        index = find_prepared(job)
+        if index is not None:
+            work.remove()
+            return Outcome(index=index, bad=[], was_there=True)
+        try:
+            bad = _write(job, work, console)
+            work.publish()
+        except (PreparationError, SourceError, OSError):
+            work.remove()
+            raise
+        except KeyboardInterrupt:
+            raise InterruptedPreparationError(f"interrupted; {_keep(job, work)}") from None
+        except WorkerError as error:
+            raise PreparationError(f"{error}; {_keep(job, work)}") from None
+    return Outcome(index=load_index(job.target), bad=bad, was_there=False)
+
+
+def shorten(lines: list[str]) -> list[str]:
+    """A list of files, indented, no longer than fits a screen or two."""
+    rest = [f"  and {len(lines) - _SHOWN_BAD} more"] if len(lines) > _SHOWN_BAD else []
+    return [f"  {line}" for line in lines[:_SHOWN_BAD]] + rest
+
+
+def _keep(job: Preparation, work: WorkFolder) -> str:
+    """Leave finished shards for the next time; says what is left."""
+    journal = load_journal(work.journal)
+    if not work.result.exists():
+        work.remove()
+        return f"{job.target} was just finished"
+    if journal is None or not journal.finished or journal.job != job.identity():
+        work.remove()
+        return "nothing is left behind, run the same command again"
+    return f"{len(journal.finished)} finished shards are kept in {work.path}: the same command goes on after them"
+
+
+def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
+    """Write the shards that are missing and the index; returns a line for each image that was left out."""
+    source, options = job.source, job.options
+    with progress_bar(console) as progress:
+        journal = _resume(job, work, progress)
+        bad, done = journal.bad, journal.num_items
+        _refuse_bad(bad, job)
+        task = progress.add_task("preparing", total=len(source.items), completed=done)
+        with (
+            ShardSequence(
+                work.result,
+                shard_samples=options.shard_samples,
+                shard_bytes=None if options.shard_mb is None else options.shard_mb * 10**6,
+                finished=journal.shards,
+            ) as shards,
+            # Closed here and not when the last traceback lets go of it: it holds the worker processes.
+            contextlib.closing(_prepared_in_order(job, start=done)) as samples,
+        ):
+            shard: Shard | None
+            for number, prepared in samples:
+                done += 1
+                progress.advance(task)
+                if prepared.error is not None:
+                    bad.append(f"{shown_name(prepared.item.name)} {shown_name(prepared.error)}")
+                    _refuse_bad(bad, job)
+                elif shard := shards.write(_key(number, prepared.item), _members(prepared, options.form)):
+                    journal = journal.extended(shard, num_items=done, bad=bad)
+                    journal.save(work.journal)
+            if shard := shards.finish():
+                journal.extended(shard, num_items=done, bad=bad).save(work.journal)
+    if not shards.shards:
+        raise PreparationError("no usable image is left:\n" + "\n".join(shorten(bad)))
+    write_index(work.result, _index_document(job, shards.shards))
+    return bad
+
+
+def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
+    """What is finished and intact of this very job; everything else in the folder is removed."""
+
+    def note(message: str) -> None:
+        progress.console.print(f"data.prepare: {message}", markup=False, highlight=False)
+
+    identity = job.identity()
+    journal = load_journal(work.journal)
+    if journal is None or journal.job != identity:
+        if journal is not None and journal.finished:
+            note(f"other unfinished work in {work.path} is discarded ({describe_difference(identity, journal.job)})")
+        journal = Journal(job=identity, finished=[])
+    intact = 0
+    task = progress.add_task("checking finished shards", total=len(journal.finished), visible=bool(journal.finished))
+    for entry in journal.finished:
+        if not _is_intact(work.result / entry.shard.name, entry.shard):
+            note(f"{work.result / entry.shard.name} is damaged; it and those after it are prepared again")
+            break
+        intact += 1
+        progress.advance(task)
+    progress.remove_task(task)
+    journal = replace(journal, finished=journal.finished[:intact])
+    # The journal first: it never names what is not there.
+    journal.save(work.journal)
+    work.discard(keep=frozenset(shard.name for shard in journal.shards))
+    if intact:
+        note(f"going on after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
+    return journal
+
+
+def _is_intact(file: Path, shard: Shard) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256
+    except OSError:
+        return False
+
+
+def _refuse_bad(bad: list[str], job: Preparation) -> None:
+    num_items, percent = len(job.source.items), job.options.max_bad_percent
+    # Exactly: 0.57% of 10,000 is 57, but 56.99 in floating point.
+    allowed = math.floor(num_items * Fraction(str(percent)) / 100)
+    if len(bad) > allowed:
+        # The rest is not looked at: where all are bad, a large source would take hours to say so.
+        enlarge = "; --upscale enlarges those that are too small" if any(TOO_SMALL in line for line in bad) else ""
+        raise PreparationError(
+            f"at least {len(bad)} of {num_items} images are unusable, --max-bad {percent:g} allows {allowed}; "
+            f"mend or remove them, or allow more{enlarge}:\n" + "\n".join(shorten(bad))
+        )
+
+
+def _index_document(job: Preparation, shards: list[Shard]) -> IndexDocument:
+    names = job.source.class_names
+    return IndexDocument(
+        format=FORMAT_NAME,
+        version=FORMAT_VERSION,
+        image_size=job.options.form.size,
+        image_channels=job.options.form.channels,
+        num_classes=None if names is None else len(names),
+        class_names=None if names is None else list(names),
+        source=job.source.description,
+        source_fingerprint=job.fingerprint,
+        options=job.options.recorded(),
+        shards=shards,
+    )
+
+
+def _key(number: int, item: Item) -> str:
+    """Unique by its number within the source; the end of the name is for the reader of an error message."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", item.name.rpartition(".")[0] or item.name)[-_KEY_NAME_LENGTH:]
+    return f"{number:09d}-{readable}"
+
+
+def _members(prepared: Prepared, form: ImageForm) -> dict[str, bytes]:
+    members = {form.extension: prepared.content}
+    if prepared.item.label is not None:
+        members["cls"] = str(prepared.item.label).encode()
+    return members
+
+
+def _prepared_in_order(job: Preparation, *, start: int) -> Generator[tuple[int, Prepared], None, None]:
+    """The prepared images with their numbers in the source, in the shuffled order from a place in it on."""
+    items = job.source.items
+    draws = np.random.Philox(key=np.array([job.options.seed, 0], dtype=np.uint64)).random_raw(len(items))
+    order = np.argsort(np.asarray(draws), kind="stable")
+    places = range(start, len(order), _CHUNK_ITEMS)
+    chunks = ([items[number] for number in order[place : place + _CHUNK_ITEMS].tolist()] for place in places)
+    work = partial(prepare_items, job.source, form=job.options.form)
+    with contextlib.closing(map_in_order(work, chunks, job.options.workers)) as results:
+        for place, prepared in zip(places, results, strict=True):
+            yield from zip(order[place : place + _CHUNK_ITEMS].tolist(), prepared, strict=True)

@@ -1,0 +1,161 @@
+"""The hidden folder beside a target in which a preparation works, and which a later one goes on with."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from data.storage.files import sync_folder
+
+_LOCK_NAME = "lock"
+
+
+_OWN_NAMES = re.compile(r"lock|journal\.json(\.unfinished)?|set(/(\d{5,}\.tar|index\.json(\.unfinished)?))?")
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What a file system without locks answers, such as Lustre in its usual form."""
+
+
+class OutputError(ValueError):
+    """The output folder cannot be used; the message says why and what to do."""
+
+
+class WorkFolder:
+    """`.NAME.unfinished` beside the target NAME, held by one process at a time.
+
+    A `with` statement takes it and makes it, and its parents, where they are missing; at the end it is let go, and
+    stays as it is unless `publish` or `remove` was called. A process that is killed lets go of it too.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """Nothing is touched yet.
+
+        Args:
+            target: where the result goes: absolute, does not exist or is an empty folder.
+        """
+        self._target = target
+        self._lock = -1
+        self._missing_parents = [parent for parent in target.parents if not parent.exists()]
+        self.path = target.parent / f".{target.name}.unfinished"
+        """The folder itself."""
+        self.journal = self.path / "journal.json"
+        """The journal."""
+        self.result = self.path / "set"
+        """The folder that becomes the target."""
+
+    def __enter__(self) -> "WorkFolder":
+        self._refuse_foreign()
+        try:
+            while not self._take():
+                pass
+            self.result.mkdir(exist_ok=True)
+        except OSError:
+            if self._lock >= 0:
+                self.remove()
+            self._remove_parents()
+            raise
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._release()
+
+    def discard(self, keep: frozenset[str] = frozenset()) -> None:
+        """Remove the files of the result, but for the named ones."""
+        for file in self.result.iterdir():
+            if file.name not in keep:
+                file.unlink()
+
+    def publish(self) -> None:
+        """Give the result the name of the target; nothing else is left.
+
+        Raises:
+            OSError: something came to lie there in the meantime; it is not touched.
+        """
+        self.result.rename(self._target)
+        sync_folder(self._target.parent)
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove everything, the parents that were made for it included."""
+        shutil.rmtree(self.result, ignore_errors=True)
+        for file in (self.journal, self.journal.with_name(f"{self.journal.name}.unfinished")):
+            file.unlink(missing_ok=True)
+        # Last, so that nobody takes a folder that is half gone. One that takes it now finds that its lock is no more.
+        (self.path / _LOCK_NAME).unlink(missing_ok=True)
+        # NFS keeps the name of an open file.
+        self._release()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        self._remove_parents()
+
+    def _refuse_foreign(self) -> None:
+        """No file is ever removed that is not of a preparation."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
+            raise OutputError(f"{self.path} is in the way: it is no folder; remove it, or choose another --out")
+        # Unlike Path.rglob it takes no offence at a folder that vanishes, when another process publishes its result.
+        for folder, subfolders, files in os.walk(self.path):
+            for name in sorted([*subfolders, *files]):
+                file = Path(folder, name)
+                relative = file.relative_to(self.path).as_posix()
+                # What lies behind a link is not its own.
+                if file.is_symlink() or not _OWN_NAMES.fullmatch(relative):
+                    raise OutputError(
+                        f"{self.path} is in the way: it holds {relative}, which no preparation wrote; "
+                        "move it, or choose another --out"
+                    )
+
+    def _take(self) -> bool:
+        """Make the folder and lock it; False if another process removed it meanwhile."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._lock, 300, 0).decode(errors="replace").strip() or "another process"
+            self._release()
+            raise OutputError(
+                f"--out {self._target} is being prepared by {owner}; wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                self._release()
+                raise
+        try:
+            same = os.path.samestat(os.fstat(self._lock), os.stat(self.path / _LOCK_NAME))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            self._release()
+            return False
+        # For a message only, and the disk may be full.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+        return True
+
+    def _release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _remove_parents(self) -> None:
+        for parent in self._missing_parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def remove_emptied(target: Path) -> None:
+    """Remove what a preparation leaves that was killed right after it had published its result."""
+    work = WorkFolder(target)
+    if work.path.is_dir() and not work.result.exists():
+        with contextlib.suppress(OutputError, OSError), work:
+            work.remove()

@@ -1,0 +1,10 @@
+"""A prepared data set: its index, its files, one sample of it.
+
+Files:
+    cache         bounded folder that the processes of a host share
+    decode        bytes to pixels
+    files         where the file of a shard is: here, or downloaded
+    index         the index of a prepared data set
+    reader        random access to shards
+    verification  hashes and sizes before a start
+"""

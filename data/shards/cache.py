@@ -1,0 +1,280 @@
+"""A bounded folder of downloaded shards that all processes of a host share.
+
+It holds, for a shard with SHA-256 h of n bytes:
+
+    h.tar       the whole, verified file; renamed into place. Its time of change is when it was last opened
+    h.n.part    what is downloaded so far; n bytes count as taken from the moment it is there
+    h.lock      locked by the process that downloads, hence a part without a locked one is a leftover
+    lock        locked for the moment in which room is made or a file gets its name
+
+All locks are flocks: they end with the process, however it ends. A descriptor of an h.tar holds a shared lock for its
+life, and only a file that can be locked exclusively is evicted.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data.shards.index import Shard
+from data.storage.location import DataError
+
+WAIT_FOR_ROOM_S = 600.0
+"""How long room is waited for while other processes hold everything open."""
+
+
+_POLL_S = 0.1
+
+
+# The folder may hold anything else beside these, and that is none of ours to remove.
+_SHARD = re.compile(r"[0-9a-f]{64}\.tar")
+
+
+_PART = re.compile(r"([0-9a-f]{64})\.([0-9]+)\.part")
+
+
+class NoRoomError(Exception):
+    """The bound leaves no room now."""
+
+
+class DownloadingError(Exception):
+    """Another process is downloading the shard."""
+
+
+def cache_folder(configured: str | None) -> Path:
+    """The folder that data.cache_directory names; without one, this user's own among the temporary files.
+
+    Raises:
+        DataError: the latter exists, but is a link, or others may write there.
+    """
+    if configured is not None:
+        return Path(configured).expanduser().absolute()
+    directory = Path(tempfile.gettempdir()) / f"ddgan-shards-{os.getuid()}"
+    try:
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        found = directory.lstat()
+    except OSError as error:
+        raise DataError(f"cannot make {directory}: {error.strerror}; set data.cache_directory") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        # Anyone may make folders among the temporary files, and could plant shards.
+        raise DataError(f"{directory} is not a folder that only you can write: remove it, or set data.cache_directory")
+    return directory
+
+
+class CacheDirectory:
+    """The folder. Every method may be called by many processes and threads at once."""
+
+    def __init__(self, directory: Path, capacity_bytes: int) -> None:
+        """Make the folder if need be, and remove what killed processes left in it.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        self.directory = directory
+        self._capacity_bytes = capacity_bytes
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                self._taken_bytes()
+        except OSError as error:
+            raise DataError(
+                f"data.cache_directory {directory} cannot be used: {error.strerror}; name a folder that you can write"
+            ) from None
+
+    def open(self, shard: Shard) -> int | None:
+        """A descriptor of a shard's file that protects it from eviction; None if it is not there.
+
+        Raises:
+            DataError: the folder cannot be read any more.
+        """
+        with self._errors_explained(shard):
+            return self._open(shard)
+
+    def holds(self, shard: Shard) -> bool:
+        """Whether the shard's file is there."""
+        return self._file(shard).exists()
+
+    def add(
+        self,
+        shard: Shard,
+        fill: Callable[[Path], None],
+        *,
+        needed: Collection[Shard] = (),
+        wait: bool = True,
+    ) -> int:
+        """Have a shard put there, unless another process does so meanwhile.
+
+        Args:
+            shard: which one.
+            fill: writes it to a path, and verifies it. What it raises is passed on, and leaves nothing behind.
+            needed: shards that are evicted last, or never without `wait`.
+            wait: for another process that downloads it, and for room.
+
+        Returns:
+            A descriptor as from `open`.
+
+        Raises:
+            DataError: there is no room, and none is made in ten minutes; or the folder's disk is full.
+            DownloadingError, NoRoomError: without `wait`.
+        """
+        with self._errors_explained(shard), self._downloading(shard, wait=wait):
+            descriptor = self._open(shard)
+            if descriptor is not None:
+                return descriptor
+            part = self._reserve(shard, needed, wait=wait)
+            try:
+                fill(part)
+                with self._locked():
+                    part.rename(self._file(shard))
+                    # Before anybody else could evict it.
+                    descriptor = self._open(shard)
+            finally:
+                part.unlink(missing_ok=True)
+            assert descriptor is not None, f"{self._file(shard)} is gone"
+            return descriptor
+
+    def _file(self, shard: Shard) -> Path:
+        return self.directory / f"{shard.sha256}.tar"
+
+    def _open(self, shard: Shard) -> int | None:
+        file = self._file(shard)
+        while True:
+            try:
+                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            found = os.fstat(descriptor)
+            if found.st_nlink and found.st_size == shard.num_bytes:
+                with suppress(PermissionError):
+                    os.utime(descriptor)
+                return descriptor
+            os.close(descriptor)
+            if found.st_nlink:
+                # Damaged after it was verified, by a crash of the host for one.
+                file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors_explained(self, shard: Shard) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason, advice = error.strerror or str(error), "set data.cache_directory to another folder"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = f"no space left on its disk for {shard.num_bytes} bytes"
+                advice = "free some, set data.cache_directory to a larger disk, or lower data.cache_gb"
+            raise DataError(f"shard {shard.name}: cache {self.directory}: {reason}; {advice}") from None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the folder."""
+        descriptor = _lock(self.directory / "lock", wait=True)
+        assert descriptor is not None
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _downloading(self, shard: Shard, *, wait: bool) -> Iterator[None]:
+        """Hold the lock of a shard."""
+        file = self.directory / f"{shard.sha256}.lock"
+        descriptor = _lock(file, wait=wait)
+        if descriptor is None:
+            raise DownloadingError
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _reserve(self, shard: Shard, needed: Collection[Shard], *, wait: bool) -> Path:
+        """An empty file in whose name the room for a shard is taken."""
+        deadline = time.monotonic() + WAIT_FOR_ROOM_S
+        part = self.directory / f"{shard.sha256}.{shard.num_bytes}.part"
+        # What a killed process left would count as taken, since its lock is ours now.
+        part.unlink(missing_ok=True)
+        while True:
+            with self._locked():
+                if self._make_room(shard.num_bytes, needed, evict_needed=wait):
+                    part.touch(mode=0o600)
+                    return part
+            if not wait:
+                raise NoRoomError
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"shard {shard.name}: the cache {self.directory} is full of shards that are open, and none was "
+                    f"closed in {WAIT_FOR_ROOM_S:g} s: raise data.cache_gb ({self._capacity_bytes / 1e9:g} now), or "
+                    "lower data.shuffle_window_shards"
+                )
+            time.sleep(_POLL_S)
+
+    def _make_room(self, num_bytes: int, needed: Collection[Shard], *, evict_needed: bool) -> bool:
+        """Evict files until so many bytes fit; the least recently opened first, but needed ones last."""
+        excess = self._taken_bytes() + num_bytes - self._capacity_bytes
+        if excess <= 0:
+            return True
+        last = {self._file(shard) for shard in needed}
+        for is_needed, _, size, file in sorted((found[-1] in last, *found) for found in self._files()):
+            if is_needed and not evict_needed:
+                break
+            if _remove_unlocked(file, lock=file):
+                excess -= size
+            if excess <= 0:
+                return True
+        return False
+
+    def _taken_bytes(self) -> int:
+        """Bytes of all files, downloads in progress at their full size; leftovers are removed."""
+        taken = sum(size for _, size, _ in self._files())
+        for file in self.directory.iterdir():
+            part = _PART.fullmatch(file.name)
+            if part and not _remove_unlocked(file, lock=self.directory / f"{part[1]}.lock"):
+                taken += int(part[2])
+        return taken
+
+    def _files(self) -> Iterator[tuple[int, int, Path]]:
+        """Last use, bytes and path of each shard's file."""
+        for file in self.directory.iterdir():
+            if _SHARD.fullmatch(file.name):
+                with suppress(FileNotFoundError):
+                    found = file.stat()
+                    yield found.st_mtime_ns, found.st_size, file
+
+
+def _lock(file: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the exclusive lock of a file, made if need be; None if it is taken, without `wait`."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Its last owner may have removed it, and another one been made and locked by now.
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _remove_unlocked(file: Path, *, lock: Path) -> bool:
+    """Remove a file, and its lock, unless somebody holds that."""
+    descriptor = _lock(lock, wait=False)
+    if descriptor is None:
+        return False
+    try:
+        file.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+    return True

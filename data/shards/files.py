@@ -1,0 +1,219 @@
+"""Where the files of shards come from: the data set's own folder, or a cache of what was downloaded."""
+
+import hashlib
+import logging
+import math
+import os
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from data.shards.cache import CacheDirectory, DownloadingError, NoRoomError, cache_folder
+from data.shards.index import Shard, ShardIndex
+from data.storage.location import DataError, redact
+from data.storage.remote import AbandonedError, Storage
+
+log = logging.getLogger(__name__)
+
+
+_GB = 10**9
+
+
+_WINDOWS = 3
+
+
+_DOWNLOADS = 2
+
+
+_CLOSE_S = 5.0
+
+
+class ShardFiles(Protocol):
+    """Gives local files of shards."""
+
+    def open(self, shard: Shard) -> int:
+        """A descriptor of the whole file, open for reading; the caller closes it.
+
+        Raises:
+            DataError: there is no such file, or it is not the one of the index.
+        """
+        ...
+
+    def prefetch(self, shards: Sequence[Shard]) -> None:
+        """Say which shards will be opened next, in that order; returns at once."""
+        ...
+
+    def close(self) -> None:
+        """End what `prefetch` began. Open descriptors stay usable."""
+        ...
+
+
+class LocalShards:
+    """Shards in a folder of this host's filesystem, read where they are."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._directory = index.directory
+
+    def open(self, shard: Shard) -> int:
+        """See `ShardFiles`."""
+        file = self._directory / shard.name
+        try:
+            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(
+                f"shard {shard.name}: cannot open {file}: {error.strerror}; copy it again or prepare the data again"
+            ) from None
+
+    def prefetch(self, shards: Sequence[Shard]) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class CachedShards:
+    """Shards at a URL, downloaded into a folder that is bounded and shared by the processes of a host."""
+
+    def __init__(self, index: ShardIndex, directory: Path, capacity_bytes: int) -> None:
+        """Nothing is downloaded yet.
+
+        Args:
+            index: a remote data set.
+            directory: the cache; made if need be.
+            capacity_bytes: bound on all files in it, those of other data sets included.
+
+        Raises:
+            DataError: the folder cannot be used, or cannot hold even one shard.
+        """
+        _check_room(index, capacity_bytes, window_shards=None)
+        self._storage = Storage(index.location)
+        self._cache = CacheDirectory(directory, capacity_bytes)
+        self._changed = threading.Condition()
+        self._wanted: tuple[Shard, ...] = ()
+        self._is_new = False
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self, shard: Shard) -> int:
+        """See `ShardFiles`. Downloads the shard, or waits for the process that does."""
+        descriptor = self._cache.open(shard)
+        if descriptor is None:
+            descriptor = self._cache.add(shard, partial(self._download, shard), needed=self._wanted)
+        return descriptor
+
+    def prefetch(self, shards: Sequence[Shard]) -> None:
+        """See `ShardFiles`. They replace those of an earlier call, and take no room from one another."""
+        with self._changed:
+            self._wanted = tuple(shards)
+            self._is_new = True
+            self._changed.notify()
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._prefetch, name="prefetch-shards", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """See `ShardFiles`. A download that `prefetch` began is abandoned."""
+        with self._changed:
+            self._closed.set()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+
+    def _prefetch(self) -> None:
+        """The thread: one list after the other, each shard tried once."""
+        failed: set[Shard] = set()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_new or self._closed.is_set())
+                self._is_new = False
+                wanted = self._wanted
+            for shard in wanted:
+                if self._closed.is_set():
+                    return
+                if self._is_new:
+                    break
+                if shard in failed or self._cache.holds(shard):
+                    continue
+                try:
+                    fill = partial(self._download, shard, stop=self._closed)
+                    os.close(self._cache.add(shard, fill, needed=wanted, wait=False))
+                except DownloadingError:
+                    continue
+                except NoRoomError:
+                    break
+                except AbandonedError:
+                    return
+                except DataError as error:
+                    failed.add(shard)
+                    log.warning("fetching ahead: %s. It is tried again when it is read", error)
+
+    def _download(self, shard: Shard, target: Path, *, stop: threading.Event | None = None) -> None:
+        """Fill a file with a shard whose hash is right."""
+        found = ""
+        for attempt in range(_DOWNLOADS):
+            self._storage.download(shard.name, target, num_bytes=shard.num_bytes, stop=stop)
+            with target.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found == shard.sha256:
+                return
+            if attempt + 1 < _DOWNLOADS:
+                log.warning("shard %s: what arrived has another SHA-256 than the index says; once more", shard.name)
+        raise DataError(
+            f"shard {shard.name}: {redact(self._storage.url)}/{shard.name} was altered: its SHA-256 is {found}, the "
+            f"index says {shard.sha256}; upload it again"
+        )
+
+
+def shard_files(index: ShardIndex, *, cache_directory: str | None, cache_gb: float) -> ShardFiles:
+    """The files of a data set.
+
+    Args:
+        index: the data set.
+        cache_directory: where shards of a remote one are kept; None: a folder of this user among the temporary files.
+        cache_gb: bound on what is kept there, in 10^9 bytes.
+
+    Raises:
+        DataError: the folder cannot be used, or cannot hold even one shard.
+    """
+    if not index.is_remote:
+        return LocalShards(index)
+    return CachedShards(index, cache_folder(cache_directory), int(cache_gb * _GB))
+
+
+def required_bytes(index: ShardIndex, window_shards: int) -> int:
+    """Room for three windows of the largest shards, or for all: what is read, what comes next, and what ranks behind
+    still hold."""
+    largest = sorted((shard.num_bytes for shard in index.shards), reverse=True)
+    return sum(largest[: _WINDOWS * window_shards])
+
+
+def check_room(index: ShardIndex, *, cache_gb: float, window_shards: int) -> None:
+    """Refuse a cache that a run would fill with shards that are open.
+
+    Args:
+        index: the data set; a local one needs no cache.
+        cache_gb: bound on the cache, in 10^9 bytes.
+        window_shards: data.shuffle_window_shards.
+
+    Raises:
+        DataError: it is too small; says how large it must be.
+    """
+    if index.is_remote:
+        _check_room(index, int(cache_gb * _GB), window_shards=window_shards)
+
+
+def _check_room(index: ShardIndex, capacity_bytes: int, *, window_shards: int | None) -> None:
+    """As `check_room`; for the largest shard alone without `window_shards`."""
+    if window_shards is None:
+        needed, what = max(shard.num_bytes for shard in index.shards), "its largest shard"
+    else:
+        needed = required_bytes(index, window_shards)
+        what = f"{_WINDOWS} windows of data.shuffle_window_shards={window_shards} shards"
+    if needed > capacity_bytes:
+        needed_gb = math.ceil(needed / _GB * 1000) / 1000
+        raise DataError(
+            f"data.cache_gb is {capacity_bytes / _GB:g}, but {what} of {index.shown_location} take {needed_gb:g}: "
+            f"set data.cache_gb to {needed_gb:g} or more"
+        )

@@ -1,0 +1,197 @@
+"""Prepared data sets, in a folder or at a URL: index.json and the list of their shards."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from data.storage.location import DataError, is_remote, local_path, redact
+from data.storage.remote import Storage
+
+INDEX_NAME = "index.json"
+
+
+FORMAT_NAME = "ddgan-shards"
+
+
+FORMAT_VERSION = 1
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file of a data set."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$")]
+    """Plain file name beside index.json. Anything else, a path or WebDataset's `pipe:`, is refused."""
+    num_samples: Annotated[int, Field(gt=0)]
+    """Images in it."""
+    num_bytes: Annotated[int, Field(gt=0)]
+    """Size of the file."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Hash of the file."""
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, kw_only=True)
+class IndexDocument:
+    """What index.json holds, in this order."""
+
+    format: Literal["ddgan-shards"]
+    """Tells the file from others of its name."""
+    version: Literal[1]
+    """Version of this format."""
+    image_size: Annotated[int, Field(ge=1)]
+    """Height and width of every image."""
+    image_channels: Literal[1, 2, 3]
+    """1 grey, 3 RGB; 2 for points of the plane."""
+    num_classes: Annotated[int, Field(gt=0)] | None
+    """Labels are 0 .. num_classes - 1; null without labels."""
+    class_names: list[str] | None
+    """Name of each class, in the order of the labels."""
+    source: str
+    """Kind and name of what was prepared."""
+    source_fingerprint: str
+    """Hash over the names and sizes of the source's images."""
+    options: dict[str, int | float | str | bool | None]
+    """Options of the preparation that decide on its bytes."""
+    shards: Annotated[list[Shard], Field(min_length=1)]
+    """The tar files."""
+
+
+_DOCUMENT = TypeAdapter(IndexDocument)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """A prepared data set: where it is and what it holds."""
+
+    location: str = field(repr=False)
+    """Absolute folder of index.json and the shards, or their URL without a trailing slash. A URL may hold a password:
+    messages use `shown_location`."""
+    image_size: int
+    """Height and width of every image."""
+    image_channels: int
+    """1 grey, 3 RGB."""
+    num_classes: int | None
+    """Number of classes, None without labels."""
+    class_names: tuple[str, ...] | None
+    """Name of each class."""
+    source: str
+    """Kind and name of what was prepared."""
+    source_fingerprint: str
+    """Hash over the names and sizes of the source's images."""
+    options: dict[str, int | float | str | bool | None]
+    """Options of the preparation that decide on its bytes."""
+    shards: tuple[Shard, ...]
+    """The tar files."""
+    digest: str
+    """SHA-256 of index.json; it covers the hashes of the shards, and so stands for the whole data set."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the shards must be downloaded."""
+        return is_remote(self.location)
+
+    @property
+    def directory(self) -> Path:
+        """Folder of a local data set.
+
+        Raises:
+            DataError: it is remote.
+        """
+        if self.is_remote:
+            raise DataError(f"{self.shown_location} is no local folder, which is needed here: copy the data set to one")
+        return Path(self.location)
+
+    @property
+    def shown_location(self) -> str:
+        """The location as it may be printed."""
+        return redact(self.location)
+
+    @property
+    def num_samples(self) -> int:
+        """Images in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+
+def _parse(content: bytes, where: str) -> IndexDocument:
+    """Read and check the bytes of an index.json."""
+    try:
+        document = _DOCUMENT.validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(
+            f"{where}: {place}: {first['msg']}. This program reads {FORMAT_NAME} version {FORMAT_VERSION} as "
+            "written by `python -m data.prepare`: prepare the data set again"
+        ) from None
+    names = [shard.name for shard in document.shards]
+    if len(set(names)) != len(names):
+        raise DataError(f"{where}: shards: a name is listed twice: prepare the data set again")
+    if (len(document.class_names) if document.class_names is not None else None) != document.num_classes:
+        raise DataError(f"{where}: class_names do not number {document.num_classes}: prepare the data set again")
+    return document
+
+
+def load_index(path: str | Path) -> ShardIndex:
+    """Read the index of a prepared data set; the shards are not touched.
+
+    Args:
+        path: folder, or URL such as s3://bucket/folder or https://host/folder.
+
+    Raises:
+        DataError: the folder or its index.json is missing, unreadable or wrong.
+    """
+    if is_remote(path):
+        storage = Storage(str(path))
+        location, content = storage.url, storage.read(INDEX_NAME)
+    else:
+        directory = local_path(path)
+        location, content = str(directory), _read_local(directory)
+    document = _parse(content, f"{redact(location)}/{INDEX_NAME}")
+    return ShardIndex(
+        location=location,
+        image_size=document.image_size,
+        image_channels=document.image_channels,
+        num_classes=document.num_classes,
+        class_names=None if document.class_names is None else tuple(document.class_names),
+        source=document.source,
+        source_fingerprint=document.source_fingerprint,
+        options=document.options,
+        shards=tuple(document.shards),
+        digest=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _read_local(directory: Path) -> bytes:
+    file = directory / INDEX_NAME
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        missing = "it has no index.json" if directory.is_dir() else "there is no such folder"
+        raise DataError(
+            f"no prepared data set at {directory}: {missing}; "
+            f"prepare it with: python -m data.prepare SOURCE --out {directory}"
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+
+
+def verify_present(index: ShardIndex) -> None:
+    """Check that every shard of a local data set is there with its stated size; contents are not read.
+
+    Raises:
+        DataError: names the first shard that is not.
+    """
+    for shard in index.shards:
+        file = index.directory / shard.name
+        advice = "copy it again, or remove the folder and prepare the data set again"
+        try:
+            found = file.stat().st_size
+        except OSError as error:
+            raise DataError(f"shard {shard.name}: cannot read {file}: {error.strerror}; {advice}") from None
+        if found != shard.num_bytes:
+            raise DataError(f"shard {shard.name}: {file} has {found} bytes, the index says {shard.num_bytes}; {advice}")

@@ -1,0 +1,136 @@
+"""Are all shards there, and are they those of the index? Asked before training starts."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from data.shards.cache import cache_folder
+from data.shards.index import Shard, ShardIndex
+from data.storage.location import DataError
+from data.storage.remote import Storage
+
+log = logging.getLogger(__name__)
+
+
+_THREADS = 4
+
+
+_LISTED = 5
+
+
+Stamp = list[int]
+"""Bytes, time of change in ns and inode of a file: while they stay, so does its content."""
+
+
+def verify_shards(index: ShardIndex, *, by: Literal["hash", "size"], cache_directory: str | None) -> None:
+    """Check every shard of a data set.
+
+    Args:
+        index: the data set. Of a remote one presence and size are asked for: contents are checked when downloaded.
+        by: "hash" reads each local shard once, and again only after its file has changed; "size" reads none.
+        cache_directory: data.cache_directory, where it is noted which files have been read.
+
+    Raises:
+        DataError: shards are missing or altered; names the first few and says what to do.
+    """
+    if index.is_remote:
+        found = Storage(index.location).sizes([shard.name for shard in index.shards])
+        bad = [_wrong_size(shard, found.get(shard.name, -1)) for shard in index.shards]
+        _refuse(index, bad, "upload them again")
+        return
+    stamps = {shard: _stamp(index.directory / shard.name) for shard in index.shards}
+    advice = "copy them again, or remove the folder and prepare the data set again"
+    _refuse(index, [_wrong_size(shard, stamp[0]) for shard, stamp in stamps.items()], advice)
+    if by == "hash":
+        record = _Record(index, cache_directory)
+        known = record.read()
+        unread = [shard for shard, stamp in stamps.items() if known.get(shard.name) != stamp]
+        if unread:
+            size_gb = sum(shard.num_bytes for shard in unread) / 1e9
+            log.info("checking the hashes of %d shards, %.3g GB", len(unread), size_gb)
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as executor:
+                bad = list(executor.map(lambda shard: _wrong_hash(index.directory, shard), unread))
+            _refuse(index, bad, advice)
+            # The stamps from before the reading: a file that changed during it is read again next time.
+            record.write({shard.name: stamp for shard, stamp in stamps.items()})
+
+
+def _stamp(file: Path) -> Stamp:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return [-1, 0, 0]
+    except OSError as error:
+        raise DataError(f"shard {file.name}: cannot read {file}: {error.strerror}") from None
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def _wrong_size(shard: Shard, found: int | None) -> str:
+    """What is wrong with a shard of so many bytes, -1 being none at all; nothing if the server does not tell."""
+    if found is None or found == shard.num_bytes:
+        return ""
+    return f"{shard.name} is missing" if found < 0 else f"{shard.name} has {found} bytes instead of {shard.num_bytes}"
+
+
+def _wrong_hash(directory: Path, shard: Shard) -> str:
+    try:
+        with (directory / shard.name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{shard.name} cannot be read ({error.strerror})"
+    return (
+        "" if found == shard.sha256 else f"{shard.name} was altered, its SHA-256 is {found} instead of {shard.sha256}"
+    )
+
+
+def _refuse(index: ShardIndex, findings: Iterable[str], advice: str) -> None:
+    """Raise if there is anything wrong."""
+    bad = [finding for finding in findings if finding]
+    if bad:
+        more = f", and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+        raise DataError(
+            f"{len(bad)} of {len(index.shards)} shards in {index.shown_location} are missing or altered: shard "
+            f"{', '.join(bad[:_LISTED])}{more}; {advice}"
+        )
+
+
+class _Record:
+    """A small file that says which shards were read, and found right, when they had which stamp."""
+
+    def __init__(self, index: ShardIndex, cache_directory: str | None) -> None:
+        self._cache_directory = cache_directory
+        # Copies of a data set in several places have one digest.
+        place = hashlib.sha256(os.fsencode(index.directory.resolve())).hexdigest()
+        self._name = f"{index.digest}-{place[:16]}.json"
+
+    def read(self) -> dict[str, Stamp]:
+        """Stamp by shard; empty without such a file."""
+        try:
+            content = json.loads((self._folder() / self._name).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, stamps: dict[str, Stamp]) -> None:
+        """Replace the file; what cannot be written is only logged."""
+        try:
+            folder = self._folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f"{self._name}.{os.getpid()}"
+            try:
+                part.write_text(json.dumps(stamps))
+                part.rename(folder / self._name)
+            finally:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+        except (OSError, DataError) as error:
+            log.warning("the hashes are right, but will be checked again at the next start: %s", error)
+
+    def _folder(self) -> Path:
+        return cache_folder(self._cache_directory) / "verified"

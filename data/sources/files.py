@@ -1,0 +1,203 @@
+"""Image files in a folder or in a zip archive; sub-folders, if any, are the classes."""
+
+import lzma
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside, shown_name
+
+_MAX_FILE_BYTES = 512 * 2**20
+
+
+_MAX_ZIP_RATIO = 200
+"""Images hardly compress; a member that unpacks to more than this many times its size is no image."""
+
+
+_RATIO_MATTERS_BYTES = 16 * 2**20
+
+
+_SPLIT_NAMES = {"test", "train", "val", "valid", "validation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource(BaseSource):
+    """Image files under a folder."""
+
+    root: Path
+
+    @property
+    def description(self) -> str:
+        """`folder:NAME`."""
+        return f"folder:{self.root.name}"
+
+    def read(self, item: Item) -> bytes:
+        """The bytes of an image file."""
+        file = self.root / item.name
+        # Looked at before it is opened: a pipe would wait for its writer, and a device never ends.
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > _MAX_FILE_BYTES:
+            raise OSError(f"it has {status.st_size} bytes, allowed are {_MAX_FILE_BYTES}")
+        return file.read_bytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZipSource(BaseSource):
+    """Images in a zip archive, read in place."""
+
+    file: Path
+
+    @property
+    def description(self) -> str:
+        """`zip:NAME`."""
+        return f"zip:{self.file.name}"
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.file)
+
+    def read(self, item: Item) -> bytes:
+        """The bytes of a member; the archive stays open in this process."""
+        try:
+            with self._archive.open(item.name) as stream:
+                # Not more than the directory states, which was checked: the stream may hold more.
+                return stream.read(item.num_bytes)
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            ValueError,
+            zlib.error,
+            lzma.LZMAError,
+        ) as error:
+            raise OSError(f"cannot unpack: {error}") from None
+
+
+def folder_source(root: Path) -> FolderSource:
+    """List the images under a folder; hidden files and folders are left out. Links are followed.
+
+    Raises:
+        SourceError: unreadable, without images, or with sub-folders that are not clearly classes.
+    """
+    if not root.is_dir():
+        raise SourceError(f"source {root}: is a file, a folder of images was expected; give the folder it lies in")
+    files: dict[str, int] = {}
+    num_skipped = 0
+    real_parents: dict[str, frozenset[str]] = {}
+    try:
+        # Class folders are often links, of which two may lead to the same place; one to a folder above it is a circle.
+        for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise):
+            above, real = real_parents.pop(folder, frozenset()), os.path.realpath(folder)
+            if real in above:
+                subfolders.clear()
+                continue
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            real_parents.update((os.path.join(folder, name), above | {real}) for name in subfolders)
+            for name in names:
+                file = Path(folder, name)
+                if name.startswith(".") or file.suffix.lower() not in IMAGE_SUFFIXES:
+                    num_skipped += 1
+                else:
+                    files[file.relative_to(root).as_posix()] = _size(file)
+    except OSError as error:
+        raise SourceError(f"source {root}: cannot read {error.filename}: {error.strerror}") from None
+    items, class_names = _classify(f"source {root}", files, num_skipped)
+    return FolderSource(root=root.resolve(), items=items, class_names=class_names, num_skipped=num_skipped)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _size(file: Path) -> int:
+    # A link to nowhere is one bad image, which `read` reports; it does not make the whole folder unusable.
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def zip_source(file: Path) -> ZipSource:
+    """List the images in a zip archive.
+
+    Raises:
+        SourceError: unreadable, with dangerous members, without images, or with folders that are not clearly classes.
+    """
+    files: dict[str, int] = {}
+    num_skipped = 0
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except PermissionError:
+        raise SourceError(f"source {file}: cannot be read: Permission denied; change its mode or its owner") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise SourceError(f"source {file}: not a readable zip archive ({error}); download or pack it again") from None
+    for member in members:
+        _refuse_dangerous(file, member)
+        path = PurePosixPath(member.filename)
+        if member.is_dir() or path.parts[:1] == ("__MACOSX",):
+            continue
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        # Of members of one name, which an archive has that was added to, the last counts: `read` gets that one.
+        num_skipped += not is_image or member.filename in files
+        if is_image:
+            files[member.filename] = member.file_size
+    items, class_names = _classify(f"source {file}", files, num_skipped)
+    return ZipSource(file=file.resolve(), items=items, class_names=class_names, num_skipped=num_skipped)
+
+
+def _refuse_dangerous(file: Path, member: zipfile.ZipInfo) -> None:
+    where = f"source {file}: member {member.filename!r}"
+    if points_outside(member.filename):
+        raise SourceError(f"{where} points outside the archive; pack the images again with relative paths")
+    if member.flag_bits & 0x1:
+        raise SourceError(f"{where} is encrypted; pack the images again without a password")
+    ratio = member.file_size / max(member.compress_size, 1)
+    if member.file_size > _MAX_FILE_BYTES or (member.file_size > _RATIO_MATTERS_BYTES and ratio > _MAX_ZIP_RATIO):
+        raise SourceError(
+            f"{where} would unpack to {member.file_size} bytes from {member.compress_size}, which no photograph does; "
+            "remove it from the archive"
+        )
+
+
+def _classify(where: str, files: dict[str, int], num_skipped: int) -> tuple[tuple[Item, ...], tuple[str, ...] | None]:
+    """Sort the images and number the classes: the first folder of each path below the folder common to all."""
+    if not files:
+        raise SourceError(
+            f"{where}: no images in it ({num_skipped} other files); known suffixes: {' '.join(IMAGE_SUFFIXES)}"
+        )
+    names = sorted(files)
+    split = {name: PurePosixPath(name).parts for name in names}
+    # An archive usually holds one folder with everything inside; that is no class.
+    depth = 0
+    while all(len(parts) > depth + 1 for parts in split.values()) and len({p[depth] for p in split.values()}) == 1:
+        depth += 1
+    loose = [name for name in names if len(split[name]) == depth + 1]
+    if len(loose) == len(names):
+        return tuple(Item(name, files[name], None) for name in names), None
+    if loose:
+        raise SourceError(
+            f"{where}: {len(loose)} images, such as {shown_name(loose[0])}, lie beside the class folders; "
+            "move them into one, or all images into a single folder to have no classes"
+        )
+    class_names = tuple(sorted({parts[depth] for parts in split.values()}))
+    _refuse_splits(where, class_names)
+    number = {name: label for label, name in enumerate(class_names)}
+    return tuple(Item(name, files[name], number[split[name][depth]]) for name in names), class_names
+
+
+def _refuse_splits(where: str, class_names: Iterable[str]) -> None:
+    if {name.lower() for name in class_names} <= _SPLIT_NAMES:
+        raise SourceError(
+            f"{where}: its folders {', '.join(class_names)} are splits, which would be taken for classes; "
+            "give one of them alone as the source"
+        )

@@ -1,0 +1,155 @@
+"""Finds the source that `data.prepare` is given: which kind lies at a path, or the kind that the user names."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from data.sources.arrays import ArraySource, Split, digits_source
+from data.sources.cifar10 import cifar10_source, find_cifar10
+from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
+from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
+from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
+from data.sources.points import PointsSource, gaussians25_source
+from data.sources.source import IMAGE_SUFFIXES, Source, SourceError
+from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
+from data.storage.location import is_url, redact
+
+_AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
+
+
+_SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
+
+
+_PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
+
+
+_EMBEDDED = ("digits", "gaussians25")
+
+
+_ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
+
+
+def open_source(name: str, *, split: Split | None = None, max_images: int | None = None, seed: int = 0) -> Source:
+    """Find the images of a source.
+
+    Args:
+        name: `digits` or `gaussians25`; a path, whose kind is recognised from what lies there; or `KIND:PATH`.
+        split: only for CIFAR-10 and the MNIST family, where None means train.
+        max_images: keeps the first ones in the source's own order; for StackedMNIST the number of triplets.
+        seed: decides on the triplets of StackedMNIST and on the points of gaussians25; 0 .. 2**64 - 1.
+
+    Raises:
+        SourceError: there is no such source, or it holds nothing that can be prepared.
+    """
+    if max_images is not None and max_images < 1:
+        raise SourceError(f"max_images is {max_images}: allowed is 1 or more")
+    kind, path = _parse(name)
+    if not (path.is_file() or path.is_dir()):
+        # A pipe would wait for its writer.
+        raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
+    if split is not None and kind not in _SPLIT_KINDS:
+        raise SourceError(
+            f"source {name}: split {split} is given, but {kind} has no splits; leave it out "
+            f"(kinds with splits: {', '.join(_SPLIT_KINDS)})"
+        )
+    source = _open(kind, path, split, max_images, seed)
+    return replace(source, items=source.items[:max_images])
+
+
+def _open(kind: str, path: Path, split: Split | None, max_images: int | None, seed: int) -> _AnySource:
+    match kind:
+        case "digits":
+            return digits_source()
+        case "gaussians25":
+            return gaussians25_source(num_points=max_images, seed=seed)
+        case "folder":
+            return folder_source(path)
+        case "zip":
+            return zip_source(path)
+        case "cifar10":
+            return cifar10_source(path, split=split or "train")
+        case "mnist" | "fashionmnist":
+            return mnist_source(path, kind=kind, split=split)
+        case "stackedmnist":
+            return stacked_mnist_source(path, split=split, num_triplets=max_images, seed=seed)
+        case "lmdb":
+            return lmdb_source(path, max_images=max_images)
+        case "webdataset":
+            return tar_source(path, max_images=max_images)
+    raise AssertionError(kind)
+
+
+def _parse(name: str) -> tuple[str, Path]:
+    """Kind and path."""
+    if name in _EMBEDDED:
+        return name, Path()
+    if _exists(Path(name)):
+        return _recognise(Path(name)), Path(name)
+    # A slash before the colon: a path that is missing, not a kind that is unknown.
+    named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
+    if named is None:
+        raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
+    kind, path = named.groups()
+    if kind == "digits":
+        raise SourceError(f"source {name}: digits come with scikit-learn and have no path; give just: digits")
+    if kind not in _PATH_KINDS:
+        if is_url(name):
+            raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
+        raise SourceError(f"source {name}: unknown kind {kind!r}; {_ALLOWED}")
+    if not path or not _exists(Path(path)):
+        raise SourceError(f"source {name}: no such file or folder {path!r}; {_ALLOWED}")
+    return kind, Path(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    # A name that no file can have: too long, or with a zero byte.
+    except (OSError, ValueError):
+        return False
+
+
+def _recognise(path: Path) -> str:
+    try:
+        kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
+    except OSError as error:
+        raise SourceError(f"source {path}: cannot be read: {error.strerror}") from None
+    if kind == "mnist":
+        raise SourceError(
+            f"source {path}: MNIST and Fashion-MNIST have the same files; say which one this is, or what to make of "
+            f"it: mnist:{path}, fashionmnist:{path} or stackedmnist:{path}"
+        )
+    return kind
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / DATA_NAME).is_file():
+        return "lmdb"
+    if find_cifar10(path) is not None:
+        return "cifar10"
+    if holds_mnist(path):
+        return "mnist"
+    names = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
+    if not any(entry.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)) for entry in names):
+        return "folder"
+    if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in names):
+        raise SourceError(
+            f"source {path}: holds tar files beside folders or images; say what to read: webdataset:{path} or "
+            f"folder:{path}"
+        )
+    return "webdataset"
+
+
+def _kind_of_file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        return "zip"
+    if suffix == ".npz":
+        return "mnist"
+    if suffix in (".mdb", ".lmdb"):
+        return "lmdb"
+    if find_cifar10(path) is not None:
+        return "cifar10"
+    if path.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
+        return "webdataset"
+    raise SourceError(f"source {path}: unknown kind of file {path.suffix or '(no suffix)'}; {_ALLOWED}")

@@ -1,0 +1,91 @@
+"""Where a prepared data set is: a local folder, or a URL that fsspec can read. No shell is run for either."""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+_NO_STORAGE = {
+    "asynclocal",
+    "async_wrapper",
+    "asyncwrapper",
+    "blockcache",
+    "cached",
+    "data",
+    "dir",
+    "file",
+    "filecache",
+}
+
+
+_NO_STORAGE |= {"generic", "libarchive", "local", "pyscript", "reference", "simplecache", "tar", "zip"}
+"""Protocols of fsspec that wrap others, or that name no place where a folder of shards could be."""
+
+
+def is_url(text: str) -> bool:
+    """Whether the text begins as a URL with a place does, file:// included."""
+    scheme = _SCHEME.match(text)
+    return scheme is not None and text.startswith("//", scheme.end())
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether the text is a URL (s3://..., https://..., ...) or looks like one; file:// and folders are local."""
+    scheme = _SCHEME.match(path) if isinstance(path, str) else None
+    return scheme is not None and scheme[1].lower() != "file"
+
+
+def local_path(path: str | Path) -> Path:
+    """The absolute folder that a path or a file:// URL names.
+
+    Raises:
+        DataError: the URL names a folder of another host, or no absolute one.
+    """
+    if not (isinstance(path, str) and path.lower().startswith("file:")):
+        return Path(path).absolute()
+    parts = urlsplit(path)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise DataError(f"{path} names no folder of this host: write file:///absolute/folder, or the plain path")
+    return Path(unquote(parts.path))
+
+
+def checked_url(url: str) -> str:
+    """The URL of a remote folder without trailing slashes, its protocol in lower case.
+
+    Raises:
+        DataError: it is no URL, chained, or of no known storage.
+    """
+    shown = redact(url) if url.isprintable() else repr(redact(url))
+    scheme = _SCHEME.match(url)
+    protocol = scheme[1].lower() if scheme else ""
+    colon, rest = url[len(protocol) :][:3], url[len(protocol) + 3 :].rstrip("/")
+    allowed = "allowed are a local folder, http(s)://, s3://, gs:// and other storage that fsspec knows"
+    if "::" in url:
+        raise DataError(f"{shown}: chained URLs are not read; {allowed}")
+    if protocol not in fsspec.available_protocols() or protocol in _NO_STORAGE:
+        raise DataError(f"{shown}: {protocol}: is no storage; {allowed}. Write ./ before a folder of that name")
+    if colon != "://" or not rest or rest.startswith("/") or not url.isprintable():
+        raise DataError(f"{shown}: not a URL of the form {protocol}://place/folder")
+    if protocol in ("http", "https") and re.search(r"[?#]", rest):
+        shown = re.split(r"[?#]", shown)[0]
+        raise DataError(f"{shown}: a URL with ? or # is not read, since the names of files are added at its end")
+    return f"{protocol}://{rest}"
+
+
+# user:password@ behind ://, up to the last @ without a blank, since a password may hold / and @ in a URI made by hand.
+_CREDENTIALS = re.compile(r"(?<=://)[^:/@\s]*(?::\S*)?@")
+
+
+_SECRET_FIELDS = re.compile(r"(?i)\b(password|passwd|pwd|token|secret|api_key|access_key)=[^&\s'\"]+")
+
+
+def redact(text: str) -> str:
+    """The text with the user:password@ of every URI in it, and its secret fields, replaced by ***."""
+    return _SECRET_FIELDS.sub(r"\1=***", _CREDENTIALS.sub("***@", text))
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names shard and key or file, and what to do."""

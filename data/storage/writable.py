@@ -1,0 +1,139 @@
+"""A remote folder that is also written: files appear whole, and one can be changed only by who saw it last."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from data.storage.failures import FailureError, explain
+from data.storage.location import redact
+from data.storage.remote import Storage
+
+
+class StorageError(OSError):
+    """The storage could not be listed, written or asked; says what and why."""
+
+
+class WritableStorage(Storage):
+    """One remote folder. Each call is tried once: whoever writes knows best whether and when to try again."""
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether `version` and `put_if` can be used: with S3, and services that follow it."""
+        return self._protocol in ("s3", "s3a")
+
+    def files(self) -> dict[str, int]:
+        """Bytes of all files below the folder by name; none if there is no such folder.
+
+        Raises:
+            StorageError: the storage does not answer, or refuses.
+        """
+        with self._explained("cannot list it"):
+            found: dict[str, dict[str, Any]] = self._call("find", "", detail=True)
+            root = self._connect()[1].strip("/")
+        return {name.strip("/").removeprefix(root + "/"): entry["size"] for name, entry in found.items()}
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """The content of a small file; None if it is not there.
+
+        Raises:
+            StorageError: the storage does not answer, or refuses.
+        """
+        try:
+            with self._explained(f"cannot read {name}"):
+                return self._call("cat_file", name)
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, chunks: Iterable[memoryview]) -> None:
+        """Write a file; one of that name is replaced once all of it has arrived.
+
+        Raises:
+            StorageError: it did not arrive, and a file of that name is as it was.
+        """
+        with self._explained(f"cannot write {name}"):
+            with self._connecting:
+                filesystem, root = self._connect()
+            file: Any = filesystem.open(f"{root}/{name}", "wb")
+            try:
+                for chunk in chunks:
+                    file.write(chunk)
+            except BaseException:
+                file.discard()
+                file.closed = True  # or the end of the object would store what has been written so far
+                raise
+            file.close()
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file in one request.
+
+        Raises:
+            StorageError: it did not arrive.
+        """
+        with self._explained(f"cannot write {name}"):
+            self._call("pipe_file", name, content)
+
+    def version(self, name: str) -> str | None:
+        """What tells this content of a file from any other it had or will have (S3's ETag); None if it is not there.
+
+        Raises:
+            StorageError: the storage does not answer, or refuses.
+        """
+        try:
+            with self._explained(f"cannot ask for {name}"):
+                return self._call("info", name)["ETag"]
+        except FileNotFoundError:
+            return None
+
+    def put_if(self, name: str, content: bytes, *, version: str | None) -> bool:
+        """Write a small file if it still has `version`, or with None if there is none; whether it was written.
+
+        Raises:
+            StorageError: the storage does not answer, or cannot do this.
+        """
+        condition: dict[str, Any] = {"mode": "create"} if version is None else {"IfMatch": version}
+        try:
+            with self._explained(f"cannot write {name}"):
+                self._call("pipe_file", name, content, **condition)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            return False  # gone since its version was asked for
+        except StorageError as error:
+            if isinstance(error.__cause__, FailureError) and "HTTP 412" in error.__cause__.reason:
+                return False
+            raise
+        return True
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files, in that order; those that are not there are passed over.
+
+        Raises:
+            StorageError: the storage does not answer, or refuses.
+        """
+        for name in names:
+            try:
+                with self._explained(f"cannot remove {name}"):
+                    self._call("rm_file", name)
+            except FileNotFoundError:
+                continue
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Errors in our words, except for those of files that are not there or are there already."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except FailureError as failure:
+            raise StorageError(redact(f"{self.url}: {what}: {failure}")) from failure
+        except FileExistsError:
+            raise
+        except Exception as error:
+            failure = explain(error, self._protocol)
+            if failure is None:
+                raise
+            if failure.missing and "bucket" not in failure.reason:
+                raise FileNotFoundError(f"{redact(self.url)}: {what}: there is no such file") from None
+            if failure.missing:
+                failure.advice = "make the bucket, or check the URL"
+            raise StorageError(redact(f"{self.url}: {what}: {failure}")) from failure

@@ -1,0 +1,226 @@
+"""The stream of a rank: WebDataset stages in loader processes, whose number does not change the order."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+from torch.utils.data import get_worker_info
+from webdataset.pipeline import DataPipeline
+
+from data.shards.decode import decode_into
+from data.shards.files import shard_files
+from data.shards.index import ShardIndex
+from data.shards.reader import BadSampleError, EncodedSample, OpenShards
+from data.storage.location import DataError
+from data.stream.batches import BadSampleLimit, BatchIterator, Loaded, Replaced, Slots
+from data.stream.partition import SampleOrder, Span, micro_batch_spans
+
+_MAX_OPEN_SHARDS = 256
+"""Bound on the open files of a loader process, well below the usual limit of 1024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run reads and how."""
+
+    path: str
+    """Folder of a prepared data set: tar shards and index.json, made by `python -m data.prepare`. Or the URL of one."""
+    image_size: Annotated[int, Field(ge=1)]
+    """Height and width of the images in pixels; it must equal the prepared size."""
+    image_channels: Literal[1, 2, 3] = 3
+    """1 for grey, 3 for RGB, 2 for points of the plane; it must equal the prepared number."""
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    """Classes that both networks are told; it must equal the prepared number. 0: labels are not used."""
+    horizontal_flip: bool = True
+    """Mirror each image with probability 1/2. Drawn and done on the device, so that it is the same for any rank."""
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes of each rank that read and decode; 0 decodes in the rank's own process."""
+    shuffle_window_shards: Annotated[int, Field(gt=0)] = 32
+    """Shards whose samples are mixed with one another. More mix better, keep more files open, and make a run over a
+    network wait longer for its first batch. Changes the order."""
+    verify: Literal["hash", "size"] = "hash"
+    """What is compared with the index before a start: all of each shard (again when a file changes) or its size."""
+    max_bad_percent: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Share of the data set's samples that may be damaged, others standing in for them; past it the run stops."""
+    cache_directory: str | None = None
+    """Local folder for the shards of a URL, shared by all processes of a host; null: one of this user in /tmp."""
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+    """Bound of that folder in 10^9 bytes; it must hold three windows of shards."""
+
+
+def open_batches(
+    config: DataConfig,
+    index: ShardIndex,
+    *,
+    seed: int,
+    global_batch_size: int,
+    share: tuple[int, int],
+    micro_batch_size: int,
+    first_batch: int,
+    pin_memory: bool = False,
+) -> BatchIterator:
+    """Stream a rank's part of the batches first_batch, first_batch + 1, ... for ever.
+
+    Args:
+        config: which form of images is expected, and how to read.
+        index: the prepared data set.
+        seed: decides on the order, with the index and the batch number alone.
+        global_batch_size: samples of a batch over all ranks.
+        share: [start, stop) within each global batch that this rank reads.
+        micro_batch_size: samples of a micro-batch; the last one of a batch is smaller if it does not divide the share.
+        first_batch: number of the batch to start with; no shards are opened but those of its window and the next one.
+        pin_memory: put batches in page-locked memory, for copies to a GPU that overlap with its work.
+
+    Raises:
+        DataError: the data set is of another form than the config says; later, from the iterator: too many bad samples.
+    """
+    check_form(config, index)
+    # Built here too, so that bad numbers are refused before a process is started.
+    spans = partial(
+        micro_batch_spans,
+        global_batch_size=global_batch_size,
+        share=share,
+        micro_batch_size=micro_batch_size,
+        first_batch=first_batch,
+    )
+    spans()
+    order = partial(
+        SampleOrder,
+        [shard.num_samples for shard in index.shards],
+        seed=seed,
+        window_shards=config.shuffle_window_shards,
+    )
+    order()
+    shape = (micro_batch_size, config.image_size, config.image_size, config.image_channels)
+    slots = Slots(config.loader_workers, shape) if config.loader_workers else None
+    dataset = DataPipeline(
+        partial(_locate, spans=spans, order=order),
+        partial(_load, config=config, index=index, order=order, slots=slots),
+        _report_errors,
+    )
+    bad_samples = BadSampleLimit(max_percent=config.max_bad_percent, num_samples=index.num_samples)
+    return BatchIterator(
+        dataset,
+        loader_workers=config.loader_workers,
+        slots=slots,
+        pin_memory=pin_memory,
+        bad_samples=bad_samples,
+    )
+
+
+def check_form(config: DataConfig, index: ShardIndex) -> None:
+    """Check that a data set holds images of the form that a config wants.
+
+    Raises:
+        DataError: says both, and what to do.
+    """
+    names = ("image_size", "image_channels", *(("num_classes",) if config.num_classes else ()))
+    for name in names:
+        wanted, found = getattr(config, name), getattr(index, name) or 0
+        if wanted != found:
+            raise DataError(
+                f"data.{name} is {wanted}, but the data set at {index.shown_location} was prepared with {found}: "
+                f"set data.{name} to {found} or prepare the data again"
+            )
+
+
+class _Located(NamedTuple):
+    span: Span
+    shards: list[int]
+    samples: list[int]
+
+
+def _locate(*, spans: Callable[..., Iterator[Span]], order: Callable[[], SampleOrder]) -> Iterator[_Located]:
+    """First stage: which samples make up the micro-batches of this loader process."""
+    process = get_worker_info()
+    sample_order = order()
+    mine = spans() if process is None else spans(process=process.id, num_processes=process.num_workers)
+    for span in mine:
+        shards, samples = sample_order.locate(span.start, span.stop)
+        yield _Located(span, shards.tolist(), samples.tolist())
+
+
+def _load(
+    source: Iterable[_Located],
+    *,
+    config: DataConfig,
+    index: ShardIndex,
+    order: Callable[[], SampleOrder],
+    slots: Slots | None,
+) -> Iterator[Loaded]:
+    """Second stage: their pixels and labels, decoded straight into the memory of the batch."""
+    process = get_worker_info()
+    sample_order = order()
+    files = shard_files(index, cache_directory=config.cache_directory, cache_gb=config.cache_gb)
+    readers = OpenShards(files.open, index.shards, _MAX_OPEN_SHARDS)
+    windows: tuple[list[int], list[int]] | None = None
+    try:
+        for turn, (span, shards, samples) in enumerate(source):
+            if windows != (windows := sample_order.windows(span.stop - 1)):
+                # A micro-batch may reach from one window into the next one.
+                needed = list(dict.fromkeys([*shards, *windows[0], *windows[1]]))
+                readers.keep({*shards, *windows[0]}, ahead=needed)
+                files.prefetch([index.shards[number] for number in needed])
+            if slots is None or process is None:
+                shape = (len(shards), index.image_size, index.image_size, index.image_channels)
+                pixels = np.empty(shape, dtype=np.uint8)
+            else:
+                pixels = slots.of(process.id, turn)
+            found = [
+                _decode_or_replace(out, readers, index, shard, sample)
+                for out, shard, sample in zip(pixels, shards, samples, strict=False)
+            ]
+            yield Loaded(
+                span.number,
+                pixels if slots is None else len(shards),
+                tuple(label for label, _, _ in found),
+                tuple(key for _, key, _ in found),
+                tuple(replaced for _, _, replaced in found if replaced),
+            )
+    finally:
+        readers.close()
+        files.close()
+
+
+def _decode_or_replace(
+    out: np.ndarray, readers: OpenShards, index: ShardIndex, shard: int, sample: int
+) -> tuple[int, str, Replaced | None]:
+    """A sample's pixels, label and key; if it is bad those of the next good one of its shard, for any rank or process.
+
+    Raises:
+        DataError: the shard cannot be read, or has no good sample.
+    """
+    size = index.shards[shard].num_samples
+    first_error: BadSampleError | None = None
+    for offset in range(size):
+        try:
+            found = readers.read(shard, (sample + offset) % size)
+            decode_into(out, found)
+            label = _label(found, index.num_classes)
+        except BadSampleError as error:
+            first_error = first_error or error
+            continue
+        return label, found.key, first_error and Replaced(found.shard, found.key, str(first_error))
+    raise DataError(f"{first_error}; none of the {size} samples of this shard can be used")
+
+
+def _label(sample: EncodedSample, num_classes: int | None) -> int:
+    if num_classes is None:
+        return 0
+    if sample.label is None or sample.label >= num_classes:
+        raise BadSampleError(
+            f"shard {sample.shard}, key {sample.key}: label is {sample.label}, the index has {num_classes} classes; "
+            "prepare the data set again"
+        )
+    return sample.label
+
+
+def _report_errors(source: Iterable[Loaded]) -> Iterator[Loaded]:
+    """Last stage: send a data error as a value, since the DataLoader would wrap its message in a traceback."""
+    try:
+        yield from source
+    except DataError as error:
+        yield Loaded(-1, 0, error=str(error))

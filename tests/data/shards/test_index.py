@@ -1,0 +1,105 @@
+"""index.json: what is read, and what each wrong one is told."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.shards.index import ShardIndex, load_index, verify_present
+from data.storage.location import DataError
+
+
+def test_index_says_what_was_prepared(prepared: ShardIndex) -> None:
+    assert (prepared.image_size, prepared.image_channels) == (8, 3)
+    assert (prepared.num_classes, prepared.class_names) == (2, ("cat", "dog"))
+    assert prepared.num_samples == 40
+    assert [shard.num_samples for shard in prepared.shards] == [5] * 8
+    assert prepared.digest == hashlib.sha256((prepared.directory / "index.json").read_bytes()).hexdigest()
+    for shard in prepared.shards:
+        content = (prepared.directory / shard.name).read_bytes()
+        assert (shard.num_bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    verify_present(prepared)
+
+
+def test_location_is_absolute(prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared.directory.parent)
+    index = load_index("set")
+    assert (index.location, index.is_remote) == (str(prepared.directory), False)
+    assert (index.directory, index.shown_location) == (prepared.directory, index.location)
+    assert index == prepared
+    with pytest.raises(DataError, match="s3://bucket/set is no local folder, which is needed here"):
+        _ = replace(index, location="s3://bucket/set").directory
+
+
+def test_missing_data_set_is_told_how_to_prepare_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"python -m data.prepare SOURCE --out {tmp_path}/gone") as caught:
+        load_index(tmp_path / "gone")
+    assert "there is no such folder" in str(caught.value)
+    with pytest.raises(DataError, match=r"it has no index\.json"):
+        load_index(tmp_path)
+
+
+def change(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update({key: value})
+
+
+def change_shard(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["shards"][1].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (change("version", 2), "version: .*reads ddgan-shards version 1"),
+        (change("format", "other"), "format: "),
+        (change("image_size", "8"), "image_size: .*valid integer"),
+        (change("image_channels", 4), "image_channels: "),
+        (change("surprise", 1), "surprise: "),
+        (change("shards", []), "shards: .*at least 1"),
+        (change("num_classes", 3), "class_names do not number 3"),
+        (lambda content: content.pop("source"), "source: .*required"),
+        (lambda content: content["shards"].append(content["shards"][0]), "listed twice"),
+        (change_shard("name", "../00001.tar"), r"shards\.1\.name: "),
+        (change_shard("name", "pipe:cat x.tar"), r"shards\.1\.name: "),
+        (change_shard("name", "/etc/x.tar"), r"shards\.1\.name: "),
+        (change_shard("num_samples", 0), r"shards\.1\.num_samples: .*greater than 0"),
+        (change_shard("sha256", "abc"), r"shards\.1\.sha256: "),
+    ],
+)
+def test_wrong_index_is_refused_by_field(
+    own_copy: ShardIndex, damage: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    file = own_copy.directory / "index.json"
+    content = json.loads(file.read_text())
+    damage(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=told) as caught:
+        load_index(own_copy.directory)
+    assert str(file) in str(caught.value)
+    assert "prepare the data set again" in str(caught.value)
+
+
+def test_index_that_is_no_json_is_refused(own_copy: ShardIndex) -> None:
+    (own_copy.directory / "index.json").write_bytes(b'{"format": ')
+    with pytest.raises(DataError, match=r"index\.json: the file: Invalid JSON"):
+        load_index(own_copy.directory)
+
+
+def test_missing_shard_is_named(own_copy: ShardIndex) -> None:
+    file = own_copy.directory / "00003.tar"
+    file.unlink()
+    with pytest.raises(DataError, match=r"shard 00003\.tar: cannot read .*No such file.*; copy it again") as caught:
+        verify_present(own_copy)
+    assert str(file) in str(caught.value)
+
+
+def test_truncated_shard_is_named_with_both_sizes(own_copy: ShardIndex) -> None:
+    file = own_copy.directory / "00002.tar"
+    file.write_bytes(file.read_bytes()[:-512])
+    stated = own_copy.shards[2].num_bytes
+    with pytest.raises(DataError, match=rf"00002\.tar has {stated - 512} bytes, the index says {stated}"):
+        verify_present(own_copy)

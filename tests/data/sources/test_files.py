@@ -1,0 +1,211 @@
+"""What a folder or a zip of images holds, in which order, and what is refused."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import data.sources.files
+from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
+from data.sources.source import FormDefaults, SourceError
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(name.encode())
+    return root
+
+
+def pack(file: Path, *names: str, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name in names:
+            archive.writestr(name, name.encode())
+    return file
+
+
+def listed(source: FolderSource | ZipSource) -> list[tuple[str, int | None]]:
+    return [(item.name, item.label) for item in source.items]
+
+
+def test_folder_without_subfolders_has_no_labels(tmp_path: Path) -> None:
+    source = folder_source(make(tmp_path, "b.png", "a.JPG", "notes.txt", ".hidden.png"))
+    assert listed(source) == [("a.JPG", None), ("b.png", None)]
+    assert source.class_names is None
+    assert source.num_skipped == 2
+    assert source.defaults == FormDefaults(None, 3, False)
+    assert source.description == f"folder:{tmp_path.name}"
+    assert source.read(source.items[0]) == b"a.JPG"
+
+
+def test_subfolders_are_the_classes_in_order_of_their_names(tmp_path: Path) -> None:
+    source = folder_source(make(tmp_path, "dog/x/1.png", "cat/2.png", "dog/0.png"))
+    assert listed(source) == [("cat/2.png", 0), ("dog/0.png", 1), ("dog/x/1.png", 1)]
+    assert source.class_names == ("cat", "dog")
+
+
+def test_imagenet_folder_of_one_split_has_its_class_folders_as_classes(tmp_path: Path) -> None:
+    make(tmp_path, "train/n01440764/n01440764_10026.JPEG", "train/n01443537/n01443537_2.JPEG")
+    source = folder_source(tmp_path)
+    assert source.class_names == ("n01440764", "n01443537")
+    assert listed(source) == [
+        ("train/n01440764/n01440764_10026.JPEG", 0),
+        ("train/n01443537/n01443537_2.JPEG", 1),
+    ]
+
+
+@pytest.mark.parametrize("names", [("train/cat/1.png", "val/cat/2.png"), ("TEST/1.png", "validation/2.png")])
+def test_splits_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError, match=r"its folders \w+, \w+ are splits, .* give one of them alone as the source"):
+        folder_source(make(tmp_path / "set", *names))
+    with pytest.raises(SourceError, match=r"are splits"):
+        zip_source(pack(tmp_path / "a.zip", *names))
+
+
+def test_a_class_may_be_called_test_beside_others(tmp_path: Path) -> None:
+    assert folder_source(make(tmp_path, "test/1.png", "cat/1.png")).class_names == ("cat", "test")
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"1 images, such as loose\.png, lie beside the class folders; move"):
+        folder_source(make(tmp_path, "dog/1.png", "cat/2.png", "loose.png"))
+
+
+def test_linked_class_folder_is_read_and_a_circle_of_links_ends(tmp_path: Path) -> None:
+    elsewhere = make(tmp_path / "elsewhere", "1.png")
+    root = make(tmp_path / "root", "cat/2.png")
+    (root / "dog").symlink_to(elsewhere)
+    (root / "cat" / "circle").symlink_to(root)
+    assert listed(folder_source(root)) == [("cat/2.png", 0), ("dog/1.png", 1)]
+
+
+def test_two_links_to_one_folder_are_two_classes(tmp_path: Path) -> None:
+    root = make(tmp_path, "dog/1.png")
+    (root / "cat").symlink_to("dog")
+    assert listed(folder_source(root)) == [("cat/1.png", 0), ("dog/1.png", 1)]
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    root = make(tmp_path, "cat/1.png", "dog/2.png")
+    (root / "cat" / "other").symlink_to(root / "dog")
+    (root / "dog" / "other").symlink_to(root / "cat")
+    (root / "self").symlink_to("self")
+    names = [name for name, _ in listed(folder_source(root))]
+    assert names == ["cat/1.png", "cat/other/2.png", "dog/2.png", "dog/other/1.png"]
+
+
+def test_what_is_no_file_is_an_error_of_that_image_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "good.png", "large.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "nowhere.png").symlink_to("missing")
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(data.sources.files, "_MAX_FILE_BYTES", 8)
+    source = folder_source(tmp_path)
+    told: dict[str, str] = {}
+    for item in source.items:
+        try:
+            told[item.name] = source.read(item).decode()
+        except OSError as error:
+            told[item.name] = error.strerror or str(error)
+    assert told == {
+        "device.png": "it is no regular file",
+        "good.png": "good.png",
+        "large.png": "it has 9 bytes, allowed are 8",
+        "nowhere.png": "No such file or directory",
+        "pipe.png": "it is no regular file",
+    }
+
+
+def test_a_file_is_no_folder_and_a_folder_no_zip(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is a file, a folder of images was expected"):
+        folder_source(make(tmp_path, "1.png") / "1.png")
+    with pytest.raises(SourceError, match="not a readable zip archive"):
+        zip_source(tmp_path)
+
+
+def test_zip_is_read_like_a_folder_without_its_outer_folder(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "all/dog/1.png", "all/cat/2.png", "__MACOSX/all/._1.png", "all/readme.md")
+    source = zip_source(file)
+    assert listed(source) == [("all/cat/2.png", 0), ("all/dog/1.png", 1)]
+    assert source.class_names == ("cat", "dog")
+    assert source.num_skipped == 1
+    assert source.description == "zip:a.zip"
+    assert source.read(source.items[1]) == b"all/dog/1.png"
+    assert zip_source(pack(tmp_path / "b.zip", "all/1.png", "all/2.png")).class_names is None
+
+
+def test_hidden_folders_of_a_zip_are_left_out(tmp_path: Path) -> None:
+    source = zip_source(pack(tmp_path / "a.zip", "cat/1.png", "dog/2.png", ".thumbs/1.png"))
+    assert source.class_names == ("cat", "dog")
+    assert source.num_skipped == 1
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_members_of_one_name_the_last_counts_and_the_others_are_skipped(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for content in (b"first", b"second", b"3rd"):
+            archive.writestr("1.png", content)
+    source = zip_source(tmp_path / "a.zip")
+    assert [(item.name, item.num_bytes) for item in source.items] == [("1.png", 3)]
+    assert source.read(source.items[0]) == b"3rd"
+    assert source.num_skipped == 2
+
+
+def test_member_that_is_gone_is_an_error_of_that_image(tmp_path: Path) -> None:
+    source = zip_source(pack(tmp_path / "a.zip", "1.png"))
+    pack(tmp_path / "a.zip", "2.png")
+    with pytest.raises(OSError, match=r"cannot unpack: .*1\.png"):
+        source.read(source.items[0])
+
+
+def test_opened_zip_can_be_pickled_and_read_again(tmp_path: Path) -> None:
+    source = zip_source(pack(tmp_path / "a.zip", *(f"{number:04d}.png" for number in range(1000))))
+    item = source.items[7]
+    assert source.read(item) == b"0007.png"
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).read(item) == b"0007.png"
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/abs.png", "a/../../out.png", "..\\out.png", "C:\\x.png"])
+def test_zip_member_that_would_escape_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match="points outside the archive; pack the images again"):
+        zip_source(pack(tmp_path / "a.zip", "fine.png", name))
+
+
+def test_zip_bomb_is_refused_without_unpacking_it(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(20 * 2**20))
+    with pytest.raises(SourceError, match=r"member 'bomb\.png' would unpack to 20971520 bytes from \d+"):
+        zip_source(file)
+
+
+def test_damaged_zip_is_refused(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "1.png")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(SourceError, match="not a readable zip archive"):
+        zip_source(file)
+
+
+def test_damaged_zip_member_is_an_error_of_that_image(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "1.png")
+    file.write_bytes(file.read_bytes().replace(b"1.png1.png", b"1.png2.png"))
+    source = zip_source(file)
+    with pytest.raises(OSError, match="Bad CRC-32"):
+        source.read(source.items[0])
+
+
+def test_member_that_does_not_unpack_is_an_error_of_that_image(tmp_path: Path) -> None:
+    file = pack(tmp_path / "a.zip", "1.png", "2.png", method=zipfile.ZIP_DEFLATED)
+    content = bytearray(file.read_bytes())
+    # The first member's data follow its header of 30 bytes and its name; this block type does not exist.
+    content[30 + len("1.png")] = 0xFF
+    file.write_bytes(content)
+    source = zip_source(file)
+    with pytest.raises(OSError, match="cannot unpack: Error -3 while decompressing"):
+        source.read(source.items[0])
+    assert source.read(source.items[1]) == b"2.png"

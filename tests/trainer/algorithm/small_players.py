@@ -1,0 +1,26 @@
+"""Players on small networks whose engines add gradients up and never step."""
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import Diffusion, DiffusionConfig
+from tests.trainer.engine.conformance_rank import networks
+from trainer.algorithm.step import Players
+
+
+class Accumulator:
+    """An engine that only adds gradients up."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None: ...
+
+
+def make_players(bf16: bool = False) -> Players:
+    generator, discriminator = (Accumulator(network) for network in networks())
+    diffusion = Diffusion.from_config(DiffusionConfig(), torch.device("cpu"))
+    return Players(generator, discriminator, diffusion, r1_gamma=1.0, bf16=bf16)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,169 @@
+"""What an update may touch, build and read, beside its numbers, which `test_step.py` holds against the recorded run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import sample_posterior
+from tests.trainer.algorithm.small_players import make_players
+from tests.trainer.engine.conformance_rank import micro_batches
+from trainer.algorithm.losses import OBJECTIVES
+from trainer.algorithm.step import Players, update_discriminator, update_generator
+
+
+def gradients(players: Players) -> dict[str, list[Tensor | None]]:
+    return {
+        name: [p.grad for p in getattr(players, name).module.parameters()] for name in ("generator", "discriminator")
+    }
+
+
+def test_discriminator_update_builds_no_graph_through_the_generator():
+    players, grad_modes = make_players(), []
+    players.generator.module.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
+    update_discriminator(players, micro_batches(0, 16, 8), with_r1=True)
+    assert grad_modes == [False, False]
+    found = gradients(players)
+    assert all(g is None for g in found["generator"])
+    assert all(g is not None for g in found["discriminator"])
+
+
+def test_generator_update_computes_no_gradient_of_the_discriminator_and_unfreezes_it():
+    players = make_players()
+    update_generator(players, micro_batches(0, 16, 8))
+    found = gradients(players)
+    assert all(g is None for g in found["discriminator"])
+    assert all(g is not None for g in found["generator"])
+    assert all(p.requires_grad for p in players.discriminator.module.parameters())
+
+
+def test_discriminator_is_unfrozen_when_the_update_fails():
+    players = make_players()
+
+    def fail(_: Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    players.generator.backward = fail  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        update_generator(players, micro_batches(0, 16, 16))
+    assert all(p.requires_grad for p in players.discriminator.module.parameters())
+
+
+@pytest.mark.parametrize("update", [update_discriminator, update_generator])
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(update: Callable):
+    options = {"with_r1": True} if update is update_discriminator else {}
+    whole, parts = make_players(), make_players()
+    one, many = (update(players, micro_batches(0, 16, size), **options) for players, size in ((whole, 16), (parts, 4)))
+    for name in one:
+        torch.testing.assert_close(many[name], one[name], atol=1e-5, rtol=1e-4, msg=name)
+    for left, right in zip(gradients(whole).values(), gradients(parts).values(), strict=True):
+        for a, b in zip(left, right, strict=True):
+            if a is not None:
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("update", [update_discriminator, update_generator])
+def test_a_micro_batch_that_fills_up_leaves_no_trace(update: Callable):
+    options = {"with_r1": True} if update is update_discriminator else {}
+    alone, filled = make_players(), make_players()
+    batches = micro_batches(0, 16, 8)
+    filler = replace(batches[0], share=0.0)
+    one, other = (update(p, b, **options) for p, b in ((alone, batches), (filled, [*batches, filler])))
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+    for left, right in zip(gradients(alone).values(), gradients(filled).values(), strict=True):
+        assert all(a is b or torch.equal(a, b) for a, b in zip(left, right, strict=True))  # pyright: ignore
+
+
+@pytest.mark.parametrize("update", [update_discriminator, update_generator])
+def test_an_update_reads_no_scalar(update: Callable, monkeypatch):
+    players, batches = make_players(), micro_batches(0, 16, 8)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("read a scalar off the device")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(Tensor, name, refuse)
+    options = {"with_r1": True} if update is update_discriminator else {}
+    statistics = update(players, batches, **options)
+    monkeypatch.undo()
+    assert all(isinstance(value, Tensor) for value in statistics.values())
+
+
+def test_bf16_leaves_parameters_gradients_losses_and_r1_in_float32():
+    exact, low = make_players(), make_players(bf16=True)
+    batches = micro_batches(0, 16, 16)
+    expected, found = (update_discriminator(p, batches, with_r1=True) for p in (exact, low))
+    assert torch.equal(found["r1_penalty"], expected["r1_penalty"])
+    assert torch.equal(found["loss_d_real"], expected["loss_d_real"])  # the reals of an R1 step pass in float32
+    assert not torch.equal(found["loss_d_fake"], expected["loss_d_fake"])  # the fakes do not
+    found |= update_generator(low, batches)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    for player in (low.generator, low.discriminator):
+        assert {p.dtype for p in player.module.parameters()} == {torch.float32}
+    assert {g.dtype for g in gradients(low)["discriminator"] if g is not None} == {torch.float32}
+
+
+def test_bf16_leaves_r2_in_float32():
+    exact, low = make_players(), make_players(bf16=True)
+    expected, found = (
+        update_discriminator(p, micro_batches(0, 16, 16), with_r1=False, with_r2=True) for p in (exact, low)
+    )
+    assert found["r2_penalty"].dtype == torch.float32
+    assert "r1_penalty" not in found
+    # The fakes come from G, which computes in bf16: 8 bits of mantissa.
+    torch.testing.assert_close(found["r2_penalty"], expected["r2_penalty"], rtol=0.05, atol=0)
+
+
+def test_r2_is_the_squared_slope_at_the_fakes_and_half_its_weight_enters_the_loss():
+    batches = micro_batches(0, 16, 16)
+    plain, with_r2 = make_players(), replace(make_players(), r2_gamma=3.0)
+    found = update_discriminator(with_r2, batches, with_r1=False, with_r2=True)
+    pair, (G, D) = batches[0].pair_d, (plain.generator.module, plain.discriminator.module)
+    with torch.no_grad():
+        fake = sample_posterior(plain.diffusion, G(pair.x_t, pair.t, pair.z), pair.x_t, pair.t, pair.noise_posterior)
+    fake.requires_grad_()
+    logits = D(fake, pair.x_t, pair.t)
+    (slope,) = torch.autograd.grad(logits.sum(), fake, create_graph=True)
+    penalty = slope.square().flatten(1).sum(1).mean()
+    torch.testing.assert_close(found["r2_penalty"], penalty.detach())
+    losses = plain.objective.discriminator(D(pair.x_tm1, pair.x_t, pair.t), logits)
+    (sum(losses.values()) + 1.5 * penalty).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    for a, b in zip(gradients(plain)["discriminator"], gradients(with_r2)["discriminator"], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_relativistic_generator_sees_the_reals_without_a_graph_through_them():
+    players = replace(make_players(), objective=OBJECTIVES["relativistic"])
+    grad_modes = []
+    players.discriminator.module.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
+    batches = micro_batches(0, 16, 16)
+    statistics = update_generator(players, batches)
+    assert grad_modes == [True, False]
+    pair, D = batches[0].pair_g, players.discriminator.module
+    with torch.no_grad():
+        x0_pred = players.generator.module(pair.x_t, pair.t, pair.z)
+        fake = sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
+        comparison = D(pair.x_tm1, pair.x_t, pair.t) - D(fake, pair.x_t, pair.t)
+    torch.testing.assert_close(statistics["loss_g"], nn.functional.softplus(comparison).mean())
+
+
+def test_bf16_losses_are_near_those_of_float32():
+    exact, low = make_players(), make_players(bf16=True)
+    batches = micro_batches(0, 16, 16)
+    for update, options in ((update_discriminator, {"with_r1": False}), (update_generator, {})):
+        expected, found = (update(p, batches, **options) for p in (exact, low))
+        for name in (name for name in expected if name.startswith("loss")):
+            torch.testing.assert_close(
+                found[name], expected[name], rtol=0.02, atol=0.02, msg=name
+            )  # 8 bits of mantissa
+
+
+def test_logits_are_told_apart_by_timestep():
+    statistics = update_discriminator(make_players(), micro_batches(0, 16, 16), with_r1=False)
+    frequency = statistics["frequency_t"]
+    assert frequency.shape == (4,)
+    torch.testing.assert_close(frequency.sum(), torch.tensor(1.0))
+    t = micro_batches(0, 16, 16)[0].pair_d.t
+    torch.testing.assert_close(frequency, t.bincount(minlength=4) / 16)

@@ -1,0 +1,43 @@
+"""The authors' update of D: the same gradient of D, and the work that is thrown away."""
+
+import pytest
+import torch
+
+from models.diffusion import Diffusion, DiffusionConfig
+from tests.trainer.engine.conformance_rank import CPU, PlainEngine, micro_batches, networks
+from trainer.algorithm.step import Players, Statistics, update_discriminator
+from trainer.bench.authors_update import update_discriminator_through_generator
+from trainer.config.cost import measure_costs
+from trainer.config.io import load_config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ratio"), [("cifar10", 1.35), ("lsun256", 1.16)])
+def test_an_iteration_costs_two_forwards_of_g_more(name, ratio):
+    config = load_config(name)
+    ours, theirs = measure_costs(config), measure_costs(config, update_discriminator_through_generator)
+    more = theirs.update_d.flops_per_image - ours.update_d.flops_per_image
+    assert more == pytest.approx(2 * ours.forward_g, rel=0.01)
+    assert theirs.flops_per_image(None) / ours.flops_per_image(None) == pytest.approx(ratio, abs=0.01)
+    assert theirs.update_g == ours.update_g
+
+
+@pytest.mark.parametrize("with_r1", [False, True])
+def test_what_d_learns_is_the_same_and_g_keeps_no_gradient(with_r1):
+    def learn(update) -> tuple[Players, Statistics]:
+        generator, discriminator = networks()
+        engines = [PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1)) for n in (generator, discriminator)]
+        diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
+        players = Players(*engines, diffusion=diffusion, r1_gamma=2.0)  # pyright: ignore[reportArgumentType]
+        return players, update(players, micro_batches(0, 16, 16), with_r1=with_r1)
+
+    (ours, our_statistics), (theirs, their_statistics) = map(
+        learn, (update_discriminator, update_discriminator_through_generator)
+    )
+    for mine, other in zip(
+        ours.discriminator.module.parameters(), theirs.discriminator.module.parameters(), strict=True
+    ):
+        torch.testing.assert_close(other, mine, atol=1e-6, rtol=0)  # sums in another order
+    assert all(p.grad is None for p in theirs.generator.module.parameters())
+    for name, value in their_statistics.items():
+        torch.testing.assert_close(value, our_statistics[name], atol=1e-6, rtol=1e-5)

@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from trainer.config.cost import Costs, measure_costs
+from trainer.config.io import load_config
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> Costs:
+    return measure_costs(load_config("cifar10"))
+
+
+@pytest.fixture(scope="module")
+def lsun256() -> Costs:
+    return measure_costs(load_config("lsun256"))
+
+
+def test_parameters_are_those_of_the_reference(cifar10, lsun256):
+    assert round(cifar10.parameters_g / 1e6, 2) == 48.43
+    assert round(cifar10.parameters_d / 1e6, 2) == 12.74
+    assert round(lsun256.parameters_g / 1e6, 2) == 39.73
+    assert round(lsun256.parameters_d / 1e6, 2) == 27.74
+
+
+def test_forward_flops_are_those_of_the_reference(cifar10, lsun256):
+    # 1 %: the reference filters resampled images in another, slightly dearer way.
+    assert cifar10.forward_g == pytest.approx(14.1e9, rel=0.01)
+    assert cifar10.forward_d == pytest.approx(2.97e9, rel=0.01)
+    assert lsun256.forward_g == pytest.approx(141.7e9, rel=0.01)
+    assert lsun256.forward_d == pytest.approx(152.5e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "lsun256"])
+def test_an_iteration_costs_four_forwards_of_g_and_eight_of_d_and_r1_three_more(name, request):
+    costs: Costs = request.getfixturevalue(name)
+    # D's update: one forward of G without backward; real and fake forward (2), their backward twice as much (4).
+    assert costs.update_d.flops_per_image == pytest.approx(costs.forward_g + 6 * costs.forward_d, rel=0.005)
+    # G's update: forward and backward of G (3); forward of D (1) and the gradient of its input alone (1).
+    assert costs.update_g.flops_per_image == pytest.approx(3 * costs.forward_g + 2 * costs.forward_d, rel=0.005)
+    # R1: the gradient of the input (1), and through it to its own input and to the weights (2).
+    r1 = costs.update_d_r1.flops_per_image - costs.update_d.flops_per_image
+    assert r1 == pytest.approx(3 * costs.forward_d, rel=0.005)
+
+
+def test_r1_counts_at_its_interval(cifar10):
+    every, lazy, never = (cifar10.flops_per_image(interval) for interval in (1, 10, None))
+    r1 = cifar10.update_d_r1.flops_per_image - cifar10.update_d.flops_per_image
+    assert every - never == pytest.approx(r1)
+    assert lazy - never == pytest.approx(r1 / 10)
+
+
+def test_saved_bytes_grow_with_the_micro_batch_and_flops_of_an_image_do_not():
+    small, large = (measure_costs(load_config("digits", [f"training.micro_batch_size={micro}"])) for micro in (4, 16))
+    assert large.update_g.saved_bytes == pytest.approx(4 * small.update_g.saved_bytes, rel=0.01)
+    assert large.update_d_r1.saved_bytes > large.update_d.saved_bytes
+    assert large.update_g.flops_per_image == small.update_g.flops_per_image
+
+
+def test_bf16_halves_what_is_saved_except_on_the_real_half_of_r1():
+    fp32, bf16 = (measure_costs(load_config("digits", [f"training.precision={p}"])) for p in ("fp32", "bf16"))
+    assert bf16.update_g.saved_bytes == fp32.update_g.saved_bytes // 2
+    assert fp32.update_d_r1.saved_bytes / 2 < bf16.update_d_r1.saved_bytes < fp32.update_d_r1.saved_bytes
+
+
+def test_saved_bytes_are_what_autograd_holds_on_the_cpu():
+    """The count on the meta device against a real forward pass of the same generator."""
+    from models.generator import Generator
+
+    config = load_config("digits", ["training.micro_batch_size=4"])
+    generator = Generator(config.generator, image_size=16, image_channels=1)
+    known = {t.untyped_storage().data_ptr() for t in (*generator.parameters(), *generator.buffers())}
+    held: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in known:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = generator(torch.randn(4, 1, 16, 16), torch.zeros(4, dtype=torch.int64), torch.randn(4, 32))
+    real = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    del out
+    counted = measure_costs(config).update_g.saved_bytes
+    # G's update also saves what D holds for the gradient of its input.
+    assert real < counted < 2 * real
+
+
+def test_counting_draws_no_random_number():
+    state = torch.get_rng_state()
+    measure_costs(load_config("digits"))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,115 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from trainer.config import plan as plan_module
+from trainer.config.io import load_config
+from trainer.config.plan import Plan, make_plan, render, state_memory
+
+
+@pytest.fixture(scope="module")
+def digits() -> Plan:
+    return make_plan(load_config("digits", ["data.path=no/such/folder"]))
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> Plan:
+    return make_plan(load_config("cifar10", ["data.path=no/such/folder", "engine.zero_stage_g=2"]))
+
+
+def test_steps_are_rounded_up_to_whole_batches(cifar10):
+    assert cifar10.num_steps == 351_563  # 90,000,000 / 256 = 351,562.5
+    assert cifar10.num_images == 351_563 * 256
+
+
+def test_missing_data_leaves_the_epochs_unknown_and_says_why(digits):
+    assert digits.epochs is None
+    assert "no/such/folder" in digits.data_note
+    text = render(digits)
+    assert "epochs unknown, see data" in text
+    assert "reads   no/such/folder (not readable yet: " in text
+
+
+def test_epochs_come_from_the_index(monkeypatch):
+    @dataclasses.dataclass
+    class Index:
+        num_samples: int = 6400
+
+    monkeypatch.setattr(plan_module, "load_index", lambda path: Index())
+    plan = make_plan(load_config("digits", ["training.total_images=64_000", "training.global_batch_size=64"]))
+    assert plan.epochs == 10
+    assert "1,000 steps, 64,000 images; 10 epochs of 6,400" in render(plan)
+
+
+def test_stage_0_holds_everything_on_every_rank():
+    memory = state_memory(1000, 0, 4, has_average=True)
+    assert dataclasses.astuple(memory) == (0, 4000, 4000, 8000, 0, 4000)
+    assert memory.total == 20_000
+
+
+def test_stage_1_partitions_moments_and_adds_a_master_copy():
+    assert dataclasses.astuple(state_memory(1000, 1, 4, has_average=True)) == (1, 4000, 4000, 2000, 1000, 4000)
+
+
+def test_stage_2_partitions_gradients_too():
+    assert dataclasses.astuple(state_memory(1000, 2, 4, has_average=True)) == (2, 4000, 1000, 2000, 1000, 4000)
+
+
+def test_stage_3_partitions_parameters_and_average_too():
+    assert dataclasses.astuple(state_memory(1000, 3, 4, has_average=True)) == (3, 1000, 1000, 2000, 1000, 1000)
+
+
+def test_discriminator_has_no_average_and_no_stage_3(cifar10):
+    assert [memory.stage for memory in cifar10.memory_d] == [0, 1, 2]
+    assert {memory.average for memory in cifar10.memory_d} == {0}
+
+
+def test_partitions_are_rounded_up():
+    assert state_memory(10, 3, 4, has_average=False).parameters == 12
+
+
+def test_checkpoint_holds_parameters_and_moments_of_both_and_the_average(cifar10):
+    g, d = cifar10.costs.parameters_g, cifar10.costs.parameters_d
+    assert cifar10.checkpoint_bytes == 4 * (g + 2 * g + d + 2 * d + g)
+
+
+def test_text_shows_sizes_batch_arithmetic_and_the_chosen_stage(cifar10):
+    lines = render(cifar10).splitlines()
+    assert "  generator         48.43 M parameters    14.08 GFLOP forward, one image" in lines
+    assert "  discriminator     12.74 M parameters     2.95 GFLOP forward, one pair" in lines
+    assert "  256 images a step = micro 64 x accum 1 x world 4; 64 on each rank" in lines
+    assert "  351,563 steps, 90,000,128 images; epochs unknown, see data" in lines
+    assert [line.split()[:2] for line in lines if "*" in line][1:] == [["generator", "2*"], ["discriminator", "0*"]]
+    assert lines[-1] == "  writes  runs/cifar10/ with checkpoints, samples, snapshots, tracking"
+
+
+def test_uneven_shares_are_spelled_out():
+    plan = make_plan(load_config("digits", ["scaling.world_size=3", "training.micro_batch_size=8"]))
+    assert "  32 images a step = 2 x 12 + 1 x 8 over the ranks, in whole groups of 4; micro 8 or less" in render(plan)
+    plan = make_plan(load_config("digits", ["scaling.world_size=1", "training.micro_batch_size=20"]))
+    assert "  32 images a step = 1 x 32 over the ranks, in whole groups of 4; micro 20 or less" in render(plan)
+
+
+def test_columns_of_the_memory_table_line_up(cifar10):
+    lines = render(cifar10).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.lstrip().startswith("network "))
+    assert {len(line) for line in lines[head : head + 8]} == {len(lines[head])}
+
+
+def test_r1_at_every_step_is_said_so():
+    plan = make_plan(load_config("digits", ["training.r1_interval_steps=null"]))
+    assert plan.r1_interval_steps == 1
+    assert "at every step" in render(plan)
+
+
+def test_r1_of_weight_zero_is_not_counted():
+    plan = make_plan(load_config("digits", ["training.r1_gamma=0"]))
+    assert plan.flops_per_image == plan.costs.update_g.flops_per_image + plan.costs.update_d.flops_per_image
+    assert "R1 is off" in render(plan)
+
+
+def test_planning_writes_nothing(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    render(make_plan(load_config("digits")))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,149 @@
+"""What follows from a group of workers that failed: a pause, another start, or the end."""
+
+import asyncio
+
+import pytest
+
+from trainer.driver.board import Board, Failure, Failures, FinalError
+from trainer.rank.progress import Status
+from trainer.rank.run_folder import Outcome
+
+LOST = "rank 1: RuntimeError: [gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:4711"
+
+
+def status(step: int) -> Status:
+    return Status(step=step, images=step * 16, total_images=1600)
+
+
+async def fail_group(board: Board, *, step: int | None, error: str = "rank 0: OSError: broken") -> float | None:
+    """One group that starts, reaches a step and fails; returns the pause before it."""
+    pause_s = await board.begin(2)
+    if step is not None:
+        await board.post(status(step))
+    await board.post_error(error, None)
+    return pause_s
+
+
+@pytest.mark.parametrize(
+    ("steps", "pause_s"),
+    [
+        ([], 0),
+        ([5], 0),
+        ([5, 5], 2),
+        ([5, 3, 4], 4),
+        ([None, None], 2),
+        ([7] + [5] * 5, 32),
+        ([7] + [5] * 6, 60),
+        ([5, 5, 6], 0),  # it got further
+    ],
+)
+def test_first_restart_is_at_once_and_the_next_ones_back_off(steps: list[int | None], pause_s: float) -> None:
+    failures = Failures()
+    for step in steps:
+        failures.add(Failure(step, "x"))
+    assert failures.pause_s() == pause_s
+
+
+def test_third_failure_at_a_step_ends_the_run_with_step_number_and_cause() -> None:
+    async def play() -> tuple[list[float | None], Outcome | FinalError | None]:
+        board = Board()
+        pauses = [await fail_group(board, step=step) for step in (8, 3, 8, 8)]
+        pauses.append(await board.begin(2))
+        return pauses, (await board.read()).result
+
+    pauses, result = asyncio.run(play())
+    assert pauses == [0, 0, 2, 4, None]
+    assert result == FinalError(
+        "the workers failed 3 times after step 8, the last time with: rank 0: OSError: broken", is_refusal=False
+    )
+
+
+def test_groups_that_never_reach_a_step_are_counted_together() -> None:
+    async def play() -> Outcome | FinalError | None:
+        board = Board()
+        await board.begin(1)
+        await board.post(status(8))
+        for _ in range(3):  # killed without a word, the first one at step 8
+            await board.begin(1)
+        assert (await board.read()).result is None
+        await board.begin(1)
+        return (await board.read()).result
+
+    result = asyncio.run(play())
+    assert isinstance(result, FinalError)
+    assert result.message == (
+        "the workers failed 3 times before the first step of a start, the last time with: the processes of the workers "
+        "were killed or lost"
+    )
+
+
+def test_starts_that_fail_early_now_and_then_do_not_end_a_run_that_gets_on_between_them() -> None:
+    failures = Failures()
+    for step in (None, 1000, 50_000, None, 90_000, None, None):
+        failures.add(Failure(step, "a node went"))
+        assert failures.hopeless() is None
+    failures.add(Failure(None, "a node went"))
+    assert failures.hopeless() == (
+        "the workers failed 3 times before the first step of a start, the last time with: a node went"
+    )
+
+
+def test_limit_of_failures_holds_over_all_calls_of_ray_train() -> None:
+    async def play() -> list[int]:
+        board, counts = Board(), []
+        for step in (3, 5):
+            await fail_group(board, step=step)
+            counts.append(await board.count_failures())
+            counts.append(await board.count_failures())  # to look does not count
+        return counts
+
+    assert asyncio.run(play()) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("cause_first", [True, False])
+def test_cause_is_what_a_rank_says_that_did_not_merely_lose_another(cause_first: bool) -> None:
+    async def play() -> str | None:
+        board = Board()
+        await board.begin(2)
+        await board.post(status(4))
+        words = [("rank 1: OSError: no space", None), (LOST, 6)]
+        for error, step in words if cause_first else reversed(words):
+            await board.post_error(error, step)
+        return await board.summarize_failures(0)
+
+    assert asyncio.run(play()) == (
+        "the workers failed 1 times, more often than scaling.max_failures (0) allows; the last time after step 6 with: "
+        "rank 1: OSError: no space"
+    )
+
+
+def test_groups_that_stop_when_asked_are_no_failures() -> None:
+    async def play() -> str | None:
+        board = Board()
+        waiting = asyncio.create_task(board.stop_asked())
+        for _ in range(4):
+            await board.begin(2)
+            await board.ask_to_stop()
+            assert await waiting
+            await board.post_result(Outcome(False, 4, 64, "step-4", None, None))
+            assert (await board.read()).world_size is None
+            await board.go_on()
+            assert (await board.read()).result is None
+            waiting = asyncio.create_task(board.stop_asked())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        waiting.cancel()
+        return await board.summarize_failures(3)
+
+    assert asyncio.run(play()) is None
+
+
+def test_an_error_that_ends_the_run_stays_whatever_the_other_ranks_say() -> None:
+    async def play() -> Outcome | FinalError | None:
+        board, final = Board(), FinalError("data.path is gone", is_refusal=True)
+        await board.begin(2)
+        await board.post_result(final)
+        await board.post_result(Outcome(True, 10, 160, "step-10", None, None))
+        return (await board.read()).result
+
+    assert asyncio.run(play()) == FinalError("data.path is gone", is_refusal=True)

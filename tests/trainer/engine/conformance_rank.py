@@ -1,0 +1,196 @@
+"""One rank of the conformance test: one training step over each engine against plain torch on the whole batch.
+
+Not a test itself: `test_engines.py` runs it with torchrun. Rank 0 prints one JSON object, a row per case.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import Diffusion, DiffusionConfig
+from models.discriminator import Discriminator, DiscriminatorConfig
+from models.generator import Generator, GeneratorConfig
+from trainer.algorithm.losses import OBJECTIVES
+from trainer.algorithm.pairs import MicroBatch, draw_micro_batch
+from trainer.algorithm.randomness import Draws
+from trainer.algorithm.step import Players, update_discriminator, update_generator
+from trainer.engine.interface import AdamConfig, Engine, EngineConfig, Fragment
+from trainer.engine.plain import make_adam
+from trainer.engine.ranks import Ranks
+from trainer.engine.zero import make_engine
+
+CPU = torch.device("cpu")
+GLOBAL_BATCH = 16
+R1_GAMMA = 2.0
+
+
+class PlainEngine:
+    """Torch alone, one process, the whole batch: what every engine must equal."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self.optimizer, self.norm = module, optimizer, torch.zeros(())
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def networks() -> tuple[Generator, Discriminator]:
+    torch.manual_seed(1)
+    generator = Generator(
+        GeneratorConfig(
+            base_channels=8,
+            channel_multipliers=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(8,),
+            latent_dim=8,
+            latent_embedding_dim=16,
+        ),
+        image_size=16,
+        image_channels=1,
+    )
+    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), image_channels=1)
+    for network in (generator, discriminator):  # near-zero initial layers would hide errors
+        for p in network.parameters():
+            p.data.add_(0.05 * torch.randn(p.shape))
+    return generator, discriminator
+
+
+def micro_batches(start: int, stop: int, size: int) -> list[MicroBatch]:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (GLOBAL_BATCH, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    return [
+        draw_micro_batch(
+            images[first : first + size],
+            Draws(3, 0, torch.arange(first, first + size)),
+            Diffusion.from_config(DiffusionConfig(), CPU),
+            latent_dim=8,
+            flip=False,
+            share=size / GLOBAL_BATCH,
+        )
+        for first in range(start, stop, size)
+    ]
+
+
+def optimizer_of(module: nn.Module, kind: str) -> torch.optim.Optimizer:
+    if kind == "sgd":
+        return torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer = make_adam(module, AdamConfig(eps=1e-4), CPU)
+    optimizer.param_groups[0]["lr"] = 1e-3
+    return optimizer
+
+
+def train_one_step(engines: tuple[Engine, Engine], batches: list[MicroBatch], *, loss: str, world_size: int):
+    relativistic = loss == "relativistic r1 r2"
+    players = Players(
+        generator=engines[0],
+        discriminator=engines[1],
+        diffusion=Diffusion.from_config(DiffusionConfig(), CPU),
+        r1_gamma=R1_GAMMA,
+        r2_gamma=R1_GAMMA,
+        objective=OBJECTIVES["relativistic" if relativistic else "non_saturating"],
+        world_size=world_size,
+    )
+    update_discriminator(players, batches, with_r1=loss != "no r1", with_r2=relativistic)
+    update_generator(players, batches)
+
+
+def largest_difference(engine: Engine, reference: nn.Module) -> float:
+    """Over what this rank holds, partitions included."""
+    expected = dict(reference.named_parameters())
+    return max(
+        (tensor.flatten() - expected[name].detach().flatten()[start : start + tensor.numel()]).abs().max().item()
+        for name, start, tensor in engine.live_parameters()
+        if tensor.numel()
+    )
+
+
+def cases() -> Iterator[tuple[str, int, int, str, str]]:
+    for backend, stage_g, stage_d in (
+        ("torch", 0, 0),
+        ("deepspeed", 0, 0),
+        ("deepspeed", 1, 1),
+        ("deepspeed", 2, 2),
+        ("deepspeed", 3, 2),
+    ):
+        for loss in ("no r1", "r1"):
+            for kind in ("sgd", "adam"):
+                yield backend, stage_g, stage_d, loss, kind
+        yield backend, stage_g, stage_d, "relativistic r1 r2", "sgd"
+
+
+class Copied:
+    """A fragment source over the fragments of all ranks."""
+
+    def __init__(self, fragments: list[Fragment]) -> None:
+        self.fragments = fragments
+
+    def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
+        out = torch.full((stop - start,), float("nan"))
+        for f in self.fragments:
+            if f.name == name:
+                low, high = max(start, f.start), min(stop, f.start + f.tensors[state].numel())
+                if low < high:
+                    out[low - start : high - start] = f.tensors[state][low - f.start : high - f.start]
+        return out
+
+
+def survives_reload(engine: Engine, ranks: Ranks, fresh: Engine) -> bool:
+    """The fragments of all ranks tile the state once, and an engine that loads them is bitwise the same."""
+    mine = [Fragment(f.name, f.start, {k: v.clone() for k, v in f.tensors.items()}) for f in engine.fragments()]
+    everyone = [fragment for part in ranks.gather(mine) for fragment in part]
+    fresh.load(Copied(everyone), 1)
+    same = all(
+        torch.equal(a.tensors[k], b.tensors[k]) for a, b in zip(mine, fresh.fragments(), strict=True) for k in a.tensors
+    )
+    live = zip(engine.live_parameters(), fresh.live_parameters(), strict=True)
+    same = same and all(torch.equal(a[2], b[2]) for a, b in live)
+    numels = sum(f.tensors["parameter"].numel() for f in everyone)
+    return same and numels == sum(p.numel() for p in networks()[0].parameters())
+
+
+def main() -> None:
+    ranks = Ranks.join("cpu", 60)
+    share = GLOBAL_BATCH // ranks.world_size
+    mine = (ranks.rank * share, (ranks.rank + 1) * share)
+    rows = []
+    for backend, stage_g, stage_d, loss, kind in cases():
+        plain = [copy.deepcopy(network) for network in networks()]
+        references = tuple(PlainEngine(network, optimizer_of(network, kind)) for network in plain)
+        train_one_step(references, micro_batches(0, GLOBAL_BATCH, GLOBAL_BATCH), loss=loss, world_size=1)  # pyright: ignore
+        config = EngineConfig(backend=backend, zero_stage_g=stage_g, zero_stage_d=stage_d)  # pyright: ignore
+
+        def build(network: nn.Module, stage: int, kind: str = kind, config: EngineConfig = config) -> Engine:
+            return make_engine(network, optimizer_of(network, kind), config, zero_stage=stage, grad_accum_steps=2)
+
+        engines = tuple(build(n, stage) for n, stage in zip(networks(), (stage_g, stage_d), strict=True))
+        train_one_step(engines, micro_batches(*mine, share // 2), loss=loss, world_size=ranks.world_size)  # pyright: ignore
+        norms = [abs((e.guard.norm / r.norm).item() - 1) for e, r in zip(engines, references, strict=True)]
+        row = {
+            "case": f"{backend}-g{stage_g}-d{stage_d}-{loss}-{kind}",
+            "generator": max(ranks.gather(largest_difference(engines[0], plain[0]))),
+            "discriminator": max(ranks.gather(largest_difference(engines[1], plain[1]))),
+            "norms": max(norms),
+        }
+        if kind == "adam":
+            fresh = build(networks()[0], stage_g)
+            row["reloads"] = all(ranks.gather(survives_reload(engines[0], ranks, fresh)))
+            fresh.close()
+        rows.append(row)
+        for engine in engines:
+            engine.close()
+    if ranks.rank == 0:
+        json.dump(rows, sys.stdout)
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Compiled networks compute what the networks compute, and are left out where they must be."""
+
+import re
+
+import pytest
+import torch
+from functorch.compile import nop
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+
+from tests.launch import run_python
+from tests.trainer.algorithm.small_players import make_players
+from tests.trainer.engine.conformance_rank import micro_batches, networks
+from trainer.algorithm.step import Players, update_discriminator, update_generator
+from trainer.config.io import load_config
+from trainer.engine.compiled import CompiledForward, compiled_forward
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def compare(device: str, backend: str) -> tuple[float, str]:
+    """Largest relative difference between compiled and plain networks, and the rest of what the program says."""
+    done = run_python(["-m", "tests.trainer.engine.compiled_networks", device, backend])
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.search(r"difference (\S+), (.*), compared \d\d+", done.stdout)
+    assert found, done.stdout
+    return float(found[1]), found[2]
+
+
+@pytest.mark.slow
+def test_captured_networks_compute_what_the_networks_compute_in_one_graph_each():
+    """As the compiler sees them: its own kernels take minutes on a small machine, and are for a GPU."""
+    difference, rest = compare("cpu", "aot_eager")
+    assert difference < 1e-4
+    assert rest == "graph breaks 0, failed 0"
+
+
+@pytest.mark.gpu
+@GPU
+def test_compiled_networks_on_a_gpu_compute_what_the_networks_compute():
+    difference, rest = compare("cuda", "inductor")
+    assert difference < 1e-3
+    assert rest == "graph breaks 0, failed 0"
+
+
+def fail(*_):
+    raise RuntimeError("no compiler is installed")
+
+
+def fail_in_backward(module: torch.fx.GraphModule, inputs: list[Tensor]):
+    return aot_autograd(fw_compiler=nop, bw_compiler=fail)(module, inputs)
+
+
+@pytest.mark.parametrize("backend", [fail, fail_in_backward])
+def test_a_compiler_that_fails_is_named_once_and_the_network_goes_on_by_itself(caplog, backend):
+    torch._dynamo.reset()
+    module = nn.Conv2d(3, 3, 1)
+    network = CompiledForward(module, backend=backend)
+    x = torch.randn(1, 3, 4, 4)
+    for _ in range(2):
+        y = network(x)
+        assert torch.equal(y, module(x))
+        y.sum().backward()
+    said = [record.getMessage() for record in caplog.records if record.name == "trainer.engine.compiled"]
+    assert ["a network is not compiled" in line for line in said] == [True]
+
+
+class Counted:
+    """A compiled pass that counts its calls, and those with an input that is to be differentiated."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.calls, self.differentiated = module, 0, 0
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        self.calls += 1
+        self.differentiated += any(x is not None and x.is_leaf and x.requires_grad for x in inputs)
+        return self.module(*inputs)
+
+
+@pytest.mark.parametrize(("with_r1", "with_r2", "calls"), [(False, False, 2), (True, False, 1), (True, True, 0)])
+def test_what_a_penalty_differentiates_goes_past_the_compiled_discriminator(with_r1, with_r2, calls):
+    plain = make_players()
+    counted = [Counted(plain.generator.module), Counted(plain.discriminator.module)]
+    players = Players(
+        plain.generator,
+        plain.discriminator,
+        plain.diffusion,
+        r1_gamma=1.0,
+        r2_gamma=1.0,
+        compiled_g=counted[0],
+        compiled_d=counted[1],
+    )
+    (batch,) = micro_batches(0, 8, 8)
+    update_discriminator(players, [batch], with_r1=with_r1, with_r2=with_r2)
+    assert (counted[0].calls, counted[1].calls, counted[1].differentiated) == (1, calls, 0)
+    update_generator(players, [batch])
+    assert (counted[0].calls, counted[1].calls) == (2, calls + 1)
+
+
+def test_a_cpu_compiles_nothing():
+    generator, _ = networks()
+    config = load_config("digits", ["engine.compile=true"])
+    assert compiled_forward(generator, config.engine, deterministic=False, zero_stage=0) is None
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize(
+    ("setting", "zero_stage", "compiled"),
+    [
+        ("run.seed=1", 0, True),
+        ("run.deterministic=true", 0, False),
+        ("engine.compile=false", 0, False),
+        ("run.seed=1", 3, False),
+    ],
+)
+def test_a_gpu_compiles_unless_the_run_is_deterministic_or_partitions_parameters(setting, zero_stage, compiled):
+    generator, _ = networks()
+    config = load_config("digits", ["engine.compile=true", setting])
+    found = compiled_forward(
+        generator.to("cuda"), config.engine, deterministic=config.run.deterministic, zero_stage=zero_stage
+    )
+    assert (found is not None) == compiled

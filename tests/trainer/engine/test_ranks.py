@@ -1,0 +1,52 @@
+"""The group of ranks, and what is left of it afterwards."""
+
+import pytest
+
+from tests.launch import run_python
+
+# In a process of its own: engines of other tests keep groups of this one for as long as they are there.
+PROGRAM = """
+from pathlib import Path
+
+import torch
+
+from trainer.config import EngineConfig
+from trainer.engine.zero import make_engine
+from trainer.engine.ranks import Agreement, Ranks
+
+
+def gloo_threads() -> int:
+    return sum((task / "comm").read_text().startswith("pt_gloo") for task in Path("/proc/self/task").iterdir())
+
+
+def train() -> None:
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    engine = make_engine(network, optimizer, EngineConfig(), zero_stage=1, grad_accum_steps=1)
+    engine.backward(engine.module(torch.ones(1, 2)).sum())
+    engine.step()
+    engine.close()
+
+
+ranks = Ranks.join("cpu", 60)
+agreement = Agreement(ranks)
+agreement.propose(False)
+assert not agreement.reached()
+assert ranks.gather("here") == ["here"]
+assert gloo_threads() > 0
+ranks.leave()
+print("left:", gloo_threads())
+for _ in range(2):
+    ranks = Ranks.join("cpu", 60)
+    train()
+    ranks.leave()
+print("trained twice")
+"""
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_group_outlives_it_and_engines_of_later_groups_work():
+    """One that does aborts the process now and then, when it lets go of tensors while the interpreter ends."""
+    done = run_python(["-c", PROGRAM], timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["left: 0", "trained twice"]

@@ -1,0 +1,68 @@
+"""One rank of the test of the watchdog: a straight run, then one in which rank 1 hangs, once in each of two places.
+
+Not a test itself: `test_watchdog.py` starts it. Arguments: a folder, then overrides of `digits`.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import trainer.rank.loop
+from trainer.config.io import load_config
+from trainer.engine.ranks import Ranks
+from trainer.rank.progress import SignalDriver
+from trainer.rank.worker import run_rank
+
+FOLDER = Path(sys.argv[1])
+RANK = int(os.environ["RANK"])
+PLACES = {6: "stopped", 7: "asleep"}
+"""Where rank 1 hangs, by the step that is being made: once each, and in no step with an allowance."""
+
+
+def hang(step: int) -> None:
+    """In the middle of a step: D is updated, G is not."""
+    mark = FOLDER / PLACES.get(step, "nowhere")
+    if RANK != 1 or step not in PLACES or mark.exists():
+        return
+    mark.touch()
+    if step == 6:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        oversleep()
+
+
+def oversleep() -> None:
+    """The test looks for this name in the traces."""
+    time.sleep(600)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO)
+    leave = Ranks.leave
+    Ranks.leave = lambda self: None  # one group for both runs
+    configs = {
+        name: load_config("digits", [*sys.argv[2:], f"run.directory={FOLDER / name}"]) for name in ("straight", "hung")
+    }
+    run_rank(configs["straight"], SignalDriver(None))  # when it is started anew, this finds all done
+
+    draw, update, steps = trainer.rank.loop.draw_micro_batch, trainer.rank.loop.update_generator, []
+
+    def noting_draw(images: Any, draws: Any, *rest: Any, **more: Any) -> Any:
+        steps.append(draws.step + 1)
+        return draw(images, draws, *rest, **more)
+
+    def hanging_update(*arguments: Any) -> Any:
+        hang(steps[-1])
+        return update(*arguments)
+
+    trainer.rank.loop.draw_micro_batch, trainer.rank.loop.update_generator = noting_draw, hanging_update
+    run_rank(configs["hung"], SignalDriver(None))
+    leave(Ranks(RANK, 2, configs["hung"].scaling.device, None))  # pyright: ignore[reportArgumentType]
+
+
+if __name__ == "__main__":
+    main()

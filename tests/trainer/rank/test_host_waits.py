@@ -1,0 +1,127 @@
+"""In no step of the loop does the host wait for the device, to read a number off it or for anything else."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.launch import run_python
+from tests.trainer.runs import Stopper
+from trainer.config.io import load_config
+from trainer.rank.loop import Loop
+from trainer.rank.worker import run_rank
+
+READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+"""What needs a value, or a shape that depends on values, on the host."""
+FIRST_STEPS = 4
+"""In them kernels are built and the optimizer's state is made."""
+
+
+class ScalarReads(TorchDispatchMode):
+    """Counts them while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in READS:
+            self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> ScalarReads:
+    """Counts what later steps of any loop read."""
+    counter, one_step = ScalarReads(), Loop._one_step
+
+    def counted(loop: Loop, clock: Any) -> None:
+        with counter if loop.step >= FIRST_STEPS else nullcontext():
+            one_step(loop, clock)
+
+    monkeypatch.setattr(Loop, "_one_step", counted)
+    return counter
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam as it is on a GPU: it takes the guard's verdict as a tensor."""
+    adam: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, **kwargs: adam(*args, **(kwargs | {"fused": True})))
+
+
+def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
+    run_rank(load_config("digits", [*tiny, *engine, "scaling.world_size=1", f"run.directory={directory}"]), Stopper())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ("engine.backend=torch",),
+        ("engine.backend=deepspeed",),
+        ("engine.zero_stage_g=1", "engine.zero_stage_d=1"),
+        ("engine.zero_stage_g=2", "engine.zero_stage_d=2"),
+    ],
+)
+def test_no_step_reads_a_scalar_with_the_optimizer_of_a_gpu(tiny, tmp_path, reads, fused, engine):
+    run(tiny, tmp_path / "run", engine)
+    assert not reads.counts
+
+
+def test_the_optimizer_of_a_cpu_asks_for_the_verdict_of_each_guard(tiny, tmp_path, reads):
+    """So the reads are counted at all. The flag is in the host's memory there."""
+    run(tiny, tmp_path / "run", ("engine.backend=torch",))
+    (count,) = reads.counts.values()
+    assert count >= 2 * (10 - FIRST_STEPS)  # of D and of G; Adam reads its count of updates besides
+
+
+NO_WAIT = """
+import sys
+
+import torch
+
+from tests.trainer.runs import Stopper
+from trainer.config.io import load_config
+from trainer.rank.loop import Loop
+from trainer.worker import run_rank
+
+one_step = Loop._one_step
+
+
+def checked(self, clock):
+    # The first steps build kernels and the optimizer's state.
+    torch.cuda.set_sync_debug_mode("error" if self.step >= int(sys.argv[1]) else "default")
+    try:
+        one_step(self, clock)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+Loop._one_step = checked
+run_rank(load_config("digits", [*sys.argv[2:], "scaling.world_size=1"]), Stopper())
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ("engine.backend=torch", "engine.compile=false"),
+        ("engine.backend=deepspeed", "engine.compile=true"),
+        ("engine.zero_stage_g=1", "engine.zero_stage_d=1", "engine.compile=false"),
+        ("engine.zero_stage_g=2", "engine.zero_stage_d=2", "engine.compile=false"),
+    ],
+)
+def test_the_host_waits_for_the_gpu_in_no_step(tiny, tmp_path, engine):
+    settings = (*tiny, *engine, "training.precision=bf16", "data.loader_workers=1", "scaling.device=gpu")
+    done = run_python(["-c", NO_WAIT, str(FIRST_STEPS), *settings, f"run.directory={tmp_path / 'run'}"])
+    assert done.returncode == 0, done.stderr[-3000:]

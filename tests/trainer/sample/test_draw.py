@@ -1,0 +1,111 @@
+"""Samples are a function of weights, seed and number; the command refuses what it cannot do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.diffusion import Diffusion, DiffusionConfig
+from tests.trainer.runs import configure, train
+from trainer.checkpoint.format import CheckpointError
+from trainer.sample.command import main
+from trainer.sample.draw import images_at_once, load_run, sample_batches, sample_run
+from trainer.sample.images import to_uint8
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    # A rate that moves the near-zero output layer away from grey within ten steps.
+    train(configure(tiny, directory, "checkpoint.save_interval_steps=4", "training.learning_rate_g.peak=0.05"))
+    return directory
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(run):
+    many = sample_run(run, 70, seed=3)
+    assert many.shape == (70, 1, 8, 8)
+    assert many.dtype == torch.uint8
+    for num in (1, 5, 64, 65):
+        assert torch.equal(sample_run(run, num, seed=3), many[:num])
+    assert not torch.equal(sample_run(run, 5, seed=4), many[:5])
+
+
+def test_images_of_one_seed_differ(run):
+    images = sample_run(run, 20, seed=0).flatten(1)
+    assert len({tuple(image.tolist()) for image in images}) == 20
+
+
+def test_another_checkpoint_gives_other_images(run):
+    assert not torch.equal(sample_run(run, 4, seed=0, step=8), sample_run(run, 4, seed=0))
+
+
+def test_missing_checkpoint_is_named_with_those_that_exist(run):
+    with pytest.raises(CheckpointError, match=r"has no checkpoint of step 5; it has \[8, 10\]"):
+        sample_run(run, 4, seed=0, step=5)
+
+
+def test_the_network_always_sees_the_same_number_of_images(run, monkeypatch):
+    generator, diffusion, config = load_run(run)
+    seen: list[int] = []
+
+    def counting(x_t: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x_t))
+        return torch.zeros_like(x_t)
+
+    monkeypatch.setattr(generator, "forward", counting)
+    list(sample_batches(generator, diffusion, config, num=70, seed=0))
+    assert seen == [64] * 2 * 4  # two passes of four steps
+
+
+def test_images_at_once_shrink_with_their_size():
+    assert [images_at_once(size) for size in (8, 32, 64, 128, 256, 1024)] == [64, 64, 64, 16, 4, 1]
+
+
+def test_an_oracle_generator_is_sampled_exactly(run):
+    _, _, config = load_run(run)
+    target = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+
+    class Oracle(torch.nn.Linear):
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+            return target.expand_as(x_t)
+
+    diffusion = Diffusion.from_config(DiffusionConfig(), torch.device("cpu"))
+    (images,) = sample_batches(Oracle(1, 1), diffusion, config, num=2, seed=0)
+    assert torch.equal(images[1], to_uint8(target)[0])
+
+
+@pytest.mark.parametrize("name", ["grid.png", "images.npz", "folder"])
+def test_command_writes_the_form_that_the_name_asks_for(run, tmp_path, name, capsys):
+    assert main(["--run", str(run), "--num", "4", "--out", str(tmp_path / name)]) == 0
+    expected = sample_run(run, 4, seed=0)
+    if name == "images.npz":
+        assert np.array_equal(np.load(tmp_path / name)["images"], expected.permute(0, 2, 3, 1).numpy())
+    elif name == "folder":
+        pictures = [np.asarray(Image.open(file)) for file in sorted((tmp_path / name).iterdir())]
+        assert np.array_equal(np.stack(pictures), expected[:, 0].numpy())
+    else:
+        assert Image.open(tmp_path / name).width >= 512
+    assert str(tmp_path / name) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "/nowhere", "--out", "x.png"], "/nowhere is not the directory of a run"),
+        (["--run", "{run}", "--out", "x.bmp"], "unknown extension .bmp"),
+        (["--run", "{run}", "--out", "x.png", "--num", "0"], "--num is 0; at least 1 is needed"),
+        (["--run", "{run}", "--out", "x.png", "--seed", "-1"], "'-1' is given, expected is a whole number from 0"),
+        (["--run", "{run}", "--out", "x.png", "--checkpoint", "7"], "has no checkpoint of step 7; it has [8, 10]"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(run, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([a.format(run=run) for a in arguments])
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from data.storage.location import redact
+from trainer.config.sections import TrackingConfig
+from trainer.tracking.store import artifact_root, choose_store, tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def no_uri_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_default_store_is_a_database_beside_the_run(tmp_path: Path) -> None:
+    uri = tracking_uri(TrackingConfig(), tmp_path / "runs" / "one")
+    assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert artifact_root(uri, tmp_path / "runs" / "one") == tmp_path / "runs" / "mlartifacts"
+
+
+def test_environment_wins_over_default_and_config_over_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:5000")
+    assert tracking_uri(TrackingConfig(), tmp_path) == "http://environment:5000"
+    assert tracking_uri(TrackingConfig(uri="http://config:5000"), tmp_path) == "http://config:5000"
+    assert choose_store(None, tmp_path).source == "environment"
+    assert choose_store("http://config:5000", tmp_path).source == "config"
+
+
+@pytest.mark.parametrize(
+    ("relative", "absolute"),
+    [
+        ("sqlite:///sub/a.db", "sqlite:///{}/sub/a.db"),
+        ("sqlite:///a.db?timeout=5", "sqlite:///{}/a.db?timeout=5"),
+        ("sqlite+pysqlite:///a.db", "sqlite+pysqlite:///{}/a.db"),
+        ("mlruns", "file://{}/mlruns"),
+        ("./mlruns", "file://{}/mlruns"),
+        ("file:mlruns", "file://{}/mlruns"),
+        ("sqlite:////abs/a.db", "sqlite:////abs/a.db"),
+        ("file:///abs/mlruns", "file:///abs/mlruns"),
+        ("/abs/mlruns", "file:///abs/mlruns"),
+        ("databricks", "databricks"),
+        ("postgresql://host/db", "postgresql://host/db"),
+    ],
+)
+def test_relative_paths_start_beside_the_run(tmp_path: Path, relative: str, absolute: str) -> None:
+    assert choose_store(relative, tmp_path / "run").uri == absolute.format(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://user:secret@host:5000/path", "https://***@host:5000/path"),
+        ("https://token@host", "https://***@host"),
+        ("postgresql://user:sec/r@et@host/db", "postgresql://***@host/db"),
+        ("postgresql://host/db?user=u&password=secret&x=1", "postgresql://host/db?user=u&password=***&x=1"),
+        ("uri: 'https://user:secret@host'\nother: a@b", "uri: 'https://***@host'\nother: a@b"),
+        ("https://host:5000/path", "https://host:5000/path"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+    ],
+)
+def test_passwords_are_not_shown(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
+    assert redact(shown) == shown
+
+
+def test_server_decides_where_its_artifacts_are(tmp_path: Path) -> None:
+    assert artifact_root("https://host", tmp_path) is None
+    assert artifact_root("file:///abs", tmp_path) is None
+    assert artifact_root("postgresql+psycopg2://host/db", tmp_path / "run") == tmp_path / "mlartifacts"

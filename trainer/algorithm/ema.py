@@ -1,0 +1,65 @@
+"""Exponential moving average of the generator's parameters, in float32, one fused operation per step."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.engine.interface import Engine, Fragment, FragmentSource, even_share
+
+
+class Ema:
+    """theta_ema <- decay * theta_ema + (1 - decay) * theta after each update; the first update copies theta.
+
+    It averages what the rank holds: whole parameters at ZeRO stages 0 to 2, this rank's partitions at stage 3.
+    """
+
+    def __init__(self, engine: Engine, decay: float) -> None:
+        self.decay = decay
+        held = engine.live_parameters()
+        self._names = [name for name, _, _ in held]
+        self._starts = [start for _, start, _ in held]
+        self._live = [tensor for _, _, tensor in held]
+        self._shapes = [tuple(p.shape) for p in self._live]
+        self._average = [tensor.clone() for tensor in self._live]
+        self._partitioned = getattr(engine, "stage", 0) == 3
+        if self._partitioned:
+            self._shapes = [tuple(p.ds_shape) for p in engine.module.parameters()]  # pyright: ignore[reportAttributeAccessIssue]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters after optimizer step `step`, which counts from 0."""
+        if step == 0:
+            torch._foreach_copy_(self._average, self._live)
+        else:
+            torch._foreach_lerp_(self._average, self._live, 1.0 - self.decay)
+
+    def full_state(self) -> dict[str, Tensor]:
+        """The whole averaged parameters by name. At stage 3 a collective that every rank must reach."""
+        if not self._partitioned:
+            return dict(zip(self._names, self._average, strict=True))
+        full: dict[str, Tensor] = {}
+        for name, shape, piece in zip(self._names, self._shapes, self._average, strict=True):
+            numel = torch.Size(shape).numel()
+            length = -(-numel // dist.get_world_size())
+            padded = torch.zeros(length, device=piece.device)
+            padded[: piece.numel()] = piece
+            gathered = torch.empty(length * dist.get_world_size(), device=piece.device)
+            dist.all_gather_into_tensor(gathered, padded)
+            full[name] = gathered[:numel].view(shape)
+        return full
+
+    def fragments(self) -> list[Fragment]:
+        """The pieces this rank saves; those of all ranks tile each parameter once."""
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        pieces: list[Fragment] = []
+        for name, start, tensor in zip(self._names, self._starts, self._average, strict=True):
+            first, last = (0, tensor.numel()) if self._partitioned else even_share(tensor.numel(), rank, world_size)
+            if first < last:
+                pieces.append(Fragment(name, start + first, {"average": tensor.reshape(-1)[first:last]}))
+        return pieces
+
+    @torch.no_grad()
+    def load(self, source: FragmentSource) -> None:
+        """Take the average from a checkpoint."""
+        for name, start, tensor in zip(self._names, self._starts, self._average, strict=True):
+            tensor.copy_(source.read("average", name, start, start + tensor.numel()).view_as(tensor))

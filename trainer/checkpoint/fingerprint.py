@@ -1,0 +1,89 @@
+"""Hashes of what a checkpoint holds; those of the networks are the same however many ranks wrote it."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from safetensors import safe_open
+
+from trainer.checkpoint.format import Checkpoint
+
+_MEASURED = ("time/", "images_per_s", "peak_memory", "checkpoint")
+"""Curves that begin so are of the machine, not of the run."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """SHA-256s in hex.
+
+    Attributes:
+        weights: parameters of both networks, and the generator's fixed buffers.
+        ema: the averaged generator.
+        optimizer: Adam's moments of both.
+        metrics: each rank's sums of statistics on their way to the next point of the curves, and the last point.
+    """
+
+    weights: str
+    ema: str
+    optimizer: str
+    metrics: str
+
+    def differing(self, other: "Fingerprint") -> list[str]:
+        """Names of the parts that are not the same."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+
+
+@dataclass(frozen=True, order=True)
+class _Piece:
+    """One tensor of one file, in the order of hashing."""
+
+    key: str
+    start: int
+    file: int
+
+
+def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
+    """Hash the whole checkpoint.
+
+    Raises:
+        CheckpointError: it is not what its manifest says.
+    """
+    checkpoint.verify()
+    files = [safe_open(checkpoint.path / name, framework="np") for name in sorted(checkpoint.manifest["files"])]
+    hashes = {field.name: hashlib.sha256() for field in fields(Fingerprint)}
+    for piece in sorted(_pieces(files)):
+        part = hashes[_part_of(piece.key)]
+        array = files[piece.file].get_tensor(piece.key)
+        if piece.start == 0:  # a fragment's successor continues it, wherever ranks have cut the parameter
+            part.update(f"\n{piece.key}\n".encode())
+        part.update(array.tobytes())
+    point = checkpoint.manifest.get("metrics") or {}
+    hashes["metrics"].update(json.dumps(_of_the_run(point), sort_keys=True).encode())
+    return Fingerprint(**{name: part.hexdigest() for name, part in hashes.items()})
+
+
+def _pieces(files: list[Any]) -> Iterator[_Piece]:
+    for number, file in enumerate(files):
+        starts = file.metadata() or {}
+        for key in file.keys():  # noqa: SIM118 - the file is no mapping
+            # The small tensors are each rank's own; those of the networks' buffers are the same on all.
+            if not key.startswith("extra/buffers/") or number == 0:
+                yield _Piece(key, int(starts.get(key, 0)), number)
+
+
+def _part_of(key: str) -> str:
+    section, kind, _ = key.split("/", 2)
+    if section == "extra":
+        return "weights" if kind == "buffers" else "metrics"
+    if section == "ema":
+        return "ema"
+    return "weights" if kind == "parameter" else "optimizer"
+
+
+def _of_the_run(metrics: dict[str, float]) -> dict[str, str]:
+    """Values by their bits: equal numbers alone are equal, whatever text they print as."""
+    kept = {name: value for name, value in metrics.items() if not name.startswith(_MEASURED)}
+    return {name: struct.pack("<d", value).hex() for name, value in kept.items()}

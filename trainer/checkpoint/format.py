@@ -1,0 +1,251 @@
+"""Sharded checkpoints, committed by a manifest. `python -m trainer.checkpoint` is the command that looks after them.
+
+    RUN/checkpoints/step-00000500/rank-00000-*.safetensors ...  the fragments that each rank owns (engines.Fragment)
+    RUN/checkpoints/step-00000500/manifest.json                  written last, by rename: sizes, SHA-256, config, cursor
+
+What lacks a valid manifest does not exist. Each group of ranks gives its files names of its own, so that one that is
+believed dead can spoil no checkpoint of another. The fragments of all ranks tile every parameter, so a checkpoint is
+read by ranges of flattened parameters and does not care how many ranks or which ZeRO stage wrote it. Nothing in it is
+executed on loading: the data are safetensors, the manifest is JSON. `checkpoint_writer` writes it.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+FORMAT_VERSION = 1
+
+
+MANIFEST = "manifest.json"
+
+
+_SEAL = "manifest_sha256"
+
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; says which file and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose manifest has been read.
+
+    Attributes:
+        path: its folder; of one in remote storage, until it is fetched, the name there.
+        manifest: "step", "world_size", "files", "config", ... as written by `CheckpointWriter`.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was written."""
+        return self.manifest["step"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the parts of all ranks together."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    def verify(self) -> None:
+        """Compare each file with the size and SHA-256 in the manifest.
+
+        Raises:
+            CheckpointError: naming the first file that is missing, differs or cannot be read.
+        """
+        self.check_sizes()
+        for name, expected in self.manifest["files"].items():
+            file = self.path / name
+            try:
+                with file.open("rb") as f:
+                    found = hashlib.file_digest(f, "sha256").hexdigest()
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+            if found != expected["sha256"]:
+                raise CheckpointError(f"{file} is damaged: its SHA-256 differs from its manifest's")
+
+    def check_sizes(self) -> None:
+        """Look whether each file is there with the size in the manifest, without reading it.
+
+        Raises:
+            CheckpointError: naming the first one of which this is not so.
+        """
+        for name, expected in self.manifest["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                raise CheckpointError(f"{file} is missing")
+            size = file.stat().st_size
+            if size != expected["bytes"]:
+                raise CheckpointError(f"{file} has {size} bytes, its manifest says {expected['bytes']}")
+
+    def file_of(self, rank: int) -> str:
+        """Name of the part of `rank`."""
+        return sorted(self.manifest["files"])[rank]
+
+    def section(self, section: str) -> "Section":
+        """The state called `section`: "generator", "discriminator" or "ema"."""
+        return Section(self, section)
+
+    def extras(self, group: str, rank: int) -> dict[str, Tensor]:
+        """The small tensors of `group` that `rank` saved beside its fragments."""
+        prefix = f"extra/{group}/"
+        return {k.removeprefix(prefix): t for k, t in self.all_extras(rank).items() if k.startswith(prefix)}
+
+    def all_extras(self, rank: int) -> dict[str, Tensor]:
+        """The small tensors of all groups of `rank`, by "extra/GROUP/NAME"."""
+        with safe_open(self.path / self.file_of(rank), framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys() if key.startswith("extra/")}  # noqa: SIM118
+
+
+@dataclass
+class Section:
+    """Reads ranges of flattened parameters of one section, across the files of all ranks."""
+
+    checkpoint: Checkpoint
+    name: str
+    _pieces: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for file_name in self.checkpoint.manifest["files"]:
+            file = self.checkpoint.path / file_name
+            try:
+                opened = safe_open(file, framework="pt")  # maps the file; a range is read when it is asked for
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
+            for key, start in (opened.metadata() or {}).items():
+                if key.startswith(self.name + "/"):
+                    self._pieces.setdefault(key, []).append((int(start), opened))
+        for pieces in self._pieces.values():
+            pieces.sort(key=lambda piece: piece[0])
+
+    def lengths(self) -> dict[str, int]:
+        """Elements of each flattened state, by its key in the files."""
+        return {
+            key: max(start + file.get_slice(key).get_shape()[0] for start, file in pieces)
+            for key, pieces in self._pieces.items()
+        }
+
+    def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the flattened parameter `name`; see `engines.FragmentSource`."""
+        key = f"{self.name}/{state}/{name}"
+        out = torch.empty(stop - start)
+        position = start
+        for first, file in self._pieces.get(key, ()):
+            view = file.get_slice(key)
+            last = first + view.get_shape()[0]
+            if first <= position < last and position < stop:
+                until = min(last, stop)
+                out[position - start : until - start] = view[position - first : until - first]
+                position = until
+        if position < stop:
+            raise CheckpointError(
+                f"{self.checkpoint.path} holds {position - start} of {stop - start} elements of {key}: a run "
+                "with other networks wrote it"
+            )
+        return out
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is."""
+    return directory / checkpoint_name(step)
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of the checkpoint of `step`."""
+    return f"step-{step:08d}"
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name is one of a checkpoint, whole or not."""
+    return bool(_NAME.fullmatch(name))
+
+
+def rank_file(rank: int, token: str = "") -> str:
+    """Name of the part of `rank`; `token` tells the groups of ranks apart. Names sort as the ranks do."""
+    return f"rank-{rank:05d}{f'-{token}' if token else ''}.safetensors"
+
+
+def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest, with a hash of itself: a single flipped bit could be a valid number elsewhere."""
+    return json.dumps({**manifest, _SEAL: _seal(manifest)}, indent=1).encode()
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
+    """A manifest from its bytes.
+
+    Args:
+        content: as from `encode_manifest`.
+        name: of the folder that it lies in.
+
+    Raises:
+        ValueError: it is cut or altered, of another format version or step, or lacks something; says what.
+    """
+    manifest: Any = json.loads(content)
+    if not isinstance(manifest, dict) or "format_version" not in manifest:
+        raise ValueError("it has no format_version")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {manifest['format_version']}, this program reads {FORMAT_VERSION}")
+    if manifest.pop(_SEAL, None) != _seal(manifest):
+        raise ValueError("it is damaged: its SHA-256 differs from the one it states")
+    missing = {"step", "world_size", "files", "config"} - manifest.keys()
+    if missing:
+        raise ValueError(f"no {sorted(missing)}")
+    if checkpoint_name(manifest["step"]) != name:
+        raise ValueError(f"it is of step {manifest['step']}")
+    strangers = [file for file in manifest["files"] if Path(file).name != file or file in (".", "..")]
+    if strangers:
+        raise ValueError(f"it names {strangers[0]!r}, which is no file of its folder")
+    return manifest
+
+
+def list_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Checkpoints with a readable manifest, oldest first. A folder without one is no checkpoint and is passed over."""
+    found: list[Checkpoint] = []
+    for path in sorted(path for path in directory.glob("step-*") if is_checkpoint_name(path.name)):
+        try:
+            found.append(Checkpoint(path, parse_manifest((path / MANIFEST).read_bytes(), path.name)))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            log.warning("passing over %s: its manifest cannot be read (%s)", path, error)
+    return found
+
+
+def newest_valid(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files all match their manifest; the others are named in the log and passed over."""
+
+    def verified(checkpoint: Checkpoint) -> Checkpoint:
+        checkpoint.verify()
+        return checkpoint
+
+    return newest_of(list_checkpoints(directory), verified)
+
+
+def newest_of(found: Sequence[Checkpoint], fetch: Callable[[Checkpoint], Checkpoint]) -> Checkpoint | None:
+    """The newest of some checkpoints that `fetch` gives without a CheckpointError; the others are named in the log."""
+    for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True):
+        try:
+            return fetch(checkpoint)
+        except CheckpointError as error:
+            log.warning("passing over checkpoint %s: %s", checkpoint.path.name, error)
+    return None

@@ -1,0 +1,142 @@
+"""One rank's part of a checkpoint: a safetensors file laid out in host memory, then written and hashed in one pass.
+
+safetensors' own writer copies every tensor once more and holds the interpreter's lock for the whole file, so training
+could not go on beside it. The format is simple enough to write: 8 bytes with the length of the header, the header as
+JSON, and the raw tensors without a gap.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.engine.interface import Fragment
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+_CHUNK_BYTES = 2**23
+
+
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part in host memory. It is good until its `HostMemory` takes the next one.
+
+    Attributes:
+        header: the length and the JSON.
+        data: the raw tensors.
+    """
+
+    header: bytes
+    data: memoryview
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.header) + len(self.data)
+
+
+class HashingChunks:
+    """The bytes of a part in order, hashed while they are taken."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._hash = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[memoryview]:
+        yield self._taken(memoryview(self._part.header))
+        for start in range(0, len(self._part.data), _CHUNK_BYTES):
+            yield self._taken(self._part.data[start : start + _CHUNK_BYTES])
+
+    def _taken(self, chunk: memoryview) -> memoryview:
+        self._hash.update(chunk)  # without the interpreter's lock, as the write that follows
+        return chunk
+
+    def sha256(self) -> str:
+        """Of the chunks taken so far, in hex."""
+        return self._hash.hexdigest()
+
+
+class HostMemory:
+    """The host memory of one rank's snapshot, pinned beside a GPU, and used again for each checkpoint."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, sections: Mapping[str, Iterable[Fragment]], extras: Mapping[str, Mapping[str, Tensor]]) -> Part:
+        """Copy tensors out of the hands of training; on return they may change again.
+
+        Args:
+            sections: fragments by section. Their keys become "SECTION/STATE/PARAMETER", their offsets metadata.
+            extras: groups of small tensors; their keys become "extra/GROUP/NAME".
+        """
+        tensors = {f"extra/{group}/{name}": t for group, members in extras.items() for name, t in members.items()}
+        starts: dict[str, str] = {}
+        for section, fragments in sections.items():
+            for fragment in fragments:
+                for state, tensor in fragment.tensors.items():
+                    key = f"{section}/{state}/{fragment.name}"
+                    tensors[key] = tensor
+                    starts[key] = str(fragment.start)
+        return self.take_tensors(tensors, starts)
+
+    def take_tensors(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Part:
+        """As `take`, by the keys in the file.
+
+        Args:
+            tensors: by key.
+            metadata: texts by key, for the header.
+        """
+        # The widest types first, so that every tensor starts at a multiple of its own element.
+        ordered = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        places: dict[str, tuple[int, int]] = {}
+        position = 0
+        for key in ordered:
+            tensor = tensors[key]
+            end = position + tensor.numel() * tensor.element_size()
+            header[key] = {
+                "dtype": _DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [position, end],
+            }
+            places[key] = (position, end)
+            position = end
+        memory = self._room(position)
+        for key, (start, end) in places.items():
+            tensor = tensors[key].detach()
+            memory[start:end].view(tensor.dtype).copy_(tensor.reshape(-1), non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        return Part(len(text).to_bytes(8, "little") + text, memory.numpy().data)
+
+    def reserve(self, num_bytes: int) -> None:
+        """Have memory ready that is also touched: the system gives a page only then, and takes its time for it."""
+        self._room(num_bytes).zero_()
+
+    def _room(self, num_bytes: int) -> Tensor:
+        if self._memory.numel() < num_bytes:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # let go of the smaller one before the larger one is made
+            self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        return self._memory[:num_bytes]

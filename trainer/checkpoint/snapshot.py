@@ -1,0 +1,112 @@
+"""Snapshots: the averaged generator alone, as safetensors beside the config that builds it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data.storage.location import redact
+from models import networks
+from models.generator import Generator
+from models.mlp import MlpGenerator
+from models.published.state_dict import load_published
+from trainer.config.io import dump_config, load_config
+from trainer.config.train_config import TrainConfig
+
+WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be used; says which, why, and what is allowed."""
+
+
+def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator | MlpGenerator:
+    """The generator of `config` with fresh weights."""
+    data = config.data
+    with torch.device(device):
+        return networks.build_generator(
+            config.generator,
+            image_size=data.image_size,
+            image_channels=data.image_channels,
+            num_classes=data.num_classes,
+        )
+
+
+def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig, step: int) -> Path:
+    """Write `folder` with the averaged weights and the config; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    partial = folder / (WEIGHTS + ".tmp")
+    save_file(tensors, partial, metadata={"step": str(step)})
+    os.replace(partial, folder / WEIGHTS)
+    text = folder / (CONFIG + ".tmp")
+    text.write_text(redact(dump_config(config)))  # a snapshot is given to others
+    os.replace(text, folder / CONFIG)
+    return folder
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is what `save_snapshot` wrote."""
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, TrainConfig]:
+    """The averaged generator of a snapshot, and its config.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are not of that config.
+    """
+    config = load_config(str(folder / CONFIG))
+    generator = build_generator(config, device)
+    load_initial_weights(generator, folder / WEIGHTS)
+    return generator, config
+
+
+def load_initial_weights(generator: nn.Module, file: Path) -> None:
+    """Start a generator from a snapshot's safetensors or from a published state dict (.pth, .pt).
+
+    Args:
+        generator: built from this run's config.
+        file: weights under our names (safetensors) or under the published ones, with or without `module.`.
+
+    Raises:
+        WeightsError: the file cannot be read, or its names or shapes are not this generator's.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        elif file.suffix in (".pth", ".pt"):
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            raise WeightsError(f"{file}: unknown kind of weights; allowed: .safetensors, .pth, .pt")
+    except WeightsError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{file} cannot be read: {error}") from error
+    except Exception as error:  # torch raises pickle.UnpicklingError, and others, for what weights_only refuses
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{file} is refused: it holds more than tensors ({reason})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{file} holds no state dict: a mapping from names to tensors is expected")
+    if any("all_modules." in name for name in state):
+        if not isinstance(generator, Generator):
+            raise WeightsError(f"{file} holds published weights, which are of a U-Net: set generator.kind to unet")
+        try:
+            load_published(generator, state)
+        except ValueError as error:
+            raise WeightsError(f"{file}: {error}") from error
+        return
+    own = generator.state_dict()
+    for name in sorted(own.keys() ^ state.keys()):
+        where = "is missing" if name in own else "is not in this run's generator"
+        raise WeightsError(f"{file}: {name} {where}; init_from needs the weights of a generator with the same config")
+    for name, parameter in own.items():
+        if parameter.shape != state[name].shape:
+            raise WeightsError(
+                f"{file}: {name} has shape {tuple(state[name].shape)}, this run's generator {tuple(parameter.shape)}"
+            )
+    generator.load_state_dict(state)

@@ -1,0 +1,301 @@
+"""Where checkpoints lie: a local or shared folder, or a folder of remote storage (s3 or another fsspec filesystem)."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from data.storage.location import DataError, is_remote, local_path
+from trainer.checkpoint.bucket import RemoteStorage
+from trainer.checkpoint.format import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    checkpoint_name,
+    is_checkpoint_name,
+    list_checkpoints,
+    newest_of,
+)
+from trainer.config.io import ConfigError, load_config
+from trainer.config.train_config import TrainConfig
+
+
+class CheckpointStorage(Protocol):
+    """A place for checkpoints. What it raises beside `CheckpointError` is an OSError, and may pass."""
+
+    shown: str
+    """The place, without passwords."""
+    location: str
+    """The place, as `open_storage` takes it."""
+    copies: bool
+    """Whether `fetch` makes a copy on this host."""
+
+    def list(self) -> list[Checkpoint]:
+        """Checkpoints with a readable manifest, oldest first; the others are named in the log if they have one."""
+        ...
+
+    def check_sizes(self, checkpoint: Checkpoint) -> None:
+        """See `Checkpoint.check_sizes`."""
+        ...
+
+    def fetch(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint in a folder of this host, verified; downloaded if need be. `forget` ends its life there.
+
+        Raises:
+            CheckpointError: a file is missing, differs or cannot be read.
+        """
+        ...
+
+    def place(self, name: str) -> Path:
+        """Where on this host `fetch` leaves the checkpoint of that name."""
+        ...
+
+    def forget(self) -> None:
+        """Remove what `fetch` downloaded."""
+        ...
+
+    def names(self) -> Iterable[str]:
+        """All folders of checkpoints, whole or not."""
+        ...
+
+    def write(self, checkpoint: str, name: str, chunks: Iterable[memoryview]) -> None:
+        """Write a part; it is there for good on return. A file of that name is replaced, never written into."""
+        ...
+
+    def commit(self, checkpoint: str, manifest: bytes) -> None:
+        """Write the manifest: all of it appears at once, for good."""
+        ...
+
+    def manifest(self, checkpoint: str) -> bytes | None:
+        """The bytes of a manifest; None without one."""
+        ...
+
+    def delete(self, checkpoint: str) -> None:
+        """Delete a checkpoint, the manifest first, so that half of one is never believed."""
+        ...
+
+    def tidy(self, checkpoint: Checkpoint) -> None:
+        """Delete files in its folder that its manifest does not name."""
+        ...
+
+    def check_writable(self) -> None:
+        """Write something and remove it again."""
+        ...
+
+
+class FolderStorage:
+    """A folder that every rank sees."""
+
+    copies = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shown = self.location = str(folder)
+
+    def list(self) -> list[Checkpoint]:
+        """See `CheckpointStorage`."""
+        return list_checkpoints(self.folder)
+
+    def check_sizes(self, checkpoint: Checkpoint) -> None:
+        """See `CheckpointStorage`."""
+        checkpoint.check_sizes()
+
+    def fetch(self, checkpoint: Checkpoint) -> Checkpoint:
+        """See `CheckpointStorage`. It is read where it is."""
+        checkpoint.verify()
+        return checkpoint
+
+    def place(self, name: str) -> Path:
+        """See `CheckpointStorage`."""
+        return self.folder / name
+
+    def forget(self) -> None:
+        """Nothing to do."""
+
+    def names(self) -> Iterable[str]:
+        """See `CheckpointStorage`."""
+        return sorted(p.name for p in self.folder.glob("step-*") if is_checkpoint_name(p.name) and p.is_dir())
+
+    def write(self, checkpoint: str, name: str, chunks: Iterable[memoryview]) -> None:
+        """See `CheckpointStorage`."""
+        file = self.folder / checkpoint / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # A process that was believed dead may still write to the file of that name: it keeps that one, unseen.
+        file.unlink(missing_ok=True)
+        _write_durably(file, chunks)
+
+    def commit(self, checkpoint: str, manifest: bytes) -> None:
+        """See `CheckpointStorage`."""
+        folder = self.folder / checkpoint
+        partial = folder / f"{MANIFEST}.tmp"
+        partial.unlink(missing_ok=True)
+        _write_durably(partial, [memoryview(manifest)])
+        _sync(folder)  # the names of the parts
+        os.replace(partial, folder / MANIFEST)
+        _sync(folder)
+        _sync(self.folder)
+
+    def manifest(self, checkpoint: str) -> bytes | None:
+        """See `CheckpointStorage`."""
+        try:
+            return (self.folder / checkpoint / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def delete(self, checkpoint: str) -> None:
+        """See `CheckpointStorage`."""
+        path = self.folder / checkpoint
+        if path.is_symlink() or not path.is_dir():
+            raise OSError(errno.ENOTDIR, f"{path} is no folder of a checkpoint")
+        (path / MANIFEST).unlink(missing_ok=True)
+        _sync(path)  # or a crash of the host could bring the manifest back, without the parts
+        shutil.rmtree(path)
+
+    def tidy(self, checkpoint: Checkpoint) -> None:
+        """See `CheckpointStorage`."""
+        for file in checkpoint.path.iterdir():
+            if file.name != MANIFEST and file.name not in checkpoint.manifest["files"]:
+                file.unlink()
+
+    def check_writable(self) -> None:
+        """See `CheckpointStorage`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder):
+            pass
+
+
+def open_storage(location: str | Path, *, owner: str | None = None) -> CheckpointStorage:
+    """The storage at a folder or URL; nothing is touched yet.
+
+    Args:
+        location: folder or URL.
+        owner: whose copies of remote checkpoints are shared on a host; None: this process has its own.
+
+    Raises:
+        CheckpointError: it is a URL of no storage.
+    """
+    try:
+        if is_remote(location):
+            return RemoteStorage(str(location), owner=owner)
+        return FolderStorage(local_path(location))
+    except DataError as error:
+        raise CheckpointError(f"checkpoint.directory: {error}") from error
+
+
+def storage_of(config: TrainConfig) -> CheckpointStorage:
+    """Where the checkpoints of a run lie."""
+    return open_storage(config.checkpoint.directory or Path(config.run.directory) / "checkpoints", owner="run")
+
+
+def storage_of_run(run: Path) -> CheckpointStorage:
+    """Where the checkpoints of the run in a directory lie, as its config says.
+
+    Raises:
+        CheckpointError: it is not the directory of a run.
+        ConfigError: its config cannot be read.
+    """
+    if (run / "checkpoints").is_dir():
+        return FolderStorage(run / "checkpoints")
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run} is not the directory of a run: it has neither checkpoints nor config.yaml")
+    elsewhere = load_config(str(run / "config.yaml")).checkpoint.directory
+    if elsewhere is None:
+        raise CheckpointError(f"{run} holds no checkpoint yet")
+    return open_storage(elsewhere)
+
+
+def check_not_moved(config: TrainConfig) -> None:
+    """See that a run without a checkpoint does not have some where it kept them at its last start.
+
+    Raises:
+        ConfigError: it does; to start anew there, as if they did not exist, would hardly be meant.
+        CheckpointError: the place of the last start cannot be read.
+    """
+    run = Path(config.run.directory)
+    if not (run / "config.yaml").is_file():
+        return
+    before, now = storage_of(load_config(str(run / "config.yaml"))), storage_of(config)
+    found = newest_seen(before) if before.location != now.location else None
+    if found:
+        raise ConfigError(
+            [
+                f"checkpoint.directory is {now.shown}, which holds no checkpoint, but the run in {run} has kept its "
+                f"own in {before.shown}, the newest of step {found.step}. Copy them, set checkpoint.directory back, or "
+                "start anew in another run.directory"
+            ]
+        )
+
+
+def shown_checkpoint(config: TrainConfig, step: int) -> str:
+    """Where the checkpoint of `step` is, for the eye."""
+    return f"{storage_of(config).shown}/{checkpoint_name(step)}"
+
+
+def newest_fetched(storage: CheckpointStorage) -> Checkpoint | None:
+    """The newest valid checkpoint, in a folder of this host; the others are named in the log and passed over.
+
+    Raises:
+        CheckpointError: the storage itself cannot be read: nobody knows then what it holds.
+    """
+    try:
+        return newest_of(storage.list(), storage.fetch)
+    except OSError as error:
+        raise CheckpointError(f"checkpoints cannot be read: {error}") from error
+
+
+def newest_seen(storage: CheckpointStorage) -> Checkpoint | None:
+    """As `newest_fetched`, but nothing is downloaded: of checkpoints in remote storage only the sizes are compared.
+
+    Raises:
+        CheckpointError: the storage itself cannot be read.
+    """
+
+    def seen(checkpoint: Checkpoint) -> Checkpoint:
+        if isinstance(storage, FolderStorage):
+            return storage.fetch(checkpoint)
+        storage.check_sizes(checkpoint)
+        return checkpoint
+
+    try:
+        return newest_of(storage.list(), seen)
+    except OSError as error:
+        raise CheckpointError(f"checkpoints cannot be read: {error}") from error
+
+
+def find_checkpoint(storage: CheckpointStorage, step: int | None) -> Checkpoint:
+    """The checkpoint of `step`, or the newest valid one; in a folder of this host, verified.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged; names those that exist.
+    """
+    if step is None:
+        newest = newest_fetched(storage)
+        if newest is None:
+            raise CheckpointError(f"{storage.shown} holds no valid checkpoint yet")
+        return newest
+    found = {checkpoint.step: checkpoint for checkpoint in storage.list()}
+    if step not in found:
+        raise CheckpointError(f"{storage.shown} has no checkpoint of step {step}; it has {sorted(found) or 'none'}")
+    return storage.fetch(found[step])
+
+
+def _write_durably(file: Path, chunks: Iterable[memoryview]) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for chunk in chunks:
+            while chunk:
+                chunk = chunk[os.write(descriptor, chunk) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,13 @@
+"""Every setting: defined, read strictly, checked, priced. Starts nothing.
+
+Files:
+    command_line  arguments and checks that commands share
+    cost          FLOPs and memory, counted on the meta device
+    io            YAML and --set to a config and back, absolute paths
+    messages      plain words for config errors
+    plan          the dry run
+    resume        what may change when a run is resumed
+    sections      the sections of a config that no other folder owns
+    strict_yaml   YAML with lines and without surprises
+    train_config  all sections together, and the rules between them
+"""

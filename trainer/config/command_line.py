@@ -1,0 +1,65 @@
+"""What the commands that take a config share: arguments, log lines, and the check of the data before a start."""
+
+import argparse
+import logging
+
+import torch
+
+from data.shards.files import check_room
+from data.shards.index import ShardIndex, load_index
+from data.shards.verification import verify_shards
+from data.stream.pipeline import check_form
+from trainer.config.io import ConfigError
+from trainer.config.train_config import TrainConfig
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a config."""
+    parser.add_argument("--config", required=True, help="name in trainer/configs (digits, cifar10, ...) or a YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    )
+
+
+def add_seed_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """--seed, 0 unless it is given: what the random numbers of samples take."""
+    parser.add_argument("--seed", type=_seed, default=0, help=f"{help} (default: 0)")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, expected is a whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def start_logging(rank: int) -> None:
+    """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+
+
+def check_device(config: TrainConfig) -> None:
+    """Refuse a config for GPUs on a machine without any.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    if config.scaling.device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(["scaling.device is gpu, but torch finds none on this machine: set scaling.device=cpu"])
+
+
+def check_data(config: TrainConfig) -> ShardIndex:
+    """The index of the run's data, after checking that it fits the config and that every shard is there, unaltered.
+
+    Raises:
+        DataError: naming what is missing or does not fit, and what to do.
+    """
+    index = load_index(config.data.path)
+    check_form(config.data, index)
+    check_room(index, cache_gb=config.data.cache_gb, window_shards=config.data.shuffle_window_shards)
+    verify_shards(index, by=config.data.verify, cache_directory=config.data.cache_directory)
+    return index

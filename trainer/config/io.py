@@ -1,0 +1,293 @@
+"""Read a config: from YAML and `--set` overrides to a checked `TrainConfig`, and back.
+
+Everything that is wrong is reported at once, in the order of the lines. Unknown keys and duplicates are found here,
+types and ranges by pydantic in strict mode from the dataclasses' annotations, rules between fields by `__post_init__`.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from data.storage.location import is_remote
+from trainer.config.messages import describe, fields_of, nearest, shown, type_at
+from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
+from trainer.config.train_config import TrainConfig
+
+CONFIG_FOLDER = FilePath(__file__).parents[1] / "configs"
+"""The configs that a name without a folder means."""
+
+
+_ADAPTER = TypeAdapter(TrainConfig)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; `lines` holds one message for each thing that is wrong."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = tuple(lines)
+        super().__init__("\n".join(self.lines))
+
+
+class _Draft:
+    """The values of a config on the way to a `TrainConfig`, with where each came from and what is wrong so far."""
+
+    def __init__(self, document: Document, label: str) -> None:
+        self.label = label
+        self.lines = document.lines
+        self.overrides: dict[Path, str] = {}
+        self.unread = {problem.path for problem in document.problems}
+        self._problems: list[tuple[float, str]] = []
+        self.add_all(document.problems)
+        self.data: dict[str, Any] = {}
+        if isinstance(document.value, dict):
+            self.data = document.value
+        elif not document.problems:
+            what = "the file is empty" if document.value is None else f"the file holds {shown(document.value)}"
+            self.add_all(
+                [Problem(line=None, text=f"{what}; a config is a mapping with the sections run, data, training, ...")]
+            )
+        self.usable = not self._problems or bool(self.data)
+
+    def add_all(self, problems: Iterable[Problem]) -> None:
+        """Note problems of the file itself."""
+        for problem in problems:
+            place = f"{self.label}:{problem.line}" if problem.line else self.label
+            self._problems.append((problem.line or 0, f"{place}: {problem.text}"))
+
+    def add(self, path: Path, text: str) -> None:
+        """Note a problem with the value at `path`, placed where that value was set or, if it was not, its section."""
+        order, place = self._origin(path)
+        self._problems.append((order, f"{place}: {text}"))
+
+    def add_rule(self, section: Path, text: str) -> None:
+        """Note a broken rule, placed at the first field in its text that an override set, or else the file."""
+        words = [tuple(word.split(".")) for word in re.findall(r"[a-z]\w*(?:\.\w+)*", text)]
+        fields = [
+            path
+            for known in (self.overrides, self.lines)
+            for word in words
+            for path in known
+            if path[: len(section)] == section and path[len(section) :][-len(word) :] == word and len(path) > 1
+        ]
+        self.add(fields[0] if fields else section, f"{dotted(section)}: {text}" if section else text)
+
+    def raise_problems(self) -> None:
+        """Raise a ConfigError if anything was noted."""
+        if self._problems:
+            raise ConfigError(text for _, text in sorted(self._problems, key=lambda problem: problem[0]))
+
+    def override(self, text: str) -> None:
+        """Apply one `section.field=value`."""
+        label = f"--set {text}"
+        name, equals, value_text = text.partition("=")
+        path: Path = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            self._problems.append(
+                (float("inf"), f"{label}: expected section.field=value, such as training.r1_gamma=0.1")
+            )
+            return
+        document = parse(value_text)
+        if document.value is None and not value_text.strip() and not document.problems:
+            document.problems.append(Problem(line=None, text="no value given; write null to switch the field off"))
+        elif isinstance(document.value, dict):
+            document.problems.append(Problem(line=None, text="sets a whole section; set its fields one by one"))
+        self._problems += [(float("inf"), f"{label}: {problem.text}") for problem in document.problems]
+        if document.problems:
+            return
+        place = self.data
+        for part in path[:-1]:
+            place = place.setdefault(str(part), {})
+            if not isinstance(place, dict):
+                self._problems.append((float("inf"), f"{label}: {part} is not a section"))
+                return
+        place[str(path[-1])] = document.value
+        self.overrides[path] = label
+        for stale in [known for known in self.lines if known[: len(path)] == path]:
+            del self.lines[stale]
+
+    def _origin(self, path: Path) -> tuple[float, str]:
+        """Order and name of the place that set `path`: itself, an override inside it, or the section around it."""
+        if path and path not in self.lines:
+            for known, text in self.overrides.items():
+                if known[: len(path)] == path:
+                    return float("inf"), text
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.overrides:
+                return float("inf"), self.overrides[path[:length]]
+            if path[:length] in self.lines:
+                return self.lines[path[:length]], f"{self.label}:{self.lines[path[:length]]}"
+        return 0, self.label
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read and check a config.
+
+    Args:
+        name_or_path: With a folder in it (`runs/x/config.yaml`, `./mine.yaml`) a file. Without one and ending in
+            `.yaml` or `.yml`, the file of that name in the current folder if there is one. Anything else is the
+            name of a config in `trainer/configs`, with or without `.yaml`.
+        overrides: `section.field=value` texts, the value in YAML; of two for the same field the last one holds.
+
+    Raises:
+        ConfigError: The file cannot be read, or anything in it or in the overrides is wrong; all of it is named.
+    """
+    path = _resolve(name_or_path)
+    label = str(path) if path.parent != CONFIG_FOLDER else f"trainer/configs/{path.name}"
+    draft = _Draft(parse(_read_text(path, label)), label)
+    for override in overrides:
+        draft.override(override)
+    return _finish(draft)
+
+
+def from_dict(values: Mapping[str, Any], label: str = "config") -> TrainConfig:
+    """Check nested mappings, such as a config stored in a checkpoint; `label` names them in messages."""
+    return _finish(_Draft(Document(value=json.loads(json.dumps(values))), label))
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Nested plain values (sequences as lists) that JSON and `from_dict` take."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def dump_config(config: TrainConfig) -> str:
+    """YAML with every field written out; it loads back to an equal config."""
+    return dump(to_dict(config))
+
+
+def flat(config: TrainConfig) -> dict[str, str | int | float | bool | None]:
+    """Scalars by dotted name, `{"training.r1_gamma": 0.05, ...}`; a sequence becomes text, `[1, 2, 2]`."""
+
+    def walk(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list) else value
+
+    return dict(walk(to_dict(config), ""))
+
+
+def config_names() -> list[str]:
+    """Names of the configs that come with the program."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+
+def _resolve(name_or_path: str) -> FilePath:
+    path = FilePath(name_or_path)
+    is_yaml = path.suffix in (".yaml", ".yml")
+    if "/" in name_or_path or (is_yaml and path.is_file()):
+        return path
+    stem = path.stem if is_yaml else name_or_path
+    if stem in config_names():
+        return CONFIG_FOLDER / f"{stem}.yaml"
+    guess = nearest(stem, config_names())
+    message = f"there is no config {name_or_path!r}{guess or '.'} In trainer/configs: {', '.join(config_names())}"
+    raise ConfigError([f"{message}. A file of your own is named with its folder, such as ./mine.yaml"])
+
+
+def _read_text(path: FilePath, label: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{label}:{line}: not UTF-8 text (byte 0x{error.object[error.start]:02x})"]) from None
+    except OSError as error:
+        raise ConfigError([f"{label}: cannot be read: {error.strerror}"]) from None
+
+
+def _finish(draft: _Draft) -> TrainConfig:
+    if not draft.usable:
+        draft.raise_problems()
+    suggested = _drop_unknown_keys(draft, draft.data, TrainConfig, ())
+    config = None
+    try:
+        config = _ADAPTER.validate_json(json.dumps(draft.data), strict=True, extra="forbid")
+    except ValidationError as invalid:
+        for error in invalid.errors(include_url=False):
+            path: Path = tuple(error["loc"])
+            # A misspelt required field and a value that YAML could not give would otherwise be reported twice.
+            if (error["type"] != "missing" or path not in suggested) and path not in draft.unread:
+                _add_error(draft, path, error["type"], error)
+    draft.raise_problems()
+    assert config is not None
+    return config
+
+
+def _add_error(draft: _Draft, path: Path, kind: str, error: Mapping[str, Any]) -> None:
+    if kind == "value_error":
+        for line in str(error["ctx"]["error"]).splitlines():
+            draft.add_rule(path, line)
+        return
+    wanted = type_at(TrainConfig, path)
+    if kind == "missing":
+        draft.add(path, f"{dotted(path)} is missing; it must be {describe(wanted)}")
+        return
+    draft.add(path, f"{dotted(path)} must be {describe(wanted)}, got {shown(error['input'], wanted)}")
+
+
+def _drop_unknown_keys(draft: _Draft, values: dict[str, Any], section: type, path: Path) -> set[Path]:
+    """Report and remove keys that are no fields of `section`, at every depth; returns the paths that were suggested."""
+    fields = fields_of(section)
+    suggested: set[Path] = set()
+    for key in list(values):
+        here: Path = (*path, key)
+        if key not in fields:
+            del values[key]
+            allowed = f"Allowed {f'in {dotted(path)}' if path else 'at the top'}: {', '.join(fields)}"
+            guess = nearest(key, fields)
+            suggested |= {(*path, name) for name in fields if guess and f"`{name}`" in guess}
+            draft.add(here, f"{dotted(here)} is unknown{guess or '.'} {allowed}")
+        elif dataclasses.is_dataclass(fields[key]) and isinstance(values[key], dict):
+            suggested |= _drop_unknown_keys(draft, values[key], type_at(section, (key,)), here)
+    return suggested
+
+
+PATHS = (
+    "run.directory",
+    "run.init_from",
+    "data.path",
+    "data.cache_directory",
+    "checkpoint.directory",
+    "evaluation.network",
+    "evaluation.reference",
+)
+"""Settings that name a file or folder; some of them may be a URL instead."""
+
+
+def inside_ray_job() -> bool:
+    """Whether this process drives a `ray job submit`, where each process has a temporary folder of its own."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig:
+    """The config with its paths made absolute, as each worker sees them from its own current directory.
+
+    Raises:
+        ConfigError: inside a Ray job a relative path would be lost with the job's temporary folder.
+    """
+    given: dict[tuple[str, str], str | None] = {
+        (section, field): getattr(getattr(config, section), field) for section, field in (n.split(".") for n in PATHS)
+    }
+    local = {
+        name: path for name, path in given.items() if path and not is_remote(path) and not path.startswith("file:")
+    }
+    relative = {
+        f"{section}.{field}": path for (section, field), path in local.items() if not FilePath(path).is_absolute()
+    }
+    if inside_job and relative:
+        raise ConfigError(
+            f"{name} is {path}, a relative path: inside a Ray job each process has a temporary folder of its own, and "
+            f"what is written there is lost. Give an absolute path that all nodes share: --set {name}=/shared/..."
+            for name, path in relative.items()
+        )
+    for (section, field), path in local.items():
+        changed = replace(getattr(config, section), **{field: str(FilePath(path).absolute())})
+        config = replace(config, **{section: changed})
+    return config

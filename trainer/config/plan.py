@@ -1,0 +1,230 @@
+"""The dry run: what a config comes to in steps, arithmetic, memory and files, without a GPU, Ray or the data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.shards.index import load_index
+from data.storage.location import DataError, redact
+from trainer.algorithm.batch_split import BatchSplit
+from trainer.config.cost import Costs, measure_costs
+from trainer.config.train_config import TrainConfig, num_steps, split_batch
+
+FP32_BYTES = 4
+
+
+OUTPUTS = ("checkpoints", "samples", "snapshots", "tracking")
+"""Folders that a run makes in its directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateMemory:
+    """Bytes that one network takes on one rank at one ZeRO stage; float32 throughout."""
+
+    stage: int
+    """ZeRO stage."""
+    parameters: int
+    """What the forward pass reads."""
+    gradients: int
+    """Gradients between backward and update. While stages 1 to 3 reduce them, a bucket of others comes on top."""
+    adam: int
+    """Both moments."""
+    master: int
+    """The copy of its partition that DeepSpeed's optimizer updates at stages 1 to 3."""
+    average: int
+    """Moving average, of the generator only."""
+
+    @property
+    def total(self) -> int:
+        """Sum of all."""
+        return self.parameters + self.gradients + self.adam + self.master + self.average
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run comes to."""
+
+    run_directory: Path
+    """Where everything is written."""
+    data_path: str
+    """Where shards and index are read."""
+    num_samples: int | None
+    """Images of the data set; None where its index cannot be read."""
+    data_note: str
+    """Why the index cannot be read, or nothing."""
+    batch: BatchSplit
+    """How the global batch is spread."""
+    num_steps: int
+    """Optimizer steps of the run."""
+    r1_interval_steps: int | None
+    """Every how many steps the penalties are applied; None where there are none."""
+    penalties: str
+    """Which ones have a weight."""
+    costs: Costs
+    """Sizes and FLOPs."""
+    zero_stage_g: int
+    """ZeRO stage chosen for the generator."""
+    zero_stage_d: int
+    """ZeRO stage chosen for the discriminator."""
+    memory_g: tuple[StateMemory, ...]
+    """The generator's state on one rank at stages 0 to 3."""
+    memory_d: tuple[StateMemory, ...]
+    """The discriminator's state on one rank at stages 0 to 2."""
+    checkpoint_bytes: int
+    """Size of one checkpoint, all ranks together."""
+    keep_last: int
+    """Checkpoints that stay on disk; one more while a new one is written."""
+
+    @property
+    def num_images(self) -> int:
+        """Training images of the run, whole steps."""
+        return self.num_steps * self.batch.global_batch_size
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the data set; None where its size is not known."""
+        return self.num_images / self.num_samples if self.num_samples else None
+
+    @property
+    def flops_per_image(self) -> float:
+        """FLOPs of both updates for one training image, R1 averaged in."""
+        return self.costs.flops_per_image(self.r1_interval_steps)
+
+    @property
+    def state_bytes(self) -> int:
+        """State of both networks on one rank at the chosen stages."""
+        return self.memory_g[self.zero_stage_g].total + self.memory_d[self.zero_stage_d].total
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the larger of the updates saves for backward, at the micro-batch of one rank."""
+        update_d = self.costs.update_d_r1 if self.r1_interval_steps else self.costs.update_d
+        return max(self.costs.update_g.saved_bytes, update_d.saved_bytes)
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Work out what a run comes to. Missing data is noted, not refused."""
+    num_samples, data_note = None, ""
+    try:
+        num_samples = load_index(config.data.path).num_samples
+    except (DataError, OSError) as error:
+        data_note = str(error)
+    costs = measure_costs(config)
+    world_size = config.scaling.world_size
+    adversarial = config.training.objective != "gaussian"
+    penalties = [name for name in ("r1", "r2") if adversarial and getattr(config.training, f"{name}_gamma") > 0]
+    return Plan(
+        run_directory=Path(config.run.directory),
+        data_path=redact(config.data.path),
+        num_samples=num_samples,
+        data_note=data_note,
+        batch=split_batch(config),
+        num_steps=num_steps(config),
+        r1_interval_steps=(config.training.r1_interval_steps or 1) if penalties else None,
+        penalties=" and ".join(penalties).upper(),
+        costs=costs,
+        zero_stage_g=config.engine.zero_stage_g,
+        zero_stage_d=config.engine.zero_stage_d,
+        memory_g=tuple(state_memory(costs.parameters_g, stage, world_size, has_average=True) for stage in range(4)),
+        memory_d=tuple(state_memory(costs.parameters_d, stage, world_size, has_average=False) for stage in range(3)),
+        # Parameters and both moments of both networks, and the generator's average.
+        checkpoint_bytes=FP32_BYTES * (3 * (costs.parameters_g + costs.parameters_d) + costs.parameters_g),
+        keep_last=config.checkpoint.keep_last,
+    )
+
+
+def state_memory(num_parameters: int, stage: int, world_size: int, *, has_average: bool) -> StateMemory:
+    """Bytes of one network's state on one rank; a partition is the network divided by the ranks, rounded up."""
+    full = FP32_BYTES * num_parameters
+    part = FP32_BYTES * -(-num_parameters // world_size)
+    parameters = part if stage == 3 else full
+    return StateMemory(
+        stage=stage,
+        parameters=parameters,
+        gradients=part if stage >= 2 else full,
+        adam=2 * (part if stage >= 1 else full),
+        master=part if stage >= 1 else 0,
+        average=parameters if has_average else 0,
+    )
+
+
+def render(plan: Plan) -> str:
+    """Write a plan as text for a terminal."""
+    batch, costs = plan.batch, plan.costs
+    epochs = f"{plan.epochs:,.4g} epochs of {plan.num_samples:,}" if plan.epochs else "epochs unknown, see data"
+    lines = [
+        "networks",
+        f"  generator      {_millions(costs.parameters_g)}  {_flops(costs.forward_g):>13} forward, one image",
+        f"  discriminator  {_millions(costs.parameters_d)}  {_flops(costs.forward_d):>13} forward, one pair",
+        "batch",
+        f"  {_batch(batch)}",
+        "length",
+        f"  {plan.num_steps:,} steps, {plan.num_images:,} images; {epochs}",
+        "arithmetic",
+        f"  {_flops(plan.flops_per_image)} an image: generator's update {_flops(costs.update_g.flops_per_image)}, "
+        f"discriminator's {_flops(costs.update_d.flops_per_image)}, {_r1(plan)}",
+        f"  {_flops(plan.flops_per_image * batch.global_batch_size)} a step, "
+        f"{_flops(plan.flops_per_image * plan.num_images)} the whole run, over all ranks",
+        "memory of one rank in GiB; * marks the stage chosen",
+        "  network        ZeRO  parameters  gradients      Adam    master   average       sum",
+        *(_row("generator", memory, plan.zero_stage_g) for memory in plan.memory_g),
+        *(_row("discriminator", memory, plan.zero_stage_d) for memory in plan.memory_d),
+        f"  saved for backward (estimate): generator's update {_gib(costs.update_g.saved_bytes)}, discriminator's "
+        f"{_gib(costs.update_d.saved_bytes)}, with R1 {_gib(costs.update_d_r1.saved_bytes)}",
+        f"  together {_gib(plan.state_bytes)} + {_gib(plan.saved_bytes)} = "
+        f"{_gib(plan.state_bytes + plan.saved_bytes)}; "
+        "not included: workspaces of kernels, communication buckets, the processes themselves",
+        "checkpoint",
+        f"  {_gib(plan.checkpoint_bytes)} GiB each, {plan.keep_last} kept and one more while writing: "
+        f"{_gib(plan.checkpoint_bytes * (plan.keep_last + 1))} GiB of disk",
+        "files",
+        f"  reads   {plan.data_path}" + (f" (not readable yet: {plan.data_note})" if plan.data_note else ""),
+        f"  writes  {plan.run_directory}/ with {', '.join(OUTPUTS)}",
+    ]
+    return "\n".join(lines)
+
+
+def _batch(batch: BatchSplit) -> str:
+    sizes = [stop - start for start, stop in map(batch.share, range(batch.world_size))]
+    fullest = sizes.count(batch.rank_batch_size)
+    if batch.micro_batch_size * batch.grad_accum_steps * batch.world_size == batch.global_batch_size:
+        return (
+            f"{batch.global_batch_size} images a step = micro {batch.micro_batch_size} x accum "
+            f"{batch.grad_accum_steps} x world {batch.world_size}; {batch.rank_batch_size} on each rank"
+        )
+    spread = f"{fullest} x {sizes[0]}" + (f" + {len(sizes) - fullest} x {sizes[-1]}" if sizes[-1] < sizes[0] else "")
+    return (
+        f"{batch.global_batch_size} images a step = {spread} over the ranks, in whole groups of {batch.group_size}; "
+        f"micro {batch.micro_batch_size} or less x accum {batch.grad_accum_steps} on each rank"
+    )
+
+
+def _r1(plan: Plan) -> str:
+    if not plan.costs.parameters_d:
+        return "there is none"
+    if plan.r1_interval_steps is None:
+        return "R1 is off"
+    often = "at every step" if plan.r1_interval_steps == 1 else f"at 1 step in {plan.r1_interval_steps}"
+    extra = plan.costs.update_d_r1.flops_per_image - plan.costs.update_d.flops_per_image
+    return f"{plan.penalties} {_flops(extra)} {often}"
+
+
+def _row(name: str, memory: StateMemory, chosen: int) -> str:
+    parts = (memory.parameters, memory.gradients, memory.adam, memory.master, memory.average, memory.total)
+    widths = (12, 11, 10, 10, 10, 10)
+    cells = "".join(f"{_gib(part):>{width}}" for part, width in zip(parts, widths, strict=True))
+    return f"  {name:<15}{memory.stage}{'*' if memory.stage == chosen else ' '}  {cells}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:8.2f} M parameters"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.3f}"
+
+
+def _flops(flops: float) -> str:
+    for unit, scale in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if flops >= scale:
+            return f"{flops / scale:,.2f} {unit}"
+    return f"{flops / 1e9:,.2f} GFLOP"

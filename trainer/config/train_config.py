@@ -1,0 +1,195 @@
+"""All sections of a run's settings together, and the rules between them."""
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import torch
+
+from data.stream.pipeline import DataConfig
+from models.diffusion import DiffusionConfig
+from models.discriminator import DiscriminatorConfig, check_image_size
+from models.generator import GeneratorConfig
+from models.networks import build_generator
+from trainer.algorithm.batch_split import BatchSplit, split_evenly, split_groups
+from trainer.algorithm.losses import OBJECTIVES
+from trainer.config.sections import (
+    FIGURES,
+    CheckpointConfig,
+    EvaluationConfig,
+    GuardConfig,
+    RunConfig,
+    ScalingConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+from trainer.engine.interface import EngineConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run."""
+
+    run: RunConfig
+    """Where it lives."""
+    data: DataConfig
+    """What it reads."""
+    training: TrainingConfig
+    """How it learns."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """The forward process."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The denoiser."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The critic of denoising steps."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Backward, reduction and update."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    """Ranks and devices."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Skipped updates."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Figures of merit."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Logging."""
+
+    def __post_init__(self) -> None:
+        """Check what needs more than one section; every broken rule is a line of one ValueError."""
+        problems: list[str] = []
+        for rule in (split_batch, _check_objective, _check_keep_best, _check_warmup, _check_networks):
+            try:
+                rule(self)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+        _check_elastic(self)  # looks at this very config with other world sizes: nothing else may be wrong with it
+
+
+def split_batch(config: TrainConfig) -> BatchSplit:
+    """Spread the global batch over ranks and micro-batches.
+
+    Raises:
+        ValueError: It cannot be spread; the message shows the arithmetic.
+    """
+    training, discriminator = config.training, config.discriminator
+    sizes = (training.global_batch_size, config.scaling.world_size, training.micro_batch_size)
+    if discriminator.stddev_grouping == "strided":
+        return split_evenly(*sizes, discriminator.stddev_group_size)
+    return split_groups(*sizes, discriminator.stddev_group_size)
+
+
+def _check_elastic(config: TrainConfig) -> None:
+    """Each number of ranks that the run may come to must be able to share the batch."""
+    scaling = config.scaling
+    for world_size in range(scaling.min_world_size or scaling.world_size, scaling.world_size):
+        try:
+            fewer = replace(config, scaling=replace(scaling, world_size=world_size, min_world_size=None))
+            if config.discriminator.stddev_grouping == "strided":
+                _check_same_micro_batch(split_batch(fewer), split_batch(config))
+        except ValueError as error:
+            raise ValueError(
+                f"scaling.min_world_size is {scaling.min_world_size} and scaling.world_size {scaling.world_size}: the "
+                f"run may come to {world_size} ranks, but {error}"
+            ) from None
+
+
+def _check_same_micro_batch(fewer: BatchSplit, planned: BatchSplit) -> None:
+    """Strided groups are those of a micro-batch: another one would compare other images."""
+    if fewer.micro_batch_size != planned.micro_batch_size:
+        raise ValueError(
+            f"with discriminator.stddev_grouping strided the images of a forward pass may not change, from "
+            f"{planned.micro_batch_size} to {fewer.micro_batch_size}. Set training.micro_batch_size to "
+            f"{planned.micro_batch_size}, or stddev_grouping contiguous"
+        )
+
+
+def _check_objective(config: TrainConfig) -> None:
+    training = config.training
+    if training.label_dropout and not config.data.num_classes:
+        raise ValueError(
+            f"training.label_dropout is {training.label_dropout:g}, but data.num_classes is 0, so that there are no "
+            "labels to drop: set data.num_classes to that of the data set, or training.label_dropout to 0"
+        )
+    if training.objective == "gaussian":
+        if training.prediction == "epsilon" and config.generator.output_tanh:
+            raise ValueError(
+                "training.prediction is epsilon, but generator.output_tanh squashes the output into [-1, 1], which "
+                "noise is not bound to: set generator.output_tanh to false"
+            )
+        return
+    if training.prediction != "x0":
+        raise ValueError(
+            f"training.prediction is {training.prediction}, but with training.objective {training.objective} the "
+            "generator makes x0: set training.prediction to x0, or training.objective to gaussian"
+        )
+    if not OBJECTIVES[training.objective].bounded and training.r1_gamma == training.r2_gamma == 0:
+        raise ValueError(
+            f"training.objective is {training.objective}, whose discriminator's loss has no lower bound unless a "
+            "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+        )
+
+
+def _check_keep_best(config: TrainConfig) -> None:
+    """A figure must be there when a checkpoint is saved: one of other weights says nothing of these."""
+    best, every = config.checkpoint.keep_best, config.evaluation.interval_images
+    if best not in FIGURES:
+        return
+    if every is None:
+        raise ValueError(
+            f"checkpoint.keep_best is {best}, which an evaluation measures, but evaluation.interval_images is null: "
+            "set it, or keep the best by another curve"
+        )
+    batch, steps = config.training.global_batch_size, config.checkpoint.save_interval_steps
+    if every % batch or (steps and steps * batch % every):
+        raise ValueError(
+            f"checkpoint.keep_best is {best}, so each checkpoint needs an evaluation of the same step, but a "
+            f"checkpoint comes every {steps} x {batch} images and an evaluation every {every}: make "
+            f"evaluation.interval_images a multiple of training.global_batch_size ({batch}) that divides the images "
+            "between checkpoints"
+        )
+
+
+def _check_warmup(config: TrainConfig) -> None:
+    total_images = config.training.total_images
+    for name in ("learning_rate_g", "learning_rate_d"):
+        warmup_images = getattr(config.training, name).warmup_images
+        if warmup_images >= total_images:
+            raise ValueError(
+                f"training.{name}.warmup_images ({warmup_images}) must be less than training.total_images "
+                f"({total_images}), or the rate never reaches its peak"
+            )
+
+
+def _check_networks(config: TrainConfig) -> None:
+    size = config.data.image_size
+    problems = [_build_problem(config.generator, size, config.data.image_channels)]
+    try:
+        if config.discriminator.kind != "mlp":
+            check_image_size(config.discriminator, size)
+    except ValueError as error:
+        problems.append(f"discriminator.kind is {config.discriminator.kind}: {error}")
+    if config.discriminator.kind == "small" and size > 64:
+        problems.append(
+            f"discriminator.kind is small: it halves data.image_size {size} only 3 times, so none of its outputs sees "
+            "the whole image; it is for images up to 64 pixels. Use kind large"
+        )
+    if any(problems):
+        raise ValueError("\n".join(filter(None, problems)))
+
+
+@cache
+def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: int) -> str | None:
+    """What keeps the generator from being built. On the meta device it takes no memory and draws no random number."""
+    try:
+        with torch.device("meta"):
+            build_generator(generator, image_size=image_size, image_channels=image_channels)
+    except ValueError as error:
+        return f"generator: {error}"
+    return None
+
+
+def num_steps(config: TrainConfig) -> int:
+    """Optimizer steps of the whole run: total_images in global batches, rounded up."""
+    return -(-config.training.total_images // config.training.global_batch_size)

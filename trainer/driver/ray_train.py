@@ -1,0 +1,358 @@
+"""Ray's side of a run: a local Ray or a cluster, one Ray Train worker per rank, the line between worker and driver.
+
+Nothing here knows about training. `fit` starts the ranks and returns how the run ended; each rank gets its place in the
+group from Ray Train's environment and talks to the driver through a small actor, the board, without waiting for it.
+Ray reads its settings from the environment when it is imported: `run.set_up_ray` comes first.
+
+A group that fails is started again by Ray Train, with as many ranks as find room. Ray would also kill a healthy group
+to make it larger, and with it the work since the last checkpoint. So its own check is switched off: the driver asks the
+ranks to stop at a checkpoint, and only then lets Ray start more of them.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from data.storage.location import DataError
+from trainer.checkpoint.lease import LAUNCH_VARIABLE, this_process
+from trainer.checkpoint.snapshot import WeightsError
+from trainer.config.command_line import start_logging
+from trainer.config.io import ConfigError
+from trainer.config.sections import ScalingConfig
+from trainer.config.train_config import TrainConfig
+from trainer.driver.board import Board, FinalError, Snapshot
+from trainer.driver.growth import Growth
+from trainer.rank.divergence import DivergenceError
+from trainer.rank.progress import ProgressBar, Status
+from trainer.rank.run_folder import Outcome
+from trainer.rank.worker import run_rank
+
+log = logging.getLogger(__name__)
+
+
+REPORT_INTERVAL_S = 0.2
+
+
+FINAL_PAUSE_S = 30.0
+
+
+NEVER_S = 1e9
+
+
+LOOPBACK = "127.0.0.1"
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot run this; says what is missing and what to do."""
+
+
+class RunFailedError(RuntimeError):
+    """The workers failed more often than the config allows."""
+
+
+class RayDriver:
+    """A worker's line to the board: sends at most a few times a second, and looks for the answer without waiting."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._sent_at = float("-inf")
+        self._stop_asked = board.stop_asked.remote()
+        self.step: int | None = None
+
+    def report(self, status: Status) -> None:
+        """Post `status` unless one has just been posted; the last step is always posted."""
+        self.step = status.step
+        if time.monotonic() - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images:
+            self._board.post.remote(status)
+            self._sent_at = time.monotonic()
+
+    def stop_requested(self) -> bool:
+        """Whether the driver wants to stop. A driver that is gone cannot ask; Ray itself ends the worker then."""
+        return self.wait_for_stop(timeout_s=0)
+
+    def wait_for_stop(self, timeout_s: float) -> bool:
+        """Wait for that, but not longer than `timeout_s`."""
+        return bool(ray.wait([self._stop_asked], timeout=timeout_s)[0])
+
+
+def _train_rank(arguments: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker."""
+    config, board = arguments["config"], arguments["board"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank()), "WORLD_SIZE": str(world_size)}
+    os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a group that is started again takes its own lease over
+    config = replace(config, scaling=replace(config.scaling, world_size=world_size))
+    start_logging(rank)
+    driver = RayDriver(board)
+    if rank == 0 and not _await_turn(driver, board, world_size):  # the others wait for it in their first collective
+        return _await_the_end()
+    try:
+        result: Outcome | FinalError = run_rank(config, driver)
+    except (ConfigError, DataError, WeightsError) as error:
+        result = FinalError(str(error), is_refusal=True)
+    except DivergenceError as error:  # it has been tried anew already, in the workers
+        result = FinalError(str(error), is_refusal=False)
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        ray.get(board.post_error.remote(f"rank {rank}: {type(error).__name__}: {first_line}", driver.step))
+        raise
+    if rank == 0 or isinstance(result, FinalError):
+        ray.get(board.post_result.remote(result))
+    if isinstance(result, FinalError):
+        _await_the_end()
+    return None
+
+
+def _await_turn(driver: RayDriver, board: Any, world_size: int) -> bool:
+    """Hold a group back that follows on failures; a stop ends the pause. False: it should not start at all."""
+    pause_s: float | None = ray.get(board.begin.remote(world_size))
+    if pause_s:
+        log.warning("the workers have failed repeatedly: going on in %.0f s", pause_s)
+        driver.wait_for_stop(pause_s)
+    return pause_s is not None
+
+
+def _await_the_end() -> None:
+    """The driver ends the run meanwhile; to return would look like success to Ray, to raise would start it again."""
+    time.sleep(FINAL_PAUSE_S)
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            _start_local_ray()
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray at {address}" if address else "a local Ray"
+        raise ClusterError(f"cannot connect to {where}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local_ray() -> None:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    # Ray Train's processes ask the dashboard for the state of their actors, and inherit from here where it is. Left to
+    # themselves they take the Ray that was last started by hand on this machine, running or not.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
+    with _children_in_a_group_of_their_own():
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host=LOOPBACK,
+            dashboard_port=port,
+            _node_ip_address=LOOPBACK,
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def _children_in_a_group_of_their_own() -> Iterator[None]:
+    """So that a signal to the driver's process group, as `timeout` sends it, leaves Ray alive to save a checkpoint.
+
+    The leader of a group cannot leave it; then its children stay beside it.
+    """
+    group = os.getpgrp()
+    if group == os.getpid():
+        yield
+        return
+    os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        os.setpgid(0, group)
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Refuse at once what Ray would wait for without end.
+
+    Raises:
+        ClusterError: the cluster has fewer CPUs or GPUs than the fewest ranks need.
+    """
+    scaling = config.scaling
+    fewest = scaling.min_world_size or scaling.world_size
+    places = _places(scaling)
+    if places >= fewest:
+        return
+    gpus = scaling.device == "gpu"
+    nodes = _alive_nodes()
+    have = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
+    needed = f"{scaling.cpus_per_worker} CPUs" + (" and 1 GPU" if gpus else "")
+    name = "scaling.min_world_size" if scaling.min_world_size else "scaling.world_size"
+    raise ClusterError(
+        f"the cluster has {have} on {len(nodes)} nodes, room for {places} ranks of {needed} each; the run asks for "
+        f"{name} {fewest}. Lower {name} or scaling.cpus_per_worker"
+        + (", set scaling.device=cpu" if gpus else "")
+        + ", or use a larger cluster"
+    )
+
+
+def _alive_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(scaling: ScalingConfig) -> int:
+    """Ranks that the living nodes have room for; a rank lies on one node with all that it needs."""
+    places = 0
+    for node in _alive_nodes():
+        fits = int(node.get("CPU", 0)) // scaling.cpus_per_worker
+        places += min(fits, int(node.get("GPU", 0))) if scaling.device == "gpu" else fits
+    return places
+
+
+def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
+    """Ranks that an elastic run of `world_size` could go on with; more only if one more finds its room free."""
+    if scaling.min_world_size is None:
+        return world_size
+    free = ray.available_resources()
+    if free.get("CPU", 0) < scaling.cpus_per_worker or (scaling.device == "gpu" and free.get("GPU", 0) < 1):
+        return world_size
+    return min(_places(scaling), scaling.world_size)
+
+
+def fit(config: TrainConfig) -> Outcome:
+    """Run all ranks to the end, or to a stop by SIGINT or SIGTERM; shows one progress bar.
+
+    Args:
+        config: with absolute paths.
+
+    Raises:
+        ClusterError: the cluster cannot run it.
+        ConfigError: a worker saw that the run cannot be resumed or its input does not fit.
+        RunFailedError: the ranks failed more than `scaling.max_failures` times, three times at the same step, or in a
+            way that no restart helps against.
+    """
+    with connected():
+        check_resources(config)
+        board = _start_board()
+        growth = Growth(partial(_possible_ranks, config.scaling))
+        with _stop_on_signals(board) as stop, ProgressBar() as bar:
+            while True:
+                outcome = _fit_group(config, board, growth, bar)
+                if outcome.finished or stop.asked:
+                    return outcome
+                ray.get(board.go_on.remote())  # it stopped because there is room for more ranks
+                if stop.asked:  # meanwhile: the board may have forgotten it
+                    return outcome
+
+
+def _fit_group(config: TrainConfig, board: Any, growth: Growth, bar: ProgressBar) -> Outcome:
+    """One call of Ray Train, with all the restarts that it does on its own; ends early if the run can grow."""
+    trainer = _make_trainer(config, board)
+    failure: list[BaseException] = []
+
+    def call_fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
+    thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
+    thread.start()
+    seen = _read(board)
+    while thread.is_alive() and not isinstance(seen.result, FinalError):
+        thread.join(timeout=0.5)
+        seen = _read(board)
+        if seen.status:
+            bar.show(seen.status)
+        if ranks := growth.possible(seen.world_size):
+            log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
+            board.ask_to_stop.remote()
+    seen = _read(board)  # the last words of the ranks may have come after the last look
+    if isinstance(seen.result, FinalError):
+        raise ConfigError([seen.result.message]) if seen.result.is_refusal else RunFailedError(seen.result.message)
+    if not failure and isinstance(seen.result, Outcome):
+        return seen.result
+    summary = ray.get(board.summarize_failures.remote(config.scaling.max_failures))
+    raise RunFailedError(summary or f"the workers failed: {failure[0] if failure else 'no result was reported'}")
+
+
+def _start_board() -> Any:
+    """The board on the driver's own node, so that no other node's end takes it away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Board)
+    # Each rank of each attempt leaves a call that waits for a stop; they must not use up the calls that may be open.
+    return actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=1_000_000).remote()
+
+
+def _read(board: Any) -> Snapshot:
+    try:
+        return ray.get(board.read.remote())
+    except RayError as error:
+        raise RunFailedError(f"the driver's own Ray process is gone: {error}") from error
+
+
+def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
+    scaling = config.scaling
+    failures_before: Any = ray.get(board.count_failures.remote())  # the limit is one for all calls of Ray Train
+    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
+    return TorchTrainer(
+        _train_rank,
+        train_loop_config={"config": config, "launch": this_process(), "board": board},
+        torch_config=TorchConfig(backend="nccl" if scaling.device == "gpu" else "gloo", timeout_s=scaling.timeout_s),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(scaling.min_world_size, scaling.world_size) if scaling.min_world_size else scaling.world_size,
+            elastic_resize_monitor_interval_s=NEVER_S,
+            use_gpu=scaling.device == "gpu",
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            # A name of its own for each start: what a run has reached is in our checkpoints, not in Ray's records.
+            name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
+            storage_path=str(Path(config.run.directory) / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=max(0, scaling.max_failures - failures_before)),
+        ),
+    )
+
+
+@dataclass
+class _Stop:
+    """Whether the user has asked for a stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def _stop_on_signals(board: Any) -> Iterator[_Stop]:
+    """The first SIGINT or SIGTERM asks the workers to stop after a checkpoint; the second ends the driver at once."""
+    stop = _Stop()
+
+    def ask(number: int, _frame: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        log.warning(
+            "%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name
+        )
+        board.ask_to_stop.remote()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,150 @@
+"""The plain torch twin of the DeepSpeed engine, Adam's state, and the engine of a network that an objective lacks."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.engine.guard import UpdateGuard
+from trainer.engine.interface import AdamConfig, Fragment, FragmentSource, even_share
+
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+
+
+def make_adam(module: nn.Module, adam: AdamConfig, device: torch.device) -> torch.optim.Adam:
+    """Adam over all parameters. Its learning rate is set before each update."""
+    return torch.optim.Adam(
+        module.parameters(), lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=device.type == "cuda"
+    )
+
+
+class TorchEngine:
+    """The plain twin: torch's optimizer, gradients averaged over the ranks by one all-reduce, every rank holds all."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        grad_accum_steps: int,
+        max_gradient_norm: float | None,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.guard = UpdateGuard(max_gradient_norm, partitioned=False)
+        self._grad_accum_steps = grad_accum_steps
+        self._num_backwards = 0
+
+    def backward(self, loss: Tensor) -> None:
+        self.guard.see(loss)
+        loss.backward()
+        self._num_backwards += 1
+
+    def step(self) -> None:
+        if self._num_backwards < self._grad_accum_steps:
+            return
+        self._num_backwards = 0
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flat = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+            pieces = flat.split([g.numel() for g in gradients])
+            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+        self.guard.judge(gradients)
+        with self.guard.over(self.optimizer):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def num_updates(self) -> int:
+        return _num_updates(self.optimizer)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def live_parameters(self) -> list[tuple[str, int, Tensor]]:
+        return [(name, 0, p.detach()) for name, p in self.module.named_parameters()]
+
+    def fragments(self) -> Iterator[Fragment]:
+        yield from _replicated_fragments(self.module, self.optimizer)
+
+    def load(self, source: FragmentSource, num_updates: int) -> None:
+        _load_replicated(self.module, self.optimizer, source, num_updates)
+
+    def close(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def _replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    for name, p in module.named_parameters():
+        start, stop = even_share(p.numel(), rank, world_size)
+        if start < stop:
+            states = _adam_states(optimizer, p)
+            tensors = {"parameter": p.detach(), **{s: states[s] for s in ADAM_STATES}}
+            yield Fragment(name, start, {key: t.reshape(-1)[start:stop] for key, t in tensors.items()})
+
+
+def _load_replicated(
+    module: nn.Module, optimizer: torch.optim.Optimizer, source: FragmentSource, num_updates: int
+) -> None:
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            states = _adam_states(optimizer, p)
+            for state, tensor in {"parameter": p, **{s: states[s] for s in ADAM_STATES}}.items():
+                tensor.copy_(source.read(state, name, 0, p.numel()).view_as(tensor))
+            states["step"].fill_(num_updates)
+
+
+def _adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
+    """Adam's state of one parameter, made as torch makes it at the first update if there has been none."""
+    state = optimizer.state[p]
+    if not state:
+        fused = optimizer.param_groups[0].get("fused")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if fused else "cpu")
+        for name in ADAM_STATES:
+            state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    return state
+
+
+def _num_updates(optimizer: torch.optim.Optimizer) -> int:
+    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
+    return int(torch.stack(counts).max()) if counts else 0
+
+
+class IdleEngine:
+    """Stands in the discriminator's place while the generator is trained by regression."""
+
+    def __init__(self) -> None:
+        self.module: nn.Module = nn.Module()
+        self.guard = UpdateGuard(None, partitioned=False)
+
+    def backward(self, loss: Tensor) -> None:
+        """Never called: nothing here has a loss."""
+        raise AssertionError("this objective has no discriminator")
+
+    def step(self) -> None:
+        """Never called either."""
+        raise AssertionError("this objective has no discriminator")
+
+    def num_updates(self) -> int:
+        """None is ever made."""
+        return 0
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """There is nothing that learns."""
+
+    def live_parameters(self) -> list[tuple[str, int, Tensor]]:
+        """None."""
+        return []
+
+    def fragments(self) -> Iterator[Fragment]:
+        """None."""
+        return iter(())
+
+    def load(self, source: FragmentSource, num_updates: int) -> None:
+        """There is nothing to load."""
+
+    def close(self) -> None:
+        """There is nothing to release."""

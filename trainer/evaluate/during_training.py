@@ -1,0 +1,69 @@
+"""Evaluation during training: figures of merit of the averaged weights every so many images."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+from torch import nn
+
+from models.diffusion import Diffusion
+from trainer.config.train_config import TrainConfig
+from trainer.engine.ranks import Ranks
+from trainer.evaluate.classifier import train_classifier
+from trainer.evaluate.features import ClassifierNetwork, FeatureNetwork, ScriptedNetwork
+from trainer.evaluate.reference import Reference, cache_folder, load_reference, measure_samples, read_all
+from trainer.sample.draw import sample_batches
+
+SEED = 0
+"""Of samples, classifier and subsets: equal throughout a run, so that its curve shows the weights alone."""
+
+
+def is_due(images: int, step_images: int, interval_images: int | None) -> bool:
+    """Whether the step that ended with `images` seen went past a multiple of the interval."""
+    return interval_images is not None and images // interval_images > (images - step_images) // interval_images
+
+
+class RunEvaluation:
+    """Network and reference of a run, made at the first evaluation; every method is a collective."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
+        self._held: tuple[FeatureNetwork, Reference] | None = None
+
+    def measure(self, generator: nn.Module, diffusion: Diffusion) -> dict[str, float]:
+        """Figures by the names of `Quality`, as the curves have them.
+
+        Args:
+            generator: with the averaged weights, the same on every rank.
+            diffusion: tables of the process.
+        """
+        network, reference = self._held = self._held or self._prepare()
+        settings, ranks = self._config.evaluation, self._ranks
+        drawn = sample_batches(
+            generator,
+            diffusion,
+            self._config,
+            num=settings.num_samples,
+            seed=SEED,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        batches = zip(itertools.count(ranks.rank, ranks.world_size), drawn, strict=False)
+        measured = measure_samples(batches, reference, network, ranks, codec=settings.through, seed=SEED)
+        figures = dataclasses.asdict(measured.quality)
+        return {name: value for name, value in figures.items() if value is not None}
+
+    def _prepare(self) -> tuple[FeatureNetwork, Reference]:
+        settings, path = self._config.evaluation, self._config.data.path
+        if settings.network is not None:
+            network: FeatureNetwork = ScriptedNetwork(Path(settings.network), self._ranks.device)
+        else:
+            images, labels = read_all(path)
+            if labels is None:
+                raise ValueError(
+                    f"{path} has no labels, so no classifier can be trained to evaluate with: give evaluation.network "
+                    "a TorchScript file, or set evaluation.interval_images to null"
+                )
+            # Every rank trains it: the result is a function of the data and the seed.
+            network = ClassifierNetwork(train_classifier(images, labels, seed=SEED), SEED)
+        return network, load_reference(Path(settings.reference or path), network, self._ranks, cache_folder())

@@ -1,0 +1,203 @@
+"""Figures of merit of samples, from features that a network takes of samples and of a reference.
+
+Fréchet distance (FID), kernel distance (KID) and Inception score are torchmetrics'; precision, recall, density and
+coverage, which it lacks, are here. All depend on the number of samples: compare figures of equal numbers only.
+
+Every rank has all features when it comes here, so torchmetrics must not add up what the ranks have. It is imported
+where it is needed: with scipy and matplotlib it would be a third of the time in which a process of any run starts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+KID_SUBSETS = 100
+
+
+KID_SUBSET_SIZE = 1000
+"""Images of a subset, or as many as the smaller set has."""
+
+
+SCORE_SPLITS = 10
+
+
+PRECISION_NEIGHBOURS = 3
+"""k of precision and recall, as in 1904.06991."""
+
+
+DENSITY_NEIGHBOURS = 5
+"""k of density and coverage, as in 2002.09797."""
+
+
+ROWS_AT_ONCE = 1024
+"""Of the matrix of distances."""
+
+
+Features = Float[Tensor, "n d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What the Fréchet distance needs of a set of images."""
+
+    mean: Float[Tensor, "d"]
+    """Of the features, float64."""
+    covariance: Float[Tensor, "d d"]
+    """Of the features, unbiased, float64."""
+    num_images: int
+    """Behind them; 0 where a file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Figures of one set of samples; None where the reference or the network does not give what they need."""
+
+    fid: float
+    """Fréchet distance (1706.08500, Eq. 6); 0 is best."""
+    kid: float | None = None
+    """Squared maximum mean discrepancy with a cubic kernel (1801.01401), mean over random subsets; 0 is best."""
+    inception_score: float | None = None
+    """exp of the mean KL between a sample's classes and those of all (1606.03498); 1 to the number of classes."""
+    precision: float | None = None
+    """Share of samples that lie among the reference (1904.06991)."""
+    recall: float | None = None
+    """Share of the reference that lies among the samples (1904.06991)."""
+    density: float | None = None
+    """How many neighbourhoods of the reference a sample lies in, over k (2002.09797); about 1 for the data."""
+    coverage: float | None = None
+    """Share of the reference's neighbourhoods that hold a sample (2002.09797)."""
+
+
+def measure(
+    samples: Features,
+    reference: Features | Statistics,
+    *,
+    logits: Float[Tensor, "n k"] | None = None,
+    seed: int = 0,
+) -> Quality:
+    """All figures that can be had.
+
+    Args:
+        samples: features of the samples, N > 1.
+        reference: features of the reference, or only its statistics, which give the Fréchet distance alone.
+        logits: of the samples, for the Inception score.
+        seed: of KID's subsets and of the order in which the score splits the samples.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        score = None if logits is None else inception_score(logits)
+        if isinstance(reference, Statistics):
+            return Quality(fid=frechet_distance(statistics_of(samples), reference), inception_score=score)
+        precision, recall = precision_and_recall(samples, reference)
+        density, coverage = density_and_coverage(samples, reference)
+        return Quality(
+            fid=frechet_distance(statistics_of(samples), statistics_of(reference)),
+            kid=kernel_distance(samples, reference),
+            inception_score=score,
+            precision=precision,
+            recall=recall,
+            density=density,
+            coverage=coverage,
+        )
+
+
+def statistics_of(features: Features) -> Statistics:
+    """Mean and unbiased covariance, in float64."""
+    features = features.double()
+    return Statistics(
+        mean=features.mean(dim=0),
+        covariance=torch.cov(features.T).view(2 * features.shape[1:]),
+        num_images=len(features),
+    )
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), by torchmetrics.
+
+    Sets of no more images than features have singular covariances; rounding then moves the result by some 1e-7 of
+    tr(C_a + C_b), and what falls below 0 is given as 0.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=GivenFeatures(len(a.mean)), sync_on_compute=False)
+    for prefix, side in (("fake", a), ("real", b)):
+        n = max(2, side.num_images)  # it cancels out
+        total = side.mean * n
+        setattr(metric, f"{prefix}_features_sum", total)
+        setattr(metric, f"{prefix}_features_cov_sum", side.covariance * (n - 1) + torch.outer(total, side.mean))
+        setattr(metric, f"{prefix}_features_num_samples", torch.tensor(n))
+    metric.orig_dtype = torch.float64
+    metric._update_count = 1  # or it warns that it has seen nothing
+    return max(0.0, metric.compute().item())
+
+
+def kernel_distance(samples: Features, reference: Features) -> float:
+    """KID, unbiased, so that it may fall below 0."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(KID_SUBSET_SIZE, len(samples), len(reference))
+    subsets = KID_SUBSETS if size < max(len(samples), len(reference)) else 1
+    metric = KernelInceptionDistance(
+        feature=GivenFeatures(samples.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
+    )
+    metric.update(reference.double(), real=True)
+    metric.update(samples.double(), real=False)
+    return metric.compute()[0].item()
+
+
+def inception_score(logits: Float[Tensor, "n k"]) -> float:
+    """Mean over ten splits, fewer of fewer than ten samples."""
+    from torchmetrics.image.inception import InceptionScore
+
+    metric = InceptionScore(
+        feature=GivenFeatures(logits.shape[1]), splits=min(SCORE_SPLITS, len(logits)), sync_on_compute=False
+    )
+    metric.update(logits.double())
+    return metric.compute()[0].item()
+
+
+def precision_and_recall(samples: Features, reference: Features) -> tuple[float, float]:
+    """Kynkäänniemi et al. (1904.06991), Eq. 1-3: shares that lie within some neighbourhood of the other set."""
+    k = PRECISION_NEIGHBOURS
+    precision = _inside(samples, reference, _radii(reference, k))[0]
+    recall = _inside(reference, samples, _radii(samples, k))[0]
+    return precision.double().mean().item(), recall.double().mean().item()
+
+
+def density_and_coverage(samples: Features, reference: Features) -> tuple[float, float]:
+    """Naeem et al. (2002.09797), Eq. 4-5."""
+    k = DENSITY_NEIGHBOURS
+    _, counts, covered = _inside(samples, reference, _radii(reference, k))
+    return counts.double().mean().item() / min(k, len(reference) - 1), covered.double().mean().item()
+
+
+def _radii(features: Features, k: int) -> Float[Tensor, "n"]:
+    """Distance of each point to its k-th neighbour in its own set."""
+    k = min(k, len(features) - 1)  # the nearest of all is the point itself
+    rows = features.split(ROWS_AT_ONCE)
+    return torch.cat([torch.cdist(chunk, features).kthvalue(k + 1, dim=1).values for chunk in rows])
+
+
+def _inside(points: Features, centres: Features, radii: Float[Tensor, "m"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether each point lies in some ball, in how many; and whether each ball holds some point."""
+    counts, holds = [], torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
+    for chunk in points.split(ROWS_AT_ONCE):
+        within = torch.cdist(chunk, centres) <= radii
+        counts.append(within.sum(dim=1))
+        holds |= within.any(dim=0)
+    number = torch.cat(counts)
+    return number > 0, number, holds
+
+
+class GivenFeatures(nn.Module):
+    """The feature extractor of a metric that is handed features instead of images."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The same."""
+        return features

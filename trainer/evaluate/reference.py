@@ -1,0 +1,224 @@
+"""Samples against a reference in the features of a network, over all ranks, in batches; the reference is kept.
+
+What is kept is named by a hash of the data and of the network, so that it can never stand for another.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from data.shards.decode import decode_into
+from data.shards.files import shard_files
+from data.shards.index import INDEX_NAME, ShardIndex, load_index
+from data.shards.reader import samples_in_order
+from data.shards.verification import verify_shards
+from data.stream.pipeline import DataConfig
+from models.shapes import Uint8Image
+from trainer.engine.ranks import Ranks
+from trainer.evaluate.features import Codec, FeatureNetwork, Seen, through
+from trainer.evaluate.quality import Quality, Statistics, measure
+from trainer.sample.images import load_images
+
+BATCH_SIZE = 64
+
+
+Numbered = Iterable[tuple[int, Uint8Image]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Figures, and what they were measured on; no figure goes without."""
+
+    quality: Quality
+    """The figures."""
+    num_samples: int
+    """Images of the samples."""
+    num_reference: int
+    """Images of the reference; 0 where a file of statistics does not say."""
+    network: str
+    """Whose features."""
+    through: Codec
+    """File format that the samples went through before they were measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What samples are held against."""
+
+    seen: Seen | Statistics
+    """Features of all images, or statistics alone."""
+    num_images: int
+    """Behind them."""
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether there is a data set of `data.prepare`."""
+    return (path / INDEX_NAME).is_file()
+
+
+def cache_folder() -> Path:
+    """Where references are kept: $XDG_CACHE_HOME/ddgan, ~/.cache/ddgan without it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddgan" / "references"
+
+
+def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cache: Path) -> Reference:
+    """Features of a reference; a collective if there are ranks.
+
+    Args:
+        path: a prepared data set, a folder of PNGs or an .npz of images; or an .npz with `mu` and `sigma`, the form in
+            which the field passes statistics on.
+        network: takes the features; not asked where they are statistics, or kept.
+        ranks: share the work; None: this process alone.
+        cache: folder where features are kept.
+
+    Raises:
+        ValueError: there is nothing of these forms.
+        DataError: a prepared data set is damaged.
+    """
+    if path.suffix == ".npz" and (statistics := _load_statistics(path)):
+        return Reference(seen=statistics, num_images=statistics.num_images)
+    index = load_index(path) if is_prepared(path) else None
+    images = None if index else load_images(path)
+    digest = index.digest if index else hashlib.sha256(images.numpy().tobytes()).hexdigest()  # pyright: ignore
+    num_images = index.num_samples if index else len(images)  # pyright: ignore[reportArgumentType]
+    file = cache / f"{digest[:24]}-{network.key[:24]}.npz"
+    kept = _load_kept(file)
+    if ranks is not None:
+        kept = ranks.broadcast(kept)  # the ranks of other hosts need not see the folder
+    if kept is not None and len(kept) == num_images:
+        return Reference(seen=Seen(kept, None), num_images=num_images)
+    rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
+    batches = _prepared(index) if index else enumerate(images.split(BATCH_SIZE))  # pyright: ignore
+    seen = see_over_ranks(network, ((i, x) for i, x in batches if i % world_size == rank), ranks)
+    if rank == 0:
+        _keep(file, seen.features)
+    return Reference(seen=seen, num_images=num_images)
+
+
+def measure_samples(
+    batches: Numbered, reference: Reference, network: FeatureNetwork, ranks: Ranks | None, *, codec: Codec, seed: int
+) -> Measured:
+    """Measure samples; a collective, whose result every rank has.
+
+    Args:
+        batches: this rank's, each with its number over all ranks, so that the figures do not depend on the ranks.
+        reference: from `load_reference`.
+        network: the same.
+        ranks: as there.
+        codec: file format that the samples go through first.
+        seed: of the random subsets and splits.
+
+    Raises:
+        ValueError: the network does not suit the images or the reference.
+    """
+    passed = through(codec)
+    seen = see_over_ranks(network, ((number, passed(images)) for number, images in batches), ranks)
+    held = reference.seen if isinstance(reference.seen, Statistics) else reference.seen.features
+    width = len(held.mean) if isinstance(held, Statistics) else held.shape[1]
+    for number, what in ((len(seen.features), "sample"), (reference.num_images, "image as the reference")):
+        if number == 1:
+            raise ValueError(f"1 {what} has no covariance: give at least 2")
+    if seen.features.shape[1] != width:
+        raise ValueError(
+            f"the reference has {width} features, {network.name} gives {seen.features.shape[1]}: the statistics are of "
+            "another network"
+        )
+    return Measured(
+        quality=measure(seen.features, held, logits=seen.logits, seed=seed),
+        num_samples=len(seen.features),
+        num_reference=reference.num_images,
+        network=network.name,
+        through=codec,
+    )
+
+
+def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | None) -> Seen:
+    """Features of all ranks' batches in the order of their numbers; a collective, whose result every rank has."""
+    mine = [(number, network(images)) for number, images in batches]
+    everyone = [part for of_rank in ranks.gather(mine) for part in of_rank] if ranks else mine
+    parts = [seen for _, seen in sorted(everyone, key=lambda part: part[0])]
+    if not parts:
+        raise ValueError("there are no images to measure")
+    logits = [seen.logits for seen in parts if seen.logits is not None]
+    return Seen(torch.cat([seen.features for seen in parts]), torch.cat(logits) if logits else None)
+
+
+def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, "b"] | None]:
+    """Decode every image of a prepared data set into memory, in the order of the index.
+
+    Args:
+        index_path: folder of index.json and the shards.
+
+    Returns:
+        uint8 [N, C, H, W] and labels int64 [N], None where the data set has none.
+
+    Raises:
+        DataError: something is missing or damaged.
+    """
+    index = load_index(index_path)
+    verify_shards(index, by="size", cache_directory=None)
+    images = np.empty((index.num_samples, index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    labels: list[int] = []
+    with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
+        for out, sample in zip(images, samples_in_order(index.shards, files.open), strict=True):
+            decode_into(out, sample)
+            labels.append(-1 if sample.label is None else sample.label)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return pixels, None if index.num_classes is None else torch.tensor(labels)
+
+
+def _prepared(index: ShardIndex) -> Iterator[tuple[int, Uint8Image]]:
+    """Batches of a prepared data set in the order of its index."""
+    verify_shards(index, by="size", cache_directory=None)
+    shape = (index.image_size, index.image_size, index.image_channels)
+    with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
+        pixels = np.empty((BATCH_SIZE, *shape), dtype=np.uint8)
+        for i, sample in enumerate(samples_in_order(index.shards, files.open)):
+            decode_into(pixels[i % BATCH_SIZE], sample)
+            if i % BATCH_SIZE == BATCH_SIZE - 1 or i == index.num_samples - 1:
+                images = torch.from_numpy(pixels[: i % BATCH_SIZE + 1].copy())
+                yield i // BATCH_SIZE, images.permute(0, 3, 1, 2).contiguous()
+
+
+def _load_statistics(file: Path) -> Statistics | None:
+    """Of an .npz that holds `mu` and `sigma`; None if it holds something else, and `load_images` will say what."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if not {"mu", "sigma"} <= set(archive.files):
+                return None
+            mean, covariance = torch.from_numpy(archive["mu"]).double(), torch.from_numpy(archive["sigma"]).double()
+            count = int(archive["num_images"]) if "num_images" in archive.files else 0
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(f"{file}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not fit each other")
+    return Statistics(mean=mean, covariance=covariance, num_images=count)
+
+
+def _load_kept(file: Path) -> torch.Tensor | None:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return torch.from_numpy(archive["features"])
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        return None  # not there, or a file that a full disk cut short: it is made again
+
+
+def _keep(file: Path, features: torch.Tensor) -> None:
+    """Keep features; where that is not possible they are taken again the next time."""
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as stream:
+            np.savez(stream, features=features.numpy())
+        unfinished.replace(file)
+    except OSError:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""Figures of samples as a table."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from trainer.evaluate.classifier import NUM_FEATURES, Evaluation
+from trainer.evaluate.features import JPEG_QUALITY, Codec
+from trainer.evaluate.quality import Quality
+from trainer.evaluate.reference import Measured
+
+MAX_LISTED_CLASSES = 20
+"""With more classes the table sums their shares up; --json holds all."""
+
+
+CODEC_WORDS: dict[Codec, str] = {
+    "none": "no file codec",
+    "png": "PNG, lossless",
+    "jpeg": f"JPEG of quality {JPEG_QUALITY}",
+}
+
+
+def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | None = None) -> str:
+    """The figures as a short table.
+
+    Args:
+        evaluation: the figures.
+        source: where the samples come from and what they went through.
+        class_names: names of the classes; numbers if left out.
+    """
+    e = evaluation
+    lines = [
+        f"samples    {e.num_samples} images, {source}",
+        f"reference  {e.num_reference} images, all of the data set",
+        f"features   {NUM_FEATURES} of a classifier trained on the data set (seed {e.seed}),",
+        f"           right on {e.classifier_accuracy:.2%} of {e.num_held_out} held-out images",
+        "",
+        f"{'Fréchet distance to the reference':<34}{'samples':>10}{'noise':>10}{'ratio':>10}",
+        f"{'':<34}{e.frechet_samples:>10.4g}{e.frechet_noise:>10.4g}{e.ratio:>10.4f}",
+        "",
+        *([*quality_lines(e.quality, given_network=False), ""] if e.quality else []),
+    ]
+    if e.agreement is not None and e.class_agreement:
+        least = min(e.class_agreement, key=e.class_agreement.__getitem__)
+        of_least = f"{e.class_agreement[least]:.1%} of class {_name(least, class_names)}, the least"
+        lines += [f"{'of the class that was asked for':<34}{e.agreement:>10.1%}, {of_least}", ""]
+    shares, reference = e.class_shares, e.reference_class_shares
+    if len(shares) > MAX_LISTED_CLASSES:
+        seen, present = (sum(share > 0 for share in values) for values in (shares, reference))
+        largest = max(range(len(shares)), key=shares.__getitem__)
+        lines += [
+            f"classes    {seen} of {present} seen among the samples",
+            f"           largest share {shares[largest]:.2%} ({_name(largest, class_names)}), "
+            f"in the reference {reference[largest]:.2%}",
+        ]
+    else:
+        lines.append(f"{'share of class':<34}{'samples':>10}{'reference':>10}")
+        lines += [f"{_name(i, class_names):<34}{share:>10.1%}{reference[i]:>10.1%}" for i, share in enumerate(shares)]
+    return "\n".join(lines)
+
+
+def quality_lines(quality: Quality, *, given_network: bool) -> list[str]:
+    """The figures that there are, one a line; FID, KID and Inception score are called so in a given network only."""
+    words = {
+        # The classifier's stands above already, beside that of noise.
+        "fid": "Fréchet distance (FID)" if given_network else "",
+        "kid": "kernel distance (KID)" if given_network else "kernel distance",
+        "inception_score": "Inception score" if given_network else "class score, like Inception's",
+        "precision": "precision",
+        "recall": "recall",
+        "density": "density",
+        "coverage": "coverage",
+    }
+    values = dataclasses.asdict(quality)
+    return [f"{words[name]:<34}{value:>10.4g}" for name, value in values.items() if words[name] and value is not None]
+
+
+def render_measured(measured: Measured, *, source: str) -> str:
+    """The figures of a given network as a short table."""
+    m = measured
+    reference = f"{m.num_reference} images" if m.num_reference else "statistics of a number of images that is not said"
+    lines = [
+        f"samples    {m.num_samples} images, {source}, measured through {CODEC_WORDS[m.through]}",
+        f"reference  {reference}",
+    ]
+    return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality, given_network=True)])
+
+
+def _name(label: int, class_names: Sequence[str] | None) -> str:
+    return class_names[label] if class_names is not None else str(label)

@@ -1,0 +1,15 @@
+"""The life of one rank. Knows no Ray.
+
+Files:
+    divergence       updates skipped in a row: counted, undone, explained
+    loop             the loop of one rank
+    metrics          sums of statistics, times of a step
+    progress         status of a run, and the bar
+    replaced         the list of damaged samples
+    run_checkpoints  the checkpoints of a run, as a rank sees them
+    run_folder       the folder of a run, who may read it, what it holds
+    state            what a checkpoint holds of a run, and how a rank takes it up
+    strike           a worker that kills itself, for that proof
+    watchdog         ends a rank that stands still, with its stacks
+    worker           builds, resumes, trains, closes
+"""

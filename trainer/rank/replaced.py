@@ -1,0 +1,55 @@
+"""Which damaged samples others stood in for: gathered from the ranks into one file of the run, which MLflow keeps.
+
+Each rank ends the run when it alone has met too many of them; here those of all ranks are counted together.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from data.stream.batches import BadSampleLimit, Replaced
+from trainer.engine.ranks import Ranks
+from trainer.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+
+FILE_NAME = "replaced-samples.txt"
+
+
+class ReplacedSamples:
+    """The names that this rank has met since they were last published; on rank 0 the file too."""
+
+    def __init__(self, run_directory: Path, ranks: Ranks, limit: BadSampleLimit) -> None:
+        self._file = run_directory / FILE_NAME
+        self._ranks = ranks
+        self._limit = limit
+        self._unpublished: dict[str, None] = {}
+
+    def note(self, replaced: Sequence[Replaced]) -> None:
+        """Take in what a batch says."""
+        self._unpublished.update(dict.fromkeys(map(str, replaced)))
+
+    def publish(self, tracker: Tracker) -> None:
+        """Append the names that are new to the file, and hand it to the tracker. A collective.
+
+        Raises:
+            DataError: on every rank: all of them together have met more than data.max_bad_percent allows.
+        """
+        names = list(chain.from_iterable(self._ranks.gather(list(self._unpublished))))
+        self._unpublished.clear()
+        if self._ranks.rank == 0:
+            self._write(names, tracker)
+        self._limit.take(names)
+
+    def _write(self, names: Sequence[str], tracker: Tracker) -> None:
+        try:
+            known = set(self._file.read_text().splitlines()) if self._file.exists() else set[str]()
+            new = [name for name in dict.fromkeys(names) if name not in known]
+            if new:
+                with self._file.open("a") as stream:
+                    stream.writelines(f"{name}\n" for name in new)
+                tracker.log_artifact(self._file, "data")
+        except OSError as error:  # the names are in the log as well: no reason to end a run
+            log.warning("cannot write %s: %s", self._file, error)

@@ -1,0 +1,160 @@
+"""The checkpoints of one run, as a rank sees them: the lease on them, the newest one, and the saving of the next."""
+
+import math
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from trainer.checkpoint.format import Checkpoint, CheckpointError
+from trainer.checkpoint.lease import LeaseError, launch_id
+from trainer.checkpoint.lease_places import Claim, claim
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.storage import newest_fetched, storage_of
+from trainer.checkpoint.writer import CheckpointWriter
+from trainer.config.train_config import TrainConfig
+from trainer.engine.ranks import Ranks
+from trainer.rank.metrics import StatisticsSum
+from trainer.rank.state import TrainingState
+
+T = TypeVar("T")
+
+
+class RunCheckpoints:
+    """Made by every rank alike; all of its public methods are collectives, but `note`, `release` and take_*.
+
+    Rank 0 holds the lease from the start to `release`.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        """Take the lease.
+
+        Raises:
+            LeaseError: on every rank, if another run writes to the directory.
+            CheckpointError: `checkpoint.directory` is a URL of no storage.
+        """
+        self._ranks, self._checkpoint = ranks, config.checkpoint
+        self.storage = storage_of(config)
+        self._claim: Claim | None = None
+        if ranks.rank == 0:
+            self._claim, error = _attempt(lambda: claim(config, launch_id()), LeaseError)
+        else:
+            error = ""
+        if error := ranks.broadcast(error):
+            raise LeaseError([error])
+        self._timeout_s = config.scaling.timeout_s
+        self._metrics: dict[str, float] = {}
+        self._writer: CheckpointWriter | None = None
+
+    def newest(self) -> Checkpoint | None:
+        """The newest valid checkpoint, in a folder that this rank can read; waits for a save that is under way.
+
+        Rank 0 reads and hashes everything; where storage is remote, so does one rank of every other host.
+
+        Raises:
+            CheckpointError: on every rank, if the storage cannot be read.
+        """
+        if self._writer:
+            self._writer.finish()
+        found, error = None, ""
+        if self._ranks.rank == 0:
+            found, error = _attempt(lambda: newest_fetched(self.storage), CheckpointError)
+        found, error = self._ranks.broadcast((found, error))
+        if error:
+            raise CheckpointError(error)
+        if found is None:
+            return None
+        # The name alone is the same on all hosts.
+        found = Checkpoint(self.storage.place(found.path.name), found.manifest)
+        if self.storage.copies and self._ranks.rank > 0 and self._is_first_of_its_host():
+            seen = Checkpoint(Path(found.path.name), found.manifest)
+            _, error = _attempt(lambda: self.storage.fetch(seen), (CheckpointError, OSError))
+        if errors := [e for e in self._ranks.gather(error) if e]:
+            raise CheckpointError(errors[0])
+        self._metrics = dict(found.manifest.get("metrics", {}))
+        if self._writer:
+            self._writer.newest_step = found.step
+        return found
+
+    def forget_downloads(self) -> None:
+        """Free the room of what `newest` downloaded, when every rank has read it."""
+        self._ranks.gather(None)
+        if self._is_first_of_its_host():
+            self.storage.forget()
+
+    def start(self, state: TrainingState, newest_step: int | None) -> None:
+        """Make ready to save.
+
+        Args:
+            state: that will be saved.
+            newest_step: of the checkpoint that the run goes on from.
+        """
+        self._writer = CheckpointWriter(
+            self.storage,
+            self._ranks,
+            Retention.of(self._checkpoint),
+            timeout_s=self._timeout_s,
+            check_claim=self._claim.check if self._claim else lambda: None,
+            newest_step=newest_step,
+            token=self._ranks.broadcast(uuid.uuid4().hex[:8]),
+        )
+        self._writer.reserve(state.expected_bytes())
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Values of the curves, for the manifests of checkpoints to come."""
+        self._metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def take_failures(self) -> int:
+        """Saves that failed since the last call; rank 0 knows."""
+        return self._writer.take_failures() if self._writer else 0
+
+    def take_times(self) -> dict[str, float]:
+        """See `CheckpointWriter.take_times`."""
+        return self._writer.take_times() if self._writer else {}
+
+    def save(self, state: TrainingState, statistics: StatisticsSum, step: int, mlflow_run_id: str | None) -> None:
+        """Save the state after `step`, beside training; see `CheckpointWriter.save`."""
+        assert self._writer, "start comes first"
+        sections, extras = state.parts(statistics)
+        manifest = state.manifest(step, mlflow_run_id) | {"metrics": self._metrics}
+        self._writer.save(step, sections, extras, manifest)
+
+    def save_last(self, save: Callable[[], None], step: int) -> None:
+        """See to it that there is a checkpoint of `step`, after which the run ends.
+
+        Args:
+            save: calls `save` for it; not called if that checkpoint is there, since a valid one is never written over.
+            step: optimizer steps done.
+
+        Raises:
+            CheckpointError: on every rank, if it could not be written.
+        """
+        assert self._writer, "start comes first"
+        newest, error = self._writer.finish()
+        if newest != step:
+            save()
+            newest, error = self._writer.finish()
+        if newest != step:
+            raise CheckpointError(error)
+
+    def close(self) -> None:
+        """End a save that is under way, and give the lease back; unless it does not end, and could still write."""
+        if self._writer is None or self._writer.close():
+            self.release()
+
+    def release(self) -> None:
+        """Give the lease back; again does nothing."""
+        if self._claim:
+            self._claim.release()
+
+    def _is_first_of_its_host(self) -> bool:
+        return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _attempt(action: Callable[[], T], expected: type[Exception] | tuple[type[Exception], ...]) -> tuple[T | None, str]:
+    """The result, or the text of an expected error, which the other ranks must hear of."""
+    try:
+        return action(), ""
+    except expected as error:
+        return None, str(error)

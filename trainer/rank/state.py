@@ -1,0 +1,136 @@
+"""What a checkpoint holds of a run, and how a rank takes it up again."""
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.shards.index import ShardIndex
+from data.storage.files import timestamp
+from data.storage.location import DataError, redact
+from trainer.algorithm.ema import Ema
+from trainer.algorithm.step import Players
+from trainer.checkpoint.format import Checkpoint
+from trainer.config.io import from_dict, to_dict
+from trainer.config.resume import check_resumable
+from trainer.config.train_config import TrainConfig
+from trainer.engine.interface import Fragment
+from trainer.engine.ranks import Ranks
+from trainer.rank.divergence import SkippedUpdates
+from trainer.rank.metrics import StatisticsSum
+from trainer.tracking.provenance import library_versions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that changes while a run goes on, on one rank.
+
+    Attributes:
+        config, ranks, index: of the run.
+        players: the networks in their engines.
+        ema: the averaged generator.
+        skipped: the rows of skipped updates.
+    """
+
+    config: TrainConfig
+    ranks: Ranks
+    index: ShardIndex
+    players: Players
+    ema: Ema
+    skipped: SkippedUpdates
+
+    def parts(self, statistics: StatisticsSum) -> tuple[dict[str, Iterable[Fragment]], dict[str, dict[str, Tensor]]]:
+        """What this rank saves: fragments by section, and groups of small tensors; see `CheckpointWriter.save`."""
+        sections = {
+            "generator": self.players.generator.fragments(),
+            "discriminator": self.players.discriminator.fragments(),
+            "ema": self.ema.fragments(),
+        }
+        return sections, {"statistics": statistics.state(), "buffers": self.buffers()}
+
+    def expected_bytes(self) -> int:
+        """About how much this rank saves: parameters, Adam's two moments, and the average of the generator."""
+        total = 0
+        for engine, states in ((self.players.generator, 4), (self.players.discriminator, 3)):
+            held = sum(tensor.numel() for _, _, tensor in engine.live_parameters())
+            partitioned = getattr(engine, "stage", 0) == 3  # then what it holds is its own share
+            total += 4 * states * (held if partitioned else -(-held // self.ranks.world_size))
+        return total + total // 32 + 2**16  # ZeRO's shares are not even, and there are small tensors beside
+
+    def manifest(self, step: int, mlflow_run_id: str | None) -> dict[str, Any]:
+        """What the manifest says of the run after `step`."""
+        return {
+            "created": timestamp(),
+            "images": step * self.config.training.global_batch_size,
+            "cursor": {"batch": step},
+            "updates": {"g": self.players.generator.num_updates(), "d": self.players.discriminator.num_updates()},
+            "skipped_in_row": self.skipped.rows(),
+            "seed": self.config.run.seed,
+            "data": self.index.digest,
+            "mlflow_run_id": mlflow_run_id,
+            "versions": library_versions(),
+            "zero_stages": self.zero_stages(),
+            "config": json.loads(redact(json.dumps(to_dict(self.config)))),
+        }
+
+    def restore(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:
+        """Take networks, average, optimizer states and sums from a checkpoint.
+
+        Raises:
+            ConfigError: the config has changed in what a resumed run must keep.
+            DataError: the data set is another one.
+            CheckpointError: the checkpoint is of other networks.
+        """
+        began = time.monotonic()
+        notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
+        if checkpoint.manifest["data"] != self.index.digest:
+            raise DataError(
+                f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
+                "index.json differs. Restore that data set, or start a run in another run.directory"
+            )
+        done = checkpoint.step
+        updates = checkpoint.manifest.get("updates", {"g": done, "d": done})
+        self.players.generator.load(checkpoint.section("generator"), updates["g"])
+        self.players.discriminator.load(checkpoint.section("discriminator"), updates["d"])
+        self.skipped.load_rows(checkpoint.manifest.get("skipped_in_row", {}))
+        self.ema.load(checkpoint.section("ema"))
+        saved = checkpoint.extras("buffers", 0)
+        for name, buffer in self.buffers().items():
+            buffer.copy_(saved[name])
+        statistics.load(self._statistics_of(checkpoint), self.ranks.device)
+        if self.ranks.rank == 0:
+            log.info("resuming from %s", checkpoint.path)
+            before = (checkpoint.manifest["world_size"], checkpoint.manifest.get("zero_stages"))
+            after = (self.ranks.world_size, self.zero_stages())
+            if before != after:
+                took_s = time.monotonic() - began
+                log.info("converted from %s ranks, ZeRO %s, to %s ranks, ZeRO %s, in %.1f s", *before, *after, took_s)
+            for note in notes:
+                log.info("changed since: %s", redact(note))
+
+    def zero_stages(self) -> dict[str, int]:
+        """Of both networks."""
+        return {"g": self.config.engine.zero_stage_g, "d": self.config.engine.zero_stage_d}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the generator's state holds beside its parameters: random but fixed frequencies, for one."""
+        module = self.players.generator.module
+        parameters = dict(module.named_parameters())
+        return {name: value for name, value in module.state_dict().items() if name not in parameters}
+
+    def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The sums this rank had, or at another world size everyone's on rank 0: the reduction adds them up anyway."""
+        if checkpoint.manifest["world_size"] == self.ranks.world_size:
+            return checkpoint.extras("statistics", self.ranks.rank)
+        total: dict[str, Tensor] = {}
+        for rank in range(checkpoint.manifest["world_size"]):
+            for name, value in checkpoint.extras("statistics", rank).items():
+                total[name] = total[name] + value if name in total else value
+        return total if self.ranks.rank == 0 else {name: torch.zeros_like(value) for name, value in total.items()}

@@ -1,0 +1,66 @@
+"""Draw images from a run: `python -m trainer.sample --run DIR [--checkpoint STEP] --num 64 --seed 0 --out grid.png`.
+
+Image i is a function of the weights, the seed and i. Its noises are keyed by (seed, i), and the network always sees the
+same number of images at once (the last batch is filled up), because another number changes the order of its float sums.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from models.sampling import Sampler
+from trainer.checkpoint.format import CheckpointError
+from trainer.config.command_line import add_seed_argument
+from trainer.sample.draw import sample_run
+from trainer.sample.images import check_destination, save_images
+
+
+def _classes(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is given, expected are numbers of classes such as 3 or 3,5")
+    return [int(part) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="directory of the run, or of a snapshot")
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid"
+    )
+    parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
+    add_seed_argument(parser, "the same seed gives the same images")
+    parser.add_argument(
+        "--sampler",
+        choices=get_args(Sampler),
+        default="ancestral",
+        help="of a run with objective gaussian: draw each step (default), or DDIM",
+    )
+    parser.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="3,5",
+        help="of a run with data.num_classes: draw these in turn (default: all in turn)",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="on a GPU, in bfloat16 and compiled, for many images: a little different"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if options.num < 1:
+        parser.error(f"--num is {options.num}; at least 1 is needed")
+    try:
+        check_destination(options.out)
+        images = sample_run(
+            options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes, options.fast
+        )
+        save_images(options.out, images)
+    except (CheckpointError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{options.num} images: {options.out}")
+    return 0

@@ -1,0 +1,181 @@
+"""Images of a run: image i is a function of the weights, the seed and i."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from models.diffusion import Diffusion
+from models.sampling import Sampler, sample
+from models.shapes import Uint8Image
+from trainer.algorithm.randomness import Draws, Purpose
+from trainer.algorithm.regression import x0_predictor
+from trainer.checkpoint.snapshot import build_generator, is_snapshot, load_snapshot
+from trainer.checkpoint.storage import find_checkpoint, storage_of_run
+from trainer.checkpoint.whole import averaged_generator
+from trainer.config.train_config import TrainConfig
+from trainer.engine.compiled import CompiledForward, can_compile
+from trainer.sample.images import to_uint8
+
+PIXELS_AT_ONCE = 2**18
+
+
+MAX_IMAGES_AT_ONCE = 64
+
+
+FAST_FACTOR = 8
+"""So many times more at once with `fast`."""
+
+
+def images_at_once(image_size: int, *, fast: bool = False) -> int:
+    """Images in one pass of the network: 64 up to 64 px, 4 at 256 px, or 8 times as many; part of what is sampled."""
+    return max(1, min(MAX_IMAGES_AT_ONCE, PIXELS_AT_ONCE // image_size**2)) * (FAST_FACTOR if fast else 1)
+
+
+def sample_batches(
+    generator: nn.Module,
+    diffusion: Diffusion,
+    config: TrainConfig,
+    *,
+    num: int,
+    seed: int,
+    sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    fast: bool = False,
+) -> Iterator[Uint8Image]:
+    """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
+
+    Args:
+        generator: on the device where the images are drawn, in eval mode.
+        diffusion: tables on the same device.
+        config: of the run.
+        num: how many images.
+        seed: keys every noise.
+        sampler: how a step is made from x0_pred.
+        classes: what to draw from a model with classes, in turn: image i is of `classes[i % len(classes)]`. None: all.
+        rank, world_size: only batches rank, rank + world_size, ... of those that one process would draw.
+        fast: in bfloat16, compiled, and with more images at once; they come out a little different. On a GPU only.
+
+    Raises:
+        ValueError: a sampler that the run's objective does not know, or classes that the model does not have.
+    """
+    training = config.training
+    in_turn = torch.tensor(_checked_classes(classes, config.data.num_classes))
+    if training.objective != "gaussian" and sampler != "ancestral":
+        raise ValueError(
+            f"sampler {sampler} is for runs with training.objective gaussian; this one has {training.objective}, whose "
+            "generator was trained on the posterior's samples: use ancestral"
+        )
+    batch = images_at_once(config.data.image_size, fast=fast)
+    shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
+    device = next(generator.parameters()).device
+    forward = _fast_forward(generator) if fast else generator
+    for first in range(rank * batch, num, world_size * batch):
+        samples = torch.arange(first, first + batch, device=device)
+
+        def draw(t: int, samples: Tensor = samples) -> tuple[Tensor, Tensor]:
+            draws = Draws(seed, t, samples)
+            z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
+            return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
+
+        conditional = partial(forward, label=in_turn.to(device)[samples % len(in_turn)]) if len(in_turn) else forward
+        if training.objective == "gaussian":
+            conditional = x0_predictor(conditional, diffusion, training.prediction)
+        noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
+        images = sample(conditional, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
+        yield to_uint8(images)[: num - first].cpu()
+
+
+def _fast_forward(generator: nn.Module) -> Callable[..., Tensor]:
+    """The generator in bfloat16, compiled where that is possible."""
+    device = next(generator.parameters()).device
+    if device.type != "cuda":
+        raise ValueError(f"fast sampling is for a GPU; the generator is on the device {device}")
+    forward = CompiledForward(generator) if can_compile(generator) else generator
+
+    def run(x_t: Tensor, t: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return forward(x_t, t, z, label).float()
+
+    return run
+
+
+def _checked_classes(classes: Sequence[int] | None, num_classes: int) -> list[int]:
+    if classes is None:
+        return list(range(num_classes))
+    if not num_classes:
+        raise ValueError("classes are asked for, but this run was trained without: data.num_classes is 0")
+    wrong = [label for label in classes if not 0 <= label < num_classes]
+    if wrong or not classes:
+        raise ValueError(f"classes are {', '.join(map(str, classes)) or 'none'}; allowed: 0 to {num_classes - 1}")
+    return list(classes)
+
+
+def sample_images(
+    generator: nn.Module,
+    diffusion: Diffusion,
+    config: TrainConfig,
+    *,
+    num: int,
+    seed: int,
+    sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
+    fast: bool = False,
+    shows_progress: bool = False,
+) -> Uint8Image:
+    """All of `sample_batches` at once, uint8 [num, C, H, W]; may show progress, on a terminal."""
+    batches = sample_batches(
+        generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes, fast=fast
+    )
+    total = -(-num // images_at_once(config.data.image_size, fast=fast))
+    hidden = not (shows_progress and sys.stderr.isatty())
+    return torch.cat(list(track(batches, "sampling", total=total, disable=hidden)))
+
+
+def load_run(
+    run: Path, step: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Diffusion, TrainConfig]:
+    """The averaged generator of a checkpoint.
+
+    Args:
+        run: the run's directory, or a folder with a snapshot.
+        step: which checkpoint; None: the newest valid one.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged; names those that exist.
+    """
+    if step is None and is_snapshot(run):
+        generator, config = load_snapshot(run, device)
+    else:
+        storage = storage_of_run(run)
+        state, config = averaged_generator(find_checkpoint(storage, step))
+        generator = build_generator(config, device)
+        generator.load_state_dict(state)
+        storage.forget()
+    return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
+
+
+def sample_run(
+    run: Path,
+    num: int,
+    seed: int,
+    step: int | None = None,
+    sampler: Sampler = "ancestral",
+    classes: Sequence[int] | None = None,
+    fast: bool = False,
+) -> Uint8Image:
+    """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
+    loaded = load_run(run, step, default_device())
+    return sample_images(*loaded, num=num, seed=seed, sampler=sampler, classes=classes, fast=fast, shows_progress=True)
+
+
+def default_device() -> torch.device:
+    """Where images are drawn: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,208 @@
+"""Images out of the program and in again: sample grids, folders of PNGs and .npz files of uint8 images.
+
+Files appear complete or not at all: they are written under another name beside their place and then renamed.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+from torch import Tensor
+
+from models.shapes import Uint8Image
+from trainer.sample.scatter import scatter
+
+GAP_PIXELS = 2
+
+
+GAP_LEVEL = 128
+"""Grey of the gaps, to be seen beside black and white images."""
+
+
+GRID_WIDTH_PIXELS = 512
+"""Grids of small images are enlarged to at least this width, and to less than twice of it."""
+
+
+FORMS = "a name in .npz (all images in one file), in .png (one grid) or without an extension (a folder of PNGs)"
+
+
+def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Bring [-1, 1] to 0..255 as round((x + 1) * 127.5), halves to even; what lies outside is clamped, NaN becomes 0.
+
+    The inverse is u / 127.5 - 1: a uint8 image that became floats comes back unchanged.
+    """
+    levels = (images.float().clamp(-1.0, 1.0) + 1.0) * 127.5
+    return levels.nan_to_num(nan=0.0).round().to(torch.uint8)
+
+
+def make_grid(images: Uint8Image) -> UInt8[Tensor, "c grid_h grid_w"]:
+    """Lay out N images in floor(sqrt(N)) rows, small ones enlarged by a whole factor, 2 grey pixels between them.
+
+    Args:
+        images: uint8 [N, C, H, W] in reading order, N > 0.
+    """
+    _check_images(images)
+    N, C, H, W = images.shape
+    rows = math.isqrt(N)
+    columns = -(-N // rows)
+    scale = max(1, -(-GRID_WIDTH_PIXELS // (columns * W)))
+    enlarged = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    step_y, step_x = H * scale + GAP_PIXELS, W * scale + GAP_PIXELS
+    grid = torch.full((C, rows * step_y - GAP_PIXELS, columns * step_x - GAP_PIXELS), GAP_LEVEL, dtype=torch.uint8)
+    for i, image in enumerate(enlarged):
+        y, x = i // columns * step_y, i % columns * step_x
+        grid[:, y : y + H * scale, x : x + W * scale] = image
+    return grid
+
+
+def save_grid(path: Path, images: Uint8Image) -> None:
+    """Write all images as one grid PNG; points of the plane as one picture of where they lie."""
+    save_picture(path, scatter(images) if images.shape[1:] == (2, 1, 1) else make_grid(images))
+
+
+def save_picture(path: Path, picture: UInt8[Tensor, "c h w"]) -> None:
+    """Write one picture as PNG."""
+    with _appearing(path) as unfinished:
+        _save_png(unfinished, picture)
+
+
+def save_npz(path: Path, images: Uint8Image) -> None:
+    """Write all images as `images`, uint8 [N, H, W, C], into one .npz, which is the form FID programs read."""
+    _check_images(images)
+    with _appearing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, images=images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+def save_folder(path: Path, images: Uint8Image) -> None:
+    """Write each image as a PNG: 000000.png, 000001.png, ...
+
+    Raises:
+        ValueError: the folder exists and is not empty, so that two sets of samples never mix.
+    """
+    _check_images(images)
+    _check_folder(path)
+    with _appearing(path) as unfinished:
+        unfinished.mkdir()
+        for i, image in enumerate(images.cpu()):
+            _save_png(unfinished / f"{i:06d}.png", image)
+
+
+def check_destination(path: Path) -> None:
+    """Refuse, before any work is done, a name that `save_images` would refuse.
+
+    Raises:
+        ValueError: unknown extension, or something that must not be overwritten is there.
+    """
+    if path.suffix not in (".npz", ".png", ""):
+        raise ValueError(f"cannot write images to {path}: unknown extension {path.suffix}; allowed: {FORMS}")
+    if path.suffix and path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; allowed: {FORMS}")
+    if not path.suffix:
+        _check_folder(path)
+
+
+def save_images(path: Path, images: Uint8Image) -> None:
+    """Write images in the form that the name asks for: .npz, .png (a grid) or a folder of PNGs.
+
+    Raises:
+        ValueError: unknown extension, or something that must not be overwritten is there.
+    """
+    check_destination(path)
+    {".npz": save_npz, ".png": save_grid, "": save_folder}[path.suffix](path, images)
+
+
+def load_images(path: Path) -> Uint8Image:
+    """Read images that `save_npz` or `save_folder` wrote, or any of the same form, as uint8 [N, C, H, W].
+
+    Raises:
+        ValueError: nothing there, another form, or images that differ in size or channels.
+    """
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.exists():
+        raise ValueError(f"cannot read images from {path}: there is nothing of that name")
+    if path.suffix != ".npz":
+        raise ValueError(f"cannot read images from {path}: expected a .npz file or a folder of PNGs")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            array = archive["images"] if "images" in names else None
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"cannot read images from {path}: {error}") from None
+    if array is None:
+        raise ValueError(f"{path} has no array named images, it has: {', '.join(names) or 'none'}")
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
+        raise ValueError(
+            f"{path}: images is {array.dtype} {list(array.shape)}, "
+            "expected uint8 [N, H, W, C] with C = 1 or 3 and N > 0"
+        )
+    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+
+
+def _load_folder(folder: Path) -> Uint8Image:
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise ValueError(f"the folder {folder} holds no .png file; other formats change the pixels and are not read")
+    arrays = []
+    for file in files:
+        try:
+            with Pillow.open(file) as image:
+                mode, array = image.mode, np.array(image)
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise ValueError(f"cannot read {file}: {error}") from None
+        if mode not in ("L", "RGB"):
+            raise ValueError(f"{file} has the pixel format {mode}, expected L (8-bit grey) or RGB")
+        array = array if mode == "RGB" else array[:, :, None]
+        if arrays and array.shape != arrays[0].shape:
+            raise ValueError(
+                f"{file} has height, width, channels {array.shape} but {files[0].name} {arrays[0].shape}: "
+                "all images must be alike"
+            )
+        arrays.append(array)
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _save_png(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    Pillow.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path, format="PNG")
+
+
+def _check_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"cannot write images into {path}: it is a file; allowed: {FORMS}")
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"cannot write images into {path}: the folder is not empty; empty it or choose another one")
+
+
+def _check_images(images: Tensor) -> None:
+    form = images.ndim == 4 and (images.shape[1] in (1, 3) or images.shape[1:] == (2, 1, 1))
+    if images.dtype != torch.uint8 or not form or len(images) == 0:
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, C, H, W] with C = 1 or 3 and N > 0; "
+            "to_uint8 converts floats in [-1, 1]"
+        )
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write under; renamed to `path` at the end, removed if anything fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except BaseException:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink(missing_ok=True)
+        raise

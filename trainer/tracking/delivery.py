@@ -1,0 +1,331 @@
+"""Takes the spool of a run to a tracking server, from a process of its own, so that only this one ever waits for it.
+
+The server may be away, hang, or take a batch and never say so, and this process may be killed between any two
+instructions. Progress is noted after a batch is taken; what follows the note may or may not be at the server. So every
+sending can be repeated: a run is found again by a tag, a file has a fixed name, and before metrics are sent that may
+have been sent before, the server is asked which steps it has.
+"""
+
+import fcntl
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data.storage.location import redact
+from trainer.tracking.sink import Point, RefusedError, RunGoneError, Sink
+from trainer.tracking.spool import (
+    Delivered,
+    Record,
+    count_records,
+    is_closed,
+    load_delivered,
+    read_records,
+    save_delivered,
+    spool_path,
+)
+
+log = logging.getLogger(__name__)
+
+
+MAX_RECORDS = 200
+
+
+MAX_POINTS = 500  # the server takes 1000 entities and 1 MB in a request
+
+
+FIRST_REQUEST_S, LONGEST_REQUEST_S = 10.0, 120.0
+
+
+LONGEST_CALL_S, LONGEST_UPLOAD_S = 600.0, 3600.0
+
+
+LONGEST_BACKOFF_S = 30.0
+
+
+REMIND_S = 600.0
+
+
+@contextmanager
+def delivery_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterator[None]:
+    """Hold the right to deliver the spool of a run: there is one at a time.
+
+    Args:
+        run_directory: folder of the run.
+        keep_waiting: asked twice a second while another process holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `keep_waiting` said no.
+    """
+    path = run_directory / "tracking" / "lock"
+    with path.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not keep_waiting():
+                    file.seek(0)
+                    holder = file.read().strip()
+                    raise BlockingIOError(f"process {holder} is delivering {run_directory} already") from None
+                time.sleep(0.5)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class Delivery:
+    """The loop: read what is new, send it, note it; on failure wait and repeat."""
+
+    def __init__(
+        self,
+        run_directory: Path,
+        sink: Sink,
+        *,
+        target: str,
+        timeout_s: float,
+        trainer_lives: Callable[[], bool],
+        poll_s: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        watchdog: Callable[[float], object] = lambda seconds: None,
+    ):
+        """Prepare to go on where the last delivery to this target stopped.
+
+        Args:
+            run_directory: folder of the run.
+            sink: the server.
+            target: the server's URI without password; progress is noted for it.
+            timeout_s: once the spool is closed or the trainer dead, give up after failing for this long.
+            trainer_lives: whether more records may still come.
+            poll_s: time between looks at the spool.
+            clock: monotonic seconds.
+            sleep: waits for seconds.
+            watchdog: told before a call to the server how long it may take, and 0 after it. It is for calls that hang
+                in spite of the request timeout.
+        """
+        self._directory = run_directory
+        self._spool = spool_path(run_directory)
+        self._sink = sink
+        self._timeout_s = timeout_s
+        self._trainer_lives = trainer_lives
+        self._poll_s = poll_s
+        self._clock = clock
+        self._sleep = sleep
+        self._watchdog = watchdog
+        self._noted = load_delivered(run_directory, target)
+        if self._noted.offset > self._spool.stat().st_size:
+            self._noted = replace(self._noted, offset=0)
+        self._attached = False
+        self._doubt_until = self._spool.stat().st_size
+        self._known: dict[str, set[int]] = {}
+        self._request_s = FIRST_REQUEST_S
+        self._reminded = -REMIND_S
+
+    def run(self) -> int:
+        """Deliver until the spool is closed, or the trainer dead, and all is taken. Returns the records left over."""
+        last_good = self._clock()
+        failures = 0
+        ending_since: float | None = None
+        while True:
+            # Looked up before the records: what a trainer wrote before it died is read after it is seen dead.
+            lives = self._trainer_lives()
+            closed = is_closed(self._spool)
+            if ending_since is None and (closed or not lives):
+                ending_since = self._clock()
+            elif lives and not closed:
+                ending_since = None
+            left_s = LONGEST_REQUEST_S
+            if ending_since is not None:
+                left_s = max(last_good, ending_since) + self._timeout_s - self._clock()
+            self._sink.limit_requests(max(1.0, min(self._request_s, left_s)))
+            began, offset = self._clock(), self._noted.offset
+            try:
+                worked = self._deliver_some()
+                if not worked and ending_since is not None:
+                    if not closed:
+                        self._mark_failed()
+                    return 0
+                last_good, failures = self._clock(), 0
+            except Exception as error:  # whatever a network, a database or a plugin raises: try again
+                if self._noted.offset > offset:
+                    last_good, failures = self._clock(), 0
+                failures += 1
+                self._stumble(error, began)
+                if ending_since is not None and self._clock() - max(last_good, ending_since) >= self._timeout_s:
+                    return count_records(self._spool, self._noted.offset)
+                self._back_off(min(LONGEST_BACKOFF_S, 2.0 ** min(failures - 1, 10)), ending_since is not None)
+                continue
+            if not worked:
+                self._sleep(self._poll_s)
+
+    def _deliver_some(self) -> bool:
+        records = list(itertools.islice(read_records(self._spool, self._noted.offset), MAX_RECORDS))
+        if not records:
+            return False
+        # What is noted as delivered must survive a power cut, or the spool's next bytes would be taken for old ones.
+        _sync(self._spool)
+        with self._limit(LONGEST_CALL_S):
+            if self._attach():
+                return True
+        for group in _groups(records):
+            try:
+                self._send(group)
+                refused = 0
+            except (RefusedError, FileNotFoundError) as error:
+                refused = self._send_singly(group, error)
+            self._note(offset=group[-1].end, refused=self._noted.refused + refused, trouble=None)
+        return True
+
+    def _attach(self) -> bool:
+        """Make sure of the run. Returns whether the delivery has to begin anew, because it is not the one noted."""
+        if self._attached:
+            return False
+        opening = next(read_records(self._spool), None)
+        if opening is None or opening.kind != "open":
+            raise ValueError(f"{self._spool} does not begin with an open record")
+        run_id, created = self._sink.attach(opening, self._noted.run_id)
+        if created:
+            self._doubt_until = 0
+        anew = self._noted.run_id is not None and run_id != self._noted.run_id
+        self._note(run_id=run_id, offset=0 if anew else self._noted.offset)
+        if self._trainer_lives():
+            self._sink.set_status("RUNNING", None)
+        self._attached = True
+        return anew
+
+    def _send(self, group: Sequence[Record]) -> None:
+        first = group[0]
+        file = self._directory / first.payload.get("path", "")
+        with self._limit(LONGEST_UPLOAD_S if first.kind == "artifact" else LONGEST_CALL_S):
+            match first.kind:
+                case "open":
+                    self._sink.describe(first)
+                    self._sink.set_status("RUNNING", None)
+                case "metrics":
+                    self._send_metrics(group)
+                case "image":
+                    self._sink.send_image(first.payload["key"], first.step or 0, first.at, _existing(file))
+                case "artifact":
+                    self._sink.send_artifact(_existing(file), first.payload["folder"])
+                case "close":
+                    self._sink.set_status(first.payload["status"], first.at)
+
+    def _send_metrics(self, group: Sequence[Record]) -> None:
+        points = [
+            Point(key=key, value=value, step=record.step or 0, at=record.at)
+            for record in group
+            for key, value in record.payload["metrics"].items()
+        ]
+        if group[0].start < self._doubt_until:
+            for key in {point.key for point in points} - self._known.keys():
+                self._known[key] = self._sink.known_steps(key)
+            points = [point for point in points if point.step not in self._known[point.key]]
+            for point in points:
+                self._known[point.key].add(point.step)
+        else:
+            self._known.clear()
+        for some in _batched(points):
+            self._sink.send_points(some)
+
+    def _send_singly(self, group: Sequence[Record], error: Exception) -> int:
+        """After a refusal of the group: pass over only the records that are refused alone. Returns how many."""
+        if len(group) == 1:
+            log.warning("passed over %s of step %s: %s", group[0].kind, group[0].step, redact(str(error)))
+            return 1
+        self._doubt(group[-1].end)
+        refused = 0
+        for record in group:
+            try:
+                self._send([record])
+            except RefusedError as alone:
+                refused += self._send_singly([record], alone)
+        return refused
+
+    def _mark_failed(self) -> None:
+        """The trainer died without closing the spool: its run is not running."""
+        with self._limit(LONGEST_CALL_S):
+            if self._noted.run_id is None:
+                return
+            self._attach()
+            self._sink.set_status("FAILED", None)
+
+    def _stumble(self, error: Exception, began: float) -> None:
+        if isinstance(error, RunGoneError):
+            self._note(run_id=None, offset=0)
+        self._attached = False
+        self._doubt(self._spool.stat().st_size)
+        if self._clock() - began >= 0.9 * self._request_s:
+            self._request_s = min(LONGEST_REQUEST_S, 2 * self._request_s)  # it may be slow rather than dead
+        lines = redact(str(error)).strip().splitlines() or [""]
+        trouble = f"{type(error).__name__}: {lines[0][:300]}"
+        if trouble != self._noted.trouble or self._clock() - self._reminded >= REMIND_S:
+            log.warning("not delivered, will try again: %s", trouble)
+            self._reminded = self._clock()
+            self._note(trouble=trouble)
+
+    def _back_off(self, seconds: float, ending: bool) -> None:
+        """Wait, but no longer than until the trainer has closed the spool or died: then time is short."""
+        until = self._clock() + (min(seconds, 1.0) if ending else seconds)
+        while (left_s := until - self._clock()) > 0:
+            self._sleep(min(self._poll_s, left_s))
+            if not ending and (is_closed(self._spool) or not self._trainer_lives()):
+                return
+
+    def _doubt(self, until: int) -> None:
+        """Records before this byte may be at the server although they are not noted."""
+        self._doubt_until = max(self._doubt_until, until)
+        self._known.clear()
+
+    def _note(self, **changes: Any) -> None:
+        changed = replace(self._noted, **changes)
+        if changed == self._noted:
+            return
+        self._noted: Delivered = changed
+        try:
+            save_delivered(self._directory, changed)
+        except OSError as error:  # a later process will ask the server instead
+            log.warning("cannot note the progress: %s", error)
+
+    @contextmanager
+    def _limit(self, seconds: float) -> Iterator[None]:
+        self._watchdog(seconds)
+        try:
+            yield
+        finally:
+            self._watchdog(0)
+
+
+def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Neighbouring metrics together, everything else alone, in the order of the spool."""
+    for is_metrics, group in itertools.groupby(records, key=lambda record: record.kind == "metrics"):
+        if is_metrics:
+            yield list(group)
+        else:
+            yield from ([record] for record in group)
+
+
+def _batched(points: Sequence[Point]) -> Iterator[Sequence[Point]]:
+    for start in range(0, len(points), MAX_POINTS):
+        yield points[start : start + MAX_POINTS]
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is gone")
+    return file
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot
+            os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,207 @@
+"""MLflow, and the only file that knows it; it is imported in the delivery process alone."""
+
+import math
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.tracking.sink import Point, RefusedError, RunGoneError
+from trainer.tracking.spool import Record
+from trainer.tracking.store import artifact_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+MAX_VALUE_LENGTH = 6000  # of a param; MLflow's tags take 8000
+
+
+MAX_KEY_LENGTH = 250
+
+
+MAX_PER_REQUEST = 100
+
+
+THUMBNAIL_PIXELS = 256
+
+
+UID_TAG = "run_uid"
+
+
+class MlflowSink:
+    """An MLflow tracking server, or a database that stands for one."""
+
+    def __init__(self, uri: str, run_directory: Path):
+        """Remember the store; the first `attach` goes there.
+
+        Args:
+            uri: tracking URI.
+            run_directory: folder of the run, beside which a bare database keeps its artifacts.
+        """
+        self._uri = uri
+        self._run_directory = run_directory
+        self._connected: MlflowClient | None = None
+        self._run_id = ""
+
+    def limit_requests(self, timeout_s: float) -> None:
+        """MLflow reads its time limit from the environment at each request; `delivery` retries, so MLflow must not."""
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(math.ceil(timeout_s))
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+
+    def attach(self, opening: Record, run_id: str | None) -> tuple[str, bool]:
+        """Find the run by its id or by the tag that holds our uid, or create it."""
+        for candidate in (run_id, opening.payload["run_id"]):
+            if candidate and self._exists(candidate):
+                self._run_id = candidate
+                return candidate, False
+        experiment_id = self._experiment(opening.payload["experiment"])
+        uid = opening.payload["uid"]
+        found = self._client.search_runs(
+            [experiment_id], f"tags.{UID_TAG} = '{uid}'", max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        run = found[0] if found else None
+        if run is None:
+            run = self._client.create_run(
+                experiment_id, start_time=opening.at, tags={UID_TAG: uid}, run_name=opening.payload["run_name"]
+            )
+        self._run_id = run.info.run_id
+        return self._run_id, not found
+
+    def describe(self, opening: Record) -> None:
+        """Log params and tags. MLflow's params cannot change: one that did becomes the tag resumed/<step>/<key>."""
+        from mlflow.entities import Param, RunTag
+
+        with self._translated():
+            there = self._client.get_run(self._run_id).data
+            prefix = f"resumed/{opening.step or 0}/"
+            params: dict[str, str] = {}
+            tags: dict[str, str] = {}
+            for given, known, fresh in (
+                (opening.payload["params"], there.params, params),
+                (opening.payload["tags"], there.tags, tags),
+            ):
+                for name, text in given.items():
+                    key, value = _legal(name), _cut(text)
+                    if key not in known:
+                        fresh[key] = value
+                    elif known[key] != value:
+                        tags[(prefix + key)[:MAX_KEY_LENGTH]] = value
+            for some in _chunks([Param(key, value) for key, value in params.items()]):
+                self._client.log_batch(self._run_id, params=some)
+            for some in _chunks([RunTag(key, value) for key, value in tags.items()]):
+                self._client.log_batch(self._run_id, tags=some)
+
+    def set_status(self, status: str, at: int | None) -> None:
+        """Set the run's status; with an end time if it has ended."""
+        with self._translated():
+            if at is None:
+                self._client.update_run(self._run_id, status=status)
+            else:
+                self._client.set_terminated(self._run_id, status=status, end_time=at)
+
+    def known_steps(self, key: str) -> set[int]:
+        """Steps at which the server has a point of this curve."""
+        with self._translated():
+            return {metric.step for metric in self._client.get_metric_history(self._run_id, _legal(key))}
+
+    def send_points(self, points: Sequence[Point]) -> None:
+        """Send metrics in one request."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(_legal(point.key), point.value, point.at, point.step) for point in points]
+        with self._translated():
+            self._client.log_batch(self._run_id, metrics=metrics)
+
+    def send_image(self, key: str, step: int, at: int, file: Path) -> None:
+        """Send an image as MLflow's log_image does, but under a name that is the same at each attempt.
+
+        MLflow puts a random uuid in the name, so that an image sent twice would be shown twice.
+        """
+        from PIL import Image
+
+        fixed = uuid.uuid5(uuid.NAMESPACE_OID, f"{self._run_id}/{key}/{step}")
+        name = f"{_legal(key).replace('/', '~').replace(':', '_')}+step+{step}+timestamp+{at}+{fixed}"
+        with tempfile.TemporaryDirectory() as folder:
+            full, small = Path(folder) / f"{name}.png", Path(folder) / f"{name}+compressed.webp"
+            try:
+                with Image.open(file) as image:
+                    if image.format == "PNG":
+                        shutil.copyfile(file, full)
+                    else:
+                        image.save(full)
+                    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+                    image.save(small)
+            except (OSError, ValueError) as error:
+                raise RefusedError(f"{file} is no image: {error}") from error
+            with self._translated():
+                self._client.log_artifact(self._run_id, str(full), "images")
+                self._client.log_artifact(self._run_id, str(small), "images")
+                self._client.set_tag(self._run_id, "mlflow.loggedImages", True)
+
+    def send_artifact(self, file: Path, folder: str | None) -> None:
+        """Send a file."""
+        with self._translated():
+            self._client.log_artifact(self._run_id, str(file), folder)
+
+    @property
+    def _client(self) -> "MlflowClient":
+        if self._connected is None:
+            from mlflow import MlflowClient
+
+            self._connected = MlflowClient(tracking_uri=self._uri)
+        return self._connected
+
+    def _exists(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        if run.info.lifecycle_stage != "active":
+            raise RuntimeError(f"the run was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
+        return True
+
+    def _experiment(self, name: str) -> str:
+        known = self._client.get_experiment_by_name(name)
+        if known is not None:
+            return known.experiment_id
+        root = artifact_root(self._uri, self._run_directory)
+        folder = None if root is None else (root / re.sub(r"[^\w.-]+", "_", name)).as_uri()
+        return self._client.create_experiment(name, artifact_location=folder)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Tell the errors that sending again would not cure from the others."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise RunGoneError(str(error)) from error
+            # MLflow says the same of a run in the bin, which can be taken out of it.
+            if error.error_code == "INVALID_PARAMETER_VALUE" and self._exists(self._run_id):
+                raise RefusedError(str(error)) from error
+            raise
+
+
+def _legal(name: str) -> str:
+    """A name that MLflow takes for a param, tag, metric or image."""
+    return re.sub(r"[^\w\-./: ]", "_", name, flags=re.ASCII)[:MAX_KEY_LENGTH]
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 3] + "..."
+
+
+def _chunks(items: list[Any]) -> Iterator[list[Any]]:
+    return (items[start : start + MAX_PER_REQUEST] for start in range(0, len(items), MAX_PER_REQUEST))
