@@ -159,4 +159,5 @@ class SkippedUpdates:
                 by_timestep = enumerate(zip(*of_ranks, strict=True))
                 bad = [str(t) for t, values in by_timestep if not all(map(math.isfinite, values))]
                 timesteps += [f"{statistic.label} not finite at t = {', '.join(bad)}"] if bad else []
-        return ", ".join(scalars), "; ".join(timesteps) or "all values by timestep were finite"
+        finite = "all of D's logits were finite" if "d" in self.parts else "all squared errors were finite"
+        return ", ".join(scalars), "; ".join(timesteps) or finite

@@ -70,8 +70,8 @@ def sample_batches(
     method = make_method(training, config.generator)
     if sampler not in method.samplers:
         raise ValueError(
-            f"sampler {sampler} is not for this run, whose training.objective is {training.objective}; allowed: "
-            f"{', '.join(method.samplers)}"
+            f"sampler {sampler} does not fit this run, whose training.objective is {training.objective}: its generator "
+            f"can be sampled by {', '.join(method.samplers)} only"
         )
     batch = images_at_once(config.data.image_size, fast=fast)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
