@@ -12,7 +12,7 @@ from typing import Protocol
 
 from data.shards.cache import CacheDirectory, DownloadingError, NoRoomError, cache_folder
 from data.shards.index import Shard, ShardIndex
-from data.storage.location import DataError, redact
+from data.storage.location import DataError
 from data.storage.remote import AbandonedError, Storage
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class CachedShards:
             if attempt + 1 < _DOWNLOADS:
                 log.warning("shard %s: what arrived has another SHA-256 than the index says; once more", shard.name)
         raise DataError(
-            f"shard {shard.name}: {redact(self._storage.url)}/{shard.name} was altered: its SHA-256 is {found}, the "
+            f"shard {shard.name}: {self._storage.url}/{shard.name} was altered: its SHA-256 is {found}, the "
             f"index says {shard.sha256}; upload it again"
         )
 
