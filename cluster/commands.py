@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.storage.location import redact
+
 
 class ToolError(RuntimeError):
     """A scheduler's program is not there or refuses; says what it said, and what to do."""
@@ -23,7 +25,7 @@ def run_tool(command: Sequence[str], *, stdin: str | None = None, env: Mapping[s
         [_found(command[0]), *command[1:]], input=stdin or "", capture_output=True, text=True, env=env
     )
     if done.returncode:
-        raise ToolError(f"{shlex.join(command)} failed: {(done.stderr or done.stdout).strip()}")
+        raise ToolError(redact(f"{shlex.join(command)} failed: {(done.stderr or done.stdout).strip()}"))
     return done.stdout.strip()
 
 

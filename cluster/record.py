@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.request import ROOT, name_of
-from data.storage.files import timestamp
+from data.storage.files import replaced, timestamp
 from trainer.config.io import ConfigError
 
 FOLDER = Path(os.environ.get("DDGAN_LAUNCHES") or ROOT / "runs" / "launches")
@@ -41,12 +41,10 @@ class Record:
         """Write it, readable by its owner only."""
         FOLDER.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = FOLDER / f"{self.name}.json"
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
         content = json.dumps(asdict(self) | {"submitted": timestamp()}, indent=2) + "\n"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as output:
-            output.write(content)
-        os.replace(partial, file)
+        with replaced(file) as draft:
+            draft.touch(mode=0o600)
+            draft.write_text(content)
 
 
 def last_of(name: str) -> Record | None:

@@ -135,7 +135,7 @@ def _check(config: TrainConfig, num_samples: int) -> None:
     if num_samples < 2:
         raise ValueError(f"--num is {num_samples}; at least 2 samples are needed")
     if load_index(config.data.path).num_classes is None:
-        raise ValueError(f"{config.data.path}: {NO_LABELS}")
+        raise DataError(f"{config.data.path}: {NO_LABELS}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

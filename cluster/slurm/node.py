@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cluster.request import job_config
 from cluster.slurm.ray_node import Head, RayNode, RayStartError, answers, own_address, ray_environment
+from data.storage.files import replaced
 from data.storage.location import DataError
 from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError
@@ -159,9 +160,8 @@ def _node(towards: str | None) -> RayNode:
 
 
 def _publish(head: Head) -> None:
-    partial = job_folder() / "head.tmp"
-    partial.write_text(json.dumps(asdict(head)))
-    partial.rename(job_folder() / "head.json")
+    with replaced(job_folder() / "head.json") as draft:
+        draft.write_text(json.dumps(asdict(head)))
 
 
 def _published() -> Head | None:

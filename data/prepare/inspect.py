@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from data.shards.files import shard_files
 from data.shards.index import FORMAT_NAME, FORMAT_VERSION, ShardIndex
 from data.shards.reader import ShardReader
 from data.sources.source import shown_name
+from data.storage.files import replaced
 
 _SHEET_IMAGES = 64
 
@@ -146,16 +146,11 @@ def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _write(file: Path, sheet: npt.NDArray[np.uint8]) -> None:
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
     try:
-        _picture(sheet).save(unfinished, "PNG")
-        unfinished.replace(file)
+        with replaced(file) as draft:
+            _picture(sheet).save(draft, "PNG")
     except OSError as error:
         raise OutputError(f"--sheet {file} cannot be written: {error.strerror or error}; choose another") from None
-    finally:
-        # Where nothing may be written, nothing may be removed either.
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:

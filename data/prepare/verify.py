@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.index import Shard, ShardIndex
 from data.shards.reader import EncodedSample, ShardReader
+from data.storage.files import sha256_of
 from data.storage.location import DataError
 
 _CACHE_GB = 50.0
@@ -104,8 +104,7 @@ def _check_shard(index: ShardIndex, number: int) -> _Findings:
 
 def _wrong_hash(descriptor: int, shard: Shard) -> Iterator[str]:
     try:
-        with open(os.dup(descriptor), "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256_of(descriptor)
     except OSError as error:
         yield f"shard {shard.name}: cannot be read: {error.strerror}"
         return

@@ -4,7 +4,6 @@ Each finished shard is entered in a journal, so that the same command goes on af
 """
 
 import contextlib
-import hashlib
 import math
 import re
 from collections.abc import Generator
@@ -26,6 +25,7 @@ from data.prepare.writer import ShardSequence, write_index
 from data.processes.pool import WorkerError, map_in_order
 from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
 from data.sources.source import Item, SourceError, shown_name
+from data.storage.files import sha256_of
 
 _CHUNK_ITEMS = 32
 """Images that a worker takes at once."""
@@ -179,8 +179,7 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
 
 def _is_intact(file: Path, shard: Shard) -> bool:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256
+        return sha256_of(file) == shard.sha256
     except OSError:
         return False
 

@@ -1,6 +1,5 @@
 """Where the files of shards come from: the data set's own folder, or a cache of what was downloaded."""
 
-import hashlib
 import logging
 import math
 import os
@@ -12,7 +11,8 @@ from typing import Protocol
 
 from data.shards.cache import CacheDirectory, DownloadingError, NoRoomError, cache_folder
 from data.shards.index import Shard, ShardIndex
-from data.storage.location import DataError, redact
+from data.storage.files import sha256_of
+from data.storage.location import DataError
 from data.storage.remote import AbandonedError, Storage
 
 log = logging.getLogger(__name__)
@@ -154,14 +154,13 @@ class CachedShards:
         found = ""
         for attempt in range(_DOWNLOADS):
             self._storage.download(shard.name, target, num_bytes=shard.num_bytes, stop=stop)
-            with target.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_of(target)
             if found == shard.sha256:
                 return
             if attempt + 1 < _DOWNLOADS:
                 log.warning("shard %s: what arrived has another SHA-256 than the index says; once more", shard.name)
         raise DataError(
-            f"shard {shard.name}: {redact(self._storage.url)}/{shard.name} was altered: its SHA-256 is {found}, the "
+            f"shard {shard.name}: {self._storage.url}/{shard.name} was altered: its SHA-256 is {found}, the "
             f"index says {shard.sha256}; upload it again"
         )
 

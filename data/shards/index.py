@@ -151,7 +151,7 @@ def load_index(path: str | Path) -> ShardIndex:
     else:
         directory = local_path(path)
         location, content = str(directory), _read_local(directory)
-    document = _parse(content, f"{redact(location)}/{INDEX_NAME}")
+    document = _parse(content, f"{location}/{INDEX_NAME}")
     return ShardIndex(
         location=location,
         image_size=document.image_size,

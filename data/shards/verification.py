@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from data.shards.cache import cache_folder
 from data.shards.index import Shard, ShardIndex
+from data.storage.files import replaced, sha256_of
 from data.storage.location import DataError
 from data.storage.remote import Storage
 
@@ -80,8 +80,7 @@ def _wrong_size(shard: Shard, found: int | None) -> str:
 
 def _wrong_hash(directory: Path, shard: Shard) -> str:
     try:
-        with (directory / shard.name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(directory / shard.name)
     except OSError as error:
         return f"{shard.name} cannot be read ({error.strerror})"
     return (
@@ -122,13 +121,8 @@ class _Record:
         try:
             folder = self._folder()
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{self._name}.{os.getpid()}"
-            try:
-                part.write_text(json.dumps(stamps))
-                part.rename(folder / self._name)
-            finally:
-                with suppress(OSError):
-                    part.unlink(missing_ok=True)
+            with replaced(folder / self._name) as draft:
+                draft.write_text(json.dumps(stamps))
         except (OSError, DataError) as error:
             log.warning("the hashes are right, but will be checked again at the next start: %s", error)
 

@@ -2,8 +2,8 @@
 
 Files:
     failures  what passes, what does not, and in which words
-    files     files and folders that are on the disk as a whole
-    location  folder or URL; DataError; what may be shown of a URL
+    files     files that appear as a whole, their hashes, the time
+    location  folder or URL; DataError; `redact`: what may be shown of a URL
     remote    files at a URL, with retries
     writable  files at a URL that are also written
 """

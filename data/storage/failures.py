@@ -5,6 +5,8 @@ import http
 import socket
 import ssl
 
+from data.storage.location import redact
+
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this host's disk and memory: no server causes them. Nor those that name a local file."""
 
@@ -137,5 +139,5 @@ def _phrase(status: int) -> str:
 
 
 def _summary(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = redact(" ".join(str(error).split()))  # before it is cut, or half a URL would not be known as one
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

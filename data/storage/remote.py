@@ -145,7 +145,7 @@ class Storage:
         return self._retry(name, lambda: self._call("info", name, progress=_Progress(None, stop))["size"], stop)
 
     def _fail(self, name: str, failure: FailureError) -> NoReturn:
-        raise DataError(redact(f"{_label(name)}: cannot read {self.url}/{name}: {failure}")) from None
+        raise DataError(f"{_label(name)}: cannot read {self.url}/{name}: {failure}") from None
 
     def _retry(self, name: str, action: Callable[[], _T], stop: threading.Event | None) -> _T:
         """Do it until it succeeds, fails for good, or has failed too often."""
@@ -211,7 +211,7 @@ class Storage:
             try:
                 filesystem, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **self._options())
             except ImportError as error:
-                raise DataError(f"{redact(self.url)}: a package is missing to read it: {error}") from None
+                raise DataError(f"{self.url}: a package is missing to read it: {error}") from None
             if self._protocol in ("s3", "s3a"):
                 filesystem.retries = 1  # ours are logged
             if isinstance(filesystem, AsyncFileSystem) and (set_session := getattr(filesystem, "set_session", None)):

@@ -10,7 +10,10 @@ from data.storage.remote import Storage
 
 
 class StorageError(OSError):
-    """The storage could not be listed, written or asked; says what and why."""
+    """The storage could not be listed, written or asked; says what and why. It shows no secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class WritableStorage(Storage):
@@ -125,7 +128,7 @@ class WritableStorage(Storage):
         except StorageError:
             raise
         except FailureError as failure:
-            raise StorageError(redact(f"{self.url}: {what}: {failure}")) from failure
+            raise StorageError(f"{self.url}: {what}: {failure}") from failure
         except FileExistsError:
             raise
         except Exception as error:
@@ -136,4 +139,4 @@ class WritableStorage(Storage):
                 raise FileNotFoundError(f"{redact(self.url)}: {what}: there is no such file") from None
             if failure.missing:
                 failure.advice = "make the bucket, or check the URL"
-            raise StorageError(redact(f"{self.url}: {what}: {failure}")) from failure
+            raise StorageError(f"{self.url}: {what}: {failure}") from failure

@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.storage.files import sha256_of
+
 log = logging.getLogger(__name__)
 
 
@@ -73,8 +75,7 @@ class Checkpoint:
         for name, expected in self.manifest["files"].items():
             file = self.path / name
             try:
-                with file.open("rb") as f:
-                    found = hashlib.file_digest(f, "sha256").hexdigest()
+                found = sha256_of(file)
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
             if found != expected["sha256"]:
@@ -159,11 +160,6 @@ class Section:
                 "with other networks wrote it"
             )
         return out
-
-
-def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is."""
-    return directory / checkpoint_name(step)
 
 
 def checkpoint_name(step: int) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.storage.files import replaced
 from data.storage.location import DataError, is_remote, local_path, redact
 from data.storage.writable import WritableStorage
 from trainer.checkpoint.lease import Lease, LeaseError, LeasePlace, acquire
@@ -40,18 +41,11 @@ class FolderLease:
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._made_folder = True
-        partial = self._folder / f".{LEASE}.{os.getpid()}.tmp"
         with self._alone():
             if self.read() != seen:
                 return False
-            try:
-                with partial.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, self._file)
-            finally:
-                partial.unlink(missing_ok=True)
+            with replaced(self._file, durable=True) as draft:
+                draft.write_bytes(content)
         return self.read() == content
 
     def beat(self, seen: bytes, content: bytes) -> bool:

@@ -1,6 +1,5 @@
 """Snapshots: the averaged generator alone, as safetensors beside the config that builds it."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data.storage.files import replaced
 from data.storage.location import redact
 from models import networks
 from models.generator import Generator
@@ -40,12 +40,10 @@ def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig
     """Write `folder` with the averaged weights and the config; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    partial = folder / (WEIGHTS + ".tmp")
-    save_file(tensors, partial, metadata={"step": str(step)})
-    os.replace(partial, folder / WEIGHTS)
-    text = folder / (CONFIG + ".tmp")
-    text.write_text(redact(dump_config(config)))  # a snapshot is given to others
-    os.replace(text, folder / CONFIG)
+    with replaced(folder / WEIGHTS) as draft:
+        save_file(tensors, draft, metadata={"step": str(step)})
+    with replaced(folder / CONFIG) as draft:
+        draft.write_text(redact(dump_config(config)))  # a snapshot is given to others
     return folder
 
 

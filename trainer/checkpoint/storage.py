@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from data.storage.files import replaced, sync_folder
 from data.storage.location import DataError, is_remote, local_path
 from trainer.checkpoint.bucket import RemoteStorage
 from trainer.checkpoint.format import (
@@ -130,13 +131,10 @@ class FolderStorage:
     def commit(self, checkpoint: str, manifest: bytes) -> None:
         """See `CheckpointStorage`."""
         folder = self.folder / checkpoint
-        partial = folder / f"{MANIFEST}.tmp"
-        partial.unlink(missing_ok=True)
-        _write_durably(partial, [memoryview(manifest)])
-        _sync(folder)  # the names of the parts
-        os.replace(partial, folder / MANIFEST)
-        _sync(folder)
-        _sync(self.folder)
+        with replaced(folder / MANIFEST, durable=True) as draft:
+            draft.write_bytes(manifest)
+            sync_folder(folder)  # the names of the parts
+        sync_folder(self.folder)
 
     def manifest(self, checkpoint: str) -> bytes | None:
         """See `CheckpointStorage`."""
@@ -151,7 +149,7 @@ class FolderStorage:
         if path.is_symlink() or not path.is_dir():
             raise OSError(errno.ENOTDIR, f"{path} is no folder of a checkpoint")
         (path / MANIFEST).unlink(missing_ok=True)
-        _sync(path)  # or a crash of the host could bring the manifest back, without the parts
+        sync_folder(path)  # or a crash of the host could bring the manifest back, without the parts
         shutil.rmtree(path)
 
     def tidy(self, checkpoint: Checkpoint) -> None:
@@ -288,14 +286,6 @@ def _write_durably(file: Path, chunks: Iterable[memoryview]) -> None:
         for chunk in chunks:
             while chunk:
                 chunk = chunk[os.write(descriptor, chunk) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ import torch
 from data.shards.files import check_room
 from data.shards.index import ShardIndex, load_index
 from data.shards.verification import verify_shards
+from data.storage.location import redact
 from data.stream.pipeline import check_form
 from trainer.config.io import ConfigError
 from trainer.config.train_config import TrainConfig
@@ -32,14 +33,19 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+class _ShownFormatter(logging.Formatter):
+    """Lines that show no secret: libraries put whole URLs into their errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback where there is one."""
+        return redact(super().format(record))
+
+
 def start_logging(rank: int) -> None:
     """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_ShownFormatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
 
 
 def check_device(config: TrainConfig) -> None:

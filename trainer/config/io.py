@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.storage.location import is_remote
+from data.storage.location import is_remote, redact
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
 from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
@@ -31,7 +31,7 @@ class ConfigError(ValueError):
     """A config that cannot be used; `lines` holds one message for each thing that is wrong."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = tuple(lines)
+        self.lines = tuple(map(redact, lines))
         super().__init__("\n".join(self.lines))
 
 

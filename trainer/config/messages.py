@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from data.storage.location import redact
 from trainer.config.strict_yaml import Path
 
 
@@ -56,7 +57,7 @@ def shown(value: Any, wanted: Any = None) -> str:
     """A value as a message shows it; with the annotation of the field, a hint where one mistake is common."""
     if isinstance(value, dict):
         return "a mapping"
-    words = value if isinstance(value, str) else json.dumps(value)
+    words = redact(value if isinstance(value, str) else json.dumps(value))
     words = words if len(words) <= 60 else words[:57] + "..."
     if isinstance(value, str):
         words = f'the text "{words}"'

@@ -178,7 +178,7 @@ def render(plan: Plan) -> str:
         f"{_gib(plan.checkpoint_bytes * (plan.keep_last + 1))} GiB of disk",
         "files",
         f"  reads   {plan.data_path}" + (f" (not readable yet: {plan.data_note})" if plan.data_note else ""),
-        f"  writes  {plan.run_directory}/ with {', '.join(OUTPUTS)}",
+        f"  writes  {redact(str(plan.run_directory))}/ with {', '.join(OUTPUTS)}",
     ]
     return "\n".join(lines)
 

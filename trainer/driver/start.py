@@ -5,6 +5,7 @@ import secrets
 import tempfile
 from pathlib import Path
 
+from data.storage.location import redact
 from trainer.checkpoint.format import CheckpointError
 from trainer.checkpoint.lease import this_process
 from trainer.checkpoint.lease_places import claim
@@ -58,7 +59,7 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
     if newest:
         check_resumable(from_dict(newest.manifest["config"], str(newest.path)), config)
     elif config.run.init_from and not Path(config.run.init_from).is_file():
-        raise WeightsError(f"run.init_from is {config.run.init_from}: there is no such file")
+        raise WeightsError(redact(f"run.init_from is {config.run.init_from}: there is no such file"))
     try:
         make_run_directory(config.run)
         with tempfile.TemporaryFile(dir=directory):

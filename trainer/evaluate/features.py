@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -112,13 +112,6 @@ class ScriptedNetwork:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             raise ValueError(f"the feature network {self.name} gives no features [N, d] for {len(images)} images")
         return Seen(features.float().cpu(), logits)
-
-
-def see_all(network: FeatureNetwork, batches: Iterable[Uint8Image]) -> Seen:
-    """Features of a stream of batches, only one of which is held as images at a time."""
-    parts = [network(batch) for batch in batches]
-    logits = [part.logits for part in parts if part.logits is not None]
-    return Seen(torch.cat([part.features for part in parts]), torch.cat(logits) if logits else None)
 
 
 def through(codec: Codec) -> Callable[[Uint8Image], Uint8Image]:

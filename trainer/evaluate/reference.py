@@ -6,7 +6,7 @@ What is kept is named by a hash of the data and of the network, so that it can n
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -21,6 +21,7 @@ from data.shards.files import shard_files
 from data.shards.index import INDEX_NAME, ShardIndex, load_index
 from data.shards.reader import samples_in_order
 from data.shards.verification import verify_shards
+from data.storage.files import replaced
 from data.stream.pipeline import DataConfig
 from models.shapes import Uint8Image
 from trainer.engine.ranks import Ranks
@@ -214,11 +215,7 @@ def _load_kept(file: Path) -> torch.Tensor | None:
 
 def _keep(file: Path, features: torch.Tensor) -> None:
     """Keep features; where that is not possible they are taken again the next time."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as stream:
+        with replaced(file) as draft, draft.open("wb") as stream:
             np.savez(stream, features=features.numpy())
-        unfinished.replace(file)
-    except OSError:
-        unfinished.unlink(missing_ok=True)

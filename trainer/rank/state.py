@@ -1,6 +1,5 @@
 """What a checkpoint holds of a run, and how a rank takes it up again."""
 
-import json
 import logging
 import time
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from data.shards.index import ShardIndex
 from data.storage.files import timestamp
-from data.storage.location import DataError, redact
+from data.storage.location import DataError, redact, redact_values
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint
 from trainer.config.io import from_dict, to_dict
@@ -70,7 +69,7 @@ class TrainingState:
             "mlflow_run_id": mlflow_run_id,
             "versions": library_versions(),
             "zero_stages": self.zero_stages(),
-            "config": json.loads(redact(json.dumps(to_dict(self.config)))),
+            "config": redact_values(to_dict(self.config)),
         }
 
     def restore(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal
 
+from data.storage.files import timestamp
+
 log = logging.getLogger(__name__)
 
 
@@ -123,7 +125,7 @@ class Watchdog:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a") as file:
-                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {report}")
+                file.write(f"{timestamp()} {report}")
         except OSError as error:
             log.error("cannot write %s: %s", self._file, error)
         sys.stderr.flush()

@@ -4,8 +4,6 @@ Files appear complete or not at all: they are written under another name beside 
 """
 
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from data.storage.files import replaced
 from models.shapes import Uint8Image
 from trainer.sample.scatter import scatter
 
@@ -194,15 +193,7 @@ def _check_images(images: Tensor) -> None:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write under; renamed to `path` at the end, removed if anything fails."""
+    """As `replaced`, in a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as unfinished:
         yield unfinished
-        os.replace(unfinished, path)
-    except BaseException:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.unlink(missing_ok=True)
-        raise

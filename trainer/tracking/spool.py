@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data.storage.files import replaced
+
 log = logging.getLogger(__name__)
 
 
@@ -84,10 +86,8 @@ def load_delivered(run_directory: Path, target: str) -> Delivered:
 
 def save_delivered(run_directory: Path, delivered: Delivered) -> None:
     """Replace the note in one rename: a reader sees the former one or this one."""
-    path = delivered_path(run_directory)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(asdict(delivered)))
-    draft.replace(path)
+    with replaced(delivered_path(run_directory)) as draft:
+        draft.write_text(json.dumps(asdict(delivered)))
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[Record]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data.storage.files import replaced
 from data.storage.location import redact
 from trainer.tracking.spool import Spool, Status, count_records, load_delivered
 from trainer.tracking.store import choose_store
@@ -285,7 +286,6 @@ def _keep_config(folder: Path, text: str, last_step: int | None) -> Path:
     if path.exists() and path.read_text() != text:
         path = folder / f"config-resumed-{last_step or 0}.yaml"
     if not path.exists() or path.read_text() != text:
-        draft = path.with_suffix(".tmp")
-        draft.write_text(text)
-        draft.replace(path)
+        with replaced(path) as draft:
+            draft.write_text(text)
     return path

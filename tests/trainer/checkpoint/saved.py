@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.format import checkpoint_path
+from trainer.checkpoint.format import checkpoint_name
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.storage import CheckpointStorage, FolderStorage
 from trainer.checkpoint.writer import CheckpointWriter
@@ -39,4 +39,4 @@ def write(place: Path | CheckpointStorage, ranks: Ranks, step: int, manifest: Ma
     newest, error = to.finish()
     assert newest == step, error
     to.close()
-    return checkpoint_path(place, step) if isinstance(place, Path) else Path(f"step-{step:08d}")
+    return place / checkpoint_name(step) if isinstance(place, Path) else Path(checkpoint_name(step))

@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
-from trainer.evaluate.features import ScriptedNetwork, see_all, through
+from trainer.evaluate.features import ScriptedNetwork, through
+from trainer.evaluate.reference import see_over_ranks
 
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def test_features_and_classes_of_a_scripted_network(tmp_path):
     network = ScriptedNetwork(scripted(WithClasses(), tmp_path / "net.pt"))
-    seen = see_all(network, IMAGES.split(4))
+    seen = see_over_ranks(network, enumerate(IMAGES.split(4)), None)
     means = IMAGES.float().mean(dim=(2, 3))
     torch.testing.assert_close(seen.features, means)
     assert seen.logits is not None
