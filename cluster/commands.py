@@ -7,8 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.storage.errors import OperationError
 
-class ToolError(RuntimeError):
+
+class ToolError(OperationError):
     """A scheduler's program is not there or refuses; says what it said, and what to do."""
 
 

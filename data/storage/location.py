@@ -6,6 +6,8 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+from data.storage.errors import UserError
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
@@ -87,5 +89,5 @@ def redact(text: str) -> str:
     return _SECRET_FIELDS.sub(r"\1=***", _CREDENTIALS.sub("***@", text))
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used; the message names shard and key or file, and what to do."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from data.storage.errors import UserError
 from data.storage.location import is_remote
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
 from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
@@ -27,7 +28,7 @@ CONFIG_FOLDER = FilePath(__file__).parents[1] / "configs"
 _ADAPTER = TypeAdapter(TrainConfig)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be used; `lines` holds one message for each thing that is wrong."""
 
     def __init__(self, lines: Iterable[str]) -> None:

@@ -28,9 +28,8 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.storage.location import DataError
+from data.storage.errors import OperationError, UserError
 from trainer.checkpoint.lease import LAUNCH_VARIABLE, this_process
-from trainer.checkpoint.snapshot import WeightsError
 from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError
 from trainer.config.sections import ScalingConfig
@@ -57,11 +56,11 @@ NEVER_S = 1e9
 LOOPBACK = "127.0.0.1"
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError):
     """The cluster cannot run this; says what is missing and what to do."""
 
 
-class RunFailedError(RuntimeError):
+class RunFailedError(OperationError):
     """The workers failed more often than the config allows."""
 
 
@@ -104,7 +103,7 @@ def _train_rank(arguments: dict[str, Any]) -> None:
         return _await_the_end()
     try:
         result: Outcome | FinalError = run_rank(config, driver)
-    except (ConfigError, DataError, WeightsError) as error:
+    except UserError as error:
         result = FinalError(str(error), is_refusal=True)
     except DivergenceError as error:  # it has been tried anew already, in the workers
         result = FinalError(str(error), is_refusal=False)

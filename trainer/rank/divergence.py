@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from data.storage.errors import OperationError
 from trainer.algorithm.step import Statistics
 from trainer.config.sections import GuardConfig
 from trainer.engine.guard import UpdateGuard
@@ -35,7 +36,7 @@ _ADVICE = (
 )
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(OperationError):
     """The run cannot go on: its updates are skipped again and again. Says what was seen and what to try."""
 
 
