@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 
 import torch
 
@@ -32,12 +33,23 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+class _CurrentStderr:
+    """sys.stderr as it is when a line is written: while a progress bar is shown, it writes above the bar."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def start_logging(rank: int) -> None:
     """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
         format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
+        stream=_CurrentStderr(),
         force=True,
     )
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._private.ray_logging import global_worker_stdstream_dispatcher as ray_streams
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -36,6 +37,7 @@ from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
 from trainer.driver.board import Board, FinalError, Snapshot
 from trainer.driver.growth import Growth
+from trainer.driver.ray_output import without_ray_internals
 from trainer.rank.divergence import DivergenceError
 from trainer.rank.progress import ProgressBar, Status
 from trainer.rank.run_folder import Outcome
@@ -101,6 +103,8 @@ def _train_rank(arguments: dict[str, Any]) -> None:
     driver = RayDriver(board)
     if rank == 0 and not _await_turn(driver, board, world_size):  # the others wait for it in their first collective
         return _await_the_end()
+    if rank == 0:
+        log.info("training on %d ranks", world_size)
     try:
         result: Outcome | FinalError = run_rank(config, driver)
     except UserError as error:
@@ -133,24 +137,34 @@ def _await_the_end() -> None:
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine."""
+def connected() -> Iterator[str]:
+    """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine.
+
+    Yields the folder, on each node, of what Ray and its processes log.
+    """
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING)
-        else:
-            _start_local_ray()
+        context = ray.init(address=address, logging_level=logging.WARNING) if address else _start_local_ray()
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray at {address}" if address else "a local Ray"
         raise ClusterError(f"cannot connect to {where}: {error}") from error
     try:
-        yield
+        _leave_out_ray_internals()
+        yield f"{context['session_dir']}/logs"
     finally:
         ray.shutdown()
 
 
-def _start_local_ray() -> None:
+def _leave_out_ray_internals() -> None:
+    """Ray prints what its processes print; put `without_ray_internals` before that. Ray has no setting for it."""
+    for name, show in [pair for pair in ray_streams.handlers if pair[0] == "ray_print_logs"]:
+        ray_streams.remove_handler(name)
+        ray_streams.add_handler(
+            name, lambda data, show=show: show({**data, "lines": without_ray_internals(data["lines"])})
+        )
+
+
+def _start_local_ray() -> Any:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
@@ -158,7 +172,7 @@ def _start_local_ray() -> None:
     # themselves they take the Ray that was last started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
     with _children_in_a_group_of_their_own():
-        ray.init(
+        return ray.init(
             address="local",
             include_dashboard=True,
             dashboard_host=LOOPBACK,
@@ -244,13 +258,16 @@ def fit(config: TrainConfig) -> Outcome:
         RunFailedError: the ranks failed more than `scaling.max_failures` times, three times at the same step, or in a
             way that no restart helps against.
     """
-    with connected():
+    with connected() as logs:
         check_resources(config)
         board = _start_board()
         growth = Growth(partial(_possible_ranks, config.scaling))
         with _stop_on_signals(board) as stop, ProgressBar() as bar:
             while True:
-                outcome = _fit_group(config, board, growth, bar)
+                try:
+                    outcome = _fit_group(config, board, growth, bar)
+                except RunFailedError as error:
+                    raise RunFailedError(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
                     return outcome
                 ray.get(board.go_on.remote())  # it stopped because there is room for more ranks
@@ -272,12 +289,15 @@ def _fit_group(config: TrainConfig, board: Any, growth: Growth, bar: ProgressBar
     # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
     thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
     thread.start()
-    seen = _read(board)
+    seen, told = _read(board), None
     while thread.is_alive() and not isinstance(seen.result, FinalError):
         thread.join(timeout=0.5)
         seen = _read(board)
         if seen.status:
             bar.show(seen.status)
+        if seen.failure and seen.failure != told and seen.result is None:
+            log.warning("%s: starting the ranks again", seen.failure)
+            told = seen.failure
         if ranks := growth.possible(seen.world_size):
             log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
             board.ask_to_stop.remote()
@@ -323,6 +343,7 @@ def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
             # A name of its own for each start: what a run has reached is in our checkpoints, not in Ray's records.
             name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
             storage_path=str(Path(config.run.directory) / "ray"),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # its files hold the rest
             failure_config=ray.train.FailureConfig(max_failures=max(0, scaling.max_failures - failures_before)),
         ),
     )
