@@ -17,7 +17,7 @@ LOG_INTERVAL_S = 60.0
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """State of a run after a step.
 
     Attributes:
@@ -37,7 +37,7 @@ class Status:
 class Driver(Protocol):
     """The worker's line to whoever started it."""
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         """Called by rank 0 after each step; must return at once."""
         ...
 
@@ -75,7 +75,7 @@ class ProgressBar:
         if self._terminal:
             self._progress.stop()
 
-    def show(self, status: Status) -> None:
+    def show(self, status: RunStatus) -> None:
         """Draw `status`."""
         losses = "  ".join(f"{name} {value:.3f}" for name, value in status.losses.items())
         detail = f"{status.images_per_s:.0f} images/s  {losses}".rstrip()
@@ -105,7 +105,7 @@ class SignalDriver:
             os.kill(os.getpid(), number)
         self._stop = True
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         """Draw the bar."""
         if self._bar:
             self._bar.show(status)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.trainer.bench.made_time import MadeTime
-from trainer.algorithm.step import update_discriminator
+from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.statistics import Statistics
 from trainer.bench import measurements
 from trainer.bench.measurements import compare_updates, measure_pace, measure_steps, time_rounds
 from trainer.config.io import load_config
@@ -43,19 +45,20 @@ def test_updates_that_take_turns_are_told_apart(monkeypatch):
     assert found == {"images_per_s": 20, "authors_images_per_s": 8, "speedup": 2.5}
 
 
-def test_each_round_runs_its_own_update_for_all_of_its_steps(tiny, tmp_path):
+def test_each_round_runs_its_own_method_for_all_of_its_steps(tiny, tmp_path):
     called: list[str] = []
-
-    def named(name: str):
-        def update(*args, **kwargs):
-            called.append(name)
-            return update_discriminator(*args, **kwargs)
-
-        return update
-
     overrides = [*tiny, "engine.backend=torch", "scaling.world_size=1", "tracking.log_interval_steps=2"]
     config = load_config("digits", [*overrides, "training.total_images=96", f"run.directory={tmp_path}"])
-    rounds = time_rounds(config, (named("ours"), named("theirs")))
+
+    def counted(name: str) -> Adversarial:
+        class Counted(Adversarial):
+            def update_discriminator(self, *args: Any, **kwargs: Any) -> Statistics:
+                called.append(name)
+                return super().update_discriminator(*args, **kwargs)
+
+        return Counted.of(config.training, config.generator)
+
+    rounds = time_rounds(config, (counted("ours"), counted("theirs")))
     assert len(rounds) == 3
     assert called == ["ours", "ours", "theirs", "theirs", "ours", "ours"]
     assert not list(tmp_path.iterdir()), "a benchmark keeps nothing"
@@ -77,7 +80,7 @@ def test_waiting_is_what_the_reader_takes_longer_than_the_device(reading_s, rate
             yield SimpleNamespace(images=torch.empty(8))
 
     monkeypatch.setattr(measurements, "time", clock)
-    monkeypatch.setattr(measurements, "open_batches", lambda *_, **__: batches())
+    monkeypatch.setattr(measurements, "open_share", lambda *_, **__: batches())
     found = measure_pace(load_config("digits", list(tiny)), images_per_s=80, seconds=100)
     assert found["images_per_s"] == pytest.approx(rate, rel=0.01)
     assert found["waiting_share"] == pytest.approx(share, abs=0.01)

@@ -5,16 +5,16 @@ import os
 import sys
 
 from trainer.config.command_line import start_logging
-from trainer.rank.progress import ProgressBar, Status
+from trainer.rank.progress import ProgressBar, RunStatus
 
 LOSSES = {"loss_d_real": 0.5, "loss_g": 1.25}
 
 
-def status(images: int, images_per_s: float = 20.0) -> Status:
-    return Status(step=images, images=images, total_images=6000, images_per_s=images_per_s, losses=LOSSES)
+def status(images: int, images_per_s: float = 20.0) -> RunStatus:
+    return RunStatus(step=images, images=images, total_images=6000, images_per_s=images_per_s, losses=LOSSES)
 
 
-def lines_of(caplog, seen: list[tuple[float, Status]]) -> list[str]:
+def lines_of(caplog, seen: list[tuple[float, RunStatus]]) -> list[str]:
     """What is logged of states that are shown at these seconds."""
     caplog.set_level(logging.INFO)
     now = [0.0]
