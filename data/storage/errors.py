@@ -27,8 +27,6 @@ class StoppedError(Exception):
         exit_code: of the command.
     """
 
-    exit_code = 130
-
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code

@@ -56,7 +56,7 @@ def test_error_of_a_rank_is_shown_with_its_traceback_and_where_the_logs_are(tiny
     done = run_python(train_command("digits", tiny, run, "scaling.world_size=1", "scaling.max_failures=0"))
     assert done.returncode == 1, done.stderr
     assert "Traceback (most recent call last):" in done.stderr
-    assert f"[Errno 17] File exists: '{run}/snapshots'" in done.stderr
+    assert f"NotADirectoryError: [Errno 20] Not a directory: '{run}/snapshots/step-00000010'" in done.stderr
     *_, failure, logs, advice = done.stderr.splitlines()
     assert "more often than scaling.max_failures (0) allows; the last time after step 10 with: rank 0: " in failure
     assert advice == "To go on from the last checkpoint, give the same command again."
