@@ -7,10 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.storage.location import redact
+from data.storage.errors import OperationError
+from data.storage.redaction import redact
 
 
-class ToolError(RuntimeError):
+class ToolError(OperationError):
     """A scheduler's program is not there or refuses; says what it said, and what to do."""
 
 

@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import preflight
-from cluster.commands import ToolError
 from cluster.kubernetes import submit as kubernetes
 from cluster.ray import submit as ray
 from cluster.record import Record, find, known
 from cluster.request import Request, job_config, make_request, name_of, not_negative, positive
 from cluster.slurm import submit as slurm
+from data.storage.errors import UserError, as_command
 from trainer import run
-from trainer.checkpoint.format import CheckpointError
 from trainer.checkpoint.lease import Holder, is_alive
 from trainer.checkpoint.lease_places import FolderLease
 from trainer.checkpoint.storage import newest_seen, storage_of_run
@@ -31,29 +30,18 @@ WAYS = {"slurm": slurm, "ray": ray, "kubernetes": kubernetes}
 LOCAL = "local"
 
 
+@as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:
-        try:
-            return train([word for word in given[1:] if word != "--"])
-        except ConfigError as error:
-            print(error, file=sys.stderr)
-            return 2
+        return train([word for word in given[1:] if word != "--"])
     at = given.index("--") if "--" in given else len(given)
     ours, theirs = given[:at], given[at + 1 :]
     options = _parser().parse_args(ours)
     if theirs and options.command not in WAYS:
-        print(f"{options.command} takes nothing after --, but {shlex.join(theirs)} is given", file=sys.stderr)
-        return 2
-    try:
-        return options.call(options, theirs)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (ToolError, CheckpointError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        raise UserError(f"{options.command} takes nothing after --, but {shlex.join(theirs)} is given")
+    return options.call(options, theirs)
 
 
 def train(arguments: list[str]) -> int:

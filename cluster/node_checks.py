@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import torch
 
 from data.shards.index import load_index
-from data.storage.location import DataError, is_remote, redact
+from data.storage.location import DataError, is_remote
+from data.storage.redaction import redact
 from trainer.config.train_config import TrainConfig
 from trainer.tracking.provenance import library_versions
 from trainer.tracking.store import tracking_uri

@@ -20,8 +20,8 @@ from typing import Any
 from cluster.node_checks import NodeReport, examine
 from cluster.pair_check import all_reduce, rounds
 from cluster.request import job_config
+from data.storage.errors import as_command
 from trainer.config.command_line import add_config_arguments, start_logging
-from trainer.config.io import ConfigError
 from trainer.config.train_config import TrainConfig
 from trainer.driver.start import set_up_ray
 from trainer.rank.run_folder import make_run_directory
@@ -53,6 +53,7 @@ class Line:
         return f"{self.check:15} {verdict:7} {self.words}"
 
 
+@as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m cluster.preflight", description=__doc__)
@@ -63,14 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--join-timeout", type=float, default=300.0, metavar="S", help="how long (default: 300)")
     options = parser.parse_args(arguments)
     start_logging(0)
-    try:
-        config = job_config(["--config", options.config, *(word for text in options.set for word in ("--set", text))])
-        directory = Path(config.run.directory)
-        is_new = not directory.exists()
-        make_run_directory(config.run)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    config = job_config(["--config", options.config, *(word for text in options.set for word in ("--set", text))])
+    directory = Path(config.run.directory)
+    is_new = not directory.exists()
+    make_run_directory(config.run)
     if os.environ.get("RAY_ADDRESS"):
         lines = check_cluster(config, options.nodes, options.join_timeout)
     else:

@@ -36,8 +36,8 @@ from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.index import ShardIndex, load_index
 from data.shards.reader import IMAGE_EXTENSIONS, BadSampleError, EncodedSample, samples_in_order
+from data.storage.errors import as_command
 from data.storage.location import DataError
-from data.stream.batches import LoaderError
 from data.stream.pipeline import DataConfig, open_batches
 from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
 
@@ -292,6 +292,7 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
         )
 
 
+@as_command(name="data.bench")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 1: failed; 2: wrong arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
@@ -305,25 +306,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=3, help="rounds of each way of reading (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
-    try:
-        index = load_index(options.directory)
-        if index.is_remote:
-            raise DataError(
-                f"{index.shown_location} is no local folder: the network would be measured; copy the data set first"
-            )
-        rates = measure(
-            index,
-            loader_workers=options.workers,
-            micro_batch_size=options.micro_batch,
-            seconds=options.seconds,
-            rounds=options.rounds,
+    index = load_index(options.directory)
+    if index.is_remote:
+        raise DataError(
+            f"{index.shown_location} is no local folder: the network would be measured; copy the data set first"
         )
-    except DataError as error:
-        print(f"data.bench: {error}", file=sys.stderr)
-        return 2
-    except (LoaderError, OSError) as error:
-        print(f"data.bench: {error}", file=sys.stderr)
-        return 1
+    rates = measure(
+        index,
+        loader_workers=options.workers,
+        micro_batch_size=options.micro_batch,
+        seconds=options.seconds,
+        rounds=options.rounds,
+    )
     shuffle = _shuffle(index, options.micro_batch)
     if options.json:
         shuffled = shuffle and {**asdict(shuffle), "ratio": shuffle.ratio}

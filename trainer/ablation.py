@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.shards.index import load_index
-from data.storage.location import DataError
+from data.storage.errors import OperationError, UserError, as_command
 from trainer.checkpoint.format import CheckpointError, list_checkpoints
 from trainer.config.command_line import add_config_arguments, check_data, check_device
-from trainer.config.io import ConfigError, load_config
+from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.evaluate.classifier import NO_LABELS, Evaluation, evaluate_samples, train_classifier
 from trainer.evaluate.reference import read_all
@@ -90,8 +90,8 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
     process, which saves a checkpoint before it ends.
 
     Raises:
-        ValueError: it was refused, as it has said itself.
-        OSError: it failed, as it has said itself, or it was stopped.
+        UserError: it was refused, as it has said itself.
+        OperationError: it failed, as it has said itself, or it was stopped.
     """
     was_finished = is_finished(config)
     began = time.perf_counter()
@@ -105,9 +105,9 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
         finally:
             signal.signal(signal.SIGTERM, previous)
     if code == 2:
-        raise ValueError(f"the run in {config.run.directory} was refused, see above: mend that, or give another --runs")
+        raise UserError(f"the run in {config.run.directory} was refused, see above: mend that, or give another --runs")
     if code or not is_finished(config):
-        raise OSError(
+        raise OperationError(
             f"the run in {config.run.directory} ended with code {code} before it was done: the same command goes on "
             "with it"
         )
@@ -131,13 +131,14 @@ def _check(config: TrainConfig, num_samples: int) -> None:
     check_data(config)
     check_device(config)
     if config.checkpoint.directory is not None:
-        raise ValueError("checkpoint.directory is set, but each run keeps its checkpoints in its own folder of --runs")
+        raise UserError("checkpoint.directory is set, but each run keeps its checkpoints in its own folder of --runs")
     if num_samples < 2:
-        raise ValueError(f"--num is {num_samples}; at least 2 samples are needed")
+        raise UserError(f"--num is {num_samples}; at least 2 samples are needed")
     if load_index(config.data.path).num_classes is None:
-        raise DataError(f"{config.data.path}: {NO_LABELS}")
+        raise UserError(f"{config.data.path}: {NO_LABELS}")
 
 
+@as_command(name="trainer.ablation", interrupted="stopped; the same command goes on with the run that was under way")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 1: a run failed or was stopped; 2: arguments, config or data are wrong; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -151,34 +152,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="where the table goes")
     options = parser.parse_args(arguments)
     fixed = ["scaling.world_size=1", "tracking.backend=none", *options.set]
-    try:
-        plans = []
-        for cell in cells_of(options.timesteps, options.seeds):
-            overrides = [*fixed, *cell.overrides, f"run.directory={options.runs / cell.name}"]
-            plans.append((cell, overrides, load_config(options.config, overrides)))
-        first = plans[0][2]
-        _check(first, options.num)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        reference, labels = read_all(first.data.path)
-        assert labels is not None  # the index says so
-        classifier = train_classifier(reference, labels, seed=0)
-        lines = [HEADER]
-        for cell, overrides, config in plans:
-            words = [word for text in overrides for word in ("--set", text)]
-            seconds = train(["--config", options.config, *words], config)
+    plans = []
+    for cell in cells_of(options.timesteps, options.seeds):
+        overrides = [*fixed, *cell.overrides, f"run.directory={options.runs / cell.name}"]
+        plans.append((cell, overrides, load_config(options.config, overrides)))
+    first = plans[0][2]
+    _check(first, options.num)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    reference, labels = read_all(first.data.path)
+    assert labels is not None  # the index says so
+    classifier = train_classifier(reference, labels, seed=0)
+    lines = [HEADER]
+    for cell, overrides, config in plans:
+        words = [word for text in overrides for word in ("--set", text)]
+        seconds = train(["--config", options.config, *words], config)
+        try:
             samples = sample_run(Path(config.run.directory), options.num, seed=0)
-            lines.append(cell.row(evaluate_samples(samples, reference, labels, 0, classifier=classifier), seconds))
-            sys.stdout.write(f"{lines[-1]}\n")
-            options.out.write_text("\n".join(lines) + "\n")  # each time: a stop loses no row
-    except (ConfigError, DataError, CheckpointError, ValueError) as error:
-        sys.stderr.write(f"trainer.ablation: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"trainer.ablation: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("trainer.ablation: stopped; the same command goes on with the run that was under way\n")
-        return 130
+        except CheckpointError as error:
+            raise UserError(str(error)) from error
+        lines.append(cell.row(evaluate_samples(samples, reference, labels, 0, classifier=classifier), seconds))
+        sys.stdout.write(f"{lines[-1]}\n")
+        options.out.write_text("\n".join(lines) + "\n")  # each time: a stop loses no row
     return 0
 
 

@@ -19,9 +19,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from data.shards.index import load_index
-from data.storage.location import DataError
+from data.storage.errors import UserError, as_command
 from models.shapes import Uint8Image
-from trainer.checkpoint.format import CheckpointError
 from trainer.config.command_line import add_seed_argument
 from trainer.evaluate.classifier import TrainedClassifier, train_classifier
 from trainer.evaluate.reference import read_all
@@ -55,7 +54,7 @@ class ModeCount:
     """Share of the single test digits that are told rightly."""
 
 
-class ModesError(ValueError):
+class ModesError(UserError):
     """Modes cannot be counted; says why, and what to do."""
 
 
@@ -144,6 +143,7 @@ def _check_samples(samples: Uint8Image, size: int) -> None:
         )
 
 
+@as_command(name="trainer.modes", failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 after one line about what the user has to change."""
     parser = argparse.ArgumentParser(
@@ -162,19 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_seed_argument(parser, "of classifier and samples")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    try:
-        if options.num < 1:
-            raise ModesError(f"--num is {options.num}; at least 1 is needed")
-        size = check_stacks(options.reference, options.test)
-        samples = (
-            load_images(options.samples) if options.samples else sample_run(options.run, options.num, options.seed)
-        )
-        _check_samples(samples, size)
-        classifier = digit_classifier(options.reference, options.test, seed=options.seed)
-        found = count_modes(samples, classifier)
-    except (ValueError, CheckpointError, DataError, OSError) as error:
-        sys.stderr.write(f"trainer.modes: {error}\n")
-        return 2
+    if options.num < 1:
+        raise ModesError(f"--num is {options.num}; at least 1 is needed")
+    size = check_stacks(options.reference, options.test)
+    samples = load_images(options.samples) if options.samples else sample_run(options.run, options.num, options.seed)
+    _check_samples(samples, size)
+    classifier = digit_classifier(options.reference, options.test, seed=options.seed)
+    found = count_modes(samples, classifier)
     if options.json:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
     else:

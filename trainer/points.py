@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data.sources.points import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
-from trainer.checkpoint.format import CheckpointError
+from data.storage.errors import UserError, as_command
 from trainer.config.command_line import add_seed_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import save_picture
@@ -47,7 +47,7 @@ def point_quality(points: UInt8[Tensor, "n 2 1 1"]) -> PointQuality:
         points: uint8 [N, 2, 1, 1], levels.
     """
     if points.ndim != 4 or points.shape[1:] != (2, 1, 1) or not len(points):
-        raise ValueError(f"samples are {list(points.shape)}, expected points of the plane, [N, 2, 1, 1]")
+        raise UserError(f"samples are {list(points.shape)}, expected points of the plane, [N, 2, 1, 1]")
     centres = torch.cartesian_prod(*[torch.tensor(MODE_LEVELS, dtype=torch.float64)] * 2)
     distances = torch.cdist(points.flatten(1).double(), centres)
     nearest, mode = distances.min(dim=1)
@@ -67,6 +67,7 @@ def data_points(num: int, seed: int) -> UInt8[Tensor, "n 2 1 1"]:
     return torch.from_numpy(np.ascontiguousarray(points))[:, :, None, None]
 
 
+@as_command(name="trainer.points", failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 after one line about what the user has to change."""
     parser = argparse.ArgumentParser(
@@ -78,19 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="picture: the data, then each run")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each")
     options = parser.parse_args(arguments)
-    try:
-        if options.num < 1:
-            raise ValueError(f"--num is {options.num}; at least 1 is needed")
-        if options.out and options.out.suffix != ".png":
-            raise ValueError(f"--out is {options.out}; give a name that ends in .png")
-        sets = {"data": data_points(options.num, options.seed + 1)}
-        sets |= {str(run): sample_run(run, options.num, options.seed) for run in options.run}
-        found = {name: point_quality(points) for name, points in sets.items()}
-        if options.out:
-            save_picture(options.out, side_by_side([scatter(points) for points in sets.values()]))
-    except (ValueError, CheckpointError, OSError) as error:
-        sys.stderr.write(f"trainer.points: {error}\n")
-        return 2
+    if options.num < 1:
+        raise UserError(f"--num is {options.num}; at least 1 is needed")
+    if options.out and options.out.suffix != ".png":
+        raise UserError(f"--out is {options.out}; give a name that ends in .png")
+    sets = {"data": data_points(options.num, options.seed + 1)}
+    sets |= {str(run): sample_run(run, options.num, options.seed) for run in options.run}
+    found = {name: point_quality(points) for name, points in sets.items()}
+    if options.out:
+        save_picture(options.out, side_by_side([scatter(points) for points in sets.values()]))
     for name, quality in found.items():
         if options.json:
             sys.stdout.write(json.dumps({"samples": name, **asdict(quality)}) + "\n")

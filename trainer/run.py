@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.storage.location import DataError, redact
-from trainer.checkpoint.snapshot import WeightsError
+from data.storage.errors import OperationError, StoppedError, as_command
+from data.storage.redaction import redact
 from trainer.config.command_line import add_config_arguments, start_logging
-from trainer.config.io import ConfigError, dump_config, inside_ray_job, load_config, with_absolute_paths
+from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
 from trainer.config.plan import make_plan, render
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.start import check_before_start, set_up_ray
@@ -24,22 +24,17 @@ STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that ended before its end because it was asked to; to a scheduler: start it again."""
 
 
+@as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, plan, launch on Ray, close."""
     options = parse_arguments(arguments)
     start_logging(0)
-    try:
-        config = config_of(options)
-        if options.dry_run:
-            print(redact(dump_config(config)) + "\n" + render(make_plan(config)))
-            return 0
-        config = with_absolute_paths(config, inside_job=inside_ray_job())
-        done = check_before_start(config, resume=options.resume)
-    except (ConfigError, DataError, WeightsError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # while hashes are checked, or another run's lease is watched
-        return 130
+    config = config_of(options)
+    if options.dry_run:
+        print(redact(dump_config(config)) + "\n" + render(make_plan(config)))
+        return 0
+    config = with_absolute_paths(config, inside_job=inside_ray_job())
+    done = check_before_start(config, resume=options.resume)
     if done >= num_steps(config):
         print(_summary(config, outcome_at(config, done)))
         return 0
@@ -76,26 +71,16 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 
 def _launch(config: TrainConfig) -> int:
     set_up_ray()
-    from trainer.driver.ray_train import (  # takes seconds: not for a dry run or a refusal
-        ClusterError,
-        RunFailedError,
-        fit,
-    )
+    from trainer.driver.ray_train import RunFailedError, fit  # takes seconds: not for a dry run or a refusal
 
     try:
         outcome = fit(config)
-    except (ClusterError, ConfigError) as error:
-        print(error, file=sys.stderr)
-        return 2
     except RunFailedError as error:
-        print(f"{error}\nTo go on from the last checkpoint, give the same command again.", file=sys.stderr)
-        return 1
+        raise OperationError(f"{error}\nTo go on from the last checkpoint, give the same command again.") from error
     except SystemExit:  # Ray's answer to a SIGTERM, as long as no rank is there to be asked
-        print("stopped before the ranks started; the same command goes on", file=sys.stderr)
-        return STOPPED
+        raise StoppedError("stopped before the ranks started; the same command goes on", STOPPED) from None
     except KeyboardInterrupt:
-        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        raise StoppedError("stopped at once; the same command goes on from the last checkpoint") from None
     print(_summary(config, outcome))
     return 0 if outcome.finished else STOPPED
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.storage.location import DataError
+from data.storage.errors import OperationError, as_command
 from trainer.checkpoint.fingerprint import Fingerprint, fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
@@ -42,7 +42,7 @@ FILE_EVENTS_OF_A_PART = 3
 NUM_CHECKPOINTS = 20
 
 
-class StartFailedError(RuntimeError):
+class StartFailedError(OperationError):
     """A start ended with an error that no kill explains."""
 
 
@@ -182,6 +182,7 @@ def verify(trial: Trial, *, seed: int, kills: int, soak_s: float) -> bool:
         seed += 1
 
 
+@as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.verify_resume", description=__doc__)
@@ -193,22 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the runs and their logs (default: runs/verify-CONFIG)")
     options = parser.parse_args(arguments)
     start_logging(0)
-    try:
-        if options.kills < 0:
-            raise ConfigError([f"--kills is {options.kills}: give 0 or more"])
-        trial = _prepare(options.config, options.set, options.ranks, options.out)
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    if options.kills < 0:
+        raise ConfigError([f"--kills is {options.kills}: give 0 or more"])
+    trial = _prepare(options.config, options.set, options.ranks, options.out)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the run that goes on ends as well
-    try:
-        equal = verify(trial, seed=options.seed, kills=options.kills, soak_s=60 * options.soak)
-    except StartFailedError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0 if equal else 1
+    return 0 if verify(trial, seed=options.seed, kills=options.kills, soak_s=60 * options.soak) else 1
 
 
 def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) -> Trial:

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from cluster.request import job_config
 from cluster.slurm.ray_node import Head, RayNode, RayStartError, answers, own_address, ray_environment
+from data.storage.errors import as_command
 from data.storage.files import replaced
-from data.storage.location import DataError
 from trainer.config.command_line import start_logging
-from trainer.config.io import ConfigError
 from trainer.run import STOPPED
 
 log = logging.getLogger(__name__)
@@ -61,6 +60,7 @@ def job_folder() -> Path:
     return Path(os.environ["DDGAN_JOB_FOLDER"])
 
 
+@as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes as trainer.run; 130: stopped by its user."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -73,15 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank:
             return follow(stops)
         code = lead(with_seed(given, os.environ.get("SLURM_ARRAY_TASK_ID")), stops)
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RayStartError as error:
-        if stops.seen:  # Slurm signals all processes of a task, and so `ray start` as well
-            code = STOPPED if rank == 0 else 0
-        else:
-            print(error, file=sys.stderr)
-            return 1
+    except RayStartError:
+        if not stops.seen:
+            raise
+        code = STOPPED if rank == 0 else 0  # Slurm signals all processes of a task, and so `ray start` as well
     finally:
         if rank == 0:
             (job_folder() / "end").touch()

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from data.storage.errors import OperationError
+
 _MARK = "DDGAN_RAY_NODE"
 _LONGEST_FOLDER = 40
 _STOP_S = 3.0
@@ -26,7 +28,7 @@ _OUT_OF_PATIENCE = "timed out during startup"
 log = logging.getLogger(__name__)
 
 
-class RayStartError(RuntimeError):
+class RayStartError(OperationError):
     """`ray start` failed; says what it printed."""
 
 

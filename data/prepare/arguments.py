@@ -9,6 +9,7 @@ from typing import Literal, NoReturn, cast
 from data.prepare.encode import ImageForm
 from data.prepare.job import PrepareOptions
 from data.sources.source import Source
+from data.storage.errors import UserError
 
 COMMANDS = ("inspect", "verify")
 
@@ -55,7 +56,7 @@ same, bit for bit.
 exit codes: 0 done or already there, 1 failed (bad images, full disk), 2 wrong arguments, 130 interrupted"""
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """A mistake in the arguments; the message says what, where, what is allowed and what to do."""
 
 

@@ -15,42 +15,32 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.prepare.arguments import UsageError, default_workers, parse_arguments, resolve_options
+from data.prepare.arguments import default_workers, parse_arguments, resolve_options
 from data.prepare.job import Preparation, refuse_unwritable_names
 from data.prepare.terminal import plain_console
-from data.prepare.work import InterruptedPreparationError, PreparationError, prepare, shorten
+from data.prepare.work import PreparationError, prepare, shorten
 from data.prepare.work_folder import OutputError
-from data.processes.pool import WorkerError
 from data.shards.index import load_index
 from data.sources.find import open_source
-from data.sources.source import SourceError, fingerprint
-from data.storage.location import DataError, is_url, redact
+from data.sources.source import fingerprint
+from data.storage.errors import as_command
+from data.storage.location import DataError, is_url
+from data.storage.redaction import redact
 
 
+@as_command(name="data.prepare", interrupted="interrupted; run the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     out, err = plain_console(), plain_console(stderr=True)
 
-    def fail(message: str, code: int) -> int:
-        err.print(f"data.prepare: {message}")
-        return code
-
-    try:
-        with _signals_interrupt():
-            arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with _signals_interrupt():
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        try:
             return {"prepare": _prepare, "inspect": _inspect, "verify": _verify}[arguments.command](arguments, out, err)
-    except (UsageError, SourceError, OutputError, DataError) as error:
-        return fail(str(error), 2)
-    except (PreparationError, WorkerError) as error:
-        return fail(str(error), 1)
-    except InterruptedPreparationError as error:
-        return fail(str(error), 130)
-    except KeyboardInterrupt:
-        return fail("interrupted; run the same command again", 130)
-    except MemoryError:
-        return fail("too little memory; run again with fewer --workers or a smaller --size", 1)
-    except OSError as error:
-        return fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+        except MemoryError:
+            raise PreparationError("too little memory; run again with fewer --workers or a smaller --size") from None
+        except OSError as error:
+            raise PreparationError(f"{error.filename or 'input/output'}: {error.strerror or error}") from None
 
 
 def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
@@ -110,8 +100,7 @@ def _inspect(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     try:
         out.print(inspect(index, arguments.sheet, err))
     except DataError as error:
-        err.print(f"data.prepare: {error}")
-        return 1
+        raise PreparationError(str(error)) from error
     return 0
 
 

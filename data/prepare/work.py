@@ -25,6 +25,7 @@ from data.prepare.writer import ShardSequence, write_index
 from data.processes.pool import WorkerError, map_in_order
 from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
 from data.sources.source import Item, SourceError, shown_name
+from data.storage.errors import OperationError, StoppedError
 from data.storage.files import sha256_of
 
 _CHUNK_ITEMS = 32
@@ -37,11 +38,11 @@ _SHOWN_BAD = 50
 _KEY_NAME_LENGTH = 60
 
 
-class PreparationError(RuntimeError):
+class PreparationError(OperationError):
     """The preparation failed on what it found; the message says on what."""
 
 
-class InterruptedPreparationError(RuntimeError):
+class InterruptedPreparationError(StoppedError):
     """The preparation was stopped on request; the message says what is kept."""
 
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from data.storage.errors import UserError
 from data.storage.files import sync_folder
 
 _LOCK_NAME = "lock"
@@ -22,7 +23,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What a file system without locks answers, such as Lustre in its usual form."""
 
 
-class OutputError(ValueError):
+class OutputError(UserError):
     """The output folder cannot be used; the message says why and what to do."""
 
 

@@ -12,6 +12,7 @@ from multiprocessing import connection, resource_tracker
 from typing import Any, TypeVar
 
 from data.processes.child import end_with_parent
+from data.storage.errors import OperationError
 
 _Task = TypeVar("_Task")
 
@@ -30,7 +31,7 @@ _LOOK_EVERY_S = 2.0
 """How often dead workers are looked for that the executor does not notice."""
 
 
-class WorkerError(RuntimeError):
+class WorkerError(OperationError):
     """A worker process was killed; the message says what to do."""
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from data.storage.location import DataError, is_remote, local_path, redact
+from data.storage.location import DataError, is_remote, local_path
+from data.storage.redaction import redact
 from data.storage.remote import Storage
 
 INDEX_NAME = "index.json"

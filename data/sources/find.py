@@ -12,7 +12,8 @@ from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, st
 from data.sources.points import PointsSource, gaussians25_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
-from data.storage.location import is_url, redact
+from data.storage.location import is_url
+from data.storage.redaction import redact
 
 _AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
 

@@ -8,10 +8,12 @@ import hashlib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol
 
+from data.storage.errors import UserError
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """The source as a whole cannot be prepared; the message says what, where and what to do."""
 
 

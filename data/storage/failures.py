@@ -5,7 +5,7 @@ import http
 import socket
 import ssl
 
-from data.storage.location import redact
+from data.storage.redaction import redact
 
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this host's disk and memory: no server causes them. Nor those that name a local file."""

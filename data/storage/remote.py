@@ -17,7 +17,8 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.callbacks import Callback
 
 from data.storage.failures import FailureError, explain
-from data.storage.location import DataError, checked_url, redact
+from data.storage.location import DataError, checked_url
+from data.storage.redaction import redact
 
 log = logging.getLogger(__name__)
 

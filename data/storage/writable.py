@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from data.storage.failures import FailureError, explain
-from data.storage.location import redact
+from data.storage.redaction import redact
 from data.storage.remote import Storage
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from webdataset.pipeline import DataPipeline
 
 from data.processes.loader import LoaderContext, initialize_loader
+from data.storage.errors import OperationError
 from data.storage.location import DataError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _PREFETCHED = 2
 _SHARED_MEMORY = "/dev/shm"
 
 
-class LoaderError(RuntimeError):
+class LoaderError(OperationError):
     """A loader process is gone; the message says which and how it ended."""
 
 

@@ -53,7 +53,7 @@ def test_a_damaged_image_in_the_share_of_another_rank_ends_the_run_at_once(tiny,
         assert process.wait(timeout=120) == 2, log.read_text()[-3000:]
     text = log.read_text()
     assert f"00000.tar, key {key}" in text.splitlines()[-1]
-    assert text.count("Started training worker group") == 1  # not tried again
+    assert text.count("training on 2 ranks") == 1  # not tried again
 
 
 def test_too_few_cpus_are_said_at_once(tiny, tmp_path):

@@ -122,7 +122,7 @@ class Job:
             time.sleep(0.3)
 
     def group_sizes(self) -> list[int]:
-        return [int(size) for size in re.findall(r"Started training worker group of size (\d)", self.log)]
+        return [int(size) for size in re.findall(r"training on (\d)", self.log)]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_what_is_left_when_a_link_is_cut_takes_the_host_back_
 
     cluster.network.link.is_cut = True
     cut_at = job.step()
-    job.wait("Started training worker group of size 1")
+    job.wait("training on 1")
     job.wait_for_step(cut_at + 20)
     cluster.network.link.is_cut = False
     second = cluster.network.hosts[1]

@@ -1,48 +1,53 @@
-"""How fast a config trains on this machine: `python -m trainer.bench --config cifar10`. One process, without Ray.
+"""How fast a config runs on this machine: `python -m trainer.bench steps|sampling|pace|overhead|checkpoint`.
 
-On a machine without a GPU the CPU is measured; `--made-images` needs no data set. `mfu` is the part of the device's own
-best, that of a large matrix product, which the steps reach.
-
-With `--pace N` no network runs: batches are taken as for a device that trains N images a second, and what is measured
-is how long it would stand still for want of them. With `--sampling N` nothing is trained, images are drawn.
+One process, without Ray but for `overhead`. On a machine without a GPU the CPU is measured.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from data.storage.location import DataError
-from data.stream.batches import LoaderError
+from data.storage.errors import UserError, as_command
+from trainer.bench.checkpoints import measure_checkpoints
 from trainer.bench.made_images import make_images
-from trainer.bench.measurements import compare_updates, measure_pace, measure_sampling, measure_steps
+from trainer.bench.measurements import Report, compare_updates, measure_pace, measure_sampling, measure_steps
+from trainer.bench.overhead import summarize, time_pairs
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
-from trainer.config.io import ConfigError, load_config
+from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 
+COMMANDS = ("steps", "sampling", "pace", "overhead", "checkpoint")
 
-def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfig:
-    """The config of one rank that keeps nothing: its share of the global batch stays what it is on all ranks."""
-    # What is there is measured, unless the user says which device it should be.
+
+def _config_of_one_rank(
+    options: argparse.Namespace, folder: Path, *, steps: int | None = None, rounds: int = 1, more: Sequence[str] = ()
+) -> TrainConfig:
+    """The config of one rank that keeps nothing: its share of the global batch stays what it is on all ranks.
+
+    Args:
+        options: of the command.
+        folder: for the run, and for made images.
+        steps: between two points of the curves; None: whole intervals of R1, so that it counts with its real frequency.
+        rounds: points of the curves.
+        more: overrides.
+    """
+    # What the machine has is measured, unless the user says which device it should be.
     overrides = [*([] if torch.cuda.is_available() else ["scaling.device=cpu"]), *options.set]
     config = load_config(options.config, overrides)
     share = Share.of(config, 0, config.scaling.world_size)
-    batch = share.stop - share.start
-    # Whole intervals of R1, so that it counts with its real frequency.
-    steps = options.steps or config.training.r1_interval_steps or 1
-    rounds = (options.rounds + 1) * (2 if options.compare_authors_update else 1)
-    plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0", "training.precision=fp32"]
+    batch, steps = share.stop - share.start, steps or config.training.r1_interval_steps or 1
     chosen = load_config(
         options.config,
         [
             *overrides,
-            *(plain if options.compare_authors_update else []),
+            *more,
             "scaling.world_size=1",
             f"training.micro_batch_size={share.micro_batch_size}",
             f"training.global_batch_size={batch}",
@@ -50,13 +55,48 @@ def _bench_config(options: argparse.Namespace, run_directory: str) -> TrainConfi
             f"tracking.log_interval_steps={steps}",
             "tracking.backend=none",
             "run.init_from=null",
-            f"run.directory={run_directory}",
+            f"run.directory={folder}",
         ],
     )
-    if options.made_images:
-        made = make_images(chosen, Path(run_directory))
-        return replace(chosen, data=replace(chosen.data, path=str(made)))
+    if "made_images" in options and options.made_images:
+        return replace(chosen, data=replace(chosen.data, path=str(make_images(chosen, folder))))
     return chosen
+
+
+def _steps(options: argparse.Namespace, folder: Path) -> Report:
+    if options.compare_authors_update:
+        plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0", "training.precision=fp32"]
+        rounds, measure = 2 * (options.rounds + 1), compare_updates
+    else:
+        plain, rounds, measure = [], options.rounds + 1, measure_steps
+    config = _config_of_one_rank(options, folder, steps=options.steps, rounds=rounds, more=plain)
+    check_data(config)
+    check_device(config)
+    return measure(config)
+
+
+def _sampling(options: argparse.Namespace, folder: Path) -> Report:
+    config = _config_of_one_rank(options, folder)
+    check_device(config)
+    return measure_sampling(config, options.num)
+
+
+def _pace(options: argparse.Namespace, folder: Path) -> Report:
+    config = _config_of_one_rank(options, folder)
+    check_data(config)
+    return measure_pace(config, images_per_s=options.images_per_s, seconds=options.seconds)
+
+
+def _overhead(options: argparse.Namespace, folder: Path) -> Report:
+    return summarize(time_pairs(options.config, options.set, options.steps, options.rounds, folder))
+
+
+def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
+    if options.mb < 4:
+        raise UserError(f"--mb is {options.mb}; at least 4 is needed")
+    if not options.out.is_dir():
+        raise UserError(f"--out is {options.out}, which is no folder: name one on the disk to measure")
+    return measure_checkpoints(options.out, options.mb * 10**6, options.rounds)
 
 
 def positive(text: str) -> int:
@@ -66,45 +106,52 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
-    add_config_arguments(parser)
-    parser.add_argument("--rounds", type=positive, default=3, help="rounds that are timed, after one to warm up (3)")
-    parser.add_argument("--steps", type=positive, help="steps of a round (default: the interval of R1)")
-    parser.add_argument(
-        "--pace", type=positive, metavar="N", help="only take images, at N a second, and time the waiting"
-    )
-    parser.add_argument("--seconds", type=positive, default=10, help="length of a run with --pace (10)")
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+
+    def add(name: str, text: str, measure: Callable[[argparse.Namespace, Path], Report]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(measure=measure)
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+        if name != "checkpoint":
+            add_config_arguments(command)
+        return command
+
+    steps = add("steps", "train, and compare the speed with the device's own best in a large matrix product", _steps)
+    steps.add_argument("--rounds", type=positive, default=3, help="rounds that are timed, after one to warm up (3)")
+    steps.add_argument("--steps", type=positive, help="steps of a round (default: the interval of R1)")
+    steps.add_argument(
         "--compare-authors-update", action="store_true", help="take turns with the authors' update of D, in fp32"
     )
-    parser.add_argument(
-        "--sampling", type=positive, metavar="N", help="draw N images with fresh weights, and do not train"
-    )
-    parser.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
+    sampling = add("sampling", "draw images with fresh weights", _sampling)
+    sampling.add_argument("--num", type=positive, required=True, metavar="N", help="how many images")
+    pace = add("pace", "take images as a device of a given speed does, and time its waiting", _pace)
+    pace.add_argument("--images-per-s", type=positive, required=True, metavar="N", help="speed of that device")
+    pace.add_argument("--seconds", type=positive, default=10, help="how long (10)")
+    overhead = add("overhead", "what Ray, tracking and checkpoints cost in addition to the steps", _overhead)
+    overhead.add_argument("--steps", type=positive, default=200, help="steps that are timed in a round (200)")
+    overhead.add_argument("--rounds", type=positive, default=3, help="pairs of runs (3)")
+    checkpoint = add("checkpoint", "how long a checkpoint holds training", _checkpoint)
+    checkpoint.add_argument("--mb", type=positive, default=1000, help="size of the state in 10^6 bytes (1000)")
+    checkpoint.add_argument("--rounds", type=positive, default=3, help="saves (3)")
+    checkpoint.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()), help="folder on that disk")
+    for command in (steps, pace):
+        command.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
+    return parser
+
+
+@as_command()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser()
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
+        parser.error(f"what to measure comes first, before {given[0]}: {', '.join(COMMANDS)}")
+    options = parser.parse_args(given)
     start_logging(0)
-    try:
-        with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
-            config = _bench_config(options, folder)
-            if options.sampling:
-                check_device(config)
-                report = measure_sampling(config, options.sampling)
-            elif options.pace:
-                check_data(config)
-                report = measure_pace(config, images_per_s=options.pace, seconds=options.seconds)
-            else:
-                check_data(config)
-                check_device(config)
-                report = compare_updates(config) if options.compare_authors_update else measure_steps(config)
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (LoaderError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
+        report = options.measure(options, Path(folder))
     print(
         json.dumps(report) if options.json else "\n".join(f"{name:<18} {value:.4g}" for name, value in report.items())
     )

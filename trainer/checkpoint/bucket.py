@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.storage.location import DataError, redact
+from data.storage.location import DataError
+from data.storage.redaction import redact
 from data.storage.writable import StorageError, WritableStorage
 from trainer.checkpoint.format import MANIFEST, Checkpoint, CheckpointError, is_checkpoint_name, parse_manifest
 

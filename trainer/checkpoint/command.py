@@ -6,10 +6,10 @@ command cannot be carried out.
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.storage.errors import as_command
 from data.storage.location import is_remote
 from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.lease import launch_id
@@ -17,21 +17,17 @@ from trainer.checkpoint.lease_places import claim_folder
 from trainer.checkpoint.retention import Retention, is_remains, kept_steps, saved
 from trainer.checkpoint.storage import CheckpointStorage, find_checkpoint, newest_fetched, open_storage, storage_of_run
 from trainer.checkpoint.whole import convert, export
-from trainer.config.io import ConfigError
 
 _COLUMNS = ("step", "images", "ranks", "ZeRO g/d", "MB", "created", "files")
 
 
+@as_command(failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        storage = _open(options.directory)
-        return COMMANDS[options.command](storage, options)
-    except (CheckpointError, ConfigError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    storage = _open(options.directory)
+    return COMMANDS[options.command](storage, options)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.storage.errors import OperationError
 from data.storage.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ _SEAL = "manifest_sha256"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OperationError):
     """A checkpoint that cannot be written or read; says which file and what to do."""
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.storage.files import replaced
-from data.storage.location import DataError, is_remote, local_path, redact
+from data.storage.location import DataError, is_remote, local_path
+from data.storage.redaction import redact
 from data.storage.writable import WritableStorage
 from trainer.checkpoint.lease import Lease, LeaseError, LeasePlace, acquire
 from trainer.config.train_config import TrainConfig

@@ -8,8 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data.storage.errors import UserError
 from data.storage.files import replaced
-from data.storage.location import redact
+from data.storage.redaction import redact
 from models import networks
 from models.generator import Generator
 from models.mlp import MlpGenerator
@@ -20,7 +21,7 @@ from trainer.config.train_config import TrainConfig
 WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A file of weights that cannot be used; says which, why, and what is allowed."""
 
 

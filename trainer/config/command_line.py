@@ -2,13 +2,14 @@
 
 import argparse
 import logging
+import sys
 
 import torch
 
 from data.shards.files import check_room
 from data.shards.index import ShardIndex, load_index
 from data.shards.verification import verify_shards
-from data.storage.location import redact
+from data.storage.redaction import redact
 from data.stream.pipeline import check_form
 from trainer.config.io import ConfigError
 from trainer.config.train_config import TrainConfig
@@ -41,9 +42,19 @@ class _ShownFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
+class _CurrentStderr:
+    """sys.stderr as it is when a line is written: while a progress bar is shown, it writes above the bar."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def start_logging(rank: int) -> None:
     """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(_CurrentStderr())
     handler.setFormatter(_ShownFormatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.storage.location import is_remote, redact
+from data.storage.errors import UserError
+from data.storage.location import is_remote
+from data.storage.redaction import redact
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
 from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
@@ -27,7 +29,7 @@ CONFIG_FOLDER = FilePath(__file__).parents[1] / "configs"
 _ADAPTER = TypeAdapter(TrainConfig)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be used; `lines` holds one message for each thing that is wrong."""
 
     def __init__(self, lines: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from data.storage.location import redact
+from data.storage.redaction import redact
 from trainer.config.strict_yaml import Path
 
 

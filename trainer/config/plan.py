@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.shards.index import load_index
-from data.storage.location import DataError, redact
+from data.storage.location import DataError
+from data.storage.redaction import redact
 from trainer.algorithm.batch_split import BatchSplit
 from trainer.algorithm.methods import make_method
 from trainer.config.cost import Costs, measure_costs

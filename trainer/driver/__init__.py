@@ -1,6 +1,7 @@
 """The process that starts the ranks.
 
 Files:
+    ray_output   which lines of Ray's processes a user sees
     ray_train    Ray Train, signals, the line between worker and driver
     scale_up     when a run that lost ranks takes new ones
     start        what is checked and set before Ray or a GPU is touched

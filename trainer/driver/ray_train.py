@@ -24,17 +24,18 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._private.ray_logging import global_worker_stdstream_dispatcher as ray_streams
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.storage.location import DataError
+from data.storage.errors import OperationError, UserError
 from trainer.checkpoint.lease import LAUNCH_VARIABLE, this_process
-from trainer.checkpoint.snapshot import WeightsError
 from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
+from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor
 from trainer.rank.divergence import DivergenceError
@@ -57,11 +58,11 @@ NEVER_S = 1e9
 LOOPBACK = "127.0.0.1"
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError):
     """The cluster cannot run this; says what is missing and what to do."""
 
 
-class RunFailedError(RuntimeError):
+class RunFailedError(OperationError):
     """The workers failed more often than the config allows."""
 
 
@@ -102,9 +103,11 @@ def _train_rank(arguments: dict[str, Any]) -> None:
     driver = RayDriver(state)
     if rank == 0 and not _await_turn(driver, state, world_size):  # the others wait for it in their first collective
         return _await_the_end()
+    if rank == 0:
+        log.info("training on %d ranks", world_size)
     try:
         result: Outcome | FinalError = run_rank(config, driver)
-    except (ConfigError, DataError, WeightsError) as error:
+    except UserError as error:
         result = FinalError(str(error), is_refusal=True)
     except DivergenceError as error:  # it has been tried anew already, in the workers
         result = FinalError(str(error), is_refusal=False)
@@ -134,24 +137,34 @@ def _await_the_end() -> None:
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine."""
+def connected() -> Iterator[str]:
+    """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine.
+
+    Yields the folder, on each node, of what Ray and its processes log.
+    """
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING)
-        else:
-            _start_local_ray()
+        context: Any = ray.init(address=address, logging_level=logging.WARNING) if address else _start_local_ray()
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray at {address}" if address else "a local Ray"
         raise ClusterError(f"cannot connect to {where}: {error}") from error
     try:
-        yield
+        _leave_out_ray_internals()
+        yield f"{context['session_dir']}/logs"
     finally:
         ray.shutdown()
 
 
-def _start_local_ray() -> None:
+def _leave_out_ray_internals() -> None:
+    """Ray prints what its processes print; put `without_ray_internals` before that. Ray has no setting for it."""
+    for name, show in [pair for pair in ray_streams.handlers if pair[0] == "ray_print_logs"]:
+        ray_streams.remove_handler(name)
+        ray_streams.add_handler(
+            name, lambda data, show=show: show({**data, "lines": without_ray_internals(data["lines"])})
+        )
+
+
+def _start_local_ray() -> Any:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
@@ -159,7 +172,7 @@ def _start_local_ray() -> None:
     # themselves they take the Ray that was last started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
     with _children_in_a_group_of_their_own():
-        ray.init(
+        return ray.init(
             address="local",
             include_dashboard=True,
             dashboard_host=LOOPBACK,
@@ -245,13 +258,16 @@ def fit(config: TrainConfig) -> Outcome:
         RunFailedError: the ranks failed more than `scaling.max_failures` times, three times at the same step, or in a
             way that no restart helps against.
     """
-    with connected():
+    with connected() as logs:
         check_resources(config)
         state = _start_state_actor()
         scale_up = ScaleUp(partial(_possible_ranks, config.scaling))
         with _stop_on_signals(state) as stop, ProgressBar() as bar:
             while True:
-                outcome = _fit_group(config, state, scale_up, bar)
+                try:
+                    outcome = _fit_group(config, state, scale_up, bar)
+                except RunFailedError as error:
+                    raise RunFailedError(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
                     return outcome
                 ray.get(state.go_on.remote())  # it stopped because there is room for more ranks
@@ -273,12 +289,15 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: Progress
     # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
     thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
     thread.start()
-    seen = _read(state)
+    seen, told = _read(state), None
     while thread.is_alive() and not isinstance(seen.result, FinalError):
         thread.join(timeout=0.5)
         seen = _read(state)
         if seen.status:
             bar.show(seen.status)
+        if seen.failure and seen.failure != told and seen.result is None:
+            log.warning("%s: starting the ranks again", seen.failure)
+            told = seen.failure
         if ranks := scale_up.possible(seen.world_size):
             log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
             state.ask_to_stop.remote()
@@ -324,6 +343,7 @@ def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
             # A name of its own for each start: what a run has reached is in our checkpoints, not in Ray's records.
             name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
             storage_path=str(Path(config.run.directory) / "ray"),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # its files hold the rest
             failure_config=ray.train.FailureConfig(max_failures=max(0, scaling.max_failures - failures_before)),
         ),
     )

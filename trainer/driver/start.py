@@ -2,10 +2,11 @@
 
 import os
 import secrets
+import sys
 import tempfile
 from pathlib import Path
 
-from data.storage.location import redact
+from data.storage.redaction import redact
 from trainer.checkpoint.format import CheckpointError
 from trainer.checkpoint.lease import this_process
 from trainer.checkpoint.lease_places import claim
@@ -25,6 +26,9 @@ def set_up_ray() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # a line of a rank is shown at once, and without Ray's remark on it
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no escape sequences in files
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # ranks on the CPU still see what GPUs there are
 
 

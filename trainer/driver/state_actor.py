@@ -91,6 +91,12 @@ class Failures:
             return None
         return f"the workers failed {times} times {last.where}, the last time with: {last.error}"
 
+    def last(self) -> str | None:
+        """The last one in words, None without any."""
+        if not self._all:
+            return None
+        return f"failure {len(self._all)} of the workers, {self._all[-1].where}: {self._all[-1].error}"
+
     @property
     def count(self) -> int:
         """How many."""
@@ -115,11 +121,13 @@ class Snapshot:
         status: the newest, or None.
         result: how the run ended, or None.
         world_size: ranks of the group that runs, or None between two groups.
+        failure: the last one that was counted, in words, or None.
     """
 
     status: RunStatus | None
     result: Outcome | FinalError | None
     world_size: int | None
+    failure: str | None
 
 
 class StateActor:
@@ -192,7 +200,7 @@ class StateActor:
 
     async def read(self) -> Snapshot:
         """For the driver."""
-        return Snapshot(self._status, self._result, self._world_size)
+        return Snapshot(self._status, self._result, self._world_size, self._failures.last())
 
     async def count_failures(self) -> int:
         """For the driver, between two groups."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from data.storage.errors import UserError
 from models.shapes import Uint8Image
 from trainer.evaluate.quality import Quality, frechet_distance, measure, statistics_of
 from trainer.sample.images import to_uint8
@@ -115,7 +116,7 @@ def train_classifier(
         steps: batches of 64 to learn from; None: 200, TRAINING_STEPS.
 
     Raises:
-        ValueError: the images and labels do not fit, or there are too few.
+        UserError: the images and labels do not fit, or there are too few.
     """
     _check(images, labels)
     with torch.random.fork_rng(devices=[]):
@@ -153,16 +154,16 @@ def _fit(model: Classifier, images: Uint8Image, labels: Tensor, training: Tensor
 def _check(images: Tensor, labels: Tensor) -> None:
     square = images.ndim == 4 and images.shape[2] == images.shape[3] >= 8
     if images.dtype != torch.uint8 or not square or images.shape[1] not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"images are {images.dtype} {list(images.shape)}, the classifier takes uint8 [N, C, H, W] with C = 1 or 3 "
             "and H = W of at least 8"
         )
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected int64 [{len(images)}]")
+        raise UserError(f"labels are {labels.dtype} {list(labels.shape)}, expected int64 [{len(images)}]")
     if len(images) < MIN_IMAGES:
-        raise ValueError(f"{len(images)} images are too few to train a classifier on, it needs at least {MIN_IMAGES}")
+        raise UserError(f"{len(images)} images are too few to train a classifier on, it needs at least {MIN_IMAGES}")
     if int(labels.min()) < 0:
-        raise ValueError(f"labels contain {int(labels.min())}, classes count from 0")
+        raise UserError(f"labels contain {int(labels.min())}, classes count from 0")
 
 
 NO_LABELS = (
@@ -228,21 +229,21 @@ def evaluate_samples(
         classifier: trained on the same reference with the same seed, as it would be here.
 
     Raises:
-        ValueError: no labels, too few images, or samples of another shape than the reference.
+        UserError: no labels, too few images, or samples of another shape than the reference.
     """
     if labels is None:
-        raise ValueError(NO_LABELS)
+        raise UserError(NO_LABELS)
     if samples.dtype != torch.uint8 or samples.shape[1:] != reference.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"the samples are {samples.dtype} {list(samples.shape)}, the reference is {reference.dtype} "
             f"{list(reference.shape)}: channels, height and width must be equal and all uint8"
         )
     if len(samples) < 2:
-        raise ValueError(
+        raise UserError(
             f"{len(samples)} sample has no covariance: give at least 2, better as many as the reference has"
         )
     if not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}, expected 0 to 2**63 - 1")
+        raise UserError(f"seed is {seed}, expected 0 to 2**63 - 1")
     classifier = classifier or train_classifier(reference, labels, seed=seed)
     reference_features = classifier.features(reference)
     noise = noise_images(samples.shape, seed=seed)

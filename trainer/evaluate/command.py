@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from data.shards.index import load_index
+from data.storage.errors import UserError, as_command
 from models.diffusion import Diffusion
 from models.shapes import Uint8Image
-from trainer.checkpoint.format import CheckpointError
 from trainer.config.command_line import add_seed_argument
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
@@ -42,9 +42,10 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage text before it."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
+@as_command(name="trainer.evaluate", failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 after one line about what the user has to change."""
     parser = _Parser(
@@ -76,21 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=cache_folder(), metavar="DIR", help="where references are kept")
     add_seed_argument(parser, "of the classifier, noise, subsets and samples")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    try:
-        options = parser.parse_args(arguments)
-        if options.network is not None:
-            return _measure_with(options)
-        index = load_index(options.reference)
-        if index.num_classes is None:  # told before a large data set is read in vain
-            raise ValueError(f"{options.reference}: {NO_LABELS}")
-        samples, source, asked = _samples(options, index.num_classes)
-        samples = through(options.through)(samples)
-        source += f", measured through {CODEC_WORDS[options.through]}"
-        reference, labels = read_all(options.reference)
-        evaluation = evaluate_samples(samples, reference, labels, options.seed, asked)
-    except ValueError as error:
-        sys.stderr.write(f"trainer.evaluate: {error}\n")
-        return 2
+    options = parser.parse_args(arguments)
+    if options.network is not None:
+        return _measure_with(options)
+    index = load_index(options.reference)
+    if index.num_classes is None:  # told before a large data set is read in vain
+        raise UserError(f"{options.reference}: {NO_LABELS}")
+    samples, source, asked = _samples(options, index.num_classes)
+    samples = through(options.through)(samples)
+    source += f", measured through {CODEC_WORDS[options.through]}"
+    reference, labels = read_all(options.reference)
+    evaluation = evaluate_samples(samples, reference, labels, options.seed, asked)
     if options.json:
         fields = dataclasses.asdict(evaluation) | {"ratio": evaluation.ratio, "source": source}
         text = json.dumps(fields, indent=2)
@@ -142,7 +139,7 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
         return *_given_samples(options), None
     generator, diffusion, config = _load(options, default_device())
     if config.data.num_classes not in (0, num_classes):
-        raise ValueError(
+        raise UserError(
             f"the run has {config.data.num_classes} classes, {options.reference} {num_classes}: give the data set that "
             "the run was trained on"
         )
@@ -158,8 +155,5 @@ def _given_samples(options: argparse.Namespace) -> tuple[Uint8Image, str]:
 
 def _load(options: argparse.Namespace, device: torch.device | str) -> tuple[nn.Module, Diffusion, TrainConfig]:
     if options.num < 2:
-        raise ValueError(f"--num is {options.num}; at least 2 samples are needed")
-    try:
-        return load_run(options.run, None, device)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from error
+        raise UserError(f"--num is {options.num}; at least 2 samples are needed")
+    return load_run(options.run, None, device)

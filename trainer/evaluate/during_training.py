@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from data.storage.errors import UserError
 from models.diffusion import Diffusion
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
@@ -60,7 +61,7 @@ class RunEvaluation:
         else:
             images, labels = read_all(path)
             if labels is None:
-                raise ValueError(
+                raise UserError(
                     f"{path} has no labels, so no classifier can be trained to evaluate with: give evaluation.network "
                     "a TorchScript file, or set evaluation.interval_images to null"
                 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.shards.decode import decode_into
 from data.shards.reader import EncodedSample
+from data.storage.errors import UserError
 from models.shapes import Uint8Image
 from trainer.evaluate.classifier import TrainedClassifier
 
@@ -82,14 +83,14 @@ class ScriptedNetwork:
         """Load it.
 
         Raises:
-            ValueError: the file is missing or no TorchScript.
+            UserError: the file is missing or no TorchScript.
         """
         try:
             content = file.read_bytes()
             self._module = torch.jit.load(io.BytesIO(content), map_location=device).eval()
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"the feature network {file} cannot be loaded as TorchScript: {reason}") from None
+            raise UserError(f"the feature network {file} cannot be loaded as TorchScript: {reason}") from None
         self._device = device
         self.key = hashlib.sha256(content).hexdigest()
         self.name = f"{file.name} (SHA-256 {self.key[:12]})"
@@ -100,7 +101,7 @@ class ScriptedNetwork:
         """Features; grey images are given as RGB.
 
         Raises:
-            ValueError: the network cannot take such images, or gives no features of them.
+            UserError: the network cannot take such images, or gives no features of them.
         """
         rgb = images.to(self._device).expand(-1, 3, -1, -1).contiguous()
         try:
@@ -108,9 +109,9 @@ class ScriptedNetwork:
             logits = self._module(rgb).float().clamp_min(1e-30).log().cpu() if self._has_classes else None
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"the feature network {self.name} fails on images {list(rgb.shape)}: {reason}") from None
+            raise UserError(f"the feature network {self.name} fails on images {list(rgb.shape)}: {reason}") from None
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
-            raise ValueError(f"the feature network {self.name} gives no features [N, d] for {len(images)} images")
+            raise UserError(f"the feature network {self.name} gives no features [N, d] for {len(images)} images")
         return Seen(features.float().cpu(), logits)
 
 

@@ -7,11 +7,15 @@ Every rank has all features when it comes here, so torchmetrics must not add up 
 where it is needed: with scipy and matplotlib it would be a third of the time in which a process of any run starts.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+# torchmetrics says it at each use of a metric, and nobody can do anything about it.
+warnings.filterwarnings("ignore", "Metric .* will save all extracted features in buffer", UserWarning)
 
 KID_SUBSETS = 100
 

@@ -21,6 +21,7 @@ from data.shards.files import shard_files
 from data.shards.index import INDEX_NAME, ShardIndex, load_index
 from data.shards.reader import samples_in_order
 from data.shards.verification import verify_shards
+from data.storage.errors import UserError
 from data.storage.files import replaced
 from data.stream.pipeline import DataConfig
 from models.shapes import Uint8Image
@@ -82,7 +83,7 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
         cache: folder where features are kept.
 
     Raises:
-        ValueError: there is nothing of these forms.
+        UserError: there is nothing of these forms.
         DataError: a prepared data set is damaged.
     """
     if path.suffix == ".npz" and (statistics := _load_statistics(path)):
@@ -119,7 +120,7 @@ def measure_samples(
         seed: of the random subsets and splits.
 
     Raises:
-        ValueError: the network does not suit the images or the reference.
+        UserError: the network does not suit the images or the reference.
     """
     passed = through(codec)
     seen = see_over_ranks(network, ((number, passed(images)) for number, images in batches), ranks)
@@ -127,9 +128,9 @@ def measure_samples(
     width = len(held.mean) if isinstance(held, Statistics) else held.shape[1]
     for number, what in ((len(seen.features), "sample"), (reference.num_images, "image as the reference")):
         if number == 1:
-            raise ValueError(f"1 {what} has no covariance: give at least 2")
+            raise UserError(f"1 {what} has no covariance: give at least 2")
     if seen.features.shape[1] != width:
-        raise ValueError(
+        raise UserError(
             f"the reference has {width} features, {network.name} gives {seen.features.shape[1]}: the statistics are of "
             "another network"
         )
@@ -148,7 +149,7 @@ def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | No
     everyone = [part for of_rank in ranks.gather(mine) for part in of_rank] if ranks else mine
     parts = [seen for _, seen in sorted(everyone, key=lambda part: part[0])]
     if not parts:
-        raise ValueError("there are no images to measure")
+        raise UserError("there are no images to measure")
     logits = [seen.logits for seen in parts if seen.logits is not None]
     return Seen(torch.cat([seen.features for seen in parts]), torch.cat(logits) if logits else None)
 
@@ -201,7 +202,7 @@ def _load_statistics(file: Path) -> Statistics | None:
     except (OSError, ValueError, EOFError, BadZipFile):
         return None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(f"{file}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not fit each other")
+        raise UserError(f"{file}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not fit each other")
     return Statistics(mean=mean, covariance=covariance, num_images=count)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from data.storage.errors import OperationError
 from trainer.algorithm.method import PART_NAMES, Part
 from trainer.algorithm.statistics import Statistic, Statistics, total
 from trainer.config.sections import GuardConfig
@@ -25,7 +26,7 @@ _ADVICE = (
 )
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(OperationError):
     """The run cannot go on: its updates are skipped again and again. Says what was seen and what to try."""
 
 

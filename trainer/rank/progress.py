@@ -4,11 +4,16 @@ import logging
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOG_INTERVAL_S = 60.0
+"""Between two log lines of progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,13 @@ class Driver(Protocol):
 
 
 class ProgressBar:
-    """One bar on a terminal: images, images/s, losses, time left. Elsewhere `NUM_LINES` log lines over the run."""
+    """One bar on a terminal: images, images/s, losses, time left. Elsewhere a log line a minute, and one at the end."""
 
-    NUM_LINES = 20
-
-    def __init__(self) -> None:
-        self._log = logging.getLogger(__name__)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args:
+        clock: seconds.
+        """
+        self._log, self._clock = logging.getLogger(__name__), clock
         self._terminal = sys.stderr.isatty()
         self._progress = Progress(
             TextColumn("images"),
@@ -58,7 +64,7 @@ class ProgressBar:
             console=Console(stderr=True),
         )
         self._task = self._progress.add_task("", total=None, detail="")
-        self._lines_written = 0
+        self._logged_at, self._logged_images = clock(), -1
 
     def __enter__(self) -> "ProgressBar":
         if self._terminal:
@@ -72,13 +78,15 @@ class ProgressBar:
     def show(self, status: RunStatus) -> None:
         """Draw `status`."""
         losses = "  ".join(f"{name} {value:.3f}" for name, value in status.losses.items())
-        detail = f"{status.images_per_s:.0f} images/s  {losses}"
-        self._progress.update(self._task, completed=status.images, total=status.total_images, detail=detail)
-        due = status.images * self.NUM_LINES // status.total_images
-        if not self._terminal and due > self._lines_written:
-            self._lines_written = due
+        detail = f"{status.images_per_s:.0f} images/s  {losses}".rstrip()
+        if self._terminal:
+            self._progress.update(self._task, completed=status.images, total=status.total_images, detail=detail)
+            return
+        due = self._clock() - self._logged_at >= LOG_INTERVAL_S or status.images == status.total_images
+        if due and status.images != self._logged_images:
+            self._logged_at, self._logged_images = self._clock(), status.images
             left_s = (status.total_images - status.images) / status.images_per_s if status.images_per_s else None
-            eta = f"  {left_s:.0f} s left" if left_s is not None else ""
+            eta = f"  {left_s:.0f} s left" if left_s else ""
             self._log.info("%d of %d images  %s%s", status.images, status.total_images, detail, eta)
 
 

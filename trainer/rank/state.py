@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data.shards.index import ShardIndex
 from data.storage.files import timestamp
-from data.storage.location import DataError, redact, redact_values
+from data.storage.location import DataError
+from data.storage.redaction import redact, redact_values
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint
 from trainer.config.io import from_dict, to_dict

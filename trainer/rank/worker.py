@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from data.shards.index import load_index
-from data.storage.location import redact
+from data.storage.redaction import redact
 from data.stream.batches import BadSampleLimit, Batch, BatchIterator
 from trainer.checkpoint.format import Checkpoint
 from trainer.config.io import dump_config, flat

@@ -6,13 +6,12 @@ same number of images at once (the last batch is filled up), because another num
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from data.storage.errors import as_command
 from models.sampling import Sampler
-from trainer.checkpoint.format import CheckpointError
 from trainer.config.command_line import add_seed_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import check_destination, save_images
@@ -24,6 +23,7 @@ def _classes(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+@as_command(failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
@@ -53,14 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.num < 1:
         parser.error(f"--num is {options.num}; at least 1 is needed")
-    try:
-        check_destination(options.out)
-        images = sample_run(
-            options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes, options.fast
-        )
-        save_images(options.out, images)
-    except (CheckpointError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    check_destination(options.out)
+    images = sample_run(
+        options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes, options.fast
+    )
+    save_images(options.out, images)
     print(f"{options.num} images: {options.out}")
     return 0

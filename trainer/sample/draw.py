@@ -9,6 +9,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from data.storage.errors import UserError
 from models.diffusion import Diffusion
 from models.sampling import Sampler, sample
 from models.shapes import Uint8Image
@@ -63,13 +64,13 @@ def sample_batches(
         fast: in bfloat16, compiled, and with more images at once; they come out a little different. On a GPU only.
 
     Raises:
-        ValueError: a sampler that the run's objective does not know, or classes that the model does not have.
+        UserError: a sampler that the run's objective does not know, or classes that the model does not have.
     """
     training = config.training
     in_turn = torch.tensor(_checked_classes(classes, config.data.num_classes))
     method = make_method(training, config.generator)
     if sampler not in method.samplers:
-        raise ValueError(
+        raise UserError(
             f"sampler {sampler} does not fit this run, whose training.objective is {training.objective}: its generator "
             f"can be sampled by {', '.join(method.samplers)} only"
         )
@@ -97,7 +98,7 @@ def _fast_forward(generator: nn.Module) -> Callable[..., Tensor]:
     """The generator in bfloat16, compiled where that is possible."""
     device = next(generator.parameters()).device
     if device.type != "cuda":
-        raise ValueError(f"fast sampling is for a GPU; the generator is on the device {device}")
+        raise UserError(f"fast sampling is for a GPU; the generator is on the device {device}")
     forward = CompiledForward(generator) if can_compile(generator) else generator
 
     def run(x_t: Tensor, t: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -111,10 +112,10 @@ def _checked_classes(classes: Sequence[int] | None, num_classes: int) -> list[in
     if classes is None:
         return list(range(num_classes))
     if not num_classes:
-        raise ValueError("classes are asked for, but this run was trained without: data.num_classes is 0")
+        raise UserError("classes are asked for, but this run was trained without: data.num_classes is 0")
     wrong = [label for label in classes if not 0 <= label < num_classes]
     if wrong or not classes:
-        raise ValueError(f"classes are {', '.join(map(str, classes)) or 'none'}; allowed: 0 to {num_classes - 1}")
+        raise UserError(f"classes are {', '.join(map(str, classes)) or 'none'}; allowed: 0 to {num_classes - 1}")
     return list(classes)
 
 

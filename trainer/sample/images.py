@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from data.storage.errors import UserError
 from data.storage.files import replaced
 from models.shapes import Uint8Image
 from trainer.sample.scatter import scatter
@@ -85,7 +86,7 @@ def save_folder(path: Path, images: Uint8Image) -> None:
     """Write each image as a PNG: 000000.png, 000001.png, ...
 
     Raises:
-        ValueError: the folder exists and is not empty, so that two sets of samples never mix.
+        UserError: the folder exists and is not empty, so that two sets of samples never mix.
     """
     _check_images(images)
     _check_folder(path)
@@ -99,12 +100,12 @@ def check_destination(path: Path) -> None:
     """Refuse, before any work is done, a name that `save_images` would refuse.
 
     Raises:
-        ValueError: unknown extension, or something that must not be overwritten is there.
+        UserError: unknown extension, or something that must not be overwritten is there.
     """
     if path.suffix not in (".npz", ".png", ""):
-        raise ValueError(f"cannot write images to {path}: unknown extension {path.suffix}; allowed: {FORMS}")
+        raise UserError(f"cannot write images to {path}: unknown extension {path.suffix}; allowed: {FORMS}")
     if path.suffix and path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder; allowed: {FORMS}")
+        raise UserError(f"cannot write {path}: it is a folder; allowed: {FORMS}")
     if not path.suffix:
         _check_folder(path)
 
@@ -113,7 +114,7 @@ def save_images(path: Path, images: Uint8Image) -> None:
     """Write images in the form that the name asks for: .npz, .png (a grid) or a folder of PNGs.
 
     Raises:
-        ValueError: unknown extension, or something that must not be overwritten is there.
+        UserError: unknown extension, or something that must not be overwritten is there.
     """
     check_destination(path)
     {".npz": save_npz, ".png": save_grid, "": save_folder}[path.suffix](path, images)
@@ -123,24 +124,24 @@ def load_images(path: Path) -> Uint8Image:
     """Read images that `save_npz` or `save_folder` wrote, or any of the same form, as uint8 [N, C, H, W].
 
     Raises:
-        ValueError: nothing there, another form, or images that differ in size or channels.
+        UserError: nothing there, another form, or images that differ in size or channels.
     """
     if path.is_dir():
         return _load_folder(path)
     if not path.exists():
-        raise ValueError(f"cannot read images from {path}: there is nothing of that name")
+        raise UserError(f"cannot read images from {path}: there is nothing of that name")
     if path.suffix != ".npz":
-        raise ValueError(f"cannot read images from {path}: expected a .npz file or a folder of PNGs")
+        raise UserError(f"cannot read images from {path}: expected a .npz file or a folder of PNGs")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
             array = archive["images"] if "images" in names else None
     except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"cannot read images from {path}: {error}") from None
+        raise UserError(f"cannot read images from {path}: {error}") from None
     if array is None:
-        raise ValueError(f"{path} has no array named images, it has: {', '.join(names) or 'none'}")
+        raise UserError(f"{path} has no array named images, it has: {', '.join(names) or 'none'}")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
-        raise ValueError(
+        raise UserError(
             f"{path}: images is {array.dtype} {list(array.shape)}, "
             "expected uint8 [N, H, W, C] with C = 1 or 3 and N > 0"
         )
@@ -150,19 +151,19 @@ def load_images(path: Path) -> Uint8Image:
 def _load_folder(folder: Path) -> Uint8Image:
     files = sorted(folder.glob("*.png"))
     if not files:
-        raise ValueError(f"the folder {folder} holds no .png file; other formats change the pixels and are not read")
+        raise UserError(f"the folder {folder} holds no .png file; other formats change the pixels and are not read")
     arrays = []
     for file in files:
         try:
             with Pillow.open(file) as image:
                 mode, array = image.mode, np.array(image)
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise ValueError(f"cannot read {file}: {error}") from None
+            raise UserError(f"cannot read {file}: {error}") from None
         if mode not in ("L", "RGB"):
-            raise ValueError(f"{file} has the pixel format {mode}, expected L (8-bit grey) or RGB")
+            raise UserError(f"{file} has the pixel format {mode}, expected L (8-bit grey) or RGB")
         array = array if mode == "RGB" else array[:, :, None]
         if arrays and array.shape != arrays[0].shape:
-            raise ValueError(
+            raise UserError(
                 f"{file} has height, width, channels {array.shape} but {files[0].name} {arrays[0].shape}: "
                 "all images must be alike"
             )
@@ -177,15 +178,15 @@ def _save_png(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
 
 def _check_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
-        raise ValueError(f"cannot write images into {path}: it is a file; allowed: {FORMS}")
+        raise UserError(f"cannot write images into {path}: it is a file; allowed: {FORMS}")
     if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"cannot write images into {path}: the folder is not empty; empty it or choose another one")
+        raise UserError(f"cannot write images into {path}: the folder is not empty; empty it or choose another one")
 
 
 def _check_images(images: Tensor) -> None:
     form = images.ndim == 4 and (images.shape[1] in (1, 3) or images.shape[1:] == (2, 1, 1))
     if images.dtype != torch.uint8 or not form or len(images) == 0:
-        raise ValueError(
+        raise UserError(
             f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, C, H, W] with C = 1 or 3 and N > 0; "
             "to_uint8 converts floats in [-1, 1]"
         )

@@ -17,7 +17,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TextIO
 
-from data.storage.location import redact
+from data.storage.redaction import redact
 from trainer.tracking.delivery import Delivery, delivery_lock
 from trainer.tracking.mlflow_sink import MlflowSink
 from trainer.tracking.spool import Record, read_records, spool_path

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.storage.location import redact
+from data.storage.redaction import redact
 from trainer.tracking.sink import Point, RefusedError, RunGoneError, Sink
 from trainer.tracking.spool import (
     Delivered,

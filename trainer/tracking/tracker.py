@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.storage.files import replaced
-from data.storage.location import redact
+from data.storage.redaction import redact
 from trainer.tracking.spool import Spool, Status, count_records, load_delivered
 from trainer.tracking.store import choose_store
 

@@ -16,7 +16,8 @@ from s3fs import S3FileSystem
 
 from data.shards.index import ShardIndex, load_index
 from data.storage import remote as storage
-from data.storage.location import DataError, redact
+from data.storage.location import DataError
+from data.storage.redaction import redact
 from data.storage.remote import AbandonedError, Storage
 from tests.data.servers import Fault, FaultyServer, serve
 

@@ -1,81 +1,97 @@
-"""The benchmark of the step and of the pace of the data."""
+"""The command of all benchmarks: what it hands to each measurement, what it prints, and what it refuses."""
 
 import json
 
 import pytest
 
+from trainer.bench import command
 from trainer.bench.command import main
-from trainer.config.cost import measure_costs
-from trainer.config.io import load_config
-
-
-def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, float]:
-    assert main([*arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+from trainer.config.train_config import TrainConfig, num_steps
 
 
 def overrides(tiny: tuple[str, ...], *more: str) -> list[str]:
     return [word for setting in (*tiny, "engine.backend=torch", *more) for word in ("--set", setting)]
 
 
-def test_parts_of_a_step_add_up_to_its_time(tiny, tmp_path, monkeypatch, capsys):
+def measured(monkeypatch: pytest.MonkeyPatch, name: str) -> list[TrainConfig]:
+    """Replace a measurement by one that keeps its configs."""
+    seen: list[TrainConfig] = []
+
+    def measure(config: TrainConfig, *_: object, **__: object) -> dict[str, float]:
+        seen.append(config)
+        return {"images_per_s": 1.5}
+
+    monkeypatch.setattr(command, name, measure)
+    return seen
+
+
+def test_one_rank_of_several_is_measured_with_its_share_in_whole_intervals_of_r1(tiny, monkeypatch, capsys):
+    (seen,) = [measured(monkeypatch, "measure_steps")]
+    more = ("scaling.world_size=2", "training.r1_interval_steps=4", "tracking.backend=mlflow")
+    assert main(["steps", "--config", "digits", *overrides(tiny, *more), "--rounds", "2", "--json"]) == 0
+    (config,) = seen
+    assert (config.scaling.world_size, config.training.global_batch_size) == (1, 8)
+    assert (config.tracking.log_interval_steps, num_steps(config)) == (4, 12)  # one round more, to warm up
+    assert config.tracking.backend == "none"
+    assert json.loads(capsys.readouterr().out) == {"images_per_s": 1.5}
+
+
+def test_authors_update_is_compared_in_fp32_on_plain_engines_over_twice_the_rounds(tiny, monkeypatch, capsys):
+    seen = measured(monkeypatch, "compare_updates")
+    arguments = ["--config", "digits", *overrides(tiny, "engine.backend=deepspeed", "engine.zero_stage_d=1")]
+    assert main(["steps", *arguments, "--compare-authors-update", "--rounds", "1", "--steps", "3"]) == 0
+    (config,) = seen
+    assert (config.engine.backend, config.engine.zero_stage_d, config.training.precision) == ("torch", 0, "fp32")
+    assert num_steps(config) == 12
+    assert capsys.readouterr().out == "images_per_s       1.5\n"
+
+
+def test_steps_are_really_made_and_timed(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    found = report(
-        capsys, "--config", "digits", *overrides(tiny, "scaling.world_size=2"), "--rounds", "1", "--steps", "3"
-    )
-    parts = sum(found[f"time/{part}_s"] for part in ("data", "d", "g", "other"))
-    # One rank of two trains on half of the global batch of 16.
-    assert 8 / found["images_per_s"] == pytest.approx(parts, rel=0.3)
-    assert found["peak_memory_gib"] > 0
+    assert main(["steps", "--config", "digits", *overrides(tiny), "--rounds", "1", "--steps", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"images_per_s", "time/d_s", "time/g_s", "peak_memory_gib", "mfu"} <= found.keys()
+    assert 0 < found["mfu"] < 1
     assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
 
 
-def test_share_of_the_matrix_peak_is_work_times_speed_over_peak(tiny, capsys):
-    found = report(capsys, "--config", "digits", *overrides(tiny, "training.r1_interval_steps=4"), "--rounds", "1")
-    config = load_config("digits", [*tiny, "scaling.world_size=1", "training.r1_interval_steps=4"])
-    assert found["flops_per_image"] == measure_costs(config).flops_per_image(4)
-    assert found["mfu"] == found["images_per_s"] * found["flops_per_image"] / found["matmul_flops_per_s"]
-    assert 0 < found["mfu"] < 1
-
-
-def test_update_of_the_authors_takes_turns_and_what_d_learns_is_the_same(tiny, capsys):
-    found = report(
-        capsys, "--config", "digits", *overrides(tiny), "--compare-authors-update", "--rounds", "1", "--steps", "1"
-    )
-    assert found["speedup"] == found["images_per_s"] / found["authors_images_per_s"]
-
-
 @pytest.mark.slow
-def test_cpu_is_measured_where_there_is_no_gpu_and_made_images_need_no_data_set(tiny, capsys, monkeypatch):
+def test_cpu_is_measured_where_there_is_no_gpu_and_made_images_need_no_data_set(tiny, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    seen = measured(monkeypatch, "measure_pace")
     small = overrides(
         (*(s for s in tiny if not s.startswith("data.path")), "data.path=/nowhere"), "data.image_channels=3"
     )
-    found = report(capsys, "--config", "cifar10", "--made-images", *small, "--rounds", "1", "--steps", "1")
-    assert found["images_per_s"] > 0
+    assert main(["pace", "--config", "cifar10", "--images-per-s", "5", "--made-images", *small]) == 0
+    (config,) = seen
+    assert config.scaling.device == "cpu"
+    assert config.data.path != "/nowhere"
 
 
-def test_images_are_taken_no_faster_than_the_pace(tiny, capsys):
-    found = report(capsys, "--config", "digits", *overrides(tiny), "--pace", "100", "--seconds", "1")
-    assert 0 < found["images_per_s"] <= 100.1
-    assert 0 <= found["longest_wait_s"] < 1
-    assert 0 <= found["waiting_share"] < 1
-
-
-def test_pace_that_no_reader_holds_is_mostly_waiting(tiny, capsys):
-    found = report(capsys, "--config", "digits", *overrides(tiny), "--pace", "1000000000", "--seconds", "1")
-    assert 100 < found["images_per_s"] < 1_000_000_000
-    assert found["waiting_share"] > 0.5
+def test_images_are_drawn_until_there_are_enough(tiny, capsys):
+    assert main(["sampling", "--config", "digits", *overrides(tiny), "--num", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"sampled_images_per_s"}
 
 
 def test_wrong_config_and_missing_data_are_refused_in_words(tiny, tmp_path, capsys):
-    assert main(["--config", "digits", *overrides(tiny, f"data.path={tmp_path / 'none'}")]) == 2
-    assert "no prepared data set" in capsys.readouterr().err
-    assert main(["--config", "digits", "--set", "training.batch=3"]) == 2
+    for name in ("steps", "overhead"):
+        assert main([name, "--config", "digits", *overrides(tiny, f"data.path={tmp_path / 'none'}")]) == 2
+        assert "no prepared data set" in capsys.readouterr().err
+    assert main(["steps", "--config", "digits", "--set", "training.batch=3"]) == 2
     assert "training.batch" in capsys.readouterr().err
 
 
-def test_config_for_gpus_is_refused_where_there_is_none(tiny, capsys, monkeypatch):
+@pytest.mark.parametrize("name", ["steps", "overhead"])
+def test_config_for_gpus_is_refused_where_there_is_none(name, tiny, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["--config", "digits", *overrides(tiny, "scaling.device=gpu")]) == 2
+    settings = [s for s in tiny if not s.startswith(("tracking.", "checkpoint."))]
+    assert main([name, "--config", "digits", *overrides(tuple(settings), "scaling.device=gpu")]) == 2
     assert "scaling.device is gpu, but torch finds none on this machine: set" in capsys.readouterr().err
+
+
+def test_former_command_without_a_subcommand_is_told_what_comes_first(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", "digits", "--pace", "100"])
+    assert ended.value.code == 2
+    words = "what to measure comes first, before --config: steps, sampling, pace, overhead, checkpoint"
+    assert words in capsys.readouterr().err

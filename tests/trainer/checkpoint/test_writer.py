@@ -23,7 +23,6 @@ from trainer.checkpoint.format import list_checkpoints, newest_valid
 from trainer.checkpoint.lease import LeaseError
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.storage import FolderStorage
-from trainer.checkpoint_bench import main as bench
 from trainer.engine.ranks import Ranks
 
 
@@ -200,13 +199,6 @@ def test_closing_ends_the_thread_of_a_save(tmp_path, ranks):
     to.close()
     assert not [t for t in threading.enumerate() if t.name == "checkpoint"]
     assert [c.step for c in list_checkpoints(tmp_path)] == [1]
-
-
-def test_benchmark_prints_both_times(tmp_path, capsys):
-    assert bench(["--mb", "8", "--rounds", "1", "--out", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "synchronous" in out and "step held" in out
-    assert not list(tmp_path.iterdir())
 
 
 SMALL_DISK = """

@@ -147,3 +147,17 @@ def test_an_error_that_ends_the_run_stays_whatever_the_other_ranks_say() -> None
         return (await state.read()).result
 
     assert asyncio.run(play()) == FinalError("data.path is gone", is_refusal=True)
+
+
+def test_each_failure_is_told_once_it_is_counted() -> None:
+    async def play() -> list[str | None]:
+        state = StateActor()
+        told = [(await state.read()).failure]
+        await fail_group(state, step=8)
+        told.append((await state.read()).failure)  # others of the group may still say why
+        await fail_group(state, step=8)
+        told.append((await state.read()).failure)
+        return told
+
+    expected = "failure 1 of the workers, after step 8: rank 0: OSError: broken"
+    assert asyncio.run(play()) == [None, None, expected]

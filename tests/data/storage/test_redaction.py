@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from data.storage.location import DataError, checked_url, is_remote, local_path, redact, redact_values
+from data.storage.location import DataError, checked_url, is_remote, local_path
+from data.storage.redaction import redact, redact_values
 
 SHOWN = {
     # users and passwords

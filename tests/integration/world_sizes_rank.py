@@ -2,7 +2,7 @@
 
 Not a test itself: `test_world_sizes.py` runs it with torchrun, for 1, 2, 3 and 4 ranks in this order, in one folder.
 
-    torchrun --standalone --nproc-per-node 2 -m tests.trainer.rank.world_sizes_rank FOLDER OVERRIDE ...
+    torchrun --standalone --nproc-per-node 2 -m tests.integration.world_sizes_rank FOLDER OVERRIDE ...
 
 Rank 0 leaves FOLDER/world-N.json: losses of each step, digests of what each sample drew, what was lost of the state.
 """

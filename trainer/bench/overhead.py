@@ -1,24 +1,20 @@
-"""What everything around the step costs: `python -m trainer.overhead_bench --config digits`. One rank.
+"""What everything around the step costs, on one rank.
 
-The same steps are timed bare, in this process (data, both updates, optimizer and average, as `trainer.bench`), and as a
-user runs them: through Ray Train, with MLflow, the progress bar and checkpoints. The two take turns, so that a machine
-that grows slower or faster does so for both.
+The same steps are timed bare, in this process (data, both updates, optimizer and average), and as a user runs them:
+through Ray Train, with MLflow, the progress bar and checkpoints. The two take turns, so that a machine that becomes
+slower or faster does so for both.
 """
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.storage.location import DataError
-from trainer.bench.command import positive
-from trainer.bench.measurements import time_rounds
-from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
-from trainer.config.io import ConfigError, load_config
+from data.storage.errors import OperationError
+from trainer.bench.measurements import Report, time_rounds
+from trainer.config.command_line import check_data, check_device
+from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.tracking.spool import read_records, spool_path
 
@@ -35,11 +31,11 @@ def whole_step_s(arguments: Sequence[str], config: TrainConfig) -> float:
     """Seconds of a step of the same config, run by `trainer.run`.
 
     Raises:
-        OSError: the run failed; the message ends with its last lines.
+        OperationError: the run failed; the message ends with its last lines.
     """
     done = subprocess.run([sys.executable, "-m", "trainer.run", *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise OSError(f"trainer.run ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+        raise OperationError(f"trainer.run ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     records = read_records(spool_path(Path(config.run.directory)))
     return _step_s([r.payload["metrics"]["images_per_s"] for r in records if r.kind == "metrics"], config)
 
@@ -49,7 +45,7 @@ def _step_s(images_per_s: Sequence[float], config: TrainConfig) -> float:
     return config.training.global_batch_size * statistics.mean(1 / rate for rate in images_per_s[1:])
 
 
-def measure(name: str, overrides: Sequence[str], steps: int, rounds: int, folder: Path) -> list[tuple[float, float]]:
+def time_pairs(name: str, overrides: Sequence[str], steps: int, rounds: int, folder: Path) -> list[tuple[float, float]]:
     """Seconds of a step, bare and whole, round after round.
 
     Args:
@@ -61,7 +57,7 @@ def measure(name: str, overrides: Sequence[str], steps: int, rounds: int, folder
 
     Raises:
         ConfigError, DataError: the config or its data do not fit.
-        OSError: a run failed.
+        OperationError: a run failed.
     """
     interval = max(1, steps // NUM_INTERVALS)
     batch = load_config(name, overrides).training.global_batch_size
@@ -89,36 +85,17 @@ def measure(name: str, overrides: Sequence[str], steps: int, rounds: int, folder
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 1: a run failed; 2: the arguments, the config or the data are wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.overhead_bench", description=(__doc__ or "").partition("\n")[0]
-    )
-    add_config_arguments(parser)
-    parser.add_argument("--steps", type=positive, default=200, help="steps that are timed in a round (200)")
-    parser.add_argument("--rounds", type=positive, default=3, help="pairs of runs (3)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    start_logging(0)
-    try:
-        with tempfile.TemporaryDirectory(prefix="ddgan-overhead-") as folder:
-            pairs = measure(options.config, options.set, options.steps, options.rounds, Path(folder))
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 1
-    report = {
+def summarize(pairs: Sequence[tuple[float, float]]) -> Report:
+    """Medians over rounds.
+
+    Args:
+        pairs: seconds of a step, bare and whole, of each round.
+
+    Returns:
+        bare_step_s and whole_step_s; overhead, by how much of the bare step the whole one is longer.
+    """
+    return {
         "bare_step_s": statistics.median(bare for bare, _ in pairs),
         "whole_step_s": statistics.median(whole for _, whole in pairs),
         "overhead": statistics.median(whole / bare for bare, whole in pairs) - 1,
     }
-    print(
-        json.dumps(report) if options.json else "\n".join(f"{name:<16} {value:.4g}" for name, value in report.items())
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

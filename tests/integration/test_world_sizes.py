@@ -2,8 +2,8 @@
 
 16 images of four deviation groups: 3 ranks take 8, 4 and 4 of them, so two ranks fill up a forward pass.
 
-    python -m pytest tests/trainer/test_world_sizes.py -s        # prints the differences
-    python -m tests.trainer.rank.test_world_sizes                     # prints the drift with Adam's usual eps, 1e-8
+    python -m pytest tests/integration/test_world_sizes.py -s        # prints the differences
+    python -m tests.integration.test_world_sizes                     # prints the drift with Adam's usual eps, 1e-8
 """
 
 import json
@@ -16,8 +16,8 @@ import pytest
 
 from data.prepare import command as prepare
 from tests.conftest import TINY
+from tests.integration.world_sizes_rank import MOVES, NUM_STEPS, STAGES
 from tests.launch import run_ranks
-from tests.trainer.rank.world_sizes_rank import MOVES, NUM_STEPS, STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.multirank]
 
@@ -39,7 +39,7 @@ def run_worlds(folder: Path, *arguments: str) -> dict[int, dict]:
     """What each number of ranks has to say, in one folder, one after the other."""
     found = {}
     for world_size in WORLD_SIZES:
-        done = run_ranks(world_size, ["-m", "tests.trainer.rank.world_sizes_rank", str(folder), *arguments])
+        done = run_ranks(world_size, ["-m", "tests.integration.world_sizes_rank", str(folder), *arguments])
         assert done.returncode == 0, done.stderr[-4000:]
         found[world_size] = json.loads((folder / f"world-{world_size}.json").read_text())
     return found

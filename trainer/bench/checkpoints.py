@@ -1,0 +1,68 @@
+"""How long a checkpoint holds training.
+
+A state of a given size is saved several times: held until all is on the disk, as without a writer thread, and held for
+the copy alone, as `checkpoint.writer` does. Nothing trains meanwhile, so that the figures are those of the disk, the
+hash and the memory.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from data.storage.errors import OperationError
+from trainer.bench.measurements import Report
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.storage import FolderStorage
+from trainer.checkpoint.writer import CheckpointWriter
+from trainer.engine.interface import Fragment
+from trainer.engine.ranks import Ranks
+
+_TENSOR_BYTES = 4 * 10**6
+
+
+def measure_checkpoints(folder: Path, num_bytes: int, rounds: int) -> Report:
+    """Save a state of so many bytes, on one rank.
+
+    Args:
+        folder: where; it holds two checkpoints at most, and what was there stays.
+        num_bytes: size of the state, at least 4 MB.
+        rounds: saves that are timed.
+
+    Returns:
+        Medians over the saves: synchronous_s, from the start of a save until it is a checkpoint; held_s, until the step
+        can continue; held_share, the median of their quotients, in [0, 1].
+
+    Raises:
+        OperationError: a checkpoint cannot be written.
+    """
+    fragments = [
+        Fragment(f"layer{i}.weight", 0, {"parameter": torch.randn(_TENSOR_BYTES // 4)})
+        for i in range(num_bytes // _TENSOR_BYTES)
+    ]
+    ranks = Ranks.join("cpu", 60)
+    held: list[float] = []
+    whole: list[float] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
+            writer = CheckpointWriter(FolderStorage(Path(place)), ranks, Retention(keep_last=1))
+            writer.reserve(num_bytes + 2**20)
+            writer.finish()
+            for step in range(1, rounds + 1):
+                began = time.perf_counter()
+                writer.save(step, {"generator": fragments}, {}, {"config": {}})
+                held.append(time.perf_counter() - began)
+                newest, error = writer.finish()
+                whole.append(time.perf_counter() - began)
+                if newest != step:
+                    raise OperationError(error)
+            writer.close()
+    finally:
+        ranks.leave()
+    return {
+        "synchronous_s": statistics.median(whole),
+        "held_s": statistics.median(held),
+        "held_share": statistics.median(short / long for short, long in zip(held, whole, strict=True)),
+    }
