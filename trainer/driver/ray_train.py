@@ -307,7 +307,7 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: Progress
     if not failure and isinstance(seen.result, Outcome):
         return seen.result
     summary = ray.get(state.summarize_failures.remote(config.scaling.max_failures))
-    raise RunFailedError(summary or f"the workers failed: {failure[0] if failure else 'no result was reported'}")
+    raise RunFailedError(str(summary or f"the workers failed: {failure[0] if failure else 'no result was reported'}"))
 
 
 def _start_state_actor() -> Any:
