@@ -24,7 +24,7 @@ case "$*" in
     "-m pip install "*) echo "$*" >>"$CALLS"; eval "${{ON_INSTALL:-}}" ;;
     "-m "*)
         if [[ -z ${{RECORD:-}} ]]; then exec {sys.executable} "$@"; fi
-        printf '%s' "$PWD:" >>"$CALLS"; printf ' [%s]' "${{@:2}}" >>"$CALLS"; echo >>"$CALLS"; eval "${{ON_RUN:-}}" ;;
+        printf '%s:%s\\n' "$PWD" "$(printf ' [%s]' "${{@:2}}")" >>"$CALLS"; eval "${{ON_RUN:-}}" ;;
     *) exec {sys.executable} "$@" ;;
 esac
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.front_door import Machine, wait_for
+from tests.front_door import Machine, script, wait_for
 from tests.launch import ROOT, answers
 
 COMMANDS = ("quickstart", "train", "slurm", "ray", "kubernetes", "status", "logs", "stop", "test", "ui", "help")
@@ -77,18 +77,33 @@ def test_quickstart_evaluates_no_run_that_was_stopped(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("program", "command"), [("launch.sh", ["test"]), (".ci/run", [])])
-def test_test_lints_checks_types_and_ends_with_the_suite(machine: Machine, program: str, command: list[str]) -> None:
-    code, _, _ = machine.launch(*command, "-m", "not slow", program=program, RECORD="1")
-    assert code == 0
-    assert machine.calls()[-4:] == [
-        f"{machine.checkout}: {words}"
-        for words in (
-            "[ruff] [check] [.]",
-            "[ruff] [format] [--check] [.]",
-            f"[pyright] [--pythonpath] [{machine.venv}/bin/python]",
-            "[pytest] [-m] [not slow]",
-        )
-    ]
+def test_test_lints_checks_types_and_runs_the_suite(machine: Machine, program: str, command: list[str]) -> None:
+    # All packages are there, so that nothing is installed.
+    script(machine.elsewhere / "dpkg-query", "#!/bin/sh\necho installed\n")
+    path = f"{machine.elsewhere}:{os.environ['PATH']}"
+    code, _, errors = machine.launch(*command, "-m", "not slow", program=program, RECORD="1", PATH=path)
+    assert code == 0, errors
+    calls = machine.calls()
+    lints = ("[ruff] [check] [.]", "[ruff] [format] [--check] [.]")
+    assert calls[-4:-2] == [f"{machine.checkout}: {words}" for words in lints]
+    assert set(calls[-2:]) == {  # side by side
+        f"{machine.checkout}: [pyright] [--pythonpath] [{machine.venv}/bin/python]",
+        f"{machine.checkout}: [pytest] [-n] [2] [-m] [not slow]",
+    }
+
+
+def test_test_ends_with_the_closing_line_of_pytest(machine: Machine) -> None:
+    late = "case $2 in pyright) sleep 0.2; echo 0 errors ;; pytest) echo 7 passed ;; esac"
+    assert machine.launch("test", RECORD="1", ON_RUN=late)[:2] == (0, "7 passed\n")
+
+
+@pytest.mark.parametrize("failing", ["ruff", "pyright", "pytest"])
+def test_test_fails_with_each_of_its_checks(machine: Machine, failing: str) -> None:
+    wrong = f"if [[ $2 = {failing} ]]; then echo {failing} says no; exit 1; fi"
+    code, output, errors = machine.launch("test", RECORD="1", ON_RUN=wrong)
+    assert code == 1
+    assert f"{failing} says no" in output + errors
+    assert any("[pytest]" in call for call in machine.calls()) == (failing != "ruff")
 
 
 @pytest.mark.parametrize("command", ["train", "slurm", "ray", "kubernetes", "status", "logs", "stop"])
