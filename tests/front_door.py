@@ -45,6 +45,14 @@ class Machine:
         self.calls_file = folder / "calls"
         self.calls_file.touch()
 
+    def finish_set_up(self) -> None:
+        """Leave what a finished set-up leaves, so that the front door starts a command at once."""
+        (self.venv / "bin").mkdir(parents=True)
+        shutil.copy(self.python, self.venv / "bin/python")
+        (self.venv / "pyvenv.cfg").touch()
+        lock = (self.checkout / "requirements.lock").read_text()
+        (self.venv / "ddgan-setup").write_text(f"{self.checkout}\n{lock}")
+
     def start(self, *arguments: str, program: str = "launch.sh", **variables: str) -> subprocess.Popen[str]:
         """Start the front door from another current directory, as a group of processes of its own."""
         variables = {"PYTHON": str(self.python), "DDGAN_VENV": "", "CALLS": str(self.calls_file)} | variables

@@ -17,7 +17,7 @@ def costs_are_counted_once() -> Iterator[None]:
     counted: dict[str, Costs] = {}
 
     def once(config: TrainConfig) -> Costs:
-        training = config.training.model_copy(update={"total_images": 0, "r1_interval_steps": None})
+        training = dataclasses.replace(config.training, total_images=0, r1_interval_steps=None)
         networks = (config.generator, config.discriminator, config.diffusion)
         data = (config.data.image_size, config.data.image_channels, config.data.num_classes)
         key = repr((networks, data, training, split_batch(config)))
