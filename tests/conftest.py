@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from data.prepare import command as prepare
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
 
 # The networks are small: a second thread gains nothing, and beside other work it waits for a core, spinning.
@@ -53,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> "LoadScopeScheduling":
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
     """Share the tests out among processes (`-n 2`): all clusters to one of them, each other file to one."""
     from xdist.scheduler import LoadFileScheduling
 
@@ -62,7 +63,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config) -> "LoadScopeScheduling":
             return CLUSTERS if nodeid.startswith(CLUSTERS) else super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False  # the order of the collection, see above
-    return ClustersInOne(config)
+    return ClustersInOne(config, log)
 
 
 @pytest.fixture(scope="session")
