@@ -120,11 +120,21 @@ MLflow store  $store
 EOF
 }
 
-check_and_test() { # pytest comes last, so that its closing line is the last one
+check_and_test() { # pytest comes last, so that its closing line is the last one; pyright runs next to it
     "$venv_python" -m ruff check .
     "$venv_python" -m ruff format --check .
-    "$venv_python" -m pyright --pythonpath "$venv_python"
-    "$venv_python" -m pytest "$@"
+    local types code=0
+    types=$(mktemp)
+    "$venv_python" -m pyright --pythonpath "$venv_python" >"$types" 2>&1 &
+    local checker=$!
+    # Two processes: one waits for clusters while the other computes. The last -n counts: test -n 0 takes one.
+    "$venv_python" -m pytest -n 2 "$@" || code=$?
+    wait "$checker" || {
+        code=$?
+        cat "$types" >&2
+    }
+    rm -f "$types"
+    return "$code"
 }
 
 port=5000

@@ -1,12 +1,17 @@
 """Fixtures that several folders of tests share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from data.prepare import command as prepare
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 # The networks are small: a second thread gains nothing, and beside other work it waits for a core, spinning.
 torch.set_num_threads(1)
@@ -35,6 +40,30 @@ TINY = (
     "checkpoint.save_interval_steps=null",
 )
 """Overrides of `digits` for nets and runs of ten steps that take a second or two."""
+
+
+CLUSTERS = "tests/integration"
+"""Tests that start Ray, Slurm or two hosts. They wait more than they compute, and share ports and cores."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes long first, whole files at a time, so that two processes end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.nodeid.startswith(CLUSTERS), item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
+    """Share the tests out among processes (`-n 2`): all clusters to one of them, each other file to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ClustersInOne(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return CLUSTERS if nodeid.startswith(CLUSTERS) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False  # the order of the collection, see above
+    return ClustersInOne(config, log)
 
 
 @pytest.fixture(scope="session")

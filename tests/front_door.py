@@ -24,7 +24,7 @@ case "$*" in
     "-m pip install "*) echo "$*" >>"$CALLS"; eval "${{ON_INSTALL:-}}" ;;
     "-m "*)
         if [[ -z ${{RECORD:-}} ]]; then exec {sys.executable} "$@"; fi
-        printf '%s' "$PWD:" >>"$CALLS"; printf ' [%s]' "${{@:2}}" >>"$CALLS"; echo >>"$CALLS"; eval "${{ON_RUN:-}}" ;;
+        printf '%s:%s\\n' "$PWD" "$(printf ' [%s]' "${{@:2}}")" >>"$CALLS"; eval "${{ON_RUN:-}}" ;;
     *) exec {sys.executable} "$@" ;;
 esac
 """
@@ -44,6 +44,14 @@ class Machine:
         self.python = script(folder / "python", STAND_IN)
         self.calls_file = folder / "calls"
         self.calls_file.touch()
+
+    def finish_set_up(self) -> None:
+        """Leave what a finished set-up leaves, so that the front door starts a command at once."""
+        (self.venv / "bin").mkdir(parents=True)
+        shutil.copy(self.python, self.venv / "bin/python")
+        (self.venv / "pyvenv.cfg").touch()
+        lock = (self.checkout / "requirements.lock").read_text()
+        (self.venv / "ddgan-setup").write_text(f"{self.checkout}\n{lock}")
 
     def start(self, *arguments: str, program: str = "launch.sh", **variables: str) -> subprocess.Popen[str]:
         """Start the front door from another current directory, as a group of processes of its own."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.front_door import Machine, wait_for
+from tests.front_door import Machine, script, wait_for
 from tests.launch import ROOT, answers
 
 COMMANDS = ("quickstart", "train", "slurm", "ray", "kubernetes", "status", "logs", "stop", "test", "ui", "help")
@@ -17,6 +17,12 @@ LISTED = ", ".join(COMMANDS)
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+@pytest.fixture
+def ready(machine: Machine) -> Machine:
+    machine.finish_set_up()
+    return machine
 
 
 # ---- arguments ----
@@ -55,11 +61,11 @@ def test_wrong_arguments_are_told_in_one_line(machine: Machine, arguments: list[
 # ---- what the commands start ----
 
 
-def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(machine: Machine) -> None:
-    code, output, _ = machine.launch("quickstart", RECORD="1", MLFLOW_TRACKING_URI="")
-    root = machine.checkout
+def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(ready: Machine) -> None:
+    code, output, _ = ready.launch("quickstart", RECORD="1", MLFLOW_TRACKING_URI="")
+    root = ready.checkout
     assert code == 0
-    assert machine.calls()[-3:] == [
+    assert ready.calls()[-3:] == [
         f"{root}: [data.prepare] [digits] [--out] [datasets/digits]",
         f"{root}: [trainer.run] [--config] [digits]",
         f"{root}: [trainer.evaluate] [--run] [runs/digits] [--reference] [datasets/digits]",
@@ -68,33 +74,48 @@ def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(machine:
         assert f"{root}/{place}" in output
 
 
-def test_quickstart_evaluates_no_run_that_was_stopped(machine: Machine) -> None:
+def test_quickstart_evaluates_no_run_that_was_stopped(ready: Machine) -> None:
     stop = "if [[ $2 = trainer.run ]]; then exit 75; fi"
-    code, output, errors = machine.launch("quickstart", RECORD="1", ON_RUN=stop)
+    code, output, errors = ready.launch("quickstart", RECORD="1", ON_RUN=stop)
     assert (code, output) == (75, "")
     assert errors.endswith("launch.sh: training was stopped before its end; the same command goes on with it\n")
-    assert "trainer.run" in machine.calls()[-1]
+    assert "trainer.run" in ready.calls()[-1]
 
 
 @pytest.mark.parametrize(("program", "command"), [("launch.sh", ["test"]), (".ci/run", [])])
-def test_test_lints_checks_types_and_ends_with_the_suite(machine: Machine, program: str, command: list[str]) -> None:
-    code, _, _ = machine.launch(*command, "-m", "not slow", program=program, RECORD="1")
-    assert code == 0
-    assert machine.calls()[-4:] == [
-        f"{machine.checkout}: {words}"
-        for words in (
-            "[ruff] [check] [.]",
-            "[ruff] [format] [--check] [.]",
-            f"[pyright] [--pythonpath] [{machine.venv}/bin/python]",
-            "[pytest] [-m] [not slow]",
-        )
-    ]
+def test_test_lints_checks_types_and_runs_the_suite(ready: Machine, program: str, command: list[str]) -> None:
+    # All packages are there, so that nothing is installed.
+    script(ready.elsewhere / "dpkg-query", "#!/bin/sh\necho installed\n")
+    path = f"{ready.elsewhere}:{os.environ['PATH']}"
+    code, _, errors = ready.launch(*command, "-m", "not slow", program=program, RECORD="1", PATH=path)
+    assert code == 0, errors
+    calls = ready.calls()
+    lints = ("[ruff] [check] [.]", "[ruff] [format] [--check] [.]")
+    assert calls[-4:-2] == [f"{ready.checkout}: {words}" for words in lints]
+    assert set(calls[-2:]) == {  # side by side
+        f"{ready.checkout}: [pyright] [--pythonpath] [{ready.venv}/bin/python]",
+        f"{ready.checkout}: [pytest] [-n] [2] [-m] [not slow]",
+    }
+
+
+def test_test_ends_with_the_closing_line_of_pytest(ready: Machine) -> None:
+    late = "case $2 in pyright) sleep 0.2; echo 0 errors ;; pytest) echo 7 passed ;; esac"
+    assert ready.launch("test", RECORD="1", ON_RUN=late)[:2] == (0, "7 passed\n")
+
+
+@pytest.mark.parametrize("failing", ["ruff", "pyright", "pytest"])
+def test_test_fails_with_each_of_its_checks(ready: Machine, failing: str) -> None:
+    wrong = f"if [[ $2 = {failing} ]]; then echo {failing} says no; exit 1; fi"
+    code, output, errors = ready.launch("test", RECORD="1", ON_RUN=wrong)
+    assert code == 1
+    assert f"{failing} says no" in output + errors
+    assert any("[pytest]" in call for call in ready.calls()) == (failing != "ruff")
 
 
 @pytest.mark.parametrize("command", ["train", "slurm", "ray", "kubernetes", "status", "logs", "stop"])
-def test_launchers_get_their_arguments_as_they_are_given(machine: Machine, command: str) -> None:
-    assert machine.launch(command, "a b", "--", "--set", "x=*", RECORD="1")[0] == 0
-    assert machine.calls()[-1] == f"{machine.checkout}: [cluster.launch] [{command}] [a b] [--] [--set] [x=*]"
+def test_launchers_get_their_arguments_as_they_are_given(ready: Machine, command: str) -> None:
+    assert ready.launch(command, "a b", "--", "--set", "x=*", RECORD="1")[0] == 0
+    assert ready.calls()[-1] == f"{ready.checkout}: [cluster.launch] [{command}] [a b] [--] [--set] [x=*]"
 
 
 @pytest.mark.slow
@@ -106,49 +127,49 @@ def test_train_runs_from_another_current_directory(machine: Machine, tmp_path: P
     assert "global_batch_size: 32" in output
 
 
-def test_exit_code_is_that_of_what_failed_and_nothing_follows(machine: Machine) -> None:
-    assert machine.launch("train", "--config", "digits", RECORD="1", ON_RUN="exit 7")[0] == 7
-    machine.calls()
-    code, output, _ = machine.launch("quickstart", RECORD="1", ON_RUN="if [[ $2 = trainer.run ]]; then exit 3; fi")
+def test_exit_code_is_that_of_what_failed_and_nothing_follows(ready: Machine) -> None:
+    assert ready.launch("train", "--config", "digits", RECORD="1", ON_RUN="exit 7")[0] == 7
+    ready.calls()
+    code, output, _ = ready.launch("quickstart", RECORD="1", ON_RUN="if [[ $2 = trainer.run ]]; then exit 3; fi")
     assert (code, output) == (3, "")
-    assert "trainer.run" in machine.calls()[-1]
+    assert "trainer.run" in ready.calls()[-1]
 
 
 # ---- ui ----
 
 
-def test_a_taken_port_is_told_with_a_free_one(machine: Machine) -> None:
-    (machine.checkout / "runs").mkdir()
-    (machine.checkout / "runs/mlflow.db").touch()
+def test_a_taken_port_is_told_with_a_free_one(ready: Machine) -> None:
+    (ready.checkout / "runs").mkdir()
+    (ready.checkout / "runs/mlflow.db").touch()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        code, _, errors = machine.launch("ui", "--port", str(port), RECORD="1")
+        code, _, errors = ready.launch("ui", "--port", str(port), RECORD="1")
     assert code == 2
     told = errors.splitlines()[-1]
     assert told.startswith(f"launch.sh: port {port} is taken; ")
     other = told.split()[-1]
     assert told.endswith(f"./launch.sh ui --port {other}") and other != str(port)
-    assert machine.launch("ui", "--port", other, RECORD="1")[0] == 0
-    assert "[--host] [127.0.0.1]" in machine.calls()[-1]
+    assert ready.launch("ui", "--port", other, RECORD="1")[0] == 0
+    assert "[--host] [127.0.0.1]" in ready.calls()[-1]
 
 
-def test_ui_without_a_store_says_what_makes_one(machine: Machine) -> None:
-    code, _, errors = machine.launch("ui", RECORD="1")
+def test_ui_without_a_store_says_what_makes_one(ready: Machine) -> None:
+    code, _, errors = ready.launch("ui", RECORD="1")
     assert code == 2
-    assert f"there is no {machine.checkout}/runs/mlflow.db yet: train first" in errors
+    assert f"there is no {ready.checkout}/runs/mlflow.db yet: train first" in errors
 
 
 @pytest.mark.slow
-def test_ui_serves_the_store_on_this_machine_only(machine: Machine) -> None:
-    (machine.checkout / "runs").mkdir()
-    (machine.checkout / "runs/mlflow.db").touch()
+def test_ui_serves_the_store_on_this_machine_only(ready: Machine) -> None:
+    (ready.checkout / "runs").mkdir()
+    (ready.checkout / "runs/mlflow.db").touch()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    process = machine.start("ui", "--port", str(port))
+    process = ready.start("ui", "--port", str(port))
     try:
         wait_for(lambda: process.poll() is not None or answers(port), timeout_s=120)
         assert answers(port)
-        with socket.socket() as probe:  # another address of this machine
+        with socket.socket() as probe:  # another address of this ready
             assert probe.connect_ex(("127.0.0.2", port)) != 0
     finally:
         os.killpg(process.pid, signal.SIGKILL)

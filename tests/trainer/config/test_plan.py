@@ -1,11 +1,33 @@
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trainer.config import plan as plan_module
+from trainer.config.cost import Costs, measure_costs
 from trainer.config.io import load_config
 from trainer.config.plan import Plan, make_plan, render, state_memory
+from trainer.config.train_config import TrainConfig, split_batch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def costs_are_counted_once() -> Iterator[None]:
+    """For the same networks, micro-batch and objective; what else a config says changes no cost."""
+    counted: dict[str, Costs] = {}
+
+    def once(config: TrainConfig) -> Costs:
+        training = dataclasses.replace(config.training, total_images=0, r1_interval_steps=None)
+        networks = (config.generator, config.discriminator, config.diffusion)
+        data = (config.data.image_size, config.data.image_channels, config.data.num_classes)
+        key = repr((networks, data, training, split_batch(config)))
+        if key not in counted:
+            counted[key] = measure_costs(config)
+        return counted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "measure_costs", once)
+        yield
 
 
 @pytest.fixture(scope="module")
