@@ -298,6 +298,7 @@ def test_refusing_server_gets_everything_when_it_is_back(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copyfile(empty_database, tmp_path / "server.db")
+    monkeypatch.chdir(tmp_path)  # the server makes a default database in the current folder
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     uri, run = f"http://127.0.0.1:{port}", tmp_path / "run"
