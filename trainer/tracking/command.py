@@ -1,8 +1,6 @@
-"""MLflow, and the only file that knows it; it is imported in the delivery process alone, never in the one that trains.
+"""Uploads the spool of a run; `trainer.run` starts it for a run, and this sends what a run has left:
 
-    python -m trainer.tracking deliver --run DIR     sends what is left in the spool of a run
-
-What training calls is in `tracker` and offered here too.
+python -m trainer.tracking deliver --run DIR
 """
 
 import argparse
@@ -12,22 +10,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TextIO
 
 from data.storage.redaction import redact
-from trainer.tracking.delivery import Delivery, delivery_lock
 from trainer.tracking.mlflow_sink import MlflowSink
+from trainer.tracking.sink import Sink
 from trainer.tracking.spool import Record, read_records, spool_path
 from trainer.tracking.store import choose_store
+from trainer.tracking.uploader import Uploader, upload_lock
 
 log = logging.getLogger(__name__)
 
+SINKS: Mapping[str, Callable[[str, Path], Sink]] = {"mlflow": MlflowSink}
+"""What makes the sink of each `tracking.backend`, from the tracking URI and the run directory."""
+
 
 class _Redacted(io.TextIOBase):
-    """A stream that shows no password: MLflow's and the database's own messages hold whole URIs."""
+    """A stream that shows no password: a tracker's and a database's own messages hold whole URIs."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -42,8 +44,8 @@ class _Redacted(io.TextIOBase):
         self._stream.flush()
 
 
-def _replay_uri(asked: str | None, is_child: bool, opening: Record, run_directory: Path) -> str:
-    """Where to deliver: as asked, as the trainer says in its child's environment, or as the run was configured.
+def _target_uri(asked: str | None, is_child: bool, opening: Record, run_directory: Path) -> str:
+    """Where to upload: as asked, as the trainer says in its child's environment, or as the run was configured.
 
     Raises:
         ValueError: the URI held a password, which the spool does not keep.
@@ -62,20 +64,26 @@ def _replay_uri(asked: str | None, is_child: bool, opening: Record, run_director
     return saved
 
 
-def _deliver(run_directory: Path, asked_uri: str | None, timeout_s: float, parent: int | None) -> int:
-    """Deliver the spool of a run. Returns the exit code: 0 if nothing is left."""
+def _upload(
+    run_directory: Path,
+    asked_uri: str | None,
+    timeout_s: float,
+    parent: int | None,
+    sinks: Mapping[str, Callable[[str, Path], Sink]],
+) -> int:
+    """Upload the spool of a run. Returns the exit code: 0 if nothing is left."""
     spool = spool_path(run_directory)
     openings = [record for record in read_records(spool) if record.kind == "open"] if spool.is_file() else []
     if not openings:
         log.error("%s is no spool of a run: nothing to deliver", spool)
         return 2
+    opening = openings[-1]
     try:
-        uri = _replay_uri(asked_uri, parent is not None, openings[-1], run_directory)
+        uri = _target_uri(asked_uri, parent is not None, opening, run_directory)
     except ValueError as error:
         log.error("%s", error)
         return 2
-    if uri.startswith("file:"):
-        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # the user named it, MLflow only wants to be told so
+    sink = sinks[opening.payload.get("backend", "mlflow")](uri, run_directory)
 
     def trainer_lives() -> bool:
         return parent is not None and os.getppid() == parent
@@ -83,10 +91,10 @@ def _deliver(run_directory: Path, asked_uri: str | None, timeout_s: float, paren
     # The last process of a run that just ended may still be trying.
     wait_until = time.monotonic() + timeout_s
     try:
-        with delivery_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
-            left = Delivery(
+        with upload_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
+            left = Uploader(
                 run_directory,
-                MlflowSink(uri, run_directory),
+                sink,
                 target=redact(uri),
                 timeout_s=timeout_s,
                 trainer_lives=trainer_lives,
@@ -103,7 +111,7 @@ def _deliver(run_directory: Path, asked_uri: str | None, timeout_s: float, paren
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable[[str, Path], Sink]] = SINKS) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.tracking", description=(__doc__ or "").split("\n\n")[0])
     deliver = parser.add_subparsers(required=True).add_parser("deliver", help="send what is left in a run's spool")
@@ -112,8 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deliver.add_argument("--uri", help="send it to this server instead of the run's own")
     deliver.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    # One quiet process beside the training: no threads of numpy's, no telemetry.
-    os.environ |= {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads would take the ranks' time
     if given.parent is not None:
         os.nice(10)
         # A stop signal reaches every process of a job; the records of the trainer's last steps are still to come.
@@ -122,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with redirect_stderr(_Redacted(sys.stderr)):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         try:
-            return _deliver(Path(os.path.abspath(given.run)), given.uri, given.timeout, given.parent)
+            return _upload(Path(os.path.abspath(given.run)), given.uri, given.timeout, given.parent, sinks)
         except Exception:
-            log.exception("the delivery failed")
+            log.exception("the upload failed")
             return 1

@@ -1,4 +1,4 @@
-"""MLflow, and the only file that knows it; it is imported in the delivery process alone."""
+"""MLflow, and the only file that knows it; the library is imported in the uploader process alone."""
 
 import math
 import os
@@ -13,49 +13,43 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.tracking.sink import Point, RefusedError, RunGoneError
 from trainer.tracking.spool import Record
-from trainer.tracking.store import artifact_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 MAX_VALUE_LENGTH = 6000  # of a param; MLflow's tags take 8000
-
-
 MAX_KEY_LENGTH = 250
-
-
-MAX_PER_REQUEST = 100
-
-
+MAX_LABELS = 100  # params, or tags, in a request
+MAX_POINTS = 500  # in a request, which takes 1000 entities and 1 MB
 THUMBNAIL_PIXELS = 256
-
-
 UID_TAG = "run_uid"
 
 
 class MlflowSink:
-    """An MLflow tracking server, or a database that stands for one."""
+    """An MLflow tracking server, or a database or folder that MLflow uses as one."""
 
     def __init__(self, uri: str, run_directory: Path):
         """Remember the store; the first `attach` goes there.
 
         Args:
             uri: tracking URI.
-            run_directory: folder of the run, beside which a bare database keeps its artifacts.
+            run_directory: folder of the run; a bare database keeps its artifacts next to it.
         """
+        os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
+        if uri.startswith("file:"):
+            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # the user named it, MLflow only wants to be told so
         self._uri = uri
         self._run_directory = run_directory
         self._connected: MlflowClient | None = None
         self._run_id = ""
 
     def limit_requests(self, timeout_s: float) -> None:
-        """MLflow reads its time limit from the environment at each request; `delivery` retries, so MLflow must not."""
+        # MLflow reads them at each request. The uploader retries, so MLflow must not.
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(math.ceil(timeout_s))
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
     def attach(self, opening: Record, run_id: str | None) -> tuple[str, bool]:
-        """Find the run by its id or by the tag that holds our uid, or create it."""
         for candidate in (run_id, opening.payload["run_id"]):
             if candidate and self._exists(candidate):
                 self._run_id = candidate
@@ -92,13 +86,12 @@ class MlflowSink:
                         fresh[key] = value
                     elif known[key] != value:
                         tags[(prefix + key)[:MAX_KEY_LENGTH]] = value
-            for some in _chunks([Param(key, value) for key, value in params.items()]):
+            for some in _chunks([Param(key, value) for key, value in params.items()], MAX_LABELS):
                 self._client.log_batch(self._run_id, params=some)
-            for some in _chunks([RunTag(key, value) for key, value in tags.items()]):
+            for some in _chunks([RunTag(key, value) for key, value in tags.items()], MAX_LABELS):
                 self._client.log_batch(self._run_id, tags=some)
 
     def set_status(self, status: str, at: int | None) -> None:
-        """Set the run's status; with an end time if it has ended."""
         with self._translated():
             if at is None:
                 self._client.update_run(self._run_id, status=status)
@@ -106,17 +99,16 @@ class MlflowSink:
                 self._client.set_terminated(self._run_id, status=status, end_time=at)
 
     def known_steps(self, key: str) -> set[int]:
-        """Steps at which the server has a point of this curve."""
         with self._translated():
             return {metric.step for metric in self._client.get_metric_history(self._run_id, _legal(key))}
 
     def send_points(self, points: Sequence[Point]) -> None:
-        """Send metrics in one request."""
         from mlflow.entities import Metric
 
         metrics = [Metric(_legal(point.key), point.value, point.at, point.step) for point in points]
         with self._translated():
-            self._client.log_batch(self._run_id, metrics=metrics)
+            for some in _chunks(metrics, MAX_POINTS):
+                self._client.log_batch(self._run_id, metrics=some)
 
     def send_image(self, key: str, step: int, at: int, file: Path) -> None:
         """Send an image as MLflow's log_image does, but under a name that is the same at each attempt.
@@ -145,7 +137,6 @@ class MlflowSink:
                 self._client.set_tag(self._run_id, "mlflow.loggedImages", True)
 
     def send_artifact(self, file: Path, folder: str | None) -> None:
-        """Send a file."""
         with self._translated():
             self._client.log_artifact(self._run_id, str(file), folder)
 
@@ -194,6 +185,19 @@ class MlflowSink:
             raise
 
 
+def artifact_root(uri: str, run_directory: Path) -> Path | None:
+    """Folder of artifacts where the store is a bare database, next to it if it is a file; None: the server decides.
+
+    MLflow itself would take `mlruns` in whatever folder is the current one.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme.startswith("sqlite"):
+        return Path(rest[1:].partition("?")[0]).parent / "mlartifacts"
+    if scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
+        return Path(os.path.abspath(run_directory)).parent / "mlartifacts"
+    return None
+
+
 def _legal(name: str) -> str:
     """A name that MLflow takes for a param, tag, metric or image."""
     return re.sub(r"[^\w\-./: ]", "_", name, flags=re.ASCII)[:MAX_KEY_LENGTH]
@@ -203,5 +207,5 @@ def _cut(value: str) -> str:
     return value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 3] + "..."
 
 
-def _chunks(items: list[Any]) -> Iterator[list[Any]]:
-    return (items[start : start + MAX_PER_REQUEST] for start in range(0, len(items), MAX_PER_REQUEST))
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,7 +1,7 @@
 """What a run tells its tracking server, kept first in a local file of JSON lines that is only ever appended to.
 
-Training only ever appends here; `delivery` reads behind it, in another process, and notes in `delivered.json` how far
-the server has taken it. Both files are in `<run directory>/tracking`.
+Training only ever appends here; the uploader reads it, in another process, and notes in `delivered.json` how far the
+server has taken it. Both files are in `<run directory>/tracking`.
 
     {"kind": "open", "at": 1700000000000, "step": 100, "uid": ..., "params": {...}, "tags": {...}, ...}
     {"kind": "metrics", "at": ..., "step": 150, "metrics": {"loss_g": 0.7}}
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 
 Kind = Literal["open", "metrics", "image", "artifact", "close"]
-
-
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
 
@@ -50,13 +48,13 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivered:
+class Progress:
     """How far one server has taken the spool."""
 
     target: str = ""
     """The server's URI without its password. Another server starts at offset 0."""
     run_id: str | None = None
-    """MLflow's name for the run on that server."""
+    """That server's id of the run."""
     offset: int = 0
     """All records before this byte have been taken."""
     refused: int = 0
@@ -70,30 +68,30 @@ def spool_path(run_directory: Path) -> Path:
     return run_directory / "tracking" / "spool.jsonl"
 
 
-def delivered_path(run_directory: Path) -> Path:
-    """Where the progress of the delivery is noted."""
+def progress_path(run_directory: Path) -> Path:
+    """Where the progress of the upload is noted."""
     return run_directory / "tracking" / "delivered.json"
 
 
-def load_delivered(run_directory: Path, target: str) -> Delivered:
+def load_progress(run_directory: Path, target: str) -> Progress:
     """Progress at the server `target`; the start of the spool where none is noted or the note cannot be read."""
     try:
-        noted = Delivered(**json.loads(delivered_path(run_directory).read_text()))
+        noted = Progress(**json.loads(progress_path(run_directory).read_text()))
     except (OSError, ValueError, TypeError):
-        return Delivered(target=target)
-    return noted if noted.target == target else Delivered(target=target)
+        return Progress(target=target)
+    return noted if noted.target == target else Progress(target=target)
 
 
-def save_delivered(run_directory: Path, delivered: Delivered) -> None:
+def save_progress(run_directory: Path, progress: Progress) -> None:
     """Replace the note in one rename: a reader sees the former one or this one."""
-    with replaced(delivered_path(run_directory)) as draft:
-        draft.write_text(json.dumps(asdict(delivered)))
+    with replaced(progress_path(run_directory)) as draft:
+        draft.write_text(json.dumps(asdict(progress)))
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
     """Complete records from the byte `offset` on; a last line that is still being written is left for later.
 
-    A line that is no record is passed over: it can only come from a full disk or a hand in the file.
+    A line that is no record is passed over: it can only come from a full disk or somebody's editor.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -158,7 +156,7 @@ class Spool:
         self._read_back(-1 if last_step is None else last_step)
 
     def open(self, *, step: int | None, **payload: Any) -> None:
-        """Note that a process begins, or goes on, with this run."""
+        """Note that a process starts or resumes the run."""
         self._append("open", step, {"uid": self.uid, **payload})
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -194,7 +192,7 @@ class Spool:
 
     def _append(self, kind: Kind, step: int | None, payload: Mapping[str, Any]) -> bool:
         line = json.dumps({"kind": kind, "at": self._clock_ms(), "step": step, **payload}).encode() + b"\n"
-        # Not synced here: `delivery` syncs the file before it reads it, so that no step waits for a disk.
+        # Not synced here: the uploader syncs the file before it reads it, so that no step waits for a disk.
         try:
             before = os.fstat(self._file).st_size
             try:
@@ -206,22 +204,16 @@ class Spool:
                 raise
         except OSError as error:
             if not self._disk_failed:
-                log.warning("metrics are being lost, training goes on: cannot write %s: %s", self.path, error)
+                log.warning("metrics are being lost, training continues: cannot write %s: %s", self.path, error)
             self._disk_failed = True
             return False
         return True
 
     def _repair(self) -> None:
         """Cut off a last line without newline: the process that wrote it was killed in the middle."""
-        size = os.fstat(self._file).st_size
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            newline = os.pread(self._file, end - start, start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
+        with self.path.open("rb") as file:
+            end = sum(len(line) for line in file if line.endswith(b"\n"))
+            size = file.tell()
         if end < size:
             log.info("%s: cut off %d bytes of a record that was never finished", self.path, size - end)
             os.ftruncate(self._file, end)

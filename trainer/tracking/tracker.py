@@ -1,62 +1,51 @@
-"""How rank 0 reports a run: appends to a local spool, which a process of its own takes to the tracking server.
+"""How rank 0 reports a run: it appends to a local spool, which a process of its own takes to the tracking server.
 
-Nothing here imports MLflow or opens a connection, so nothing here can wait for one.
+Nothing here imports a tracker's library or opens a connection, so nothing here can wait for one.
 """
 
+import logging
 import math
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.storage.files import replaced
 from data.storage.redaction import redact
-from trainer.tracking.spool import Spool, Status, count_records, load_delivered
+from trainer.tracking.spool import Spool, Status, count_records, load_progress
 from trainer.tracking.store import choose_store
 
 if TYPE_CHECKING:
     from trainer.config.sections import TrackingConfig
-import logging
 
 log = logging.getLogger(__name__)
 
-
-RESTART_S = 30.0
-
-
-def replay_command(run_directory: Path) -> str:
-    """What a user types to deliver what is left in the spool."""
-    return f"python -m trainer.tracking deliver --run {shlex.quote(str(run_directory))}"
+STOPPED_FLUSH_S = 5.0
+"""Longest wait for the server at the end of a run that was stopped."""
 
 
-class Courier:
-    """One delivery process for the run, a child of this process that shares nothing with it but the run's folder."""
+class UploaderProcess:
+    """The process that uploads the spool of a run, a child that shares nothing with this one but the run's folder."""
 
     def __init__(
-        self,
-        run_directory: Path,
-        uri: str,
-        timeout_s: float,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, run_directory: Path, uri: str, timeout_s: float, *, module: Sequence[str] = ("-m", "trainer.tracking")
     ):
         """Prepare it; `start` starts it.
 
         Args:
             run_directory: folder of the run.
             uri: tracking URI. It goes by the environment: the arguments of a process can be read by every user.
-            timeout_s: how long the process goes on failing once this one has closed the spool or died.
-            clock: monotonic seconds.
+            timeout_s: how long the process keeps trying once this one has closed the spool or died.
+            module: what Python runs; it takes the arguments of `trainer.tracking`.
         """
         self._directory = Path(os.path.abspath(run_directory))
         self._uri = uri
         self._timeout_s = timeout_s
-        self._clock = clock
-        self._started = 0.0
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +55,6 @@ class Courier:
 
     def start(self) -> None:
         """Start the process. A failure is logged: `keep_alive` tries again."""
-        self._started = self._clock()
         arguments = ["--run", str(self._directory), "--timeout", str(self._timeout_s), "--parent", str(os.getpid())]
         # The child must find this package from any folder, and a Ray worker's is a temporary one.
         root = str(Path(__file__).resolve().parents[2])
@@ -75,7 +63,7 @@ class Courier:
         try:
             with (folder / "delivery.log").open("ab") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "trainer.tracking", "deliver", *arguments],
+                    [sys.executable, *self._module, "deliver", *arguments],
                     env={**os.environ, "MLFLOW_TRACKING_URI": self._uri, "PYTHONPATH": path},
                     cwd=folder,
                     stdin=subprocess.DEVNULL,
@@ -84,34 +72,27 @@ class Courier:
                     start_new_session=True,
                 )
         except OSError as error:
-            log.warning("metrics wait in the spool: the delivery process does not start: %s", error)
+            log.warning("metrics wait in the spool: the uploader process does not start: %s", error)
 
     def keep_alive(self) -> None:
-        """Start the process again if it died, twice a minute at most."""
-        if self._clock() - self._started >= RESTART_S and (self._process is None or self._process.poll() is not None):
+        """Start the process again if it died."""
+        if self._process is None or self._process.poll() is not None:
             self.start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the process, which ends when all is delivered. Returns whether it ended with nothing left over."""
-        until = self._clock() + timeout_s
+        """Wait for the process, which ends when all is uploaded. Returns whether it ended with nothing left over."""
+        until = time.monotonic() + timeout_s
         if self._process is None or self._process.poll() not in (None, 0):
             self.start()
         while self._process is not None:
             try:
-                code = self._process.wait(max(0.0, until - self._clock()))
+                code = self._process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 return False
-            if code >= 0 or self._clock() >= until:
+            if code >= 0 or time.monotonic() >= until:
                 return code == 0
             self.start()  # a signal killed it, perhaps just before the wait
         return False
-
-
-WATCH_S = 10.0
-
-
-STOPPED_FLUSH_S = 5.0
-"""Longest wait for the server at the end of a run that was stopped."""
 
 
 class Tracker(Protocol):
@@ -140,90 +121,92 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """The tracker of a run that is not tracked."""
+    """The tracker of a run that is not tracked: every method does nothing."""
 
     run_id: str | None = None
     """There is no server to give one."""
 
-    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def log_image(self, step: int, key: str, path: Path) -> None:
-        """Do nothing."""
+    def log_image(self, step: int, key: str, path: Path) -> None: ...
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Do nothing."""
+    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
 
-    def close(self, status: Status) -> None:
-        """Do nothing."""
+    def close(self, status: Status) -> None: ...
 
 
-class MlflowTracker:
-    """Appends to the spool and keeps the delivery process alive."""
+class SpoolTracker:
+    """Appends to the spool and keeps the uploader process alive."""
 
-    def __init__(self, run_directory: Path, spool: Spool, courier: Courier, *, uri: str, flush_timeout_s: float):
-        """Take over an opened spool and a started courier; `open_tracker` makes both."""
+    def __init__(
+        self,
+        run_directory: Path,
+        spool: Spool,
+        uploader: UploaderProcess,
+        *,
+        uri: str,
+        flush_timeout_s: float,
+        watch_s: float,
+    ):
+        """Take over an opened spool and a started uploader; `open_tracker` makes both."""
         self._directory = run_directory
         self._spool = spool
-        self._courier = courier
+        self._uploader = uploader
         self._shown_uri = redact(uri)
         self._flush_timeout_s = flush_timeout_s
+        self._watch_s = watch_s
         self._watched = time.monotonic()
         self._trouble = False
         self._closed = False
 
     @property
     def run_id(self) -> str | None:
-        """The server's id of the run, once the delivery process has noted it."""
-        return load_delivered(self._directory, self._shown_uri).run_id
+        return load_progress(self._directory, self._shown_uri).run_id
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Spool one point of each curve."""
         if not self._closed:
             self._spool.metrics(step, metrics)
             self._watch()
 
     def log_image(self, step: int, key: str, path: Path) -> None:
-        """Spool the path of an image."""
         if not self._closed:
             self._spool.image(step, key, path)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Spool the path of a file."""
         if not self._closed:
             self._spool.artifact(path, folder)
 
     def close(self, status: Status) -> None:
-        """Spool the end, wait for the delivery, say what is left."""
         if self._closed:
             return
         self._closed = True
         self._spool.close(status)
-        # Who stops a run gives it little time, and the start that goes on with it delivers the rest.
+        # Who stops a run gives it little time, and the start that resumes it uploads the rest.
         limit_s = STOPPED_FLUSH_S if status == "KILLED" else math.inf
-        done = self._courier.wait(min(self._flush_timeout_s, limit_s))
-        noted = load_delivered(self._directory, self._shown_uri)
+        done = self._uploader.wait(min(self._flush_timeout_s, limit_s))
+        noted = load_progress(self._directory, self._shown_uri)
         if noted.refused:
             log_file = self._spool.path.with_name("delivery.log")
             log.warning("the tracking server took all but %d records, see %s", noted.refused, log_file)
         waiting = count_records(self._spool.path, noted.offset)
         if waiting and not done:
             log.warning(
-                "%d records of the run are not at %s yet%s. They are safe in %s; to send them: %s",
+                "%d records of the run are not at %s yet%s. They are safe in %s; to send them: "
+                "python -m trainer.tracking deliver --run %s",
                 waiting,
                 self._shown_uri,
                 f" ({noted.trouble})" if noted.trouble else "",
                 self._spool.path,
-                replay_command(self._directory),
+                shlex.quote(str(self._directory)),
             )
 
     def _watch(self) -> None:
-        """Look after the delivery process now and then: local and quick."""
-        if time.monotonic() - self._watched < WATCH_S:
+        """Look after the uploader now and then: local and quick."""
+        if time.monotonic() - self._watched < self._watch_s:
             return
         self._watched = time.monotonic()
-        self._courier.keep_alive()
-        trouble = load_delivered(self._directory, self._shown_uri).trouble
+        self._uploader.keep_alive()
+        trouble = load_progress(self._directory, self._shown_uri).trouble
         if trouble and not self._trouble:
             log.warning("tracking server %s: %s. Metrics wait in %s", self._shown_uri, trouble, self._spool.path)
         elif self._trouble and not trouble:
@@ -241,8 +224,10 @@ def open_tracker(
     run_name: str,
     last_step: int | None,
     run_id: str | None = None,
+    uploader: Callable[[Path, str, float], UploaderProcess] = UploaderProcess,
+    watch_s: float = 30.0,
 ) -> Tracker:
-    """Begin to report a run, or go on with it. For rank 0 only.
+    """Start or continue to report a run. For rank 0 only.
 
     Args:
         config: what the user set.
@@ -253,6 +238,8 @@ def open_tracker(
         run_name: the run's name on the server.
         last_step: step of the checkpoint that the run resumes from.
         run_id: the server's id of the run, from that checkpoint. It matters only where `tracking/` was lost.
+        uploader: makes the process that uploads, from run directory, tracking URI and timeout in s.
+        watch_s: seconds between two looks at it, in which it is started again if it died.
     """
     if config.backend == "none":
         return NullTracker()
@@ -268,6 +255,7 @@ def open_tracker(
         step=last_step,
         run_id=run_id,
         run_name=run_name,
+        backend=config.backend,
         experiment=config.experiment,
         uri=redact(store.uri),
         uri_source=store.source,
@@ -275,9 +263,11 @@ def open_tracker(
         tags={key: redact(str(value)) for key, value in tags.items()},
     )
     spool.artifact(config_file, None)
-    courier = Courier(run_directory, store.uri, config.flush_timeout_s)
-    courier.start()
-    return MlflowTracker(run_directory, spool, courier, uri=store.uri, flush_timeout_s=config.flush_timeout_s)
+    process = uploader(run_directory, store.uri, config.flush_timeout_s)
+    process.start()
+    return SpoolTracker(
+        run_directory, spool, process, uri=store.uri, flush_timeout_s=config.flush_timeout_s, watch_s=watch_s
+    )
 
 
 def _keep_config(folder: Path, text: str, last_step: int | None) -> Path:

@@ -1,18 +1,32 @@
 """A tracker of a run that a test drives."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.sections import TrackingConfig
-from trainer.tracking.tracker import Tracker, open_tracker
+from trainer.tracking.tracker import Tracker, UploaderProcess, open_tracker
 
 
-def opened(run: Path, uri: str | None, *, last_step: int | None = None, flush_timeout_s: float = 60) -> Tracker:
+def opened(
+    run: Path,
+    uri: str | None,
+    *,
+    backend: str = "mlflow",
+    last_step: int | None = None,
+    flush_timeout_s: float = 60,
+    uploader: Callable[[Path, str, float], UploaderProcess] = UploaderProcess,
+    watch_s: float = 30,
+) -> Tracker:
+    # Another backend than the config knows is how a test brings a sink of its own.
+    config = TrackingConfig(backend=backend, uri=uri, flush_timeout_s=flush_timeout_s)  # pyright: ignore[reportArgumentType]
     return open_tracker(
-        TrackingConfig(uri=uri, flush_timeout_s=flush_timeout_s),
+        config,
         run,
-        params={"training.r1_gamma": 0.05},
-        config_yaml="training:\n  r1_gamma: 0.05\n",
+        params={"training.r1_gamma": 0.05, "tracking.uri": str(uri)},
+        config_yaml=f"tracking:\n  uri: {uri}\n",
         tags={"index_sha256": "digest"},
         run_name="name",
         last_step=last_step,
+        uploader=uploader,
+        watch_s=watch_s,
     )

@@ -4,8 +4,6 @@ A file store appends a point each time it is sent, so it shows a doubled one; a 
 """
 
 import logging
-import os
-import random
 import re
 import shutil
 import signal
@@ -14,22 +12,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from wsgiref.simple_server import make_server
 
 import mlflow
 import pytest
 from mlflow.entities import Run
 from PIL import Image
 
-from tests.launch import ROOT, answers
+from tests.launch import ROOT
 from tests.trainer.tracking.opened import opened
-from trainer.tracking import tracker
-from trainer.tracking import tracker as courier
+from tests.trainer.tracking.waits import is_running, wait_for
 from trainer.tracking.command import main
-from trainer.tracking.mlflow_sink import MlflowSink
+from trainer.tracking.mlflow_sink import MlflowSink, artifact_root
 from trainer.tracking.sink import Point, RefusedError, RunGoneError
-from trainer.tracking.spool import Record, spool_path
+from trainer.tracking.spool import Record, Spool, load_progress, spool_path
+from trainer.tracking.tracker import UploaderProcess
+from trainer.tracking.uploader import Uploader
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,8 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("TIMEOUT", "MAX_RETRIES"):
-        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "5")  # MlflowSink sets them; this restores them
+    for name in ("HTTP_REQUEST_TIMEOUT", "HTTP_REQUEST_MAX_RETRIES", "ENABLE_ASYNC_LOGGING"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "5")  # MlflowSink sets them; this restores them
 
 
 @pytest.fixture(scope="session")
@@ -92,13 +93,6 @@ def only_run(uri: str) -> Run:
     return run
 
 
-def num_points(uri: str, key: str = "loss") -> int:
-    """Points that have arrived, of all runs; 0 as long as there is none."""
-    client = mlflow.MlflowClient(uri)
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return sum(len(client.get_metric_history(run.info.run_id, key)) for run in runs)
-
-
 # In this process
 
 
@@ -116,7 +110,15 @@ def test_run_id_from_a_checkpoint_finds_the_run_without_its_uid(database: str, t
     assert MlflowSink(database, tmp_path / "run").attach(other, None) == (run_id, False)
 
 
-def test_artifacts_of_a_bare_database_are_beside_it(database: str, tmp_path: Path) -> None:
+def test_server_decides_where_its_artifacts_are_and_a_bare_database_keeps_them_near(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert artifact_root("https://host", run) is None
+    assert artifact_root("file:///abs", run) is None
+    assert artifact_root("postgresql+psycopg2://host/db", run) == tmp_path / "mlartifacts"
+    assert artifact_root(f"sqlite:///{tmp_path}/sub/a.db?timeout=5", run) == tmp_path / "sub/mlartifacts"
+
+
+def test_artifacts_of_a_bare_database_are_next_to_it(database: str, tmp_path: Path) -> None:
     sink, run_id = attached(database, tmp_path / "run")
     (tmp_path / "final.safetensors").write_text("weights")
     sink.send_artifact(tmp_path / "final.safetensors", "snapshots")
@@ -143,6 +145,29 @@ def test_points_that_are_not_numbers_are_kept(database: str, tmp_path: Path) -> 
         sink.send_points([Point(key="loss: [d]", value=value, step=step, at=1)])
     assert sink.known_steps("loss: [d]") == {0, 1, 2}
     assert sink.known_steps("other") == set()
+
+
+def test_points_whose_answer_is_lost_arrive_once(tmp_path: Path) -> None:
+    class Lost(MlflowSink):
+        answers = 0
+
+        def send_points(self, points: Sequence[Point]) -> None:
+            super().send_points(points)
+            self.answers += 1
+            if self.answers == 1:
+                raise TimeoutError
+
+    run, uri = tmp_path / "run", f"file://{tmp_path}/store"
+    spool = Spool(run)
+    spool.open(step=None, run_id=None, run_name="name", experiment="my experiment", params={}, tags={})
+    for step in range(600):  # several batches, each of several requests
+        spool.metrics(step, {"loss": 1.0, "rate": 2.0, "other": 3.0})
+    spool.close("FINISHED")
+    sink = Lost(uri, run)
+    upload = Uploader(run, sink, target=uri, timeout_s=30, trainer_lives=lambda: False, sleep=lambda seconds: None)
+    assert upload.run() == 0
+    assert sink.answers > 2
+    assert steps(uri) == steps(uri, "other") == list(range(600))
 
 
 def test_image_sent_twice_is_one_image_and_named_as_mlflow_names_it(database: str, tmp_path: Path) -> None:
@@ -188,12 +213,15 @@ def test_unknown_run_is_gone(database: str, tmp_path: Path) -> None:
 
 
 def test_nothing_to_deliver_and_a_password_that_is_not_kept_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["deliver", "--run", str(tmp_path)]) == 2
     assert f"{spool_path(tmp_path)} is no spool of a run" in caplog.text
-    monkeypatch.setattr(courier.Courier, "start", lambda self: None)
-    opened(tmp_path, "http://user:secret@127.0.0.1:1")
+
+    class NotStarted(UploaderProcess):
+        def start(self) -> None: ...
+
+    opened(tmp_path, "http://user:secret@127.0.0.1:1", uploader=NotStarted)
     assert main(["deliver", "--run", str(tmp_path)]) == 2
     assert "set MLFLOW_TRACKING_URI to the whole URI" in caplog.text
 
@@ -208,39 +236,34 @@ def replay(run: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.1)
+class HangingServer:
+    """Accepts connections and never answers."""
 
+    def __init__(self) -> None:
+        self.connections: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
 
-def is_running(pid: int) -> bool:
-    """Whether a process that need not be our child runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.connections.append(self._listener.accept()[0])
+
+    def die(self) -> None:
+        """Reset what is open, and refuse what comes."""
+        with suppress(OSError):  # the second time
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
 
 
 @pytest.fixture
-def hanging_server() -> Iterator[tuple[int, list[socket.socket]]]:
-    """Port of a server that accepts and never answers, and its connections."""
-    connections: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept() -> None:
-            try:
-                while True:
-                    connections.append(server.accept()[0])
-            except OSError:
-                return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield server.getsockname()[1], connections
-        server.shutdown(socket.SHUT_RDWR)
-    for connection in connections:
-        connection.close()
+def hanging_server() -> Iterator[HangingServer]:
+    server = HangingServer()
+    yield server
+    server.die()
 
 
 def test_training_process_does_not_import_mlflow() -> None:
@@ -250,12 +273,11 @@ def test_training_process_does_not_import_mlflow() -> None:
 
 @pytest.mark.slow
 def test_hanging_server_costs_the_flush_timeout_and_no_point(
-    hanging_server: tuple[int, list[socket.socket]], database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hanging_server: HangingServer, database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port, connections = hanging_server
     run = tmp_path / "run"
-    tracked = opened(run, f"http://user:secret@127.0.0.1:{port}", flush_timeout_s=1)
-    wait_for(lambda: bool(connections))
+    tracked = opened(run, f"http://user:secret@127.0.0.1:{hanging_server.port}", flush_timeout_s=1)
+    wait_for(lambda: bool(hanging_server.connections))
     for step in range(1000):
         tracked.log_metrics(step, {"loss": 1.0})
     began = time.monotonic()
@@ -265,36 +287,37 @@ def test_hanging_server_costs_the_flush_timeout_and_no_point(
     assert "1003 records" in warning and f"--run {run}" in warning
     for file in run.rglob("*"):
         assert not file.is_file() or b"secret" not in file.read_bytes(), file
-    replay(run, "--uri", database)  # it waits for the first delivery process to give up
+    hanging_server.die()  # in the middle of a request
+    replay(run, "--uri", database)  # it waits for the first uploader to give up
     assert steps(database) == list(range(1000))
     assert only_run(database).info.status == "FINISHED"
 
 
 @pytest.mark.slow
-def test_refusing_server_gets_everything_when_it_is_back(tmp_path: Path, empty_database: Path) -> None:
+def test_refusing_server_gets_everything_when_it_is_back(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copyfile(empty_database, tmp_path / "server.db")
+    monkeypatch.chdir(tmp_path)  # the server makes a default database in the current folder
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     uri, run = f"http://127.0.0.1:{port}", tmp_path / "run"
     tracked = opened(run, uri)
     tracked.log_metrics(0, {"loss": float("nan")})
+    from mlflow.server import app, constants  # takes a second or two, while the uploader starts
+
+    monkeypatch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{tmp_path}/server.db")
+    monkeypatch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
+    monkeypatch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(tmp_path / "kept"))
+    monkeypatch.setenv(constants.SERVE_ARTIFACTS_ENV_VAR, "true")
     wait_for(lambda: "ConnectionError" in (run / "tracking/delivery.log").read_text())
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "kept"),
-    ]
-    with (tmp_path / "server.log").open("w") as output:
-        server = subprocess.Popen(command + store, stdout=output, stderr=output, start_new_session=True, cwd=tmp_path)
+    server = make_server("127.0.0.1", port, app)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         for step in range(1, 300):
             tracked.log_metrics(step, {"loss": 1.0})
-        # The end waits some seconds for a server that is down. On a busy machine this one is slower to start, and the
-        # pauses between attempts grow meanwhile.
-        wait_for(lambda: answers(port), timeout_s=120)
-        wait_for(lambda: num_points(uri) == 300, timeout_s=120)
+        # The end waits some seconds for a server that is down, and the pauses between attempts have grown.
+        wait_for(lambda: load_progress(run, uri).offset == spool_path(run).stat().st_size, timeout_s=120)
         Image.new("RGB", (8, 8)).save(run / "grid.png")
         tracked.log_image(299, "samples", run / "grid.png")
         tracked.log_artifact(run / "grid.png", "snapshots")
@@ -303,7 +326,7 @@ def test_refusing_server_gets_everything_when_it_is_back(tmp_path: Path, empty_d
         ended = only_run(uri)
         assert ended.info.run_id == tracked.run_id
         assert ended.info.status == "KILLED"
-        assert ended.data.params == {"training.r1_gamma": "0.05"}
+        assert ended.data.params == {"training.r1_gamma": "0.05", "tracking.uri": uri}
         assert ended.data.tags["index_sha256"] == "digest"
         client = mlflow.MlflowClient(uri)
         assert {file.path for file in client.list_artifacts(ended.info.run_id)} == {
@@ -313,8 +336,7 @@ def test_refusing_server_gets_everything_when_it_is_back(tmp_path: Path, empty_d
         }
         assert len(client.list_artifacts(ended.info.run_id, "images")) == 2
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        server.shutdown()
 
 
 @pytest.mark.slow
@@ -327,7 +349,7 @@ from tests.trainer.tracking.opened import opened
 tracked = opened(Path({str(run)!r}), {uri!r})
 for step in range(10, 131, 10):
     tracked.log_metrics(step, {{"loss": 1.0}})
-print(tracked._courier.pid, flush=True)
+print(tracked._uploader.pid, flush=True)
 while tracked.run_id is None:
     time.sleep(0.1)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -342,37 +364,4 @@ os.kill(os.getpid(), signal.SIGKILL)
         resumed.log_metrics(step, {"loss": 1.0})
     resumed.close("FINISHED")
     assert steps(uri) == list(range(10, 201, 10))
-    assert only_run(uri).info.status == "FINISHED"
-
-
-@pytest.mark.slow
-def test_delivery_process_killed_at_random_doubles_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracker, "WATCH_S", 0.0)
-    monkeypatch.setattr(courier, "RESTART_S", 0.0)
-    run, uri = tmp_path / "run", f"file://{tmp_path}/store"
-    tracked = opened(run, uri)
-    assert isinstance(tracked, tracker.MlflowTracker)
-    draw = random.Random(0)
-    next_step = 0
-    for _ in range(4):
-        sending_from = (run / "tracking/delivered.json").stat().st_mtime_ns if next_step else 0
-
-        def sends(since: int = sending_from) -> bool:
-            note = run / "tracking/delivered.json"
-            return note.exists() and note.stat().st_mtime_ns > since
-
-        for _ in range(1500):
-            tracked.log_metrics(next_step, {"loss": 1.0, "rate": 2.0})
-            next_step += 1
-        wait_for(sends)
-        time.sleep(draw.uniform(0, 0.3))
-        pid = tracked._courier.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda pid=pid: not is_running(pid))
-    tracked.close("FINISHED")
-    assert steps(uri) == list(range(next_step))
-    assert steps(uri, "rate") == list(range(next_step))
     assert only_run(uri).info.status == "FINISHED"

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from trainer.tracking.spool import (
-    Delivered,
+    Progress,
     Spool,
     count_records,
-    delivered_path,
     is_closed,
-    load_delivered,
+    load_progress,
+    progress_path,
     read_records,
-    save_delivered,
+    save_progress,
     spool_path,
 )
 
@@ -143,7 +143,7 @@ def test_full_disk_is_said_once_and_leaves_whole_lines(
     assert metric_steps(tmp_path) == [5]
     assert count_records(spool_path(tmp_path)) == 2
     (warning,) = caplog.messages
-    assert "training goes on" in warning and str(spool_path(tmp_path)) in warning
+    assert "training continues" in warning and str(spool_path(tmp_path)) in warning
 
 
 def test_line_that_is_no_record_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -164,11 +164,26 @@ def test_spool_is_closed_by_a_close_and_open_again_after_the_next_open(tmp_path:
 
 
 def test_progress_is_noted_for_one_target_and_anything_unreadable_means_the_start(tmp_path: Path) -> None:
-    delivered_path(tmp_path).parent.mkdir()
-    noted = Delivered(target="a", run_id="r", offset=7, refused=1, trouble="t")
-    save_delivered(tmp_path, noted)
-    assert load_delivered(tmp_path, "a") == noted
-    assert load_delivered(tmp_path, "b") == Delivered(target="b")
+    progress_path(tmp_path).parent.mkdir()
+    noted = Progress(target="a", run_id="r", offset=7, refused=1, trouble="t")
+    save_progress(tmp_path, noted)
+    assert load_progress(tmp_path, "a") == noted
+    assert load_progress(tmp_path, "b") == Progress(target="b")
     for text in ("", "{", "[]", '{"other": 1}'):
-        delivered_path(tmp_path).write_text(text)
-        assert load_delivered(tmp_path, "a") == Delivered(target="a")
+        progress_path(tmp_path).write_text(text)
+        assert load_progress(tmp_path, "a") == Progress(target="a")
+
+
+def test_spool_of_a_version_that_named_no_backend_is_read(tmp_path: Path) -> None:
+    spool_path(tmp_path).parent.mkdir()
+    lines = (
+        {"kind": "open", "at": 1, "step": None, "uid": "u", "run_id": None, "run_name": "n", "experiment": "e"}
+        | {"uri": "sqlite:///a.db", "uri_source": "config", "params": {}, "tags": {}},
+        {"kind": "metrics", "at": 2, "step": 10, "metrics": {"loss": 1.0}},
+    )
+    spool_path(tmp_path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    spool = opened(tmp_path, last_step=0)
+    spool.metrics(10, {"loss": 1.0})
+    spool.metrics(20, {"loss": 1.0})
+    assert spool.uid == "u"
+    assert metric_steps(tmp_path) == [10, 20]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config.sections import TrackingConfig
-from trainer.tracking.store import artifact_root, choose_store, tracking_uri
+from trainer.tracking.store import choose_store, tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -11,10 +11,9 @@ def no_uri_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def test_default_store_is_a_database_beside_the_run(tmp_path: Path) -> None:
+def test_default_store_is_a_database_next_to_the_run(tmp_path: Path) -> None:
     uri = tracking_uri(TrackingConfig(), tmp_path / "runs" / "one")
     assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert artifact_root(uri, tmp_path / "runs" / "one") == tmp_path / "runs" / "mlartifacts"
 
 
 def test_environment_wins_over_default_and_config_over_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,11 +40,5 @@ def test_environment_wins_over_default_and_config_over_both(tmp_path: Path, monk
         ("postgresql://host/db", "postgresql://host/db"),
     ],
 )
-def test_relative_paths_start_beside_the_run(tmp_path: Path, relative: str, absolute: str) -> None:
+def test_relative_paths_start_next_to_the_run(tmp_path: Path, relative: str, absolute: str) -> None:
     assert choose_store(relative, tmp_path / "run").uri == absolute.format(tmp_path)
-
-
-def test_server_decides_where_its_artifacts_are(tmp_path: Path) -> None:
-    assert artifact_root("https://host", tmp_path) is None
-    assert artifact_root("file:///abs", tmp_path) is None
-    assert artifact_root("postgresql+psycopg2://host/db", tmp_path / "run") == tmp_path / "mlartifacts"

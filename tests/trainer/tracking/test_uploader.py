@@ -1,4 +1,4 @@
-"""The delivery loop against a server in memory that fails where it is told to."""
+"""The uploader's loop against a server in memory that fails where it is told to."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from trainer.tracking.delivery import Delivery, delivery_lock
 from trainer.tracking.sink import Point, RefusedError, RunGoneError
-from trainer.tracking.spool import Record, Spool, load_delivered
+from trainer.tracking.spool import Record, Spool, load_progress
+from trainer.tracking.uploader import Uploader, upload_lock
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """As SIGKILL: nothing catches it."""
 
 
 @dataclass
@@ -83,11 +83,16 @@ class Clock:
         self.now += seconds
 
 
-def delivery(
-    run: Path, sink: Sink, *, lives: Callable[[], bool] = lambda: False, clock: Clock | None = None
-) -> Delivery:
+def uploader(
+    run: Path,
+    sink: Sink,
+    *,
+    target: str = "there",
+    lives: Callable[[], bool] = lambda: False,
+    clock: Clock | None = None,
+) -> Uploader:
     clock = clock or Clock()
-    return Delivery(run, sink, target="there", timeout_s=30, trainer_lives=lives, clock=clock, sleep=clock.sleep)
+    return Uploader(run, sink, target=target, timeout_s=30, trainer_lives=lives, clock=clock, sleep=clock.sleep)
 
 
 def spool_of_a_run(run: Path, *, close: bool = True) -> None:
@@ -129,7 +134,7 @@ def at_call(number: int, error: BaseException) -> Callable[[str], None]:
 def test_all_records_reach_the_server(tmp_path: Path) -> None:
     server = Server()
     spool_of_a_run(tmp_path)
-    assert delivery(tmp_path, Sink(server)).run() == 0
+    assert uploader(tmp_path, Sink(server)).run() == 0
     assert_complete(server)
 
 
@@ -141,13 +146,13 @@ def test_every_point_arrives_once_whatever_call_the_process_is_killed_in(tmp_pat
         run.mkdir()
         spool_of_a_run(run)
         try:
-            delivery(run, Sink(server, **{moment: at_call(number, Killed())})).run()
+            uploader(run, Sink(server, **{moment: at_call(number, Killed())})).run()
         except Killed:
             killed += 1
             # The next process is killed as well, in its second call.
             with suppress(Killed):
-                delivery(run, Sink(server, **{moment: at_call(1, Killed())})).run()
-        assert delivery(run, Sink(server)).run() == 0
+                uploader(run, Sink(server, **{moment: at_call(1, Killed())})).run()
+        assert uploader(run, Sink(server)).run() == 0
         assert_complete(server)
     assert killed >= 8
 
@@ -157,14 +162,14 @@ def test_every_point_arrives_once_if_an_answer_is_lost(tmp_path: Path) -> None:
         run, server = tmp_path / str(number), Server()
         run.mkdir()
         spool_of_a_run(run)
-        assert delivery(run, Sink(server, after=at_call(number, TimeoutError("no answer")))).run() == 0
+        assert uploader(run, Sink(server, after=at_call(number, TimeoutError("no answer")))).run() == 0
         assert_complete(server)
 
 
 def test_server_is_not_asked_for_its_steps_while_nothing_goes_wrong(tmp_path: Path) -> None:
     calls: list[str] = []
     spool_of_a_run(tmp_path)
-    delivery(tmp_path, Sink(Server(), before=calls.append)).run()
+    uploader(tmp_path, Sink(Server(), before=calls.append)).run()
     assert "known_steps" not in calls
 
 
@@ -179,9 +184,9 @@ def test_invalid_record_is_passed_over_and_its_neighbours_are_not(
 
     server = Server()
     spool_of_a_run(tmp_path)
-    assert delivery(tmp_path, Picky(server)).run() == 0
+    assert uploader(tmp_path, Picky(server)).run() == 0
     assert sorted(point.step for point in server.points if point.key == "loss") == [10, 20, 30, 40, 60]
-    assert load_delivered(tmp_path, "there").refused == 1
+    assert load_progress(tmp_path, "there").refused == 1
     assert "passed over metrics of step 50: no such step" in caplog.text
 
 
@@ -189,9 +194,9 @@ def test_file_that_is_gone_is_passed_over(tmp_path: Path, caplog: pytest.LogCapt
     server = Server()
     spool_of_a_run(tmp_path)
     (tmp_path / "file").unlink()
-    assert delivery(tmp_path, Sink(server)).run() == 0
+    assert uploader(tmp_path, Sink(server)).run() == 0
     assert len(server.points) == 12 and not server.images
-    assert load_delivered(tmp_path, "there").refused == 2
+    assert load_progress(tmp_path, "there").refused == 2
     assert "file is gone" in caplog.text
 
 
@@ -202,10 +207,10 @@ def dead(name: str) -> None:
 def test_dead_server_is_tried_as_long_as_the_trainer_lives_and_the_timeout_longer(tmp_path: Path) -> None:
     clock = Clock()
     spool_of_a_run(tmp_path, close=False)
-    left = delivery(tmp_path, Sink(Server(), before=dead), lives=lambda: clock.now < 1000, clock=clock).run()
+    left = uploader(tmp_path, Sink(Server(), before=dead), lives=lambda: clock.now < 1000, clock=clock).run()
     assert left == 9
     assert 1030 <= clock.now < 1032
-    trouble = load_delivered(tmp_path, "there").trouble or ""
+    trouble = load_progress(tmp_path, "there").trouble or ""
     assert "ConnectionRefusedError" in trouble and "secret" not in trouble
 
 
@@ -219,10 +224,10 @@ def test_server_that_comes_back_gets_everything(tmp_path: Path) -> None:
     spool_of_a_run(tmp_path)
     # Closed, but alive until 700 as the trainer's end waits for it: here the close alone would end it after 30 s.
     Spool(tmp_path).open(step=60, params={}, tags={})
-    assert delivery(tmp_path, Sink(server, before=away), lives=lambda: clock.now < 700, clock=clock).run() == 0
+    assert uploader(tmp_path, Sink(server, before=away), lives=lambda: clock.now < 700, clock=clock).run() == 0
     assert 600 <= clock.now < 720
     assert len(server.points) == 12
-    assert load_delivered(tmp_path, "there").trouble is None
+    assert load_progress(tmp_path, "there").trouble is None
 
 
 def test_request_limit_grows_for_a_server_that_is_slow(tmp_path: Path) -> None:
@@ -238,14 +243,14 @@ def test_request_limit_grows_for_a_server_that_is_slow(tmp_path: Path) -> None:
 
     sink = Slow(Server())
     spool_of_a_run(tmp_path, close=False)
-    assert delivery(tmp_path, sink, lives=lambda: clock.now < 300, clock=clock).run() == 0
+    assert uploader(tmp_path, sink, lives=lambda: clock.now < 300, clock=clock).run() == 0
     assert list(dict.fromkeys(sink.limits))[:4] == [10, 20, 40, 80]
 
 
 def test_dead_trainers_run_is_marked_failed_after_all_its_points(tmp_path: Path) -> None:
     server = Server()
     spool_of_a_run(tmp_path, close=False)
-    assert delivery(tmp_path, Sink(server)).run() == 0
+    assert uploader(tmp_path, Sink(server)).run() == 0
     assert len(server.points) == 12
     assert server.statuses == ["RUNNING", "FAILED"]
 
@@ -253,12 +258,12 @@ def test_dead_trainers_run_is_marked_failed_after_all_its_points(tmp_path: Path)
 def test_resumed_run_is_running_again_and_stays_one_run(tmp_path: Path) -> None:
     server = Server()
     spool_of_a_run(tmp_path)
-    delivery(tmp_path, Sink(server)).run()
+    uploader(tmp_path, Sink(server)).run()
     spool = Spool(tmp_path, last_step=60)
     spool.open(step=60, params={}, tags={})
     spool.metrics(70, {"loss": 70})
     spool.close("KILLED")
-    delivery(tmp_path, Sink(server)).run()
+    uploader(tmp_path, Sink(server)).run()
     assert server.statuses == ["RUNNING", "FINISHED", "RUNNING", "KILLED"]
     assert len(server.runs) == 1
     assert [point.step for point in server.points if point.key == "loss"] == list(range(10, 71, 10))
@@ -266,7 +271,7 @@ def test_resumed_run_is_running_again_and_stays_one_run(tmp_path: Path) -> None:
 
 def test_replaced_database_gets_the_whole_spool(tmp_path: Path) -> None:
     spool_of_a_run(tmp_path)
-    delivery(tmp_path, Sink(Server())).run()
+    uploader(tmp_path, Sink(Server())).run()
     spool = Spool(tmp_path, last_step=60)
     spool.open(step=60, params={}, tags={})
     spool.close("FINISHED")
@@ -280,34 +285,25 @@ def test_replaced_database_gets_the_whole_spool(tmp_path: Path) -> None:
                 self.gone = False
                 raise RunGoneError("no such run")
 
-    assert delivery(tmp_path, Emptied(server)).run() == 0
+    assert uploader(tmp_path, Emptied(server)).run() == 0
     assert_complete(server)
 
 
 def test_other_target_gets_the_whole_spool(tmp_path: Path) -> None:
     spool_of_a_run(tmp_path)
-    delivery(tmp_path, Sink(Server())).run()
-    server, clock = Server(), Clock()
-    elsewhere = Delivery(
-        tmp_path,
-        Sink(server),
-        target="elsewhere",
-        timeout_s=1,
-        trainer_lives=lambda: False,
-        clock=clock,
-        sleep=clock.sleep,
-    )
-    assert elsewhere.run() == 0
+    uploader(tmp_path, Sink(Server())).run()
+    server = Server()
+    assert uploader(tmp_path, Sink(server), target="elsewhere").run() == 0
     assert_complete(server)
 
 
-def test_one_process_delivers_at_a_time_and_the_other_names_it(tmp_path: Path) -> None:
+def test_one_process_uploads_at_a_time_and_the_other_names_it(tmp_path: Path) -> None:
     (tmp_path / "tracking").mkdir()
     with (
-        delivery_lock(tmp_path, lambda: False),
-        pytest.raises(BlockingIOError, match=r"process \d+ is delivering"),
-        delivery_lock(tmp_path, lambda: False),
+        upload_lock(tmp_path, lambda: False),
+        pytest.raises(BlockingIOError, match=r"process \d+ is uploading"),
+        upload_lock(tmp_path, lambda: False),
     ):
         pass
-    with delivery_lock(tmp_path, lambda: False):
+    with upload_lock(tmp_path, lambda: False):
         pass

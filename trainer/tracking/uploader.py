@@ -1,4 +1,4 @@
-"""Takes the spool of a run to a tracking server, from a process of its own, so that only this one ever waits for it.
+"""Takes the spool of a run to a tracking server, in a process of its own, so that only this one ever waits for it.
 
 The server may be away, hang, or take a batch and never say so, and this process may be killed between any two
 instructions. Progress is noted after a batch is taken; what follows the note may or may not be at the server. So every
@@ -20,40 +20,29 @@ from typing import Any
 from data.storage.redaction import redact
 from trainer.tracking.sink import Point, RefusedError, RunGoneError, Sink
 from trainer.tracking.spool import (
-    Delivered,
+    Progress,
     Record,
     count_records,
     is_closed,
-    load_delivered,
+    load_progress,
     read_records,
-    save_delivered,
+    save_progress,
     spool_path,
 )
 
 log = logging.getLogger(__name__)
 
 
-MAX_RECORDS = 200
-
-
-MAX_POINTS = 500  # the server takes 1000 entities and 1 MB in a request
-
-
+MAX_RECORDS = 200  # read and noted at a time
 FIRST_REQUEST_S, LONGEST_REQUEST_S = 10.0, 120.0
-
-
-LONGEST_CALL_S, LONGEST_UPLOAD_S = 600.0, 3600.0
-
-
-LONGEST_BACKOFF_S = 30.0
-
-
+LONGEST_CALL_S, LONGEST_UPLOAD_S = 600.0, 3600.0  # of all the requests of one call
+LONGEST_PAUSE_S = 30.0
 REMIND_S = 600.0
 
 
 @contextmanager
-def delivery_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterator[None]:
-    """Hold the right to deliver the spool of a run: there is one at a time.
+def upload_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterator[None]:
+    """Hold the right to upload the spool of a run: one process has it at a time.
 
     Args:
         run_directory: folder of the run.
@@ -72,7 +61,7 @@ def delivery_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iter
                 if not keep_waiting():
                     file.seek(0)
                     holder = file.read().strip()
-                    raise BlockingIOError(f"process {holder} is delivering {run_directory} already") from None
+                    raise BlockingIOError(f"process {holder} is uploading {run_directory} already") from None
                 time.sleep(0.5)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -80,7 +69,7 @@ def delivery_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iter
         yield
 
 
-class Delivery:
+class Uploader:
     """The loop: read what is new, send it, note it; on failure wait and repeat."""
 
     def __init__(
@@ -96,19 +85,19 @@ class Delivery:
         sleep: Callable[[float], None] = time.sleep,
         watchdog: Callable[[float], object] = lambda seconds: None,
     ):
-        """Prepare to go on where the last delivery to this target stopped.
+        """Prepare to continue where the last upload to this target stopped.
 
         Args:
             run_directory: folder of the run.
             sink: the server.
-            target: the server's URI without password; progress is noted for it.
+            target: the server's URI without password; progress is noted under it.
             timeout_s: once the spool is closed or the trainer dead, give up after failing for this long.
             trainer_lives: whether more records may still come.
             poll_s: time between looks at the spool.
             clock: monotonic seconds.
             sleep: waits for seconds.
-            watchdog: told before a call to the server how long it may take, and 0 after it. It is for calls that hang
-                in spite of the request timeout.
+            watchdog: told before a call to the sink how long it may take, in s, and 0 after it. It ends the process if
+                a call hangs in spite of the limit of its requests.
         """
         self._directory = run_directory
         self._spool = spool_path(run_directory)
@@ -119,7 +108,7 @@ class Delivery:
         self._clock = clock
         self._sleep = sleep
         self._watchdog = watchdog
-        self._noted = load_delivered(run_directory, target)
+        self._noted = load_progress(run_directory, target)
         if self._noted.offset > self._spool.stat().st_size:
             self._noted = replace(self._noted, offset=0)
         self._attached = False
@@ -129,47 +118,49 @@ class Delivery:
         self._reminded = -REMIND_S
 
     def run(self) -> int:
-        """Deliver until the spool is closed, or the trainer dead, and all is taken. Returns the records left over."""
-        last_good = self._clock()
-        failures = 0
+        """Upload until the spool is closed, or the trainer dead, and all is taken. Returns the records left over."""
+        last_good, next_try, pause_s = self._clock(), 0.0, 1.0
         ending_since: float | None = None
         while True:
             # Looked up before the records: what a trainer wrote before it died is read after it is seen dead.
             lives = self._trainer_lives()
             closed = is_closed(self._spool)
-            if ending_since is None and (closed or not lives):
-                ending_since = self._clock()
-            elif lives and not closed:
+            began, offset = self._clock(), self._noted.offset
+            if lives and not closed:
                 ending_since = None
+            elif ending_since is None:
+                ending_since = next_try = began  # from now on time is short
+            if began < next_try:
+                self._sleep(min(self._poll_s, next_try - began))
+                continue
             left_s = LONGEST_REQUEST_S
             if ending_since is not None:
-                left_s = max(last_good, ending_since) + self._timeout_s - self._clock()
+                left_s = max(last_good, ending_since) + self._timeout_s - began
             self._sink.limit_requests(max(1.0, min(self._request_s, left_s)))
-            began, offset = self._clock(), self._noted.offset
             try:
-                worked = self._deliver_some()
+                worked = self._send_some()
                 if not worked and ending_since is not None:
                     if not closed:
                         self._mark_failed()
                     return 0
-                last_good, failures = self._clock(), 0
             except Exception as error:  # whatever a network, a database or a plugin raises: try again
                 if self._noted.offset > offset:
-                    last_good, failures = self._clock(), 0
-                failures += 1
-                self._stumble(error, began)
+                    last_good, pause_s = self._clock(), 1.0
+                self._note_failure(error, began)
                 if ending_since is not None and self._clock() - max(last_good, ending_since) >= self._timeout_s:
                     return count_records(self._spool, self._noted.offset)
-                self._back_off(min(LONGEST_BACKOFF_S, 2.0 ** min(failures - 1, 10)), ending_since is not None)
+                next_try = self._clock() + (pause_s if ending_since is None else 1.0)
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 continue
+            last_good, pause_s = self._clock(), 1.0
             if not worked:
                 self._sleep(self._poll_s)
 
-    def _deliver_some(self) -> bool:
+    def _send_some(self) -> bool:
         records = list(itertools.islice(read_records(self._spool, self._noted.offset), MAX_RECORDS))
         if not records:
             return False
-        # What is noted as delivered must survive a power cut, or the spool's next bytes would be taken for old ones.
+        # What is noted as taken must survive a power cut, or the spool's next bytes would be taken for old ones.
         _sync(self._spool)
         with self._limit(LONGEST_CALL_S):
             if self._attach():
@@ -184,7 +175,7 @@ class Delivery:
         return True
 
     def _attach(self) -> bool:
-        """Make sure of the run. Returns whether the delivery has to begin anew, because it is not the one noted."""
+        """Find or create the run. Returns whether it is another than the noted one: then all is sent again."""
         if self._attached:
             return False
         opening = next(read_records(self._spool), None)
@@ -231,8 +222,8 @@ class Delivery:
                 self._known[point.key].add(point.step)
         else:
             self._known.clear()
-        for some in _batched(points):
-            self._sink.send_points(some)
+        if points:
+            self._sink.send_points(points)
 
     def _send_singly(self, group: Sequence[Record], error: Exception) -> int:
         """After a refusal of the group: pass over only the records that are refused alone. Returns how many."""
@@ -256,7 +247,7 @@ class Delivery:
             self._attach()
             self._sink.set_status("FAILED", None)
 
-    def _stumble(self, error: Exception, began: float) -> None:
+    def _note_failure(self, error: Exception, began: float) -> None:
         if isinstance(error, RunGoneError):
             self._note(run_id=None, offset=0)
         self._attached = False
@@ -266,17 +257,9 @@ class Delivery:
         lines = redact(str(error)).strip().splitlines() or [""]
         trouble = f"{type(error).__name__}: {lines[0][:300]}"
         if trouble != self._noted.trouble or self._clock() - self._reminded >= REMIND_S:
-            log.warning("not delivered, will try again: %s", trouble)
+            log.warning("not uploaded, will try again: %s", trouble)
             self._reminded = self._clock()
             self._note(trouble=trouble)
-
-    def _back_off(self, seconds: float, ending: bool) -> None:
-        """Wait, but no longer than until the trainer has closed the spool or died: then time is short."""
-        until = self._clock() + (min(seconds, 1.0) if ending else seconds)
-        while (left_s := until - self._clock()) > 0:
-            self._sleep(min(self._poll_s, left_s))
-            if not ending and (is_closed(self._spool) or not self._trainer_lives()):
-                return
 
     def _doubt(self, until: int) -> None:
         """Records before this byte may be at the server although they are not noted."""
@@ -287,9 +270,9 @@ class Delivery:
         changed = replace(self._noted, **changes)
         if changed == self._noted:
             return
-        self._noted: Delivered = changed
+        self._noted: Progress = changed
         try:
-            save_delivered(self._directory, changed)
+            save_progress(self._directory, changed)
         except OSError as error:  # a later process will ask the server instead
             log.warning("cannot note the progress: %s", error)
 
@@ -309,11 +292,6 @@ def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:
             yield list(group)
         else:
             yield from ([record] for record in group)
-
-
-def _batched(points: Sequence[Point]) -> Iterator[Sequence[Point]]:
-    for start in range(0, len(points), MAX_POINTS):
-        yield points[start : start + MAX_POINTS]
 
 
 def _existing(file: Path) -> Path:
