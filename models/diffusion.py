@@ -44,7 +44,7 @@ class DiffusionConfig:
             )
 
 
-def step_betas(config: DiffusionConfig) -> Float[Tensor, "steps"]:
+def step_betas(config: DiffusionConfig) -> Float[Tensor, " steps"]:
     """Noise variance beta of each step, float64, from alpha_bar at the ends of T equal intervals of time."""
     T = config.num_timesteps
     time = torch.arange(T + 1, dtype=torch.float64) / T * (1 - FIRST_TIME) + FIRST_TIME
@@ -60,19 +60,19 @@ def step_betas(config: DiffusionConfig) -> Float[Tensor, "steps"]:
 class Diffusion:
     """Float32 tables of the process. The forward ones are indexed 0 .. T by the image, the posterior ones by t."""
 
-    sqrt_alpha: Float[Tensor, "images"]
+    sqrt_alpha: Float[Tensor, " images"]
     """What the step to image i keeps of image i-1; entry 0 is 1."""
-    sigma: Float[Tensor, "images"]
+    sigma: Float[Tensor, " images"]
     """Standard deviation of the noise that the step to image i adds."""
-    sqrt_alpha_bar: Float[Tensor, "images"]
+    sqrt_alpha_bar: Float[Tensor, " images"]
     """What image i keeps of x0."""
-    sqrt_one_minus_alpha_bar: Float[Tensor, "images"]
+    sqrt_one_minus_alpha_bar: Float[Tensor, " images"]
     """Standard deviation of the noise in image i; entry 0 is 0."""
-    posterior_coef_x0: Float[Tensor, "steps"]
+    posterior_coef_x0: Float[Tensor, " steps"]
     """Weight of x0 in the mean of q(x_tm1 | x_t, x0)."""
-    posterior_coef_xt: Float[Tensor, "steps"]
+    posterior_coef_xt: Float[Tensor, " steps"]
     """Weight of x_t in that mean; entry 0 is 0."""
-    posterior_variance: Float[Tensor, "steps"]
+    posterior_variance: Float[Tensor, " steps"]
     """Variance of q(x_tm1 | x_t, x0); entry 0 is 0."""
 
     @staticmethod
@@ -157,6 +157,6 @@ def sample_posterior(diffusion: Diffusion, x0_pred: Image, x_t: Image, t: Timest
     return posterior_mean(diffusion, x0_pred, x_t, t) + _at(diffusion.posterior_variance.sqrt(), t) * noise
 
 
-def _at(table: Float[Tensor, "entries"], index: Timestep) -> Float[Tensor, "b 1 1 1"]:
+def _at(table: Float[Tensor, " entries"], index: Timestep) -> Float[Tensor, "b 1 1 1"]:
     """One entry per sample, shaped to multiply images."""
     return table[index].view(-1, 1, 1, 1)

@@ -18,7 +18,7 @@ from models.blocks import merge
 from models.layers import NEAR_ZERO, LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
-from models.shapes import Embedding, Image, Label, Logits, Timestep
+from models.shapes import Embedding, Features, Image, Label, Logits, Timestep
 
 # (width in units of base_channels, halves the resolution) of each block.
 BLOCKS = {
@@ -56,7 +56,7 @@ class DownBlock(nn.Module):
         self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), fan="out", scale=NEAR_ZERO)
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1, bias=False), fan="out")
 
-    def forward(self, x: Image, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
+    def forward(self, x: Features, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
         """Transform features under the activated time embedding."""
         h = self.conv1(F.leaky_relu(x, LEAK)) + self.time(temb)[:, :, None, None]
         h = self.conv2(self.resample(F.leaky_relu(h, LEAK)))

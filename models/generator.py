@@ -20,7 +20,7 @@ from models.blocks import Attention, LatentMapping, ResidualBlock
 from models.layers import NEAR_ZERO, FourierEmbedding, SinusoidalEmbedding, TimeEmbedding, group_norm, initialized
 from models.pyramids import NoInput, ResidualInput, SkipInput, SkipOutput
 from models.resample import ResampleKind, downsample, upsample
-from models.shapes import Embedding, Image, Label, Latent, Style, Timestep
+from models.shapes import Embedding, Features, Image, Label, Latent, Style, Timestep
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -83,7 +83,7 @@ class DownLevel(nn.Module):
         self.pyramid = pyramid
 
     def forward(
-        self, h: Image, pyramid: Tensor, temb: Embedding, zemb: Style
+        self, h: Features, pyramid: Tensor, temb: Embedding, zemb: Style
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return features and input pyramid for the next level, and the features that the way up will need."""
         skips: list[Tensor] = []
@@ -113,7 +113,7 @@ class UpLevel(nn.Module):
         self.upsample = upsample
 
     def forward(
-        self, h: Image, image: Tensor | None, skips: tuple[Tensor, ...], temb: Embedding, zemb: Style
+        self, h: Features, image: Tensor | None, skips: tuple[Tensor, ...], temb: Embedding, zemb: Style
     ) -> tuple[Tensor, Tensor | None]:
         """Return features and output image for the next level; `skips` holds one tensor per block."""
         for block, skip in zip(self.blocks, skips, strict=True):

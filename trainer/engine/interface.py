@@ -11,7 +11,7 @@ measured: the other ways are silently wrong at some ZeRO stage):
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ class Fragment:
     tensors: dict[str, Tensor]
 
 
+@runtime_checkable
 class FragmentSource(Protocol):
     """Where saved state is read from, by ranges of flattened parameters."""
 
@@ -85,6 +86,7 @@ class FragmentSource(Protocol):
         ...
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A network with its optimizer."""
 

@@ -26,9 +26,9 @@ def test_an_iteration_costs_two_forwards_of_g_more(name, ratio):
 def test_what_d_learns_is_the_same_and_g_keeps_no_gradient(with_r1):
     def learn(update) -> tuple[Players, Statistics]:
         generator, discriminator = networks()
-        engines = [PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1)) for n in (generator, discriminator)]
+        engines = [PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1)) for n in (generator, discriminator)]  # pyright: ignore[reportAbstractUsage]
         diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
-        players = Players(*engines, diffusion=diffusion, r1_gamma=2.0)  # pyright: ignore[reportArgumentType]
+        players = Players(*engines, diffusion=diffusion, r1_gamma=2.0)
         return players, update(players, micro_batches(0, 16, 16), with_r1=with_r1)
 
     (ours, our_statistics), (theirs, their_statistics) = map(

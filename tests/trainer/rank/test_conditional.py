@@ -18,6 +18,7 @@ from trainer.algorithm.pairs import Labels, draw_micro_batch
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.algorithm.step import Players, update_discriminator, update_generator
 from trainer.config.cost import measure_costs
+from trainer.engine.interface import Engine
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.reference import read_all
 from trainer.rank.loop import Loop
@@ -88,7 +89,7 @@ def test_both_updates_hand_the_labels_to_both_networks():
             seen.append((self.name, inputs[-1]))
             return self.scale * (inputs[0] if self.name == "g" else inputs[0].sum(dim=(1, 2, 3)))
 
-    class Quiet:
+    class Quiet(Engine):
         def __init__(self, module: torch.nn.Module) -> None:
             self.module = module
 
@@ -106,7 +107,7 @@ def test_both_updates_hand_the_labels_to_both_networks():
         share=1.0,
         labels=Labels(of_images, 4, 0.0),
     )
-    players = Players(Quiet(Net("g")), Quiet(Net("d")), diffusion, r1_gamma=1.0)  # pyright: ignore[reportArgumentType]
+    players = Players(Quiet(Net("g")), Quiet(Net("d")), diffusion, r1_gamma=1.0)  # pyright: ignore[reportAbstractUsage]
     update_discriminator(players, [batch], with_r1=True)
     update_generator(players, [batch])
     assert [name for name, _ in seen] == ["g", "d", "d", "g", "d"]
