@@ -73,7 +73,7 @@ def measure(name: str, overrides: Sequence[str], steps: int, rounds: int, folder
             "tracking.backend=mlflow",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
             f"checkpoint.save_interval_steps={total // 2}",
-            "tracking.sample_interval_steps=null",
+            "grids.interval_steps=null",
             *overrides,
             f"training.total_images={total * batch}",
             f"tracking.log_interval_steps={interval}",

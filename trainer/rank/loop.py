@@ -205,7 +205,7 @@ class Loop:
         self._status = Status(self.step, self._images(), self._status.total_images, rate, losses)
         if self.ranks.rank == 0:
             self.driver.report(self._status)
-        if at_end or (tracking.sample_interval_steps and self.step % tracking.sample_interval_steps == 0):
+        if at_end or (self.config.grids.interval_steps and self.step % self.config.grids.interval_steps == 0):
             self.watchdog.enter("sampling")
             self.on_sample(self.step)
         if is_due(self._images(), self.share.global_batch_size, self.config.evaluation.interval_images):

@@ -262,7 +262,7 @@ class Worker:
             return
         self._fill_sampler(state)
         images = sample_images(
-            self.sampler, self.players.diffusion, self.config, num=self.config.tracking.num_samples, seed=0
+            self.sampler, self.players.diffusion, self.config, num=self.config.grids.num_images, seed=0
         )
         file = self._grid_file(step)
         save_grid(file, images)
