@@ -5,11 +5,11 @@ so x_tm1 at t = 0 is x0 itself, and x_t at t = T-1 is nearly pure noise. (The au
 """
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from models.shapes import Image, Timestep
@@ -20,16 +20,17 @@ FIRST_TIME = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """The noise schedule."""
+    """The forward process: number of steps and noise schedule."""
 
-    num_timesteps: Annotated[int, Field(gt=0)] = 4
-    """Number T of denoising steps; the paper tries 1, 2, 4 and 8."""
+    num_timesteps: PositiveInt = 4
+    """Number T of denoising steps that make an image from noise. The paper tries 1, 2, 4 and 8."""
     schedule: Literal["vp", "geometric"] = "vp"
-    """`vp` takes steps of the variance preserving SDE, `geometric` multiplies the noise variance at every step."""
-    beta_min: Annotated[float, Field(gt=0)] = 0.1
-    """Start of the schedule: rate of the SDE for `vp`, noise variance for `geometric`."""
-    beta_max: Annotated[float, Field(gt=0)] = 20.0
-    """End of the schedule, in the unit of beta_min. `geometric` needs it below 1."""
+    """How the noise grows: as in the variance preserving SDE (`vp`), or by a constant factor of its variance at every
+    step (`geometric`)."""
+    beta_min: PositiveFloat = 0.1
+    """Start of the schedule: rate of the SDE with `vp`, noise variance with `geometric`."""
+    beta_max: PositiveFloat = 20.0
+    """End of the schedule, in the unit of beta_min and above it; below 1 with `geometric`."""
 
     def __post_init__(self) -> None:
         if self.beta_min >= self.beta_max:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,19 +30,23 @@ LEAK = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """The discriminator."""
+    """The discriminator, which tells real denoising steps from generated ones."""
 
     kind: Literal["small", "large", "mlp"] = "small"
-    """`small` halves the image three times, for 32 px; `large` six times, for 256 px; `mlp` sees it as a vector, for
-    points of the plane, and has no minibatch deviation."""
-    base_channels: Annotated[int, Field(gt=0)] = 64
-    """Half the width of the first layer, the widest has eight times as many; of `mlp` the width of each layer."""
+    """Architecture. `small` halves the image three times, for images up to 64 px; `large` six times, for 256 px.
+    `mlp` is
+    a perceptron without minibatch deviation, for points of the plane."""
+    base_channels: PositiveInt = 64
+    """Unit of the layers' widths: the first layer has 2 times as many channels, the widest 8 times. With `mlp`, the
+    width
+    of each layer."""
     time_embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
-    """Width of the time embedding."""
-    stddev_group_size: Annotated[int, Field(gt=0)] = 4
-    """Samples that share a minibatch standard deviation."""
+    """Width of the time embedding, an even number."""
+    stddev_group_size: PositiveInt = 4
+    """Images whose features are compared with each other in the minibatch standard deviation."""
     stddev_grouping: Grouping = "contiguous"
-    """Groups of neighbours, the same at any world size, or `strided` over the rank's batch, as published."""
+    """Which images form a group: neighbours in the global batch (`contiguous`), the same with any number of ranks, or
+    images spread over a forward pass (`strided`), as in the authors' code."""
 
 
 class DownBlock(nn.Module):

@@ -3,6 +3,7 @@
 Files:
     command_line  arguments and checks that commands share
     cost          FLOPs and memory, counted on the meta device
+    explain       what each setting means, as text and as a schema
     io            YAML and --set to a config and back, absolute paths
     messages      plain words for config errors
     plan          the dry run

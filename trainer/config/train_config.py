@@ -11,11 +11,12 @@ from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
 from models.networks import build_generator
 from trainer.algorithm.batch_split import BatchSplit, split_evenly, split_groups
-from trainer.algorithm.losses import OBJECTIVES
+from trainer.algorithm.methods import make_method
 from trainer.config.sections import (
     FIGURES,
     CheckpointConfig,
     EvaluationConfig,
+    GridsConfig,
     GuardConfig,
     RunConfig,
     ScalingConfig,
@@ -27,37 +28,26 @@ from trainer.engine.interface import EngineConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run."""
+    """One run, by sections; the docstring of each class says what its section is for."""
 
     run: RunConfig
-    """Where it lives."""
     data: DataConfig
-    """What it reads."""
     training: TrainingConfig
-    """How it learns."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    """The forward process."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """The denoiser."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """The critic of denoising steps."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """Backward, reduction and update."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    """Ranks and devices."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    """Skipped updates."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Saving."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Figures of merit."""
+    grids: GridsConfig = field(default_factory=GridsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Logging."""
 
     def __post_init__(self) -> None:
         """Check what needs more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
-        for rule in (split_batch, _check_objective, _check_keep_best, _check_warmup, _check_networks):
+        for rule in (split_batch, _check_method, _check_keep_best, _check_warmup, _check_networks):
             try:
                 rule(self)
             except ValueError as error:
@@ -105,30 +95,14 @@ def _check_same_micro_batch(fewer: BatchSplit, planned: BatchSplit) -> None:
         )
 
 
-def _check_objective(config: TrainConfig) -> None:
+def _check_method(config: TrainConfig) -> None:
     training = config.training
     if training.label_dropout and not config.data.num_classes:
         raise ValueError(
             f"training.label_dropout is {training.label_dropout:g}, but data.num_classes is 0, so that there are no "
             "labels to drop: set data.num_classes to that of the data set, or training.label_dropout to 0"
         )
-    if training.objective == "gaussian":
-        if training.prediction == "epsilon" and config.generator.output_tanh:
-            raise ValueError(
-                "training.prediction is epsilon, but generator.output_tanh squashes the output into [-1, 1], which "
-                "noise is not bound to: set generator.output_tanh to false"
-            )
-        return
-    if training.prediction != "x0":
-        raise ValueError(
-            f"training.prediction is {training.prediction}, but with training.objective {training.objective} the "
-            "generator makes x0: set training.prediction to x0, or training.objective to gaussian"
-        )
-    if not OBJECTIVES[training.objective].bounded and training.r1_gamma == training.r2_gamma == 0:
-        raise ValueError(
-            f"training.objective is {training.objective}, whose discriminator's loss has no lower bound unless a "
-            "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
-        )
+    make_method(training, config.generator)
 
 
 def _check_keep_best(config: TrainConfig) -> None:
