@@ -3,8 +3,6 @@
 `t` is 0 .. T-1, and t = 0 is step 1 of the paper.
 """
 
-from dataclasses import dataclass
-
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
@@ -21,20 +19,3 @@ Latent = Float[Tensor, "b nz"]
 Embedding = Float[Tensor, "b time"]
 Style = Float[Tensor, "b style"]
 Logits = Float[Tensor, " b"]
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """The images that a network takes and makes."""
-
-    size: int
-    """Height and width in pixels."""
-    channels: int
-    """Channels of one image."""
-    num_classes: int = 0
-    """Number of labels; 0: unconditional."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return self.channels, self.size, self.size

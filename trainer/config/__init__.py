@@ -7,6 +7,7 @@ Files:
     io            YAML and --set to a config and back, absolute paths
     messages      plain words for config errors
     plan          the dry run
+    renamed       settings by their former names
     resume        what may change when a run is resumed
     sections      the sections of a config that no other folder owns
     strict_yaml   YAML with lines and without surprises

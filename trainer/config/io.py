@@ -17,18 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from data.storage.location import is_remote
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
+from trainer.config.renamed import RENAMED, rename
 from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
 
 CONFIG_FOLDER = FilePath(__file__).parents[1] / "configs"
 """The configs that a name without a folder means."""
-
-
-RENAMED = {
-    "tracking.sample_interval_steps": "grids.interval_steps",
-    "tracking.num_samples": "grids.num_images",
-}
-"""Settings by a name of former versions. It is refused in a config, and understood in what a run has written."""
 
 
 _ADAPTER = TypeAdapter(TrainConfig)
@@ -160,14 +154,14 @@ def load_stored(path: FilePath) -> TrainConfig:
         ConfigError: as for `load_config`.
     """
     draft = _Draft(parse(_read_text(path, str(path))), str(path))
-    _rename(draft.data)
+    rename(draft.data)
     return _finish(draft)
 
 
 def from_dict(values: Mapping[str, Any], label: str = "config") -> TrainConfig:
     """Check nested mappings, such as a config stored in a checkpoint; `label` names them in messages."""
     draft = _Draft(Document(value=json.loads(json.dumps(values))), label)
-    _rename(draft.data)
+    rename(draft.data)
     return _finish(draft)
 
 
@@ -222,14 +216,6 @@ def _read_text(path: FilePath, label: str) -> str:
         raise ConfigError([f"{label}: cannot be read: {error.strerror}"]) from None
 
 
-def _rename(values: dict[str, Any]) -> None:
-    """Move what has a former name to the present one."""
-    for former, present in RENAMED.items():
-        (section, key), (new_section, new_key) = former.split("."), present.split(".")
-        if isinstance(values.get(section), dict) and key in values[section]:
-            values.setdefault(new_section, {})[new_key] = values[section].pop(key)
-
-
 def _finish(draft: _Draft) -> TrainConfig:
     if not draft.usable:
         draft.raise_problems()
@@ -269,8 +255,8 @@ def _drop_unknown_keys(draft: _Draft, values: dict[str, Any], section: type, pat
         if key not in fields:
             del values[key]
             if present := RENAMED.get(dotted(here)):
-                section, _, name = present.partition(".")
-                draft.add(here, f"{dotted(here)} is now called {present}: set {name} in the section {section}")
+                of, _, name = present.partition(".")
+                draft.add(here, f"{dotted(here)} is now called {present}: set {name} in the section {of}")
                 continue
             allowed = f"Allowed {f'in {dotted(path)}' if path else 'at the top'}: {', '.join(fields)}"
             guess = nearest(key, fields)

@@ -32,8 +32,8 @@ def test_what_d_learns_is_the_same_and_g_keeps_no_gradient(with_r1):
     def learn(game: Adversarial) -> tuple[Players, Statistics]:
         generator, discriminator = networks()
         engine_g, engine_d = (
-            PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1))
-            for n in (generator, discriminator)  # pyright: ignore[reportAbstractUsage]
+            PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1))  # pyright: ignore[reportAbstractUsage]
+            for n in (generator, discriminator)
         )
         diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
         players = Players({"g": engine_g, "d": engine_d}, diffusion)
