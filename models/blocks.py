@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from models.dropout import Dropout
 from models.layers import NEAR_ZERO, LabelEmbedding, group_norm, initialized
-from models.shapes import Embedding, Image, Label, Latent, Style
+from models.shapes import Embedding, Features, Label, Latent, Style
 
 SQRT_HALF = math.sqrt(0.5)
 
 
-def merge(a: Image, b: Image, *, rescale: bool) -> Image:
+def merge(a: Features, b: Features, *, rescale: bool) -> Features:
     """Add two branches; with `rescale`, divided by sqrt 2 so that the variance stays."""
     return (a + b).mul_(SQRT_HALF) if rescale else a + b
 
@@ -51,7 +51,7 @@ class AdaptiveGroupNorm(nn.Module):
         self.style = initialized(nn.Linear(latent_channels, 2 * num_channels), fan="out")
         nn.init.ones_(self.style.bias[:num_channels])
 
-    def forward(self, x: Image, zemb: Style) -> Image:
+    def forward(self, x: Features, zemb: Style) -> Features:
         """Normalise x, then scale and shift it by zemb."""
         gamma, beta = self.style(zemb)[:, :, None, None].chunk(2, dim=1)
         return torch.addcmul(beta, gamma, self.norm(x))
@@ -85,7 +85,7 @@ class ResidualBlock(nn.Module):
         reshapes = c_in != c_out or resample is not None
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1)) if reshapes else nn.Identity()
 
-    def forward(self, x: Image, temb: Embedding, zemb: Style) -> Float[Tensor, "b c_out h_out w_out"]:
+    def forward(self, x: Features, temb: Embedding, zemb: Style) -> Float[Tensor, "b c_out h_out w_out"]:
         """Transform features [B, C, H, W] under the activated time embedding and the latent embedding."""
         h = F.silu(self.norm1(x, zemb))
         if self.resample is not None:
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         )
         self.out = initialized(nn.Linear(num_channels, num_channels), scale=NEAR_ZERO)
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Features) -> Features:
         """Let every pixel look at every other."""
         B, C, H, W = x.shape
         h = self.norm(x).flatten(2).transpose(1, 2)  # [B, N, C]

@@ -5,11 +5,11 @@ so x_tm1 at t = 0 is x0 itself, and x_t at t = T-1 is nearly pure noise. (The au
 """
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from models.shapes import Image, Timestep
@@ -20,16 +20,17 @@ FIRST_TIME = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """The noise schedule."""
+    """The forward process: number of steps and noise schedule."""
 
-    num_timesteps: Annotated[int, Field(gt=0)] = 4
-    """Number T of denoising steps; the paper tries 1, 2, 4 and 8."""
+    num_timesteps: PositiveInt = 4
+    """Number T of denoising steps that make an image from noise. The paper tries 1, 2, 4 and 8."""
     schedule: Literal["vp", "geometric"] = "vp"
-    """`vp` takes steps of the variance preserving SDE, `geometric` multiplies the noise variance at every step."""
-    beta_min: Annotated[float, Field(gt=0)] = 0.1
-    """Start of the schedule: rate of the SDE for `vp`, noise variance for `geometric`."""
-    beta_max: Annotated[float, Field(gt=0)] = 20.0
-    """End of the schedule, in the unit of beta_min. `geometric` needs it below 1."""
+    """How the noise grows: as in the variance preserving SDE (`vp`), or by a constant factor of its variance at every
+    step (`geometric`)."""
+    beta_min: PositiveFloat = 0.1
+    """Start of the schedule: rate of the SDE with `vp`, noise variance with `geometric`."""
+    beta_max: PositiveFloat = 20.0
+    """End of the schedule, in the unit of beta_min and above it; below 1 with `geometric`."""
 
     def __post_init__(self) -> None:
         if self.beta_min >= self.beta_max:
@@ -44,7 +45,7 @@ class DiffusionConfig:
             )
 
 
-def step_betas(config: DiffusionConfig) -> Float[Tensor, "steps"]:
+def step_betas(config: DiffusionConfig) -> Float[Tensor, " steps"]:
     """Noise variance beta of each step, float64, from alpha_bar at the ends of T equal intervals of time."""
     T = config.num_timesteps
     time = torch.arange(T + 1, dtype=torch.float64) / T * (1 - FIRST_TIME) + FIRST_TIME
@@ -60,19 +61,19 @@ def step_betas(config: DiffusionConfig) -> Float[Tensor, "steps"]:
 class Diffusion:
     """Float32 tables of the process. The forward ones are indexed 0 .. T by the image, the posterior ones by t."""
 
-    sqrt_alpha: Float[Tensor, "images"]
+    sqrt_alpha: Float[Tensor, " images"]
     """What the step to image i keeps of image i-1; entry 0 is 1."""
-    sigma: Float[Tensor, "images"]
+    sigma: Float[Tensor, " images"]
     """Standard deviation of the noise that the step to image i adds."""
-    sqrt_alpha_bar: Float[Tensor, "images"]
+    sqrt_alpha_bar: Float[Tensor, " images"]
     """What image i keeps of x0."""
-    sqrt_one_minus_alpha_bar: Float[Tensor, "images"]
+    sqrt_one_minus_alpha_bar: Float[Tensor, " images"]
     """Standard deviation of the noise in image i; entry 0 is 0."""
-    posterior_coef_x0: Float[Tensor, "steps"]
+    posterior_coef_x0: Float[Tensor, " steps"]
     """Weight of x0 in the mean of q(x_tm1 | x_t, x0)."""
-    posterior_coef_xt: Float[Tensor, "steps"]
+    posterior_coef_xt: Float[Tensor, " steps"]
     """Weight of x_t in that mean; entry 0 is 0."""
-    posterior_variance: Float[Tensor, "steps"]
+    posterior_variance: Float[Tensor, " steps"]
     """Variance of q(x_tm1 | x_t, x0); entry 0 is 0."""
 
     @staticmethod
@@ -157,6 +158,6 @@ def sample_posterior(diffusion: Diffusion, x0_pred: Image, x_t: Image, t: Timest
     return posterior_mean(diffusion, x0_pred, x_t, t) + _at(diffusion.posterior_variance.sqrt(), t) * noise
 
 
-def _at(table: Float[Tensor, "entries"], index: Timestep) -> Float[Tensor, "b 1 1 1"]:
+def _at(table: Float[Tensor, " entries"], index: Timestep) -> Float[Tensor, "b 1 1 1"]:
     """One entry per sample, shaped to multiply images."""
     return table[index].view(-1, 1, 1, 1)

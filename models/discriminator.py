@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from models.blocks import merge
 from models.layers import NEAR_ZERO, LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
-from models.shapes import Embedding, Image, Label, Logits, Timestep
+from models.shapes import Embedding, Features, Image, Label, Logits, Timestep
 
 # (width in units of base_channels, halves the resolution) of each block.
 BLOCKS = {
@@ -30,19 +30,23 @@ LEAK = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """The discriminator."""
+    """The discriminator, which tells real denoising steps from generated ones."""
 
     kind: Literal["small", "large", "mlp"] = "small"
-    """`small` halves the image three times, for 32 px; `large` six times, for 256 px; `mlp` sees it as a vector, for
-    points of the plane, and has no minibatch deviation."""
-    base_channels: Annotated[int, Field(gt=0)] = 64
-    """Half the width of the first layer, the widest has eight times as many; of `mlp` the width of each layer."""
+    """Architecture. `small` halves the image three times, for images up to 64 px; `large` six times, for 256 px.
+    `mlp` is
+    a perceptron without minibatch deviation, for points of the plane."""
+    base_channels: PositiveInt = 64
+    """Unit of the layers' widths: the first layer has 2 times as many channels, the widest 8 times. With `mlp`, the
+    width
+    of each layer."""
     time_embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
-    """Width of the time embedding."""
-    stddev_group_size: Annotated[int, Field(gt=0)] = 4
-    """Samples that share a minibatch standard deviation."""
+    """Width of the time embedding, an even number."""
+    stddev_group_size: PositiveInt = 4
+    """Images whose features are compared with each other in the minibatch standard deviation."""
     stddev_grouping: Grouping = "contiguous"
-    """Groups of neighbours, the same at any world size, or `strided` over the rank's batch, as published."""
+    """Which images form a group: neighbours in the global batch (`contiguous`), the same with any number of ranks, or
+    images spread over a forward pass (`strided`), as in the authors' code."""
 
 
 class DownBlock(nn.Module):
@@ -56,7 +60,7 @@ class DownBlock(nn.Module):
         self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), fan="out", scale=NEAR_ZERO)
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1, bias=False), fan="out")
 
-    def forward(self, x: Image, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
+    def forward(self, x: Features, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
         """Transform features under the activated time embedding."""
         h = self.conv1(F.leaky_relu(x, LEAK)) + self.time(temb)[:, :, None, None]
         h = self.conv2(self.resample(F.leaky_relu(h, LEAK)))

@@ -3,11 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+DropProbability = Annotated[float, Field(ge=0, lt=1)]
+"""Probability of dropping something; at 1 nothing would be left."""
+
 
 KeepMask = Callable[[int, tuple[int, ...], float], Tensor]
 """Gives the mask of a layer, bool [B, *shape], True where a feature stays: from the layer's number, the shape of one

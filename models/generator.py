@@ -12,62 +12,67 @@ from functools import partial
 from typing import Annotated, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import Attention, LatentMapping, ResidualBlock
+from models.dropout import DropProbability
 from models.layers import NEAR_ZERO, FourierEmbedding, SinusoidalEmbedding, TimeEmbedding, group_norm, initialized
 from models.pyramids import NoInput, ResidualInput, SkipInput, SkipOutput
 from models.resample import ResampleKind, downsample, upsample
-from models.shapes import Embedding, Image, Label, Latent, Style, Timestep
-
-PositiveInt = Annotated[int, Field(gt=0)]
+from models.shapes import Embedding, Features, Image, Label, Latent, Style, Timestep
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """The generator; the image's size and channels come from the data."""
+    """The generator, which guesses the clean image. The size and channels of the images come from the section data."""
 
     kind: Literal["unet", "mlp"] = "unet"
-    """`mlp` sees an image as a vector, for points of the plane: base_channels is the width of its num_res_blocks hidden
-    layers, and of what follows only latent and output_tanh are read."""
+    """Architecture. `mlp` is a perceptron for points of the plane: it has num_res_blocks hidden layers of width
+    base_channels, and reads only the latent settings and output_tanh in addition."""
     base_channels: PositiveInt = 128
-    """Width of the first level; a multiple of 4, and of 32 from 128 on."""
+    """Channels of the first level: a multiple of 4, and from 128 on a multiple of 32."""
     channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2, 2)
-    """Width of each level in units of base_channels; every further level halves the resolution."""
+    """Width of each level of the U-Net in units of base_channels. Each level has half the resolution of the one
+    before."""
     num_res_blocks: PositiveInt = 2
-    """Residual blocks per level on the way down; one more on the way up."""
+    """Residual blocks of each level on the way down. On the way up each level has one more."""
     attention_resolutions: tuple[PositiveInt, ...] = (16,)
-    """Image sides in pixels of the levels with self-attention. The middle always has it."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropping a feature before a block's second convolution, in training only."""
+    """Levels with self-attention, by the height of their feature maps in pixels. The middle of the U-Net always has
+    it."""
+    dropout: DropProbability = 0.0
+    """Probability of dropping a feature before the second convolution of a block, in training only."""
     resample: ResampleKind = "fir"
-    """How the resolution changes: `fir` filters, `nearest` repeats and averages."""
+    """How the resolution is halved and doubled: with a smoothing filter (`fir`), or by averaging and repeating pixels
+    (`nearest`)."""
     skip_rescale: bool = True
-    """Divide the sum of two branches by sqrt 2."""
+    """Divide the sum of two branches by the square root of 2, which keeps its variance."""
     block_type: Literal["biggan", "biggan_oneadagn"] = "biggan"
-    """`biggan_oneadagn` lets the latent steer only the first of a block's two norms."""
+    """Norms of a block that the latent z steers: both (`biggan`), or only the first (`biggan_oneadagn`)."""
     progressive_output: Literal["none", "output_skip"] = "none"
-    """`output_skip` sums the image over the levels instead of making it at the last."""
+    """Where the image is made: at the last level (`none`), or as a sum over all levels (`output_skip`)."""
     progressive_input: Literal["none", "input_skip", "residual"] = "residual"
-    """How the shrunk image enters the lower levels: not, by 1x1 convolutions, or by a chain of strided ones."""
+    """How the shrunk input image enters the lower levels: not at all (`none`), through 1x1 convolutions (`input_skip`),
+    or through a chain of strided convolutions (`residual`)."""
     progressive_combine: Literal["sum", "cat"] = "sum"
-    """How `input_skip` joins image and features; `cat` doubles the width."""
+    """How `input_skip` joins image and features: their sum, or both side by side (`cat`), which doubles the width."""
     time_embedding: Literal["positional", "fourier"] = "positional"
-    """Sines of t at fixed frequencies, or of log(t + 1) at random ones."""
-    fourier_scale: Annotated[float, Field(gt=0)] = 16.0
-    """Standard deviation of the random frequencies."""
+    """How the generator sees the step: sines of t at fixed frequencies (`positional`), or of log(t + 1) at random ones
+    (`fourier`)."""
+    fourier_scale: PositiveFloat = 16.0
+    """Standard deviation of the random frequencies of `fourier`."""
     output_tanh: bool = True
-    """Squash the output into [-1, 1]."""
+    """Squash the output into [-1, 1], the range of pixels, by tanh."""
     latent: bool = True
-    """Let z steer the generator. false: it sees zeros, so that x_t and t decide on x0_pred, as the paper tries."""
+    """Give the generator a random latent z. false: z is zero, so the noisy image and the step alone decide on the
+    result, an ablation of the paper."""
     latent_dim: PositiveInt = 100
-    """Length of z."""
+    """Length of the latent z."""
     latent_embedding_dim: PositiveInt = 256
-    """Width of the mapping network, whose output steers the adaptive norms."""
+    """Width of the mapping network, which turns z into what steers the norms of the blocks."""
     num_mapping_layers: PositiveInt = 3
-    """Layers of the mapping network after its first."""
+    """Layers of the mapping network in addition to its first."""
 
 
 class DownLevel(nn.Module):
@@ -83,7 +88,7 @@ class DownLevel(nn.Module):
         self.pyramid = pyramid
 
     def forward(
-        self, h: Image, pyramid: Tensor, temb: Embedding, zemb: Style
+        self, h: Features, pyramid: Tensor, temb: Embedding, zemb: Style
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return features and input pyramid for the next level, and the features that the way up will need."""
         skips: list[Tensor] = []
@@ -113,7 +118,7 @@ class UpLevel(nn.Module):
         self.upsample = upsample
 
     def forward(
-        self, h: Image, image: Tensor | None, skips: tuple[Tensor, ...], temb: Embedding, zemb: Style
+        self, h: Features, image: Tensor | None, skips: tuple[Tensor, ...], temb: Embedding, zemb: Style
     ) -> tuple[Tensor, Tensor | None]:
         """Return features and output image for the next level; `skips` holds one tensor per block."""
         for block, skip in zip(self.blocks, skips, strict=True):

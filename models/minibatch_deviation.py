@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.shapes import Image
+from models.shapes import Features
 
 Grouping = Literal["contiguous", "strided"]
 
@@ -29,7 +29,7 @@ def check_batch_size(batch_size: int, group_size: int) -> None:
         )
 
 
-def append_deviation(x: Image, group_size: int, grouping: Grouping) -> Float[Tensor, "b c+1 h w"]:
+def append_deviation(x: Features, group_size: int, grouping: Grouping) -> Float[Tensor, "b c+1 h w"]:
     """Append one constant channel: the mean deviation of features over the sample's group.
 
     It is computed in float32 or better whatever the type of x; no operation here is one that autocast lowers.

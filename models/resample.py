@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.shapes import DoubleImage, HalfImage, Image
+from models.shapes import DoubleFeatures, Features, HalfFeatures
 
 ResampleKind = Literal["fir", "nearest"]
 
@@ -34,7 +34,7 @@ class _Fir(nn.Module):
 class FirDownsample(_Fir):
     """Pad (1, 1), filter, take every second pixel."""
 
-    def forward(self, x: Image) -> HalfImage:
+    def forward(self, x: Features) -> HalfFeatures:
         """Halve height and width, which must be even."""
         if torch.compiler.is_compiling():
             return halved_by_slices(x)
@@ -45,7 +45,7 @@ class FirDownsample(_Fir):
 class FirUpsample(_Fir):
     """Insert zeros, pad (2, 1), filter with gain 4: exactly a transposed convolution."""
 
-    def forward(self, x: Image) -> DoubleImage:
+    def forward(self, x: Features) -> DoubleFeatures:
         """Double height and width."""
         if torch.compiler.is_compiling():
             return doubled_by_slices(x)
@@ -53,7 +53,7 @@ class FirUpsample(_Fir):
         return F.conv_transpose2d(x, 4 * self._weight(C), stride=2, padding=1, groups=C)
 
 
-def halved_by_slices(x: Image) -> HalfImage:
+def halved_by_slices(x: Features) -> HalfFeatures:
     """`FirDownsample` as sums of shifted pixels, which a compiler fuses into the operations around them."""
     for dim, padding in ((3, (1, 1)), (2, (0, 0, 1, 1))):
         padded, stop = F.pad(x, padding), x.shape[dim]
@@ -62,7 +62,7 @@ def halved_by_slices(x: Image) -> HalfImage:
     return x
 
 
-def doubled_by_slices(x: Image) -> DoubleImage:
+def doubled_by_slices(x: Features) -> DoubleFeatures:
     """`FirUpsample` in the same way."""
     for dim, padding in ((3, (1, 1)), (2, (0, 0, 1, 1))):
         padded, size = F.pad(x, padding), x.shape[dim]
@@ -74,7 +74,7 @@ def doubled_by_slices(x: Image) -> DoubleImage:
 class FirBlur(_Fir):
     """Pad (2, 2) and filter: what a stride-2 convolution without padding needs before it."""
 
-    def forward(self, x: Image) -> Float[Tensor, "b c h+1 w+1"]:
+    def forward(self, x: Features) -> Float[Tensor, "b c h+1 w+1"]:
         """Filter; height and width grow by one."""
         C = x.shape[1]
         return F.conv2d(x, self._weight(C), padding=2, groups=C)
@@ -83,7 +83,7 @@ class FirBlur(_Fir):
 class MeanDownsample(nn.Module):
     """Mean of 2x2 pixels."""
 
-    def forward(self, x: Image) -> HalfImage:
+    def forward(self, x: Features) -> HalfFeatures:
         """Halve height and width."""
         return F.avg_pool2d(x, 2)
 
@@ -91,7 +91,7 @@ class MeanDownsample(nn.Module):
 class NearestUpsample(nn.Module):
     """Every pixel becomes 2x2 pixels."""
 
-    def forward(self, x: Image) -> DoubleImage:
+    def forward(self, x: Features) -> DoubleFeatures:
         """Double height and width."""
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 

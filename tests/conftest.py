@@ -35,8 +35,8 @@ TINY = (
     "training.r1_interval_steps=2",
     "tracking.backend=none",
     "tracking.log_interval_steps=4",
-    "tracking.num_samples=4",
-    "tracking.sample_interval_steps=null",
+    "grids.num_images=4",
+    "grids.interval_steps=null",
     "checkpoint.save_interval_steps=null",
 )
 """Overrides of `digits` for nets and runs of ten steps that take a second or two."""

@@ -58,7 +58,7 @@ class ModesError(UserError):
     """Modes cannot be counted; says why, and what to do."""
 
 
-def single_digits(stacks: Uint8Image, modes: Int64[Tensor, "b"]) -> tuple[Uint8Image, Int64[Tensor, "b"]]:
+def single_digits(stacks: Uint8Image, modes: Int64[Tensor, " b"]) -> tuple[Uint8Image, Int64[Tensor, " b"]]:
     """The channels of labelled stacks as images of their own, uint8 [3 B, 1, H, W], and their digits."""
     digits = torch.stack((modes // 100, modes // 10 % 10, modes % 10), dim=1)
     return stacks.flatten(0, 1)[:, None], digits.flatten()
@@ -111,7 +111,7 @@ def check_stacks(reference: Path, test: Path) -> int:
     return learnt.image_size
 
 
-def _digits_of(stacks: Path) -> tuple[Uint8Image, Int64[Tensor, "b"]]:
+def _digits_of(stacks: Path) -> tuple[Uint8Image, Int64[Tensor, " b"]]:
     images, modes = read_all(stacks)
     assert modes is not None  # stacks have labels
     return single_digits(images, modes)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.storage.errors import OperationError, StoppedError, as_command
 from data.storage.redaction import redact
-from trainer.config.command_line import add_config_arguments, start_logging
+from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
 from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
 from trainer.config.plan import make_plan, render
 from trainer.config.train_config import TrainConfig, num_steps
@@ -56,6 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--init-from", metavar="FILE", help="start from a snapshot's or published generator weights")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, and stop")
+    add_explain_arguments(parser)
     return parser.parse_args(arguments)
 
 

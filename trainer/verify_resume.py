@@ -213,7 +213,7 @@ def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) 
     defaults = [
         f"checkpoint.save_interval_steps={interval}",
         f"tracking.log_interval_steps={interval // 2 + 1}",  # sums are under way when a checkpoint is due
-        "tracking.sample_interval_steps=null",
+        "grids.interval_steps=null",
         "tracking.backend=none",
     ]
     needed.append(f"checkpoint.keep_last={steps + 1}")

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch.utils.data import get_worker_info
 from webdataset.pipeline import DataPipeline
 
@@ -24,31 +24,36 @@ _MAX_OPEN_SHARDS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run reads and how."""
+    """The data set, and how it is read."""
 
     path: str
-    """Folder of a prepared data set: tar shards and index.json, made by `python -m data.prepare`. Or the URL of one."""
-    image_size: Annotated[int, Field(ge=1)]
-    """Height and width of the images in pixels; it must equal the prepared size."""
+    """Folder or URL of a data set that `python -m data.prepare` made: tar shards and index.json."""
+    image_size: PositiveInt
+    """Height and width of the images in pixels, as they were prepared."""
     image_channels: Literal[1, 2, 3] = 3
-    """1 for grey, 3 for RGB, 2 for points of the plane; it must equal the prepared number."""
-    num_classes: Annotated[int, Field(ge=0)] = 0
-    """Classes that both networks are told; it must equal the prepared number. 0: labels are not used."""
+    """Channels of the images, as they were prepared: 1 for grey, 3 for RGB, 2 for points of the plane."""
+    num_classes: NonNegativeInt = 0
+    """Number of classes, as they were prepared, for a class-conditional model: both networks see the label of each
+    image.
+    0: labels are not used."""
     horizontal_flip: bool = True
-    """Mirror each image with probability 1/2. Drawn and done on the device, so that it is the same for any rank."""
-    loader_workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes of each rank that read and decode; 0 decodes in the rank's own process."""
-    shuffle_window_shards: Annotated[int, Field(gt=0)] = 32
-    """Shards whose samples are mixed with one another. More mix better, keep more files open, and make a run over a
-    network wait longer for its first batch. Changes the order."""
+    """Mirror each image with probability 1/2. Which ones does not depend on the number of ranks."""
+    loader_workers: NonNegativeInt = 2
+    """Processes of each rank that read and decode images. 0: the rank's main process does it."""
+    shuffle_window_shards: PositiveInt = 32
+    """Number of shards whose images are shuffled together. More shards mix better, keep more files open, and delay the
+    first batch when shards come over a network. Another number gives another order of the images."""
     verify: Literal["hash", "size"] = "hash"
-    """What is compared with the index before a start: all of each shard (again when a file changes) or its size."""
+    """What is checked before a start: the SHA-256 of each shard (`hash`; only once, until the file changes), or its
+    size
+    (`size`)."""
     max_bad_percent: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Share of the data set's samples that may be damaged, others standing in for them; past it the run stops."""
+    """Percentage of the images that may be unreadable. Others replace them; with more the run stops."""
     cache_directory: str | None = None
-    """Local folder for the shards of a URL, shared by all processes of a host; null: one of this user in /tmp."""
-    cache_gb: Annotated[float, Field(gt=0)] = 50.0
-    """Bound of that folder in 10^9 bytes; it must hold three windows of shards."""
+    """Local folder for copies of shards that come from a URL, shared by all processes of a host. null: a folder of the
+    user in /tmp."""
+    cache_gb: PositiveFloat = 50.0
+    """Largest size of cache_directory in 10^9 bytes. It must hold three times shuffle_window_shards shards."""
 
 
 def open_batches(

@@ -28,8 +28,8 @@ NARROW = (
     "training.micro_batch_size=4",
     "training.total_images=160",
     "tracking.log_interval_steps=5",
-    "tracking.sample_interval_steps=null",
-    "tracking.num_samples=4",
+    "grids.interval_steps=null",
+    "grids.num_images=4",
     "checkpoint.save_interval_steps=5",
 )
 AT_SIZE = {

@@ -7,7 +7,7 @@ has a file of its own, and `methods.py` finds it by the name in the config.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -64,6 +64,7 @@ class Players:
         return torch.autocast(x_t.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
 
+@runtime_checkable
 class MethodSettings(Protocol):
     """What methods are made of: the training section of a config, which says what each value means."""
 
@@ -79,6 +80,7 @@ class MethodSettings(Protocol):
     def r1_interval_steps(self) -> int | None: ...  # noqa: D102
 
 
+@runtime_checkable
 class Method(Protocol[BatchT]):
     """A method of training; `BatchT` is what its updates see of a micro-batch."""
 

@@ -169,7 +169,7 @@ def draw_pair(
     return t, x_tm1, x_t, draws.normals(purposes.z, (latent_dim,)), draws.normals(purposes.noise_posterior, shape)
 
 
-def to_x0(images: UInt8[Tensor, "b c h w"], flips: Bool[Tensor, "b"] | None) -> Float[Tensor, "b c h w"]:
+def to_x0(images: UInt8[Tensor, "b c h w"], flips: Bool[Tensor, " b"] | None) -> Float[Tensor, "b c h w"]:
     """uint8 images, mirrored where `flips` says so, as contiguous float32 in [-1, 1]."""
     x0 = images.contiguous()  # they come in the decoder's layout, channels last
     if flips is not None:

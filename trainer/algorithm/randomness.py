@@ -82,7 +82,7 @@ class Draws:
 
     seed: int
     step: int | Tensor
-    samples: Int64[Tensor, "b"]
+    samples: Int64[Tensor, " b"]
 
     def _words(self, purpose: Purpose, block: Tensor, layer: int = 0) -> tuple[Tensor, ...]:
         """Four uniform 32-bit integers, int64 [B, N], for each sample and each number in `block`, [1, N] or [B, N]."""
@@ -95,7 +95,7 @@ class Draws:
         )
         return philox4x32(counter, (self.seed & MASK_32, self.seed >> 32))
 
-    def integers(self, purpose: Purpose, high: int) -> Int64[Tensor, "b"]:
+    def integers(self, purpose: Purpose, high: int) -> Int64[Tensor, " b"]:
         """One uniform integer in [0, high) for each sample."""
         block = torch.zeros(1, 1, dtype=torch.int64, device=self.samples.device)
         return (self._words(purpose, block)[0][:, 0] * high) >> 32
@@ -130,8 +130,8 @@ class Draws:
         keep = torch.cat(self._words(purpose, block, layer), dim=1)[:, :count] >= round(probability * 2**32)
         return keep.unflatten(1, shape)
 
-    def flips(self) -> Tensor:
-        """A fair coin for each sample, bool [B]."""
+    def flips(self) -> Bool[Tensor, " b"]:
+        """A fair coin for each sample."""
         return self.integers(Purpose.FLIP, 2).bool()
 
 

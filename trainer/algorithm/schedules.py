@@ -2,26 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateConfig:
     """Learning rate of one network over the run."""
 
-    peak: Annotated[float, Field(gt=0)] = 1e-4
-    """Learning rate once warm-up is over; the highest value of the run."""
-
-    final: Annotated[float, Field(ge=0)] = 1e-5
-    """Learning rate at the last image of the run. Not used when ``decay`` is ``constant``."""
-
-    warmup_images: Annotated[int, Field(ge=0)] = 0
-    """Images over which the rate rises linearly from zero to ``peak``; 0 starts at ``peak``."""
-
+    peak: PositiveFloat = 1e-4
+    """Highest learning rate of the run, reached when warm-up is over."""
+    final: NonNegativeFloat = 1e-5
+    """Learning rate at the last image of the run. Not used when decay is constant."""
+    warmup_images: NonNegativeInt = 0
+    """Training images over which the rate rises linearly from 0 to peak. 0: it starts at peak."""
     decay: Literal["cosine", "constant"] = "cosine"
-    """Course after warm-up: half a cosine from ``peak`` to ``final``, or ``peak`` throughout."""
+    """Course after warm-up: half a cosine from peak to final (`cosine`), or peak throughout (`constant`)."""
 
     def __post_init__(self) -> None:
         """Refuse a rate that would rise while it is said to decay."""

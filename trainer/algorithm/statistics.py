@@ -63,7 +63,7 @@ def total(name: str) -> Statistic:
     return Statistic(name, curve=name)
 
 
-def by_timestep(num_timesteps: int, t: Timestep, values: Float[Tensor, "b"]) -> Float[Tensor, "t"]:
+def by_timestep(num_timesteps: int, t: Timestep, values: Float[Tensor, " b"]) -> Float[Tensor, " t"]:
     """Sums of `values` per timestep over the micro-batch, divided by its size; of ones, the timesteps' frequencies."""
     zeros = torch.zeros(num_timesteps, device=t.device)
     return zeros.index_add(0, t, values.detach().to(zeros.dtype)) / len(t)

@@ -69,7 +69,7 @@ def time_pairs(name: str, overrides: Sequence[str], steps: int, rounds: int, fol
             "tracking.backend=mlflow",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
             f"checkpoint.save_interval_steps={total // 2}",
-            "tracking.sample_interval_steps=null",
+            "grids.interval_steps=null",
             *overrides,
             f"training.total_images={total * batch}",
             f"tracking.log_interval_steps={interval}",

@@ -15,7 +15,7 @@ from models import networks
 from models.generator import Generator
 from models.mlp import MlpGenerator
 from models.published.state_dict import load_published
-from trainer.config.io import dump_config, load_config
+from trainer.config.io import dump_config, load_stored
 from trainer.config.train_config import TrainConfig
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
@@ -59,7 +59,7 @@ def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.
     Raises:
         WeightsError: the weights cannot be read, or are not of that config.
     """
-    config = load_config(str(folder / CONFIG))
+    config = load_stored(folder / CONFIG)
     generator = build_generator(config, device)
     load_initial_weights(generator, folder / WEIGHTS)
     return generator, config

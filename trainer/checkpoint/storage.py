@@ -20,7 +20,7 @@ from trainer.checkpoint.format import (
     list_checkpoints,
     newest_of,
 )
-from trainer.config.io import ConfigError, load_config
+from trainer.config.io import ConfigError, load_stored
 from trainer.config.train_config import TrainConfig
 
 
@@ -199,7 +199,7 @@ def storage_of_run(run: Path) -> CheckpointStorage:
         return FolderStorage(run / "checkpoints")
     if not (run / "config.yaml").is_file():
         raise CheckpointError(f"{run} is not the directory of a run: it has neither checkpoints nor config.yaml")
-    elsewhere = load_config(str(run / "config.yaml")).checkpoint.directory
+    elsewhere = load_stored(run / "config.yaml").checkpoint.directory
     if elsewhere is None:
         raise CheckpointError(f"{run} holds no checkpoint yet")
     return open_storage(elsewhere)
@@ -215,7 +215,7 @@ def check_not_moved(config: TrainConfig) -> None:
     run = Path(config.run.directory)
     if not (run / "config.yaml").is_file():
         return
-    before, now = storage_of(load_config(str(run / "config.yaml"))), storage_of(config)
+    before, now = storage_of(load_stored(run / "config.yaml")), storage_of(config)
     found = newest_seen(before) if before.location != now.location else None
     if found:
         raise ConfigError(

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from data.shards.index import ShardIndex, load_index
 from data.shards.verification import verify_shards
 from data.storage.redaction import redact
 from data.stream.pipeline import check_form
+from trainer.config.explain import explain, schema
 from trainer.config.io import ConfigError
 from trainer.config.train_config import TrainConfig
 
@@ -21,6 +23,28 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
     )
+
+
+def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that print what settings mean and end the process, as --help does; they need no config."""
+    parser.add_argument(
+        "--explain",
+        action=_Print,
+        nargs="?",
+        metavar="SECTION[.KEY]",
+        help="print what a setting, the settings of a section or all settings mean, and stop",
+    )
+    parser.add_argument("--schema", action=_Print, nargs=0, help="print the JSON schema of configs, and stop")
+
+
+class _Print(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        try:
+            text = schema() if option == "--schema" else explain(values)
+        except ConfigError as error:
+            parser.exit(2, f"{error}\n")
+        sys.stdout.write(f"{text}\n")
+        parser.exit()
 
 
 def add_seed_argument(parser: argparse.ArgumentParser, help: str) -> None:

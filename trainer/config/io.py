@@ -19,6 +19,7 @@ from data.storage.errors import UserError
 from data.storage.location import is_remote
 from data.storage.redaction import redact
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
+from trainer.config.renamed import RENAMED, rename
 from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
 
@@ -148,9 +149,22 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
     return _finish(draft)
 
 
+def load_stored(path: FilePath) -> TrainConfig:
+    """Read and check a config that a run has written, under former names of settings too.
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    draft = _Draft(parse(_read_text(path, str(path))), str(path))
+    rename(draft.data)
+    return _finish(draft)
+
+
 def from_dict(values: Mapping[str, Any], label: str = "config") -> TrainConfig:
     """Check nested mappings, such as a config stored in a checkpoint; `label` names them in messages."""
-    return _finish(_Draft(Document(value=json.loads(json.dumps(values))), label))
+    draft = _Draft(Document(value=json.loads(json.dumps(values))), label)
+    rename(draft.data)
+    return _finish(draft)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -242,6 +256,10 @@ def _drop_unknown_keys(draft: _Draft, values: dict[str, Any], section: type, pat
         here: Path = (*path, key)
         if key not in fields:
             del values[key]
+            if present := RENAMED.get(dotted(here)):
+                of, _, name = present.partition(".")
+                draft.add(here, f"{dotted(here)} is now called {present}: set {name} in the section {of}")
+                continue
             allowed = f"Allowed {f'in {dotted(path)}' if path else 'at the top'}: {', '.join(fields)}"
             guess = nearest(key, fields)
             suggested |= {(*path, name) for name in fields if guess and f"`{name}`" in guess}

@@ -89,6 +89,7 @@ RULES: dict[str, Rule] = {
     "guard": _may("it says which updates are skipped and when a run gives up, those made are what they were"),
     "checkpoint": _may("it says only when the state is saved"),
     "evaluation": _may("it says only what is reported"),
+    "grids": _may("it says only what is drawn"),
     "tracking": _may("it says only what is reported and where"),
 }
 """By dotted name of a field or of a section; the longest name that fits holds. Every field falls under one."""

@@ -1,30 +1,19 @@
-"""Every setting of a run, composed from the dataclasses that stand beside the code they steer.
+"""The sections of a run's settings that no other folder owns.
 
-A field's docstring says its unit and effect. `config_io` reads YAML into `TrainConfig`; the checks that need more than
-one section are here, and all of them run before Ray or a GPU is touched.
+The docstring below a field is what `--explain`, the schema and docs/settings.md say about the setting: its unit, its
+effect, and what null or 0 means.
 """
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from models.dropout import DropProbability
 from trainer.algorithm.gaussian import Prediction
 from trainer.algorithm.methods import METHODS
 from trainer.algorithm.schedules import LearningRateConfig
-from trainer.engine.interface import AdamConfig
-
-PositiveInt = Annotated[int, Field(gt=0)]
-
-
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
+from trainer.engine.interface import AdamConfig, Decay
 
 FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"})
 """Curves of an evaluation."""
@@ -38,50 +27,58 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run lives and what makes it repeatable."""
+    """Where a run keeps its files, and what makes it repeatable."""
 
     directory: str
-    """Folder of checkpoints, snapshots, samples and the tracking spool. The same folder resumes the same run."""
+    """Folder for checkpoints, snapshots, samples and the tracking spool. A start with the same folder resumes its
+    run."""
     group: str | None = None
-    """Unix group that may read the folder, if the run makes it; null: its owner alone."""
+    """Unix group that may read the folder. It is set when the run creates the folder. null: only the owner may read
+    it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Keys every random number of the run: data order, t, z, noises, flips, initial weights."""
+    """Seed of every random number of the run: data order, t, z, noise, flips, dropout and initial weights."""
     deterministic: bool = False
-    """Ask torch for deterministic kernels, on a GPU at a cost in speed; on the CPU runs are always repeatable."""
+    """Use deterministic kernels, which are slower on a GPU. On a CPU runs are always repeatable."""
     init_from: str | None = None
-    """File of generator weights to start from, a snapshot's or a published one; null: fresh weights."""
+    """File of generator weights to start from: a snapshot's, or one that the authors published. null: random
+    weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The optimization: batch, length, losses, precision."""
+    """The optimization: length, batch size, precision, losses and optimizer."""
 
     total_images: PositiveInt
-    """Length of the run in training images, rounded up to whole steps."""
+    """Length of the run in training images, rounded up to whole steps. An image counts each time it is used."""
     global_batch_size: PositiveInt
-    """Images per optimizer step over all ranks, a multiple of discriminator.stddev_group_size: the ranks share its
-    groups, as evenly as whole groups can be shared."""
+    """Images of one optimizer step, all ranks together; a multiple of discriminator.stddev_group_size. The ranks share
+    its groups as evenly as whole groups allow."""
     micro_batch_size: PositiveInt | None = None
-    """Most images of one rank in one forward pass, in whole groups too; null: all the images of the rank at once."""
+    """Most images that a rank takes in one forward pass, a multiple of discriminator.stddev_group_size. Smaller values
+    need less memory; gradients accumulate over the passes of a step. null: all images of the rank in one pass."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Compute type. fp32 is float32 without TF32; with bf16 the parameters, optimizer, R1, minibatch deviation and
-    losses stay fp32."""
+    """Number type of the computation. `fp32` is float32 without TF32. With `bf16` the parameters, the optimizer, the R1
+    penalty, the minibatch deviation and the losses stay in float32."""
     objective: ObjectiveName = "non_saturating"
-    """Adversarial game of the denoising steps; `trainer/algorithm/losses.py` gives the divergence behind each one. With
-    `gaussian` there is no game and no discriminator, but an ordinary denoising diffusion model
-    (`trainer/algorithm/gaussian.py`)."""
+    """Training objective. `gaussian` trains an ordinary denoising diffusion model without a discriminator. All others
+    are
+    adversarial losses; trainer/algorithm/losses.py gives the divergence that each one minimizes."""
     prediction: Prediction = "x0"
-    """What the generator predicts with objective gaussian: the clean image, or the noise (`epsilon`)."""
-    label_dropout: Decay = 0.0
-    """Probability that both networks see an image without its label, in models with data.num_classes."""
+    """What the generator predicts: the clean image (`x0`), or the noise in the noisy one (`epsilon`, with objective
+    gaussian only)."""
+    label_dropout: DropProbability = 0.0
+    """Probability that the networks see an image without its label. Above 0, the trained model can also draw images
+    without a class. Needs data.num_classes."""
     r1_gamma: NonNegativeFloat = 0.05
-    """Weight of the R1 penalty; it enters the loss as r1_gamma / 2, not multiplied by the interval."""
+    """Weight of the R1 penalty, the squared slope of the discriminator at real images. The loss gets r1_gamma / 2 times
+    the penalty, not multiplied by r1_interval_steps. 0: no R1."""
     r2_gamma: NonNegativeFloat = 0.0
-    """Weight of R2, the same penalty on generated images, at the steps of R1; R3GAN takes both with `relativistic`."""
+    """Weight of the R2 penalty, the same as R1 at generated images, at the same steps. R3GAN uses both with objective
+    relativistic. 0: no R2."""
     r1_interval_steps: PositiveInt | None = None
-    """Apply R1 and R2 at steps 0, n, 2n, ...; null: at every step."""
+    """Apply R1 and R2 only at every n-th step: 0, n, 2n, ... null: at every step."""
     ema_decay: Decay = 0.9999
-    """Decay of the generator's moving average, per optimizer step."""
+    """Decay per optimizer step of the moving average of the generator's weights, which samples are drawn with."""
     learning_rate_g: LearningRateConfig = field(default_factory=LearningRateConfig)
     """Learning rate of the generator over the run."""
     learning_rate_d: LearningRateConfig = field(default_factory=LearningRateConfig)
@@ -92,25 +89,28 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig:
-    """Workers and what each gets."""
+    """Number of ranks, their devices, and what happens when one fails."""
 
     world_size: PositiveInt = 1
-    """Number of ranks, one Ray Train worker each."""
+    """Number of ranks: the processes that train together. Each is one Ray Train worker."""
     min_world_size: PositiveInt | None = None
-    """Fewest ranks with which Ray goes on when nodes are lost; back at `world_size` as soon as there is room again. The
-    global batch stays the same. null: always `world_size`, the run waits for lost nodes to come back."""
+    """Fewest ranks with which the run continues when nodes are lost. It returns to world_size as soon as nodes are free
+    again; the global batch stays the same. null: always world_size, so the run waits until lost nodes are back."""
     device: Literal["cpu", "gpu"] = "gpu"
-    """`gpu` gives one GPU to each rank."""
+    """Where the ranks compute. `gpu` gives one GPU to each rank."""
     cpus_per_worker: PositiveInt = 1
-    """CPUs Ray reserves for a rank: its main process and its loader processes. Also a rank's threads on the CPU."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often Ray restarts the group of workers from the last checkpoint after a failure: the first time at once,
-    then after a pause of 2, 4, ... 60 seconds. Three failures at the same step end the run whatever this says."""
+    """CPUs that Ray reserves for a rank, for its main process and its loader processes. With device cpu, also the
+    number
+    of threads that the rank computes with."""
+    max_failures: NonNegativeInt = 3
+    """How often Ray restarts the ranks from the last checkpoint after a failure: the first time at once, later after a
+    pause of 2, 4, ... 60 seconds. Three failures at the same step always end the run."""
     timeout_s: PositiveInt = 1800
-    """How long a rank waits for the others in a collective before it fails."""
+    """Seconds that a rank waits for the others in a collective operation before it fails."""
     watchdog_s: PositiveFloat | None = 600.0
-    """How long a rank may stand still in a step before it writes the stacks of its threads and ends itself, so that the
-    group is restarted; start, grids, checkpoints and the end get timeout_s on top. null: never."""
+    """Seconds without progress in a step after which a rank writes the stack of each thread to the log and ends itself,
+    so that the ranks are restarted. The start, grids, evaluations, checkpoints and the end get timeout_s in addition.
+    null: never."""
 
     def __post_init__(self) -> None:
         if self.min_world_size is not None and self.min_world_size > self.world_size:
@@ -123,71 +123,83 @@ class ScalingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What happens to updates whose loss or gradient is not a number, or too large; see `trainer/engine/guard.py`."""
+    """What happens to updates whose loss or gradient is not finite or too large."""
 
     max_gradient_norm: PositiveFloat | None = None
-    """Updates whose averaged gradient has a larger L2 norm are skipped; null: only those that are not finite."""
+    """Skip updates whose averaged gradient has a larger L2 norm. null: skip only those that are not finite."""
     max_skipped_in_row: PositiveInt | None = 10
-    """Updates of one network, skipped one after the other, after which the run goes back to its last checkpoint; looked
-    at where the curves are logged. null: it never does. Data and draws come again as they were, so only what a fault of
-    the machine did is undone."""
-    max_rollbacks: Annotated[int, Field(ge=0)] = 2
-    """How often a run goes back because of the same steps before it ends with a diagnosis; it ends at once where there
-    is no checkpoint."""
+    """Number of updates of one network, skipped in a row, after which the run returns to its last checkpoint; checked
+    when curves are logged. The same data and random numbers follow again, so this helps only against faults of the
+    machine. null: the run never returns."""
+    max_rollbacks: NonNegativeInt = 2
+    """How often a run returns because of the same steps before it ends with a diagnosis. Without a checkpoint it ends
+    at
+    once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the whole state is saved and how much of it is kept."""
+    """When the state of a run is saved, and which checkpoints are kept."""
 
     save_interval_steps: PositiveInt | None = 1000
-    """Optimizer steps between checkpoints; null: only the last step and a stop are saved."""
+    """Optimizer steps between checkpoints. null: only at the end and when the run is stopped."""
     directory: str | None = None
-    """Where checkpoints are kept: a folder that all ranks see, or a URL (s3://..., any fsspec filesystem that can be
-    written). null: `checkpoints` in run.directory."""
+    """Where checkpoints are kept: a folder that all ranks can write, or a URL such as s3://bucket/run (any fsspec
+    filesystem that can be written). null: the folder `checkpoints` in run.directory."""
     keep_last: PositiveInt = 2
-    """Newest valid checkpoints that stay."""
+    """Number of newest checkpoints that are kept."""
     keep_every_images: PositiveInt | None = None
-    """Training images after each of which one more checkpoint stays for good; null: none does."""
+    """Keep one checkpoint for good each time this many images have been trained on. null: none."""
     keep_best: str | None = None
-    """Curve, as it is logged (`loss_g`), whose best value so far keeps its checkpoint; null: none."""
+    """Name of a logged curve, such as loss_g or fid: the checkpoint with its best value so far is kept. null: none."""
     keep_best_mode: Literal["min", "max"] = "min"
-    """Whether a small or a large value of keep_best is good."""
+    """Whether the smallest (`min`) or the largest (`max`) value of keep_best is the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Figures of merit during training, as `python -m trainer.evaluate` gives them."""
+    """Measuring sample quality during training, as `python -m trainer.evaluate` does it."""
 
     interval_images: PositiveInt | None = None
-    """Training images between evaluations of the averaged weights; null: none. The figures are curves (fid, kid,
-    inception_score, precision, recall, density, coverage), which checkpoint.keep_best may name."""
+    """Training images between evaluations of the averaged weights. The results are logged as the curves fid, kid,
+    inception_score, precision, recall, density and coverage, which checkpoint.keep_best may name. null: no
+    evaluations."""
     num_samples: Annotated[int, Field(ge=2)] = 1000
-    """Samples that are drawn each time, the same noises throughout."""
+    """Samples drawn for each evaluation, from the same noise each time."""
     network: str | None = None
-    """TorchScript file whose features are taken; null: a small classifier, trained on the labelled data set."""
+    """TorchScript file of the feature network, such as Inception. null: a small classifier that is trained on the data
+    set, which must have labels."""
     reference: str | None = None
-    """What `trainer.evaluate --reference` takes; null: the data set of the run."""
+    """Images to compare with, in any form that `python -m trainer.evaluate --reference` takes. null: the data set of
+    the
+    run."""
     through: Literal["none", "png", "jpeg"] = "none"
-    """File format that the samples go through first."""
+    """Image format that samples are encoded in and decoded from before they are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridsConfig:
+    """Grids of samples, drawn during training with the averaged weights and written to `samples` in run.directory."""
+
+    interval_steps: PositiveInt | None = 1000
+    """Optimizer steps between grids. null: one grid, at the end."""
+    num_images: PositiveInt = 64
+    """Images in a grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """What is logged, how often, and where."""
+    """What is logged, how often and where."""
 
     backend: Literal["mlflow", "none"] = "mlflow"
-    """`none` logs to the console only."""
+    """Where curves and images are logged. `none`: only on the console."""
     uri: str | None = None
-    """MLflow tracking URI; null: MLFLOW_TRACKING_URI if set, else an SQLite file beside the runs."""
+    """MLflow tracking URI. null: the environment variable MLFLOW_TRACKING_URI or, without it, an SQLite file next to
+    run.directory."""
     experiment: str = "ddgan"
-    """MLflow experiment that the run belongs to."""
+    """Name of the MLflow experiment that the run belongs to."""
     log_interval_steps: PositiveInt = 50
-    """Steps between points of the curves; the only steps at which scalars leave the device."""
-    sample_interval_steps: PositiveInt | None = 1000
-    """Steps between sample grids; null: only one at the end."""
-    num_samples: PositiveInt = 64
-    """Images in a sample grid."""
+    """Optimizer steps between two points of the curves. Values leave the device only at these steps."""
     flush_timeout_s: NonNegativeFloat = 30.0
-    """How long the end of a run waits for the tracking server to take what is still in the spool; a stop waits for 5
-    seconds at most."""
+    """Seconds that the end of a run waits until the tracking server has taken what is left to send; a stopped run waits
+    at most 5 seconds."""

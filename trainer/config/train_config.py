@@ -16,6 +16,7 @@ from trainer.config.sections import (
     FIGURES,
     CheckpointConfig,
     EvaluationConfig,
+    GridsConfig,
     GuardConfig,
     RunConfig,
     ScalingConfig,
@@ -27,32 +28,21 @@ from trainer.engine.interface import EngineConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run."""
+    """One run, by sections; the docstring of each class says what its section is for."""
 
     run: RunConfig
-    """Where it lives."""
     data: DataConfig
-    """What it reads."""
     training: TrainingConfig
-    """How it learns."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    """The forward process."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """The denoiser."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """The critic of denoising steps."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """Backward, reduction and update."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    """Ranks and devices."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    """Skipped updates."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Saving."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Figures of merit."""
+    grids: GridsConfig = field(default_factory=GridsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Logging."""
 
     def __post_init__(self) -> None:
         """Check what needs more than one section; every broken rule is a line of one ValueError."""

@@ -11,7 +11,7 @@ measured: the other ways are silently wrong at some ZeRO stage):
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -19,33 +19,37 @@ from torch import Tensor, nn
 
 from trainer.engine.guard import UpdateGuard
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Factor that a moving average keeps of its value at each update."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    """Adam, for the generator and the discriminator alike."""
+    """The Adam optimizer of both networks."""
 
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Decay of the first moment."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the second moment."""
+    beta1: Decay = 0.5
+    """Decay of the first moment, the moving average of the gradient."""
+    beta2: Decay = 0.9
+    """Decay of the second moment, the moving average of the squared gradient."""
     eps: PositiveFloat = 1e-8
-    """Term added to the root of the second moment."""
+    """Term added to the square root of the second moment, so that nothing is divided by 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What runs backward, reduction and update."""
+    """What computes gradients, averages them over the ranks and updates the weights."""
 
     backend: Literal["deepspeed", "torch"] = "deepspeed"
-    """`torch` is the plain twin without ZeRO: slower to scale, easy to debug."""
+    """`torch` does the same in plain torch, without ZeRO: easier to debug, and every rank holds all of the state."""
     zero_stage_g: Annotated[int, Field(ge=0, le=3)] = 0
-    """ZeRO stage of the generator: 0 replicates, 1 partitions optimizer states, 2 gradients too, 3 parameters too."""
+    """ZeRO stage of the generator, which says what is partitioned over the ranks to save memory: 0 nothing, 1 the
+    optimizer's state, 2 also the gradients, 3 also the parameters."""
     zero_stage_d: Annotated[int, Field(ge=0, le=3)] = 0
-    """ZeRO stage of the discriminator, at most 2: R1 differentiates twice through it."""
+    """ZeRO stage of the discriminator, as for the generator, but at most 2: R1 differentiates twice through it."""
     compile: bool = False
-    """On a GPU, compile both networks: the first two steps take minutes longer. R1 and R2 are taken without it. No
-    effect on a CPU, with run.deterministic, with dropout, or on a network at ZeRO stage 3. docs/benchmarks.md says what
-    of it has been measured."""
+    """Compile both networks with torch.compile on a GPU. The first two steps then take minutes longer. The penalties R1
+    and R2 are computed without it. It has no effect on a CPU, with run.deterministic, with dropout, or on a network at
+    ZeRO stage 3. docs/benchmarks.md has measurements."""
 
     def __post_init__(self) -> None:
         if self.zero_stage_d == 3:
@@ -78,6 +82,7 @@ class Fragment:
     tensors: dict[str, Tensor]
 
 
+@runtime_checkable
 class FragmentSource(Protocol):
     """Where saved state is read from, by ranges of flattened parameters."""
 
@@ -86,6 +91,7 @@ class FragmentSource(Protocol):
         ...
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A network with its optimizer."""
 

@@ -96,13 +96,13 @@ class TrainedClassifier:
         """Logits of any number of images, float32 [N, num_classes]."""
         return torch.cat([self.model(chunk) for chunk in images.split(EVALUATION_BATCH_SIZE)])
 
-    def predict(self, images: Uint8Image) -> Int64[Tensor, "b"]:
+    def predict(self, images: Uint8Image) -> Int64[Tensor, " b"]:
         """The most likely class of each image."""
         return self.logits(images).argmax(dim=1)
 
 
 def train_classifier(
-    images: Uint8Image, labels: Int64[Tensor, "b"], *, seed: int, steps: int | None = None
+    images: Uint8Image, labels: Int64[Tensor, " b"], *, seed: int, steps: int | None = None
 ) -> TrainedClassifier:
     """Train on four fifths of the images, measure on the rest; some seconds on one CPU core at 16 px.
 
@@ -213,9 +213,9 @@ class Evaluation:
 def evaluate_samples(
     samples: UInt8[Tensor, "n _ _ _"],
     reference: UInt8[Tensor, "m c h w"],
-    labels: Int64[Tensor, "m"] | None,
+    labels: Int64[Tensor, " m"] | None,
     seed: int,
-    asked: Int64[Tensor, "n"] | None = None,
+    asked: Int64[Tensor, " n"] | None = None,
     classifier: TrainedClassifier | None = None,
 ) -> Evaluation:
     """Measure samples against a labelled reference; some seconds on a CPU at 16 px.

@@ -46,7 +46,7 @@ Features = Float[Tensor, "n d"]
 class Statistics:
     """What the Fréchet distance needs of a set of images."""
 
-    mean: Float[Tensor, "d"]
+    mean: Float[Tensor, " d"]
     """Of the features, float64."""
     covariance: Float[Tensor, "d d"]
     """Of the features, unbiased, float64."""
@@ -177,14 +177,14 @@ def density_and_coverage(samples: Features, reference: Features) -> tuple[float,
     return counts.double().mean().item() / min(k, len(reference) - 1), covered.double().mean().item()
 
 
-def _radii(features: Features, k: int) -> Float[Tensor, "n"]:
+def _radii(features: Features, k: int) -> Float[Tensor, " n"]:
     """Distance of each point to its k-th neighbour in its own set."""
     k = min(k, len(features) - 1)  # the nearest of all is the point itself
     rows = features.split(ROWS_AT_ONCE)
     return torch.cat([torch.cdist(chunk, features).kthvalue(k + 1, dim=1).values for chunk in rows])
 
 
-def _inside(points: Features, centres: Features, radii: Float[Tensor, "m"]) -> tuple[Tensor, Tensor, Tensor]:
+def _inside(points: Features, centres: Features, radii: Float[Tensor, " m"]) -> tuple[Tensor, Tensor, Tensor]:
     """Whether each point lies in some ball, in how many; and whether each ball holds some point."""
     counts, holds = [], torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
     for chunk in points.split(ROWS_AT_ONCE):

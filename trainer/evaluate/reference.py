@@ -154,7 +154,7 @@ def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | No
     return Seen(torch.cat([seen.features for seen in parts]), torch.cat(logits) if logits else None)
 
 
-def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, "b"] | None]:
+def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, " b"] | None]:
     """Decode every image of a prepared data set into memory, in the order of the index.
 
     Args:

@@ -118,7 +118,7 @@ class DrawGrid:
 
     def __init__(self, config: TrainConfig, averaged: AveragedGenerator, tracker: Tracker) -> None:
         self._config, self._averaged, self._tracker = config, averaged, tracker
-        self._interval_steps = config.tracking.sample_interval_steps
+        self._interval_steps = config.grids.interval_steps
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
         """Every so many steps, and at the end."""
@@ -129,7 +129,7 @@ class DrawGrid:
         generator, config = self._averaged.filled(), self._config
         if generator is None or loop.ranks.rank != 0:
             return
-        num = config.tracking.num_samples
+        num = config.grids.num_images
         images = sample_images(generator, loop.learner.players.diffusion, config, num=num, seed=0)
         file = Path(config.run.directory) / "samples" / f"step-{loop.step:08d}.png"
         save_grid(file, images)

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion, DiffusionConfig
 from tests.trainer.engine.conformance_rank import networks
 from trainer.algorithm.method import Players
+from trainer.engine.interface import Engine
 
 
-class Accumulator:
+class Accumulator(Engine):
     """An engine that only adds gradients up."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -21,6 +22,6 @@ class Accumulator:
 
 
 def make_players(bf16: bool = False) -> Players:
-    generator, discriminator = (Accumulator(network) for network in networks())
+    generator, discriminator = (Accumulator(network) for network in networks())  # pyright: ignore[reportAbstractUsage]
     diffusion = Diffusion.from_config(DiffusionConfig(), torch.device("cpu"))
-    return Players({"g": generator, "d": discriminator}, diffusion, bf16=bf16)  # pyright: ignore[reportArgumentType]
+    return Players({"g": generator, "d": discriminator}, diffusion, bf16=bf16)

@@ -1,16 +1,15 @@
 """Images become pairs by their own draws, whatever else is in the batch, and the compiled pass draws the same."""
 
-import inspect
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 
-from models import diffusion
 from models.diffusion import Diffusion, DiffusionConfig, forward_pair
-from trainer.algorithm import pairs
 from trainer.algorithm.pairs import (
     FOR_D,
     FOR_G,
@@ -42,6 +41,13 @@ def test_levels_become_minus_one_to_one():
     x0 = to_x0(torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 1, 3), None)
     assert x0.dtype == torch.float32
     torch.testing.assert_close(x0.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
+
+
+def test_shapes_and_types_are_checked_at_run_time():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        to_x0(some_images(4).float(), None)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        to_x0(some_images(4), draws(0, 3).flips())
 
 
 def test_flips_mirror_whole_images_by_their_own_coins():
@@ -91,10 +97,11 @@ def test_masks_of_the_updates_and_layers_differ():
 
 
 @pytest.fixture
-def untyped(monkeypatch) -> None:
+def untyped() -> Iterator[None]:
     """The tests check shapes at run time; a compiler cannot trace through those checks."""
-    monkeypatch.setattr(pairs, "forward_pair", inspect.unwrap(forward_pair))
-    monkeypatch.setattr(diffusion, "_at", inspect.unwrap(diffusion._at))
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def assert_same_draws(compiled, count: int, purposes: PairPurposes, device: str = "cpu") -> None:
@@ -118,7 +125,7 @@ def test_traced_pass_draws_the_same(untyped):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("vectorized", [True, False])
-def test_compiled_draws_are_the_plain_ones(vectorized):
+def test_compiled_draws_are_the_plain_ones(untyped, vectorized):
     def draw(d: Draws) -> tuple[Tensor, Tensor]:
         return d.integers(Purpose.D_TIMESTEP, 1000), d.normals(Purpose.D_NOISE_T, (1, 6, 7))
 
@@ -195,6 +202,6 @@ def test_the_kernel_of_each_size_and_purpose_is_looked_at(caplog, size, purposes
     assert "the fused pass cannot be used" in caplog.text
 
 
-def test_an_error_of_the_arguments_is_not_hidden():
+def test_an_error_of_the_arguments_is_not_hidden(untyped):
     with pytest.raises(RuntimeError, match="size of tensor"):
         checked(draw_pair)(some_images(8), draws(0, 4), DIFFUSION, FOR_D, 6, True)

@@ -32,10 +32,11 @@ def test_what_d_learns_is_the_same_and_g_keeps_no_gradient(with_r1):
     def learn(game: Adversarial) -> tuple[Players, Statistics]:
         generator, discriminator = networks()
         engine_g, engine_d = (
-            PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1)) for n in (generator, discriminator)
+            PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1))  # pyright: ignore[reportAbstractUsage]
+            for n in (generator, discriminator)
         )
         diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
-        players = Players({"g": engine_g, "d": engine_d}, diffusion)  # pyright: ignore[reportArgumentType]
+        players = Players({"g": engine_g, "d": engine_d}, diffusion)
         return players, game.update_discriminator(players, micro_batches(0, 16, 16), with_r1=with_r1)
 
     (ours, our_statistics), (theirs, their_statistics) = map(

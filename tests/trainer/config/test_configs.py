@@ -28,7 +28,7 @@ def test_config_loads_and_names_its_own_folders(name):
     config = load_config(name)
     assert config.run.directory == f"runs/{name}"
     assert config.data.path == f"datasets/{name}"
-    assert (CONFIG_FOLDER / f"{name}.yaml").read_text().startswith("# ")
+    assert (CONFIG_FOLDER / f"{name}.yaml").read_text().startswith("# yaml-language-server: $schema=schema.json\n# ")
 
 
 @pytest.mark.parametrize("name", AUTHORS)

@@ -29,7 +29,7 @@ GLOBAL_BATCH = 16
 R1_GAMMA = 2.0
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """Torch alone, one process, the whole batch: what every engine must equal."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -162,7 +162,7 @@ def main() -> None:
     rows = []
     for backend, stage_g, stage_d, loss, kind in cases():
         plain = [copy.deepcopy(network) for network in networks()]
-        references = tuple(PlainEngine(network, optimizer_of(network, kind)) for network in plain)
+        references = tuple(PlainEngine(network, optimizer_of(network, kind)) for network in plain)  # pyright: ignore[reportAbstractUsage]
         train_one_step(references, micro_batches(0, GLOBAL_BATCH, GLOBAL_BATCH), loss=loss, world_size=1)  # pyright: ignore
         config = EngineConfig(backend=backend, zero_stage_g=stage_g, zero_stage_d=stage_d)  # pyright: ignore
 

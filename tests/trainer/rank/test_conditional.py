@@ -19,6 +19,7 @@ from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import Labels, draw_micro_batch
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.config.cost import measure_costs
+from trainer.engine.interface import Engine
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.reference import read_all
 from trainer.rank.loop import Loop
@@ -89,7 +90,7 @@ def test_both_updates_hand_the_labels_to_both_networks():
             seen.append((self.name, inputs[-1]))
             return self.scale * (inputs[0] if self.name == "g" else inputs[0].sum(dim=(1, 2, 3)))
 
-    class Quiet:
+    class Quiet(Engine):
         def __init__(self, module: torch.nn.Module) -> None:
             self.module = module
 
@@ -107,7 +108,7 @@ def test_both_updates_hand_the_labels_to_both_networks():
         share=1.0,
         labels=Labels(of_images, 4, 0.0),
     )
-    players = Players({"g": Quiet(Net("g")), "d": Quiet(Net("d"))}, diffusion)  # pyright: ignore[reportArgumentType]
+    players = Players({"g": Quiet(Net("g")), "d": Quiet(Net("d"))}, diffusion)  # pyright: ignore[reportAbstractUsage]
     game = Adversarial(r1_gamma=1.0)
     for part in game.parts:
         game.update(part, players, [batch], 0)
