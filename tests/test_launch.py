@@ -3,15 +3,25 @@
 import os
 import signal
 import socket
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.front_door import Machine, script, wait_for
-from tests.launch import ROOT, answers
+from tests.launch import ROOT
 
 COMMANDS = ("quickstart", "train", "slurm", "ray", "kubernetes", "status", "logs", "stop", "test", "ui", "help")
 LISTED = ", ".join(COMMANDS)
+
+
+def answers(port: int) -> bool:
+    """Whether a server of MLflow on this machine says that it is healthy."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 @pytest.fixture
