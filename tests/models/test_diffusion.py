@@ -129,7 +129,7 @@ def test_tables_move_with_to() -> None:
 
 
 def test_shrinking_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"beta_min is 3\.0 and beta_max 2\.0.*set beta_min below beta_max"):
+    with pytest.raises(ValueError, match=r"beta_min is 3\.0 and beta_max is 2\.0.*set beta_min below beta_max"):
         DiffusionConfig(beta_min=3.0, beta_max=2.0)
 
 

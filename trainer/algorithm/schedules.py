@@ -12,7 +12,7 @@ class LearningRateConfig:
     """Learning rate of one network over the run."""
 
     peak: Annotated[float, Field(gt=0)] = 1e-4
-    """Learning rate once warm-up is over; the highest value of the run."""
+    """Learning rate after warm-up; the highest value of the run."""
 
     final: Annotated[float, Field(ge=0)] = 1e-5
     """Learning rate at the last image of the run. Not used when ``decay`` is ``constant``."""
@@ -21,10 +21,10 @@ class LearningRateConfig:
     """Images over which the rate rises linearly from zero to ``peak``; 0 starts at ``peak``."""
 
     decay: Literal["cosine", "constant"] = "cosine"
-    """Course after warm-up: half a cosine from ``peak`` to ``final``, or ``peak`` throughout."""
+    """Schedule after warm-up: half a cosine from ``peak`` to ``final``, or constant at ``peak``."""
 
     def __post_init__(self) -> None:
-        """Refuse a rate that would rise while it is said to decay."""
+        """Refuse a decay whose final rate is above its peak."""
         if self.decay == "cosine" and self.final > self.peak:
             raise ValueError(f"final ({self.final:g}) must not be above peak ({self.peak:g})")
 
@@ -32,11 +32,11 @@ class LearningRateConfig:
 def learning_rate(config: LearningRateConfig, images_seen: int, total_images: int) -> float:
     """Learning rate of the step that starts after ``images_seen`` images.
 
-    The count of images is the clock, so the rate does not depend on batch size or world size. Past
-    ``total_images`` the rate stays where it ended.
+    The rate depends on the number of images, so batch size and world size do not change it. After
+    ``total_images`` it keeps its last value.
 
     Args:
-        config: Course of the rate.
+        config: The schedule.
         images_seen: Images trained on before this step.
         total_images: Length of the run in images.
 
