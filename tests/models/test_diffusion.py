@@ -134,5 +134,5 @@ def test_shrinking_noise_is_refused() -> None:
 
 
 def test_geometric_variance_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"beta_max is 20\.0.*below 1.*0\.01 and 0\.99, or schedule to vp"):
+    with pytest.raises(ValueError, match=r"beta_max is 20\.0.*below 1.*0\.01 and 0\.99, or set schedule to vp"):
         DiffusionConfig(schedule="geometric")

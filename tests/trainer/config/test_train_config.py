@@ -31,7 +31,7 @@ def test_image_size_that_the_levels_cannot_halve_is_refused():
 def test_attention_at_a_resolution_that_no_level_has_is_refused():
     assert refusals(generator={"attention_resolutions": [16, 12]}) == [
         "generator: attention_resolutions has 12, but at image_size 32 the levels have the sides [32, 16, 8, 4]: "
-        "choose among these, or none"
+        "choose from these, or give an empty list"
     ]
 
 
