@@ -1,8 +1,8 @@
 """The paper's ablation on a small data set: T = 1, 2, 4, 8, with and without z (DDGAN, arXiv 2112.07804).
 
-`python -m trainer.ablation --config digits --out table.md` trains a run for each cell, one after the other, on one rank
-without Ray, draws samples and measures them as `trainer.evaluate` does. It writes a table in Markdown. Runs that were
-finished before are measured again, not trained again; one that was stopped goes on.
+`python -m trainer.ablation --config digits --out table.md` trains one run per row, one after the other, on one rank
+without Ray. It draws samples, evaluates them as `trainer.evaluate` does, and writes a Markdown table. Finished runs are
+evaluated again but not trained again; a stopped run resumes.
 """
 
 import argparse
@@ -46,12 +46,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its run directory."""
+        """Name of its run directory."""
         return f"t{self.num_timesteps}-{'z' if self.latent else 'no-z'}-seed{self.seed}"
 
     @property
     def overrides(self) -> list[str]:
-        """What it sets."""
+        """Its settings, as `--set` takes them."""
         return [
             f"diffusion.num_timesteps={self.num_timesteps}",
             f"generator.latent={str(self.latent).lower()}",
@@ -59,7 +59,7 @@ class Cell:
         ]
 
     def row(self, found: Evaluation, seconds: float | None) -> str:
-        """Its line of the table; `seconds` of training, None if that was done before."""
+        """Its row of the table; `seconds` of training, None if it was finished before."""
         quality = found.quality
         assert quality is not None
         cells = (
@@ -77,21 +77,21 @@ class Cell:
 
 
 def cells_of(timesteps: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-    """All runs, in the order of the table."""
+    """All runs, in table order."""
     return [
         Cell(num_timesteps=T, latent=latent, seed=seed) for T in timesteps for latent in (True, False) for seed in seeds
     ]
 
 
 def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
-    """Train a run to its end, in a process of its own; seconds that it took, None if nothing was left to do.
+    """Train a run to its end in a subprocess. Returns its seconds, or None if the run was already finished.
 
-    A run that is finished is started as well: it sees whether it is a run of this config. SIGINT and SIGTERM reach the
-    process, which saves a checkpoint before it ends.
+    A finished run is started too, so that the worker checks its config. SIGINT and SIGTERM reach the subprocess, which
+    saves a checkpoint before it exits.
 
     Raises:
-        ValueError: it was refused, as it has said itself.
-        OSError: it failed, as it has said itself, or it was stopped.
+        ValueError: the run was refused; the worker has printed why.
+        OSError: the run failed, and the worker has printed why, or it was stopped.
     """
     was_finished = is_finished(config)
     began = time.perf_counter()
@@ -99,17 +99,17 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
         previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the terminal has sent it to both
+        except KeyboardInterrupt:  # the terminal sends SIGINT to both processes
             process.wait()
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
     if code == 2:
-        raise ValueError(f"the run in {config.run.directory} was refused, see above: mend that, or give another --runs")
+        raise ValueError(f"the run in {config.run.directory} was refused, see above: fix that, or give another --runs")
     if code or not is_finished(config):
         raise OSError(
-            f"the run in {config.run.directory} ended with code {code} before it was done: the same command goes on "
-            "with it"
+            f"the run in {config.run.directory} exited with code {code} before it was finished: repeat the command to "
+            "resume it"
         )
     return None if was_finished else time.perf_counter() - began
 
@@ -122,18 +122,18 @@ def is_finished(config: TrainConfig) -> bool:
 
 def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is given, expected are whole numbers such as 1,2,4,8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers: give numbers such as 1,2,4,8")
     return [int(part) for part in text.split(",")]
 
 
 def _check(config: TrainConfig, num_samples: int) -> None:
-    """Refuse what no row can be made of, before anything is trained."""
+    """Refuse unusable settings before anything is trained."""
     check_data(config)
     check_device(config)
     if config.checkpoint.directory is not None:
-        raise ValueError("checkpoint.directory is set, but each run keeps its checkpoints in its own folder of --runs")
+        raise ValueError("checkpoint.directory is set, but each run keeps its checkpoints in --runs: set it to null")
     if num_samples < 2:
-        raise ValueError(f"--num is {num_samples}; at least 2 samples are needed")
+        raise ValueError(f"--num is {num_samples}: give 2 or more")
     if load_index(config.data.path).num_classes is None:
         raise ValueError(f"{config.data.path}: {NO_LABELS}")
 
@@ -146,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_arguments(parser)
     parser.add_argument("--timesteps", type=_numbers, default=list(TIMESTEPS), metavar="1,2", help="default: 1,2,4,8")
     parser.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1", help="default: 0")
-    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples of each run (default: {NUM_SAMPLES})")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="where the table goes")
+    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples per run (default: {NUM_SAMPLES})")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder for the runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="file for the table")
     options = parser.parse_args(arguments)
     fixed = ["scaling.world_size=1", "tracking.backend=none", *options.set]
     try:
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(first, options.num)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         reference, labels = read_all(first.data.path)
-        assert labels is not None  # the index says so
+        assert labels is not None  # _check has verified it
         classifier = train_classifier(reference, labels, seed=0)
         lines = [HEADER]
         for cell, overrides, config in plans:
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             samples = sample_run(Path(config.run.directory), options.num, seed=0)
             lines.append(cell.row(evaluate_samples(samples, reference, labels, 0, classifier=classifier), seconds))
             sys.stdout.write(f"{lines[-1]}\n")
-            options.out.write_text("\n".join(lines) + "\n")  # each time: a stop loses no row
+            options.out.write_text("\n".join(lines) + "\n")  # after each run, so that an interruption loses no row
     except (ConfigError, DataError, CheckpointError, ValueError) as error:
         sys.stderr.write(f"trainer.ablation: {error}\n")
         return 2
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"trainer.ablation: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("trainer.ablation: stopped; the same command goes on with the run that was under way\n")
+        sys.stderr.write("trainer.ablation: stopped; repeat the command to resume the current run\n")
         return 130
     return 0
 

@@ -73,4 +73,4 @@ def test_start_that_fails_three_times_at_one_place_ends_the_run(tiny, tmp_path):
     assert len(killed) == 3
     assert "the workers failed 3 times before the first step of a start" in text
     assert "going on in 2 s" in text  # before the third start
-    assert text.splitlines()[-1] == "To go on from the last checkpoint, give the same command again."
+    assert text.splitlines()[-1] == "To resume from the last checkpoint, give the same command again."

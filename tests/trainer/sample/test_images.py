@@ -123,7 +123,7 @@ def test_file_is_replaced_as_a_whole(tmp_path: Path):
 def test_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "000000.png").write_text("mine")
     for write in (save_folder, save_images):
-        with pytest.raises(ValueError, match=r"the folder is not empty; empty it or choose another one"):
+        with pytest.raises(ValueError, match=r"the folder is not empty. Empty it, or choose another one"):
             write(tmp_path, made_images())
     assert (tmp_path / "000000.png").read_text() == "mine"
 
@@ -161,10 +161,10 @@ def test_missing_and_foreign_files_are_refused_by_name(tmp_path: Path):
     (tmp_path / "broken.npz").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, reason in {
-        "absent.npz": "there is nothing of that name",
+        "absent.npz": "no such file or folder",
         "notes.txt": "expected a .npz file or a folder of PNGs",
         "broken.npz": "cannot read images",
-        "empty": "holds no .png file; other formats change the pixels",
+        "empty": "holds no .png file: only PNG is read",
     }.items():
         with pytest.raises(ValueError, match=reason) as caught:
             load_images(tmp_path / name)
