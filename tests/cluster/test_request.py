@@ -37,9 +37,9 @@ def test_ranks_on_cpus_are_the_configs_spread_over_the_nodes():
             "lsun256",
             ("--set", "scaling.world_size=4"),
             {"nodes": 2, "gpus_per_node": 4},
-            "scaling.world_size is 4, but 2 nodes of 4 GPUs make 8 ranks: leave that --set out",
+            "scaling.world_size is 4, but 2 nodes with 4 GPUs make 8 ranks: omit that --set",
         ),
-        ("digits", ("--dry-run",), {"nodes": 1, "gpus_per_node": None}, "--dry-run comes before --"),
+        ("digits", ("--dry-run",), {"nodes": 1, "gpus_per_node": None}, "--dry-run is given after --"),
     ],
 )
 def test_what_does_not_fit_is_named(config, more, options, words):
@@ -59,7 +59,7 @@ def test_a_run_elsewhere_needs_paths_that_mean_something_there(tmp_path):
 def test_a_config_file_outside_the_checkout_does_not_travel(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text((make_request.__globals__["ROOT"] / "trainer/configs/digits.yaml").read_text())
-    with pytest.raises(ConfigError, match=f"--config is {mine}: only files of .* travel to the cluster"):
+    with pytest.raises(ConfigError, match=f"--config is {mine}, but only files in .* are sent to the cluster"):
         make_request(str(mine), ON_SHARED, nodes=None, gpus_per_node=None, elsewhere=True)
 
 
