@@ -149,7 +149,7 @@ def report(host: str, **versions: str) -> NodeReport:
 def test_another_version_is_named_with_both_nodes():
     line = compare_versions([report("a"), report("b"), report("c", torch="2.12.0")])
     assert line.passed is False
-    assert line.words.startswith("c has torch 2.12.0, a 2.13.0: give all nodes the same")
+    assert line.words.startswith("c has torch 2.12.0, a has 2.13.0: use the same")
 
 
 def test_clocks_may_differ_by_a_second():

@@ -29,9 +29,9 @@ def test_ranks_on_cpus_are_the_configs_spread_over_the_nodes():
     ("config", "more", "options", "words"),
     [
         ("digitz", (), {"nodes": 2, "gpus_per_node": None}, "digits"),
-        ("lsun256", (), {"nodes": 2, "gpus_per_node": None}, "--gpus-per-node is missing, and scaling.device is gpu"),
+        ("lsun256", (), {"nodes": 2, "gpus_per_node": None}, "--gpus-per-node is missing, but scaling.device is gpu"),
         ("lsun256", (), {"nodes": 2, "gpus_per_node": 0}, "give 1 or more, or -- --set scaling.device=cpu"),
-        ("digits", (), {"nodes": 2, "gpus_per_node": 8}, "--gpus-per-node is 8, and scaling.device cpu: give 0"),
+        ("digits", (), {"nodes": 2, "gpus_per_node": 8}, "--gpus-per-node is 8, but scaling.device is cpu: give 0"),
         ("lsun256", (), {"nodes": 4, "gpus_per_node": 8}, "Use a world size of at most 16"),
         (
             "lsun256",

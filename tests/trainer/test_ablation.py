@@ -73,7 +73,7 @@ def test_a_stop_saves_the_step_that_is_under_way(tiny, tmp_path, number):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--num", "1"), "--num is 1; at least 2"),
+        (("--num", "1"), "--num is 1: give 2 or more"),
         (("--set", "checkpoint.directory=/elsewhere"), "checkpoint.directory is set"),
     ],
 )
