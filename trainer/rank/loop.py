@@ -81,8 +81,10 @@ def open_share(config: TrainConfig, index: ShardIndex, share: Share, first_batch
 class Hook(Protocol):
     """Work between two steps. All ranks have the same hooks and run the same ones."""
 
-    phase: Phase
-    """The phase reported to the watchdog; `log` has no allowance for slow work."""
+    @property
+    def phase(self) -> Phase:
+        """The phase reported to the watchdog; `log` has no allowance for slow work."""
+        ...
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
         """Whether to run after `step` optimizer steps and `images` images; at_end: it was the last planned step."""
