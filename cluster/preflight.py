@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_machine(config: TrainConfig) -> list[Line]:
-    """All that can be checked without a cluster."""
+    """Run all checks that need no cluster."""
     gpus = config.scaling.world_size if config.scaling.device == "gpu" else 0
     return summarize([examine(config, None, gpus)])
 

@@ -86,7 +86,9 @@ def test_a_run_in_the_queue_is_not_submitted_twice(slurm, tmp_path, capsys, monk
     name = capsys.readouterr().err.splitlines()[0].split()[-1]
     monkeypatch.setenv("STATE", "RUNNING\n")
     assert main([*COMMAND, *to(tmp_path / "run")]) == 1
-    assert f"{name} is in the queue as job 77 (RUNNING): ./launch.sh stop {name}" in capsys.readouterr().err
+    assert (
+        f"{name} is in the queue as job 77 (RUNNING): stop it with ./launch.sh stop {name}" in capsys.readouterr().err
+    )
     monkeypatch.setenv("STATE", "")
     assert main([*COMMAND, *to(tmp_path / "run")]) == 0
 

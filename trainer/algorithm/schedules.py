@@ -26,7 +26,7 @@ class LearningRateConfig:
     def __post_init__(self) -> None:
         """Refuse a decay whose final rate is above its peak."""
         if self.decay == "cosine" and self.final > self.peak:
-            raise ValueError(f"final ({self.final:g}) must not be above peak ({self.peak:g})")
+            raise ValueError(f"final ({self.final:g}) is above peak ({self.peak:g}): set final to at most peak")
 
 
 def learning_rate(config: LearningRateConfig, images_seen: int, total_images: int) -> float:

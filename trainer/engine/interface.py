@@ -1,7 +1,7 @@
 """The interface of an engine, which runs backward, gradient reduction and the optimizer: DeepSpeed or plain torch.
 
-Both engines have this interface, so the code of a step does not depend on the choice. Rules for using them (tests
-showed that breaking any of them is silently wrong at some ZeRO stage):
+Both engines have this interface, so the code of a step does not depend on the choice. Rules for using them
+(breaking any of them was measured to be silently wrong at some ZeRO stage):
 
 * every forward pass goes through `engine.module`, never through the engine;
 * one summed loss and one `backward` per micro-batch, with R1 inside that loss;
