@@ -105,7 +105,7 @@ def test_command_counts_samples_with_a_classifier_that_it_has_tested(made, tmp_p
 
 def test_classifier_that_is_not_good_enough_counts_nothing(made, monkeypatch):
     monkeypatch.setattr(modes, "TRAINING_STEPS", 1)
-    with pytest.raises(ModesError, match="99% are needed"):
+    with pytest.raises(ModesError, match="needs 99%"):
         digit_classifier(made / "train", made / "test", seed=0)
 
 
