@@ -1,14 +1,14 @@
-"""Launching and checking: Slurm, Ray, Kubernetes. Nothing imports it.
+"""Launching and checking runs on Slurm, Ray and Kubernetes. No other package imports it.
 
 Files:
-    commands     programs of the schedulers
+    commands     runs the schedulers' programs
     kubernetes/  training as a RayJob
     launch       the launchers, and status, logs, stop
-    node_checks  what one node finds by itself
+    node_checks  checks of a single node
     pair_check   all-reduce between two nodes
-    preflight    checks of a cluster before training
+    preflight    checks of all nodes before training
     ray/         training as a job of a Ray cluster
-    record       what was submitted
-    request      what they ask a cluster for
+    record       records of submitted runs
+    request      what a launcher asks a cluster for
     slurm/       training as a Slurm job
 """

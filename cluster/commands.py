@@ -1,4 +1,4 @@
-"""The programs of the schedulers: sbatch, ray, kubectl and their like."""
+"""Runs the schedulers' programs, such as sbatch, ray and kubectl."""
 
 import shlex
 import shutil
@@ -12,16 +12,16 @@ from data.storage.redaction import redact
 
 
 class ToolError(OperationError):
-    """A scheduler's program is not there or refuses; says what it said, and what to do."""
+    """A scheduler's program is missing or failed; the message quotes its output, or says what to do."""
 
 
 def run_tool(command: Sequence[str], *, stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
-    """Its output.
+    """Run a program and return its output.
 
     Raises:
-        ToolError: it is not there, or it ended with an error.
+        ToolError: the program is missing, or it failed.
     """
-    # An empty input, not this terminal's, where none is given.
+    # Without `stdin` the input is empty, so the program never reads this terminal.
     done = subprocess.run(
         [_found(command[0]), *command[1:]], input=stdin or "", capture_output=True, text=True, env=env
     )
@@ -31,17 +31,17 @@ def run_tool(command: Sequence[str], *, stdin: str | None = None, env: Mapping[s
 
 
 def show_tool(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
-    """Run it before the user's eyes; its exit code.
+    """Run a program whose output goes to the user; returns its exit code.
 
     Raises:
-        ToolError: it is not there.
+        ToolError: the program is missing.
     """
     return subprocess.run([_found(command[0]), *command[1:]], env=env, stdin=subprocess.DEVNULL).returncode
 
 
 def _found(program: str) -> str:
-    beside = Path(sys.executable).with_name(program)  # ray, in the environment of this Python
-    found = str(beside) if beside.is_file() else shutil.which(program)
+    in_environment = Path(sys.executable).with_name(program)  # ray is installed next to this Python
+    found = str(in_environment) if in_environment.is_file() else shutil.which(program)
     if found is None:
-        raise ToolError(f"there is no {program} on this machine: give the command where the scheduler's programs are")
+        raise ToolError(f"there is no {program} on this machine: run this command where the scheduler's programs are")
     return found

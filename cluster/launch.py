@@ -1,8 +1,8 @@
-"""Start, follow and stop runs anywhere: what `./launch.sh train|slurm|ray|kubernetes|status|logs|stop` calls.
+"""Start, follow and stop runs: called by `./launch.sh train|slurm|ray|kubernetes|status|logs|stop`.
 
 Each launcher prints the exact command or manifest that it submits; with --dry-run it does nothing else. Arguments after
--- go to trainer.run. The same command again resumes a run that has ended before its end. Exit codes: 0, done; 1, the
-scheduler or the run failed; 2, the command or the config is wrong; those of trainer.run for train.
+-- go to trainer.run. Repeating the command resumes a run that was stopped or failed. Exit codes: 0, done; 1, the
+scheduler or the run failed; 2, the command or the config is wrong. `train` has the exit codes of trainer.run.
 """
 
 import argparse
@@ -40,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours, theirs = given[:at], given[at + 1 :]
     options = _parser().parse_args(ours)
     if theirs and options.command not in WAYS:
-        raise UserError(f"{options.command} takes nothing after --, but {shlex.join(theirs)} is given")
+        raise UserError(f"{options.command} takes no arguments after --: remove {shlex.join(theirs)}")
     return options.call(options, theirs)
 
 
 def train(arguments: list[str]) -> int:
-    """Preflight, then trainer.run, on this machine or, in a Ray job, on its cluster."""
+    """Run preflight, then trainer.run: on this machine or, inside a Ray job, on its cluster."""
     options = run.parse_arguments(arguments)
     if not options.dry_run:
         print(f"preflight, then: {shlex.join(['python', '-m', 'trainer.run', *arguments])}", file=sys.stderr)
-        if not run.inside_ray_job():  # the last start counts for status, logs and stop
+        if not run.inside_ray_job():  # status, logs and stop use the record of the last start
             directory = job_config(arguments).run.directory
             Record(name_of(directory), LOCAL, directory, str(os.getpid())).save()
         if code := preflight.main(arguments):
@@ -61,22 +61,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./launch.sh", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def launcher(name: str, words: str) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
-        found.add_argument("--config", required=True, help="name in trainer/configs, or a YAML file")
-        found.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
-        found.set_defaults(call={"slurm": _slurm, "ray": _ray, "kubernetes": _kubernetes}[name])
-        return found
+    def launcher(name: str, description: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+        added.add_argument("--config", required=True, help="name in trainer/configs, or a YAML file")
+        added.add_argument("--dry-run", action="store_true", help="print what would be submitted, then exit")
+        added.set_defaults(call={"slurm": _slurm, "ray": _ray, "kubernetes": _kubernetes}[name])
+        return added
 
     by_slurm = launcher("slurm", "Submit a job with sbatch. docs/slurm.md")
     _add_nodes(by_slurm)
     for name in ("partition", "account", "qos", "time"):
-        by_slurm.add_argument(f"--{name}", help="as sbatch's")
-    by_slurm.add_argument("--seeds", metavar="0-4", help="a job array, one run for each seed, in run.directory/seed-N")
+        by_slurm.add_argument(f"--{name}", help="passed to sbatch")
     by_slurm.add_argument(
-        "--grace-s", type=positive, default=180, help="seconds before the time limit in which to save (default: 180)"
+        "--seeds", metavar="0-4", help="submit a job array, with a run per seed in run.directory/seed-N"
     )
-    by_slurm.add_argument("--max-requeues", type=not_negative, help="how often the job starts again (default: 20)")
+    by_slurm.add_argument(
+        "--grace-s", type=positive, default=180, help="seconds before the time limit to start saving (default: 180)"
+    )
+    by_slurm.add_argument("--max-requeues", type=not_negative, help="how often the job may restart (default: 20)")
     by_slurm.add_argument("--modules", help='environment modules to load, such as "python/3.11 cuda/12.4"')
     by_slurm.add_argument("--container", help="Apptainer image to run in")
     by_slurm.add_argument("--interface", help="network interface between the nodes, such as ib0")
@@ -85,35 +87,35 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTION",
-        help="one more option of sbatch: --sbatch=--exclusive",
+        help="another option for sbatch: --sbatch=--exclusive",
     )
 
     by_ray = launcher("ray", "Submit a job to a Ray cluster. docs/ray.md")
-    by_ray.add_argument("--address", required=True, help="of its dashboard, such as http://127.0.0.1:8265")
+    by_ray.add_argument("--address", required=True, help="address of its dashboard, such as http://127.0.0.1:8265")
 
     by_kubernetes = launcher("kubernetes", "Submit a RayJob with kubectl. docs/kubernetes.md")
     _add_nodes(by_kubernetes)
     by_kubernetes.add_argument("--image", required=True, help="container with the project and its packages")
-    by_kubernetes.add_argument("--namespace", default="default", help="(default: default)")
+    by_kubernetes.add_argument("--namespace", default="default", help="namespace (default: default)")
     by_kubernetes.add_argument("--claim", default="ddgan", help="volume claim mounted at /shared (default: ddgan)")
-    by_kubernetes.add_argument("--secret", help="Secret whose keys become environment variables, such as those of s3")
+    by_kubernetes.add_argument("--secret", help="Secret whose keys become environment variables, such as those of S3")
 
-    for name, call, words in (
-        ("status", _status, "Tell how a run stands."),
-        ("logs", _logs, "Show what its driver printed."),
-        ("stop", _stop, "Have it write a checkpoint and end."),
+    for name, call, description in (
+        ("status", _status, "Show the status of a run."),
+        ("logs", _logs, "Show the output of a run's driver."),
+        ("stop", _stop, "Ask a run to write a checkpoint and exit."),
     ):
-        of_run = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
-        of_run.add_argument("run", help="its directory, or the name that its launcher printed")
+        of_run = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+        of_run.add_argument("run", help="run directory, or the name that the launcher printed")
         of_run.set_defaults(call=call)
         if name == "logs":
-            of_run.add_argument("-f", "--follow", action="store_true", help="go on as it prints more")
+            of_run.add_argument("-f", "--follow", action="store_true", help="keep printing new output")
     return parser
 
 
 def _add_nodes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=positive, required=True, help="number of nodes")
-    parser.add_argument("--gpus-per-node", type=not_negative, help="ranks of a node, one GPU each; 0: on the CPU")
+    parser.add_argument("--gpus-per-node", type=not_negative, help="ranks per node, one GPU each; 0: train on CPUs")
 
 
 # ---- launchers ----
@@ -140,7 +142,7 @@ def _ray(options: argparse.Namespace, theirs: list[str]) -> int:
     if options.dry_run:
         return 0
     if ray.is_open(options.address):
-        print(f"WARNING: {options.address} takes jobs from anybody who reaches it: docs/security.md", file=sys.stderr)
+        print(f"WARNING: {options.address} accepts jobs without a token: see docs/security.md", file=sys.stderr)
     return _submitted(ray.submit(request, options.address, line))
 
 
@@ -164,7 +166,7 @@ def _submitted(record: Record) -> int:
     return 0
 
 
-# ---- a run that is there ----
+# ---- existing runs ----
 
 
 def _status(options: argparse.Namespace, _theirs: list[str]) -> int:
@@ -177,8 +179,8 @@ def _status(options: argparse.Namespace, _theirs: list[str]) -> int:
         print(f"{directory}: " + (f"checkpoint of step {newest.step}" if newest else "no checkpoint yet"))
         if holder := _holder(directory):
             alive = is_alive(holder.process)
-            words = {True: "running", False: "ended", None: "last seen"}[alive]
-            print(f"{words} as process {holder.pid} on {holder.host} since {holder.since}")
+            state = {True: "running", False: "ended", None: "last seen"}[alive]
+            print(f"{state} as process {holder.pid} on {holder.host} since {holder.since}")
     elif not record:
         print(f"{directory} holds no run yet")
     return code
@@ -187,7 +189,7 @@ def _status(options: argparse.Namespace, _theirs: list[str]) -> int:
 def _logs(options: argparse.Namespace, _theirs: list[str]) -> int:
     record, directory = _find(options.run)
     if record is None or record.way == LOCAL:
-        raise ConfigError([f"{directory} was started by hand: what it printed is where it was started"])
+        raise ConfigError([f"{directory} was started by hand: look in the terminal where it was started"])
     return WAYS[record.way].logs(record, options.follow)
 
 
@@ -198,14 +200,14 @@ def _stop(options: argparse.Namespace, _theirs: list[str]) -> int:
     holder = _holder(directory)
     driver = int(holder.launch.split()[1]) if holder and is_alive(holder.launch) else None
     if driver is None:
-        raise ConfigError([f"nothing of this machine trains in {directory}"])
+        raise ConfigError([f"no process on this machine trains in {directory}: stop it on the machine where it runs"])
     os.kill(driver, signal.SIGTERM)
-    print(f"process {driver} saves and ends")
+    print(f"process {driver} saves a checkpoint and exits")
     return 0
 
 
 def _find(run_name: str) -> tuple[Record | None, Path]:
-    """What was submitted, and the run directory."""
+    """The record of the run's last submission, if there is one, and the run directory."""
     record = find(run_name)
     directory = Path(record.directory if record else run_name).absolute()
     if record is None and not directory.is_dir():

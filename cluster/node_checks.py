@@ -1,4 +1,4 @@
-"""What one node can say of itself: versions, data, run directory, GPUs, memory, limits. Needs no Ray."""
+"""Checks of a single node: versions, data, run directory, GPUs, memory, limits. Needs no Ray."""
 
 import hashlib
 import platform
@@ -25,21 +25,21 @@ from trainer.tracking.store import tracking_uri
 PACKAGES = ("trainer", "models", "data", "cluster")
 MIN_OPEN_FILES = 4096
 MIN_SHM_MB = 64
-"""A rank keeps its batches in shared memory, and NCCL and gloo buffers of their own."""
+"""Ranks keep their batches in shared memory; NCCL and gloo keep their buffers there."""
 BUSY_SHARE = 0.10
-"""Share of a GPU's memory that may be in use before a run; what drivers and displays take lies below."""
+"""Share of a GPU's memory that may be in use before a run; drivers and displays take less."""
 _ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node found.
+    """The result of a node's checks.
 
     Attributes:
-        host: its name.
-        versions: of Python, the libraries and the project, the last as a hash of its source.
-        problems: by check, what is wrong in words; a check that is not here is fine.
-        facts: by check, what is worth showing.
+        host: host name of the node.
+        versions: versions of Python and the libraries, and a hash of the project's source as `project`.
+        problems: description of the problem for each failed check.
+        facts: what to show for each passed check.
     """
 
     host: str
@@ -52,9 +52,9 @@ def examine(config: TrainConfig, marker: str | None, gpus: int) -> NodeReport:
     """Check this node.
 
     Args:
-        config: of the run.
-        marker: name of a file in the run directory that another node has put there; None: no other node.
-        gpus: that ranks may get here; 0: GPUs are not looked at.
+        config: the run's config.
+        marker: name of a file that another node has created in the run directory; None: there is no other node.
+        gpus: number of GPUs that ranks may use here; 0: GPUs are not checked.
     """
     problems: dict[str, str] = {}
     facts: dict[str, str] = {}
@@ -76,11 +76,11 @@ def examine(config: TrainConfig, marker: str | None, gpus: int) -> NodeReport:
 
 
 class CheckError(Exception):
-    """A check failed; says what was found, and what to do."""
+    """A check failed; the message says what was found, and what to do."""
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all nodes."""
+    """The versions that must be the same on all nodes."""
     found = library_versions()
     return {
         "python": platform.python_version(),
@@ -90,7 +90,7 @@ def versions() -> dict[str, str]:
 
 
 def source_digest(root: Path) -> str:
-    """Twelve digits of the SHA-256 of the project's code and configs."""
+    """First twelve hex digits of the SHA-256 of the project's code and configs."""
     digest = hashlib.sha256()
     files = (file for package in PACKAGES for file in (root / package).rglob("*") if file.suffix in (".py", ".yaml"))
     for file in sorted(files):
@@ -99,7 +99,7 @@ def source_digest(root: Path) -> str:
 
 
 def check_shards(config: TrainConfig) -> str:
-    """The index of the data can be read here, and each shard has its size."""
+    """Check that the data's index can be read here and each local shard has the right size."""
     try:
         index = load_index(config.data.path)
         if not is_remote(config.data.path):
@@ -107,7 +107,7 @@ def check_shards(config: TrainConfig) -> str:
                 file = Path(index.location) / shard.name
                 if not file.is_file() or file.stat().st_size != shard.num_bytes:
                     raise CheckError(
-                        f"{file} is missing or of another size: copy the data set again, or mount its folder"
+                        f"{file} is missing or has the wrong size: copy the data set again, or mount its folder"
                     )
     except (DataError, OSError) as error:
         raise CheckError(f"{redact(str(error))}. Mount the folder on this node, or give a URL as data.path") from error
@@ -115,49 +115,49 @@ def check_shards(config: TrainConfig) -> str:
 
 
 def check_run_directory(directory: Path, marker: str | None) -> str:
-    """The run directory can be written here, and is the one that the other nodes have."""
+    """Check that the run directory is writable here and is the same folder as on the other nodes."""
     try:
         with tempfile.NamedTemporaryFile(dir=directory):
             pass
     except OSError as error:
         raise CheckError(
-            f"{directory} cannot be written: {error.strerror}. Give a run.directory that every node mounts"
+            f"{directory} cannot be written: {error.strerror}. Give a run.directory that every node can write"
         ) from error
     if marker and not (directory / marker).exists():
         raise CheckError(
-            f"{directory} is a folder of this node's own, not the one that the driver sees: give a run.directory on a "
+            f"{directory} is a local folder of this node, not the one that the driver sees: give a run.directory on a "
             "filesystem that all nodes share"
         )
     return str(directory)
 
 
 def check_shared_memory(config: TrainConfig) -> str:
-    """/dev/shm has room for the batches of the ranks."""
+    """Check that /dev/shm has room for the ranks' batches."""
     data, training = config.data, config.training
     batch_mb = training.global_batch_size * data.image_size**2 * data.image_channels / 2**20
     needed = max(MIN_SHM_MB, int(8 * batch_mb))
     free = shutil.disk_usage("/dev/shm").free >> 20
     if free < needed:
         raise CheckError(
-            f"/dev/shm has {free} MB free, {needed} MB are needed: remove what lies there; in a container give more "
-            "(docker --shm-size, in Kubernetes an emptyDir of medium Memory)"
+            f"/dev/shm has {free} MB free, but {needed} MB are needed: remove files from it, or give the container "
+            "more (docker --shm-size, in Kubernetes an emptyDir of medium Memory)"
         )
     return f"{free} MB free"
 
 
 def check_open_files() -> str:
-    """Enough files may be open at once."""
+    """Check that enough files may be open at once."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
         raise CheckError(
-            f"at most {hard} open files, {MIN_OPEN_FILES} are needed: raise the hard limit (ulimit -Hn, limits.conf, "
-            "LimitNOFILE of the service)"
+            f"at most {hard} files may be open, but {MIN_OPEN_FILES} are needed: raise the hard limit (ulimit -Hn, "
+            "limits.conf, LimitNOFILE of the service)"
         )
     return "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
 
 
 def check_tracking(config: TrainConfig) -> str:
-    """The address of the tracking server answers."""
+    """Check that the tracking server answers."""
     if config.tracking.backend == "none":
         return "off"
     uri = tracking_uri(config.tracking, Path(config.run.directory))
@@ -170,7 +170,7 @@ def check_tracking(config: TrainConfig) -> str:
     try:
         urllib.request.urlopen(f"{address}{parts.path.rstrip('/')}/health", timeout=_ANSWER_S).close()
     except urllib.error.HTTPError:
-        return f"{shown} answers"  # it wants to know who asks: that is for MLflow's own settings
+        return f"{shown} answers"  # it may ask for credentials, which MLflow's own settings provide
     except OSError as error:
         raise CheckError(
             f"{shown} does not answer: {getattr(error, 'reason', error)}. Start the server, correct tracking.uri or "
@@ -180,18 +180,18 @@ def check_tracking(config: TrainConfig) -> str:
 
 
 def check_gpus(expected: int) -> str:
-    """The GPUs are seen, compute, and are not used by anybody else."""
+    """Check that the GPUs are visible, compute correctly, and are not in use."""
     if not torch.cuda.is_available():
         raise CheckError(
-            f"{expected} GPUs are promised, torch {torch.__version__} finds none: check the driver (nvidia-smi), that "
-            "torch is a CUDA build, and that the job was given GPUs"
+            f"{expected} GPUs are expected, but torch {torch.__version__} finds none: check the driver (nvidia-smi), "
+            "that torch is a CUDA build, and that the job was given GPUs"
         )
     found = torch.cuda.device_count()
     if found < expected:
-        raise CheckError(f"{expected} GPUs are promised, {found} are seen: check CUDA_VISIBLE_DEVICES and nvidia-smi")
+        raise CheckError(f"{expected} GPUs are expected, but {found} found: check CUDA_VISIBLE_DEVICES and nvidia-smi")
     busy, names = [], []
     for number in range(found):
-        free, total = torch.cuda.mem_get_info(number)  # before a context of our own takes some
+        free, total = torch.cuda.mem_get_info(number)  # before our own CUDA context takes some
         if total - free > BUSY_SHARE * total + 2**30:
             busy.append(f"GPU {number} has {(total - free) >> 20} of {total >> 20} MB in use")
         try:
@@ -200,18 +200,18 @@ def check_gpus(expected: int) -> str:
         except RuntimeError as error:
             raise CheckError(f"GPU {number} does not compute: {str(error).splitlines()[0]}. Drain the node") from error
         if wrong:
-            raise CheckError(f"GPU {number} computes wrong products: drain the node and have the GPU tested")
+            raise CheckError(f"GPU {number} computes wrong products: drain the node, and have the GPU tested")
         names.append(torch.cuda.get_device_name(number))
         torch.cuda.empty_cache()
     if errors := uncorrected_errors():
         raise CheckError(f"{errors}: reset the GPU, or drain the node")
     if busy:
-        raise CheckError(f"{'; '.join(busy)}: another program uses it (nvidia-smi shows which)")
+        raise CheckError(f"{'; '.join(busy)}: another program uses it. Stop that program (nvidia-smi shows it)")
     return f"{found} x {', '.join(sorted(set(names)))}"
 
 
 def uncorrected_errors() -> str:
-    """What nvidia-smi counts of memory errors that could not be corrected; empty if none, or if it cannot tell."""
+    """Uncorrected GPU memory errors that nvidia-smi reports, as text; empty if there are none, or it cannot tell."""
     query = ["nvidia-smi", "--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)

@@ -1,4 +1,4 @@
-"""All-reduce between every pair of nodes: whether it works, and how fast. Needs no Ray."""
+"""Checks all-reduce between every pair of nodes and measures its speed. Needs no Ray."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ REPEATS = 3
 
 
 def rounds(number: int) -> Iterator[list[tuple[int, int]]]:
-    """Every pair of `number` nodes once, in rounds in which no node comes twice (the circle method)."""
+    """Every pair of `number` nodes exactly once, in rounds where each node occurs at most once (circle method)."""
     places: list[int | None] = [*range(number), *([None] if number % 2 else [])]
     for _ in range(len(places) - 1):
         half = len(places) // 2
@@ -22,13 +22,13 @@ def rounds(number: int) -> Iterator[list[tuple[int, int]]]:
 
 
 def all_reduce(rank: int, address: str, port: int, *, device: str, timeout_s: float) -> float:
-    """One side of a pair.
+    """Run all-reduce as one side of a pair.
 
     Args:
-        rank: 0, which listens at `address` and `port`, or 1.
-        address, port: of rank 0.
+        rank: 0 or 1; rank 0 listens at `address` and `port`.
+        address, port: address of rank 0.
         device: cpu (gloo) or gpu (NCCL).
-        timeout_s: how long to wait for the other.
+        timeout_s: how long to wait for the other side.
 
     Returns:
         Bytes of payload per second.

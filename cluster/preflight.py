@@ -1,7 +1,7 @@
 """Check every node before training starts: `python -m cluster.preflight --config X`. Every launcher runs it first.
 
-With RAY_ADDRESS set (a Ray job sets it) it looks at all nodes of that cluster, otherwise at this machine. It ends in a
-table; each line that fails says what to do. Exit codes: 0, all fits; 2, something does not, or the config is wrong.
+If RAY_ADDRESS is set, as in a Ray job, it checks all nodes of that cluster, otherwise this machine. It prints a table;
+each failed line says what to do. Exit codes: 0, all checks passed; 2, a check failed, or the config is wrong.
 """
 
 import argparse
@@ -39,9 +39,9 @@ class Line:
     """One line of the table.
 
     Attributes:
-        check: its name.
-        passed: None: it does not apply here.
-        words: what was found; of a failure also on which node, and what to do.
+        check: name of the check.
+        passed: whether it passed; None: it does not apply.
+        words: what was found; for a failure also on which node, and what to do.
     """
 
     check: str
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m cluster.preflight", description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument("--init-from", help=argparse.SUPPRESS)  # so that it takes the arguments of trainer.run
+    parser.add_argument("--init-from", help=argparse.SUPPRESS)  # accepts all arguments of trainer.run
     parser.add_argument("--resume", help=argparse.SUPPRESS)
-    parser.add_argument("--nodes", type=int, help="how many nodes there must be; waits for them")
-    parser.add_argument("--join-timeout", type=float, default=300.0, metavar="S", help="how long (default: 300)")
+    parser.add_argument("--nodes", type=int, help="number of nodes to wait for")
+    parser.add_argument("--join-timeout", type=float, default=300.0, metavar="S", help="seconds to wait (default: 300)")
     options = parser.parse_args(arguments)
     start_logging(0)
     config = job_config(["--config", options.config, *(word for text in options.set for word in ("--set", text))])
@@ -76,20 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = sum(line.passed is False for line in lines)
     if failed:
         if is_new:
-            with suppress(OSError):  # it holds something by now
+            with suppress(OSError):  # it may not be empty by now
                 directory.rmdir()
         print(f"preflight: {failed} of {len(lines)} checks failed; nothing was started", file=sys.stderr)
     return 2 if failed else 0
 
 
 def check_machine(config: TrainConfig) -> list[Line]:
-    """All that can be checked without a cluster."""
+    """Run all checks that need no cluster."""
     gpus = config.scaling.world_size if config.scaling.device == "gpu" else 0
     return summarize([examine(config, None, gpus)])
 
 
 def summarize(reports: Sequence[NodeReport]) -> list[Line]:
-    """The lines of what each node has found by itself, and of what must be equal on all of them."""
+    """The table's lines for the checks of each node, and for what must be equal on all nodes."""
     lines = [compare_versions(reports)]
     for check in CHECKS:
         failed = [f"{report.host}: {report.problems[check]}" for report in reports if check in report.problems]
@@ -102,7 +102,7 @@ def summarize(reports: Sequence[NodeReport]) -> list[Line]:
             lines.append(Line(check, None, "not asked for"))
     indexes = {report.facts["shards"]: report.host for report in reports if "shards" in report.facts}
     if len(indexes) > 1:
-        where = "; ".join(f"{host} has {words}" for words, host in indexes.items())
+        where = "; ".join(f"{host} has {data}" for data, host in indexes.items())
         lines.append(Line("same data", False, f"{where}: copy the same data set to all nodes"))
     return lines
 
@@ -111,18 +111,18 @@ def compare_versions(reports: Sequence[NodeReport]) -> Line:
     """Python, the libraries and the project must be the same everywhere."""
     first = reports[0]
     wrong = [
-        f"{report.host} has {name} {report.versions[name]}, {first.host} {first.versions[name]}"
+        f"{report.host} has {name} {report.versions[name]}, {first.host} has {first.versions[name]}"
         for report in reports[1:]
         for name in first.versions
         if report.versions[name] != first.versions[name]
     ]
     if wrong:
-        return Line("versions", False, "; ".join(wrong) + ": give all nodes the same environment and checkout")
+        return Line("versions", False, "; ".join(wrong) + ": use the same environment and checkout on all nodes")
     return Line("versions", True, ", ".join(f"{name} {version}" for name, version in first.versions.items()))
 
 
 def compare_clocks(offsets: dict[str, float]) -> Line:
-    """Every node's clock against this one's."""
+    """Compare every node's clock with this one's."""
     wrong = [f"{host} is {offset:+.1f} s off" for host, offset in offsets.items() if abs(offset) > CLOCK_TOLERANCE_S]
     if wrong:
         return Line(
@@ -135,18 +135,18 @@ def compare_clocks(offsets: dict[str, float]) -> Line:
 
 
 class NodeProbe:
-    """An actor on one node."""
+    """An actor that runs the checks on one node."""
 
     def examine(self, config: TrainConfig, marker: str, gpus: int) -> NodeReport:
         """See `node_checks.examine`."""
         return examine(config, marker, gpus)
 
     def time(self) -> float:
-        """Its clock."""
+        """The node's clock, in seconds."""
         return time.time()
 
     def free_port(self, address: str) -> int:
-        """A port of its own that nothing listens on."""
+        """A port of this node on which nothing listens."""
         with socket.create_server((address, 0)) as probe:
             return probe.getsockname()[1]
 
@@ -157,11 +157,11 @@ class NodeProbe:
 
 @dataclass(frozen=True)
 class Probe:
-    """A node of the cluster, and the actor there.
+    """A node of the cluster, and the actor on it.
 
     Attributes:
-        host, address: of the node; two nodes of one machine have the same.
-        gpus: that Ray gives out there.
+        host, address: name and address of the node; nodes on the same machine share both.
+        gpus: number of GPUs that Ray offers there.
         actor: a `NodeProbe`.
     """
 
@@ -172,14 +172,14 @@ class Probe:
 
 
 def check_cluster(config: TrainConfig, nodes: int | None, join_timeout_s: float) -> list[Line]:
-    """All checks on all nodes of the cluster that RAY_ADDRESS names."""
+    """Run all checks on all nodes of the cluster at RAY_ADDRESS."""
     set_up_ray()
     import ray
 
     try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        return [Line("nodes", False, f"no Ray answers at {os.environ['RAY_ADDRESS']}: {error}")]
+        return [Line("nodes", False, f"Ray does not answer at {os.environ['RAY_ADDRESS']}: {error}")]
     try:
         joined = _await_nodes(nodes, join_timeout_s)
         if isinstance(joined, Line):
@@ -198,14 +198,14 @@ def _check_probes(probes: list[Probe], config: TrainConfig, marker: str) -> Iter
 
     gpu = config.scaling.device == "gpu"
     asked = [(probe, probe.actor.examine.remote(config, marker, probe.gpus if gpu else 0)) for probe in probes]
-    reports, silent = [], []
+    reports, failed = [], []
     for probe, answer in asked:
         try:
             reports.append(ray.get(answer, timeout=NODE_TIMEOUT_S))
         except Exception as error:
-            silent.append(f"{probe.host} ({probe.address}): {_first_line(error)}")
-    if silent:
-        yield Line("answers", False, "; ".join(silent) + ": look at Ray's logs there, or leave that node out")
+            failed.append(f"{probe.host} ({probe.address}): {_first_line(error)}")
+    if failed:
+        yield Line("answers", False, "; ".join(failed) + ": look at Ray's logs there, or exclude that node")
         return
     yield from summarize(reports)
     yield compare_clocks({_shown(probe): _clock_offset(probe, ray.get) for probe in probes})
@@ -213,7 +213,7 @@ def _check_probes(probes: list[Probe], config: TrainConfig, marker: str) -> Iter
 
 
 def _clock_offset(probe: Probe, get: Callable[..., Any]) -> float:
-    """Seconds that its clock is ahead, of three tries the one with the shortest way there and back."""
+    """Seconds by which the node's clock is ahead, from the fastest of three round trips."""
     tries = []
     for _ in range(3):
         before = time.time()
@@ -248,7 +248,7 @@ def _check_pairs(probes: list[Probe], device: str) -> Iterator[Line]:
     backend = "NCCL" if device == "gpu" else "gloo"
     if failed:
         advice = (
-            ": see that no firewall stands between them and that the interface is the right one "
+            ": check that no firewall blocks them and that the network interface is the right one "
             f"(GLOO_SOCKET_IFNAME={os.environ.get('GLOO_SOCKET_IFNAME', '')}, "
             f"NCCL_SOCKET_IFNAME={os.environ.get('NCCL_SOCKET_IFNAME', '')})"
         )
@@ -270,7 +270,7 @@ def _shown(probe: Probe) -> str:
 
 
 def _await_nodes(nodes: int | None, timeout_s: float) -> list[Probe] | Line:
-    """Probes on all nodes, once as many have joined as there must be."""
+    """Probes on all nodes, once the required number of nodes has joined."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -281,8 +281,8 @@ def _await_nodes(nodes: int | None, timeout_s: float) -> list[Probe] | Line:
             return Line(
                 "nodes",
                 False,
-                f"{len(alive)} of {nodes} joined in {timeout_s:.0f} s ({hosts}): look at the output of the others; "
-                "they must reach the first one over the network",
+                f"{len(alive)} of {nodes} joined in {timeout_s:.0f} s ({hosts}): look at the output of the "
+                "others, and check that they can reach the first node over the network",
             )
         time.sleep(0.5)
     probe: Any = ray.remote(NodeProbe)
@@ -301,7 +301,7 @@ def _await_nodes(nodes: int | None, timeout_s: float) -> list[Probe] | Line:
 
 @contextmanager
 def _marker(directory: Path) -> Iterator[str]:
-    """A file that all nodes must see."""
+    """Inside, a file exists in the run directory that all nodes must see; yields its name."""
     name = f".preflight-{secrets.token_hex(8)}.tmp"
     (directory / name).touch()
     try:

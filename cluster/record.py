@@ -1,6 +1,6 @@
-"""What was submitted, for `status`, `logs` and `stop`: one small file per run.
+"""Records of submitted runs, for `status`, `logs` and `stop`: one small file per run.
 
-They lie in runs/launches of the checkout, or where DDGAN_LAUNCHES says.
+The files are in runs/launches of the checkout, or in the folder DDGAN_LAUNCHES.
 """
 
 import json
@@ -17,15 +17,15 @@ FOLDER = Path(os.environ.get("DDGAN_LAUNCHES") or ROOT / "runs" / "launches")
 
 @dataclass(frozen=True)
 class Record:
-    """The last submission of a run. It holds no secret.
+    """The last submission of a run. It holds no secrets.
 
     Attributes:
-        name: as `request.name_of`.
+        name: the run's name, as given by `request.name_of`.
         way: slurm, ray, kubernetes or local.
-        directory: of the run, as it sees it.
-        job: what the scheduler calls it.
-        place: where that scheduler is: an address, a namespace; empty if there is but one.
-        log: file that it writes to, with what the scheduler puts in; empty: the scheduler is asked.
+        directory: the run directory, as the run sees it.
+        job: the scheduler's id of the job.
+        place: address or namespace of the scheduler; empty if there is only one.
+        log: the job's log file, with the scheduler's placeholders; empty: ask the scheduler for logs.
         submitted: time in UTC.
     """
 
@@ -48,31 +48,31 @@ class Record:
 
 
 def last_of(name: str) -> Record | None:
-    """The last submission of the run of that name."""
+    """The last submission of the run with this name, or None."""
     try:
         return Record(**json.loads((FOLDER / f"{name}.json").read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ConfigError([f"{FOLDER / name}.json cannot be read: {error}. Remove it and submit again"]) from error
+        raise ConfigError([f"{FOLDER / name}.json cannot be read: {error}. Remove it, and submit again"]) from error
 
 
 def find(run: str) -> Record | None:
-    """The submission that a user means: by name, by run directory, or by the last part of a directory if one fits.
+    """Find a submission by name, by run directory, or by the last part of a run directory if that is unique.
 
     Raises:
-        ConfigError: more than one fits.
+        ConfigError: more than one run directory ends in that part.
     """
     if "/" not in run and (found := last_of(run)):
         return found
     if found := last_of(name_of(run)):
         return found
     records = [last_of(file.stem) for file in sorted(FOLDER.glob("*.json"))]
-    fitting = [record for record in records if record and Path(record.directory).name == run]
-    if len(fitting) > 1:
-        names = ", ".join(record.name for record in fitting)
-        raise ConfigError([f"{run} is the name of {len(fitting)} runs: give one of {names}"])
-    return fitting[0] if fitting else None
+    matching = [record for record in records if record and Path(record.directory).name == run]
+    if len(matching) > 1:
+        names = ", ".join(record.name for record in matching)
+        raise ConfigError([f"{run} is the name of {len(matching)} runs: give one of {names}"])
+    return matching[0] if matching else None
 
 
 def known() -> list[str]:

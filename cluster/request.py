@@ -1,4 +1,4 @@
-"""What a launcher asks a cluster for: a config, the arguments of trainer.run, nodes, and a name for it all."""
+"""What a launcher asks a cluster for: a config, the arguments of trainer.run, nodes, and a name."""
 
 import argparse
 import hashlib
@@ -15,10 +15,10 @@ from trainer.config.train_config import TrainConfig
 from trainer.run import config_of, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The checkout: what is submitted, and where paths in configs start."""
+"""The checkout. It is what is submitted, and paths in configs are relative to it."""
 ENTRYPOINT = ("python", "-m", "cluster.launch", "train")
-"""What every way runs in the end: preflight, then training."""
-_MAX_NAME = 40  # KubeRay allows 47 for a RayJob, and some systems cut longer ones in what they show
+"""The command that every launcher runs in the end: preflight, then training."""
+_MAX_NAME = 40  # KubeRay allows 47 for a RayJob, and some systems truncate longer names in their output
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Request:
     """One run to be submitted.
 
     Attributes:
-        config: resolved, with the number of ranks that the nodes make.
-        arguments: for trainer.run; they give that config.
-        name: of the run directory; the same for each submission of a run.
-        nodes: how many.
-        gpus_per_node, cpus_per_node: what each has for its ranks.
+        config: the resolved config, with the number of ranks that the nodes provide.
+        arguments: arguments of trainer.run that give this config.
+        name: name derived from the run directory; the same for each submission of a run.
+        nodes: number of nodes.
+        gpus_per_node, cpus_per_node: what each node has for its ranks.
     """
 
     config: TrainConfig
@@ -42,37 +42,37 @@ class Request:
 
     @property
     def entrypoint(self) -> str:
-        """The command that trains, for a shell."""
+        """The training command, for a shell."""
         return shlex.join([*ENTRYPOINT, *self.arguments])
 
 
 def name_of(directory: str) -> str:
-    """The name of the run in a directory: its last part as letters, digits and dashes, and six digits of its path."""
+    """The name of a run: the last part of its directory as letters, digits and dashes, and a short hash of its path."""
     absolute = str(Path(directory).absolute())
     slug = re.sub(r"[^a-z0-9]+", "-", Path(absolute).name.lower()).strip("-")[: _MAX_NAME - 7].strip("-")
-    slug = slug if slug[:1].isalpha() else f"run-{slug}".strip("-")  # Kubernetes wants a letter in front
+    slug = slug if slug[:1].isalpha() else f"run-{slug}".strip("-")  # Kubernetes requires a letter first
     return f"{slug[: _MAX_NAME - 7]}-{hashlib.sha256(absolute.encode()).hexdigest()[:6]}"
 
 
 def make_request(
     config: str, more: Sequence[str], *, nodes: int | None, gpus_per_node: int | None, elsewhere: bool
 ) -> Request:
-    """Check what is asked for, before anything is submitted.
+    """Check the arguments and make a request, before anything is submitted.
 
     Args:
         config: as `--config` of trainer.run.
         more: further arguments of trainer.run.
-        nodes: None: the cluster has what it has, and the config says how many ranks there are.
-        gpus_per_node: None: 0 for a config of CPUs.
-        elsewhere: the run sees neither this machine's files nor its current folder, but the checkout.
+        nodes: number of nodes; None: use the existing cluster, and the number of ranks in the config.
+        gpus_per_node: GPUs per node; None: 0, allowed only for a config that trains on CPUs.
+        elsewhere: the run sees only the checkout, not this machine's files or current folder.
 
     Raises:
-        ConfigError: the config, the arguments or the numbers do not fit.
+        ConfigError: the config, the arguments or the numbers are wrong or contradict each other.
     """
     arguments = ["--config", config, *more]
     options = parse_arguments(arguments)
     if options.dry_run:
-        raise ConfigError(["--dry-run comes before --, as an argument of launch.sh: nothing is submitted then"])
+        raise ConfigError(["--dry-run is given after --: give it before --, as an argument of launch.sh"])
     wanted = config_of(options)
     scaling = wanted.scaling
     if nodes is not None:
@@ -82,8 +82,8 @@ def make_request(
             if any(text.startswith("scaling.world_size=") for text in options.set):
                 raise ConfigError(
                     [
-                        f"scaling.world_size is {scaling.world_size}, but {nodes} nodes of {gpus_per_node} GPUs make "
-                        f"{ranks} ranks: leave that --set out, or change --nodes or --gpus-per-node"
+                        f"scaling.world_size is {scaling.world_size}, but {nodes} nodes with {gpus_per_node} GPUs make "
+                        f"{ranks} ranks: omit that --set, or change --nodes or --gpus-per-node"
                     ]
                 )
             arguments += ["--set", f"scaling.world_size={ranks}"]
@@ -106,46 +106,46 @@ def make_request(
 def _gpus(scaling: ScalingConfig, gpus_per_node: int | None) -> int:
     if gpus_per_node is None and scaling.device == "gpu":
         raise ConfigError(
-            ["--gpus-per-node is missing, and scaling.device is gpu: say how many GPUs a node has, such as 8"]
+            ["--gpus-per-node is missing, but scaling.device is gpu: give the number of GPUs per node, such as 8"]
         )
     gpus = gpus_per_node or 0
     if (scaling.device == "gpu") != (gpus > 0):
         raise ConfigError(
             [
-                f"--gpus-per-node is {gpus}, and scaling.device {scaling.device}: "
-                + ("give 1 or more, or -- --set scaling.device=cpu" if gpus == 0 else "give 0, or leave it out")
+                f"--gpus-per-node is {gpus}, but scaling.device is {scaling.device}: "
+                + ("give 1 or more, or -- --set scaling.device=cpu" if gpus == 0 else "give 0, or omit it")
             ]
         )
     return gpus
 
 
 def _check_config_file(config: str) -> None:
-    """A file travels only as part of the checkout."""
+    """Refuse a config file outside of the checkout, since only the checkout is sent to the cluster."""
     path = Path(config)
     if "/" in config and (path.is_absolute() or not path.resolve().is_relative_to(ROOT)):
         raise ConfigError(
-            [f"--config is {config}: only files of {ROOT} travel to the cluster, by their path from there. Copy it in"]
+            [f"--config is {config}, but only files in {ROOT} are sent to the cluster: copy the file there"]
         )
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """A whole number of at least 1, for argparse."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
 
 
 def not_negative(text: str) -> int:
-    """A whole number from 0 on, for argparse."""
+    """A whole number of at least 0, for argparse."""
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
     return int(text)
 
 
 def job_config(arguments: Sequence[str]) -> TrainConfig:
-    """The config that arguments of trainer.run give, with absolute paths, where the run is.
+    """The config given by arguments of trainer.run, with absolute paths as the run sees them.
 
     Raises:
-        ConfigError: it is wrong.
+        ConfigError: the config is wrong.
     """
     return with_absolute_paths(config_of(parse_arguments(arguments)), inside_job=inside_ray_job())

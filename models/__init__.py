@@ -4,15 +4,15 @@ Files:
     blocks               residual block, attention, latent mapping
     diffusion            schedules, pairs, posterior
     discriminator        discriminators for small and for large images
-    dropout              dropout with masks from outside
+    dropout              dropout with masks given by the caller
     generator            NCSN++ U-Net with adaptive group norm
     layers               initialization, group norm, time and label embedding
     minibatch_deviation  minibatch standard deviation
-    mlp                  perceptrons for points of the plane
-    networks             the networks that a config names
+    mlp                  perceptrons for 2-D points
+    networks             builds the networks a config describes
     published/           networks from the authors' released files
-    pyramids             side paths of the image
+    pyramids             input and output image pyramids
     resample             FIR and nearest resampling
     sampling             ancestral and deterministic sampling
-    shapes               shapes as types
+    shapes               tensor shapes as types
 """

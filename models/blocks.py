@@ -18,12 +18,12 @@ SQRT_HALF = math.sqrt(0.5)
 
 
 def merge(a: Features, b: Features, *, rescale: bool) -> Features:
-    """Add two branches; with `rescale`, divided by sqrt 2 so that the variance stays."""
+    """Add two branches; `rescale` divides the sum by sqrt 2, which keeps the variance."""
     return (a + b).mul_(SQRT_HALF) if rescale else a + b
 
 
 class LatentMapping(nn.Module):
-    """z, scaled to unit mean square, through a perceptron; a label, if there are any, joins it at the first layer."""
+    """Mapping network: normalizes z to unit mean square and feeds it to a perceptron; adds the label at layer 1."""
 
     def __init__(self, latent_dim: int, width: int, num_layers: int, num_classes: int = 0) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class LatentMapping(nn.Module):
         self.label = LabelEmbedding(num_classes, width, deviation=1.0) if num_classes else None
 
     def forward(self, z: Latent, label: Label | None = None) -> Style:
-        """Map the latent, and the label if there are classes, to the embedding that steers every adaptive norm."""
+        """Map the latent, and the label if there are classes, to the style that modulates every adaptive norm."""
         h = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
         for i, layer in enumerate(self.layers):
             h = layer(h)
@@ -52,13 +52,13 @@ class AdaptiveGroupNorm(nn.Module):
         nn.init.ones_(self.style.bias[:num_channels])
 
     def forward(self, x: Features, zemb: Style) -> Features:
-        """Normalise x, then scale and shift it by zemb."""
+        """Normalize x, then scale and shift it by zemb."""
         gamma, beta = self.style(zemb)[:, :, None, None].chunk(2, dim=1)
         return torch.addcmul(beta, gamma, self.norm(x))
 
 
 class ResidualBlock(nn.Module):
-    """BigGAN residual block, steered by time and latent, that may change the resolution."""
+    """BigGAN residual block, conditioned on time and latent; can change the resolution."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class ResidualBlock(nn.Module):
         self.conv1 = initialized(nn.Conv2d(c_in, c_out, 3, padding=1))
         self.time = initialized(nn.Linear(time_channels, c_out))
         self.norm2 = AdaptiveGroupNorm(c_out, latent_channels) if second_norm_adaptive else group_norm(c_out)
-        # The one place where the networks drop out.
+        # The only dropout in the networks.
         self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), scale=NEAR_ZERO)
         reshapes = c_in != c_out or resample is not None
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1)) if reshapes else nn.Identity()
 
     def forward(self, x: Features, temb: Embedding, zemb: Style) -> Float[Tensor, "b c_out h_out w_out"]:
-        """Transform features [B, C, H, W] under the activated time embedding and the latent embedding."""
+        """Transform features [B, C, H, W], given the activated time embedding and the latent embedding."""
         h = F.silu(self.norm1(x, zemb))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -97,9 +97,9 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels with one head.
+    """Single-head self-attention over all pixels.
 
-    The fused kernel has no second derivative; R1 differentiates the discriminator only, which has no attention.
+    The fused kernel has no second derivative. R1 does not need one: the discriminator has no attention.
     """
 
     def __init__(self, num_channels: int, *, skip_rescale: bool) -> None:
@@ -112,7 +112,7 @@ class Attention(nn.Module):
         self.out = initialized(nn.Linear(num_channels, num_channels), scale=NEAR_ZERO)
 
     def forward(self, x: Features) -> Features:
-        """Let every pixel look at every other."""
+        """Attend from every pixel to every pixel."""
         B, C, H, W = x.shape
         h = self.norm(x).flatten(2).transpose(1, 2)  # [B, N, C]
         query, key, value = (project(h)[:, None] for project in (self.query, self.key, self.value))  # [B, 1, N, C]

@@ -1,7 +1,7 @@
-"""The forward process in few large steps and its Gaussian posterior (DDGAN, arXiv 2112.07804, section 3).
+"""The forward process with few large steps, and its Gaussian posterior (DDGAN, arXiv 2112.07804, section 3).
 
-`x0` is data, `x_t` the noisier and `x_tm1` the cleaner image of a step. `t` is 0 .. T-1: t = 0 is the paper's step 1,
-so x_tm1 at t = 0 is x0 itself, and x_t at t = T-1 is nearly pure noise. (The authors' code has x_tp1 and x_t.)
+`x0` is data; `x_t` is the noisier and `x_tm1` the cleaner image of a step. `t` is 0 .. T-1, and t = 0 is the paper's
+step 1: x_tm1 at t = 0 is x0 itself, and x_t at t = T-1 is nearly pure noise. (The authors' code says x_tp1 and x_t.)
 """
 
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.shapes import Image, Timestep
 
-# The published schedules run over [1e-3, 1]: at time 0 the noise of the first step would start from none at all.
+# The published schedules run over [1e-3, 1]. Starting at time 0 would give the first step no noise to start from.
 FIRST_TIME = 1e-3
 
 
@@ -35,18 +35,18 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.beta_min >= self.beta_max:
             raise ValueError(
-                f"beta_min is {self.beta_min} and beta_max {self.beta_max}, but the noise has to grow: "
+                f"beta_min is {self.beta_min} and beta_max is {self.beta_max}, but the noise has to grow: "
                 "set beta_min below beta_max"
             )
         if self.schedule == "geometric" and self.beta_max >= 1:
             raise ValueError(
-                f"beta_max is {self.beta_max}, but the geometric schedule ends at this noise variance, which must stay "
-                "below 1: set beta_min and beta_max to variances such as 0.01 and 0.99, or schedule to vp"
+                f"beta_max is {self.beta_max}, but it is the geometric schedule's final noise variance and must be "
+                "below 1: set beta_min and beta_max to variances such as 0.01 and 0.99, or set schedule to vp"
             )
 
 
 def step_betas(config: DiffusionConfig) -> Float[Tensor, " steps"]:
-    """Noise variance beta of each step, float64, from alpha_bar at the ends of T equal intervals of time."""
+    """Noise variance beta of each step, float64, computed from alpha_bar at the ends of T equal time intervals."""
     T = config.num_timesteps
     time = torch.arange(T + 1, dtype=torch.float64) / T * (1 - FIRST_TIME) + FIRST_TIME
     if config.schedule == "vp":
@@ -59,14 +59,14 @@ def step_betas(config: DiffusionConfig) -> Float[Tensor, " steps"]:
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """Float32 tables of the process. The forward ones are indexed 0 .. T by the image, the posterior ones by t."""
+    """Float32 tables of the process. Forward tables are indexed by image, 0 .. T; posterior tables by t, 0 .. T-1."""
 
     sqrt_alpha: Float[Tensor, " images"]
-    """What the step to image i keeps of image i-1; entry 0 is 1."""
+    """Factor of image i-1 in image i; entry 0 is 1."""
     sigma: Float[Tensor, " images"]
-    """Standard deviation of the noise that the step to image i adds."""
+    """Standard deviation of the noise added by the step to image i."""
     sqrt_alpha_bar: Float[Tensor, " images"]
-    """What image i keeps of x0."""
+    """Factor of x0 in image i."""
     sqrt_one_minus_alpha_bar: Float[Tensor, " images"]
     """Standard deviation of the noise in image i; entry 0 is 0."""
     posterior_coef_x0: Float[Tensor, " steps"]
@@ -78,9 +78,9 @@ class Diffusion:
 
     @staticmethod
     def from_config(config: DiffusionConfig, device: torch.device | str = "cpu") -> "Diffusion":
-        """Tables of a schedule. They are built on the CPU, so that every device holds the same bits."""
-        # After the betas everything is float32, products included, as in the published code: 1 - alpha_bar of an early
-        # step then differs from the float64 value by up to 1e-6.
+        """Build the tables of a schedule on the CPU, so that they are the same bits on every device."""
+        # After the betas, everything is float32, products included, as in the published code. 1 - alpha_bar of an early
+        # step differs from its float64 value by up to 1e-6.
         beta = step_betas(config).float()
         alpha = 1 - beta
         alpha_bar = alpha.cumprod(0)
@@ -110,14 +110,14 @@ class Diffusion:
 
 
 def forward_pair(diffusion: Diffusion, x0: Image, t: Timestep, noise_tm1: Image, noise_t: Image) -> tuple[Image, Image]:
-    """Draw (x_tm1, x_t) of one x0 from the forward process, DDGAN (2112.07804) Eq. 1.
+    """Draw (x_tm1, x_t) from the forward process given x0, DDGAN (2112.07804) Eq. 1.
 
     Args:
         diffusion: Tables of the process.
         x0: Data in [-1, 1].
         t: Step index of each sample, 0 .. T-1.
-        noise_tm1: Standard normal; makes x_tm1 from x0. Without effect at t = 0, where x_tm1 is x0.
-        noise_t: Standard normal; makes x_t from x_tm1.
+        noise_tm1: Standard normal, turns x0 into x_tm1. Has no effect at t = 0, where x_tm1 is x0.
+        noise_t: Standard normal, turns x_tm1 into x_t.
 
     Returns:
         x_tm1 ~ q(x_tm1 | x0) and x_t ~ q(x_t | x_tm1).
@@ -128,17 +128,17 @@ def forward_pair(diffusion: Diffusion, x0: Image, t: Timestep, noise_tm1: Image,
 
 
 def noisy(diffusion: Diffusion, x0: Image, t: Timestep, noise: Image) -> Image:
-    """Draw x_t ~ q(x_t | x0), DDPM (2006.11239) Eq. 4; the image that step t makes cleaner."""
+    """Draw x_t ~ q(x_t | x0), DDPM (2006.11239) Eq. 4: the input of denoising step t."""
     return _at(diffusion.sqrt_alpha_bar, t + 1) * x0 + _at(diffusion.sqrt_one_minus_alpha_bar, t + 1) * noise
 
 
 def noise_in(diffusion: Diffusion, x_t: Image, x0: Image, t: Timestep) -> Image:
-    """The standard normal that `noisy` made x_t with."""
+    """The noise with which `noisy` turns x0 into x_t."""
     return (x_t - _at(diffusion.sqrt_alpha_bar, t + 1) * x0) / _at(diffusion.sqrt_one_minus_alpha_bar, t + 1)
 
 
 def x0_without(diffusion: Diffusion, x_t: Image, noise: Image, t: Timestep) -> Image:
-    """The x0 that `noisy` made x_t from, given the noise, DDPM (2006.11239) Eq. 15."""
+    """The x0 that `noisy` turns into x_t with this noise, DDPM (2006.11239) Eq. 15."""
     return (x_t - _at(diffusion.sqrt_one_minus_alpha_bar, t + 1) * noise) / _at(diffusion.sqrt_alpha_bar, t + 1)
 
 
@@ -159,5 +159,5 @@ def sample_posterior(diffusion: Diffusion, x0_pred: Image, x_t: Image, t: Timest
 
 
 def _at(table: Float[Tensor, " entries"], index: Timestep) -> Float[Tensor, "b 1 1 1"]:
-    """One entry per sample, shaped to multiply images."""
+    """One entry per sample, shaped to broadcast over images."""
     return table[index].view(-1, 1, 1, 1)

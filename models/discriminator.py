@@ -1,6 +1,6 @@
-"""The discriminator of denoising steps, D(x_tm1, x_t, t): does x_tm1 look like a real cleaner version of x_t?
+"""The discriminator D(x_tm1, x_t, t): does x_tm1 look like a real, cleaner version of x_t?
 
-Everything here is differentiable twice, for the R1 penalty.
+Everything here is twice differentiable, as the R1 penalty requires.
 
 Shape letters: B batch, C channels, H W height and width. `temb` [B, time_embedding_dim] is the embedded time.
 """
@@ -20,7 +20,7 @@ from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
 from models.shapes import Embedding, Features, Image, Label, Logits, Timestep
 
-# (width in units of base_channels, halves the resolution) of each block.
+# For each block: (width in units of base_channels, whether it halves the resolution).
 BLOCKS = {
     "small": ((2, False), (4, True), (8, True), (8, True)),
     "large": ((4, True), (8, True), (8, True), (8, True), (8, True), (8, True)),
@@ -33,24 +33,22 @@ class DiscriminatorConfig:
     """The discriminator, which tells real denoising steps from generated ones."""
 
     kind: Literal["small", "large", "mlp"] = "small"
-    """Architecture. `small` halves the image three times, for images up to 64 px; `large` six times, for 256 px.
-    `mlp` is
-    a perceptron without minibatch deviation, for points of the plane."""
+    """Architecture. `small` halves the image three times, for images up to 64 px; `large` six times, for 256 px. `mlp`
+    is a perceptron without minibatch deviation, for points of the plane."""
     base_channels: PositiveInt = 64
     """Unit of the layers' widths: the first layer has 2 times as many channels, the widest 8 times. With `mlp`, the
-    width
-    of each layer."""
+    width of each layer."""
     time_embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
     """Width of the time embedding, an even number."""
     stddev_group_size: PositiveInt = 4
     """Images whose features are compared with each other in the minibatch standard deviation."""
     stddev_grouping: Grouping = "contiguous"
-    """Which images form a group: neighbours in the global batch (`contiguous`), the same with any number of ranks, or
+    """`contiguous`: neighbours form a group, the same at any world size. `strided`: over the rank's batch, as
     images spread over a forward pass (`strided`), as in the authors' code."""
 
 
 class DownBlock(nn.Module):
-    """Residual block under the time embedding that may halve the resolution."""
+    """Residual block, conditioned on time; can halve the resolution."""
 
     def __init__(self, c_in: int, c_out: int, *, time_channels: int, halves: bool) -> None:
         super().__init__()
@@ -61,7 +59,7 @@ class DownBlock(nn.Module):
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1, bias=False), fan="out")
 
     def forward(self, x: Features, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
-        """Transform features under the activated time embedding."""
+        """Transform features, given the activated time embedding."""
         h = self.conv1(F.leaky_relu(x, LEAK)) + self.time(temb)[:, :, None, None]
         h = self.conv2(self.resample(F.leaky_relu(h, LEAK)))
         return merge(self.shortcut(self.resample(x)), h, rescale=True)
@@ -73,8 +71,8 @@ class Discriminator(nn.Module):
     Args:
         config: Architecture.
         image_channels: Channels of one image.
-        num_classes: Number of labels; 0: unconditional. Otherwise the logits gain the inner product of the last
-            features with a vector of the label (Miyato and Koyama, 1802.05637, Eq. 3).
+        num_classes: Number of labels; 0: unconditional. With labels, the inner product of the last features and the
+            label's embedding is added to the logits (Miyato and Koyama, 1802.05637, Eq. 3).
     """
 
     def __init__(self, config: DiscriminatorConfig, *, image_channels: int, num_classes: int = 0) -> None:
@@ -89,11 +87,11 @@ class Discriminator(nn.Module):
             c_out = multiplier * config.base_channels
             self.blocks.append(DownBlock(C, c_out, time_channels=config.time_embedding_dim, halves=halves))
             C = c_out
-        # The published networks differ here too: only the small one starts with this convolution as good as absent.
+        # Only the small network starts with this convolution near zero, as in the published code.
         scale = NEAR_ZERO if config.kind == "small" else 1.0
         self.conv_out = initialized(nn.Conv2d(C + 1, C, 3, padding=1), fan="out", scale=scale)
         self.head = initialized(nn.Linear(C, 1), fan="out")
-        # As large as the head: with smaller vectors the class counted for nothing for a thousand steps.
+        # Same scale as the head: with smaller vectors, labels had no effect for the first thousand steps.
         self.label = LabelEmbedding(num_classes, C, deviation=1.0) if num_classes else None
 
     def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
@@ -101,15 +99,15 @@ class Discriminator(nn.Module):
 
         Args:
             x_tm1: Cleaner image, real or fake.
-            x_t: Noisier image that it belongs to.
+            x_t: Noisier image of the same step.
             t: Step index, 0 .. T-1.
-            label: 0 .. num_classes - 1, or num_classes for none; with classes only.
+            label: 0 .. num_classes - 1, or num_classes for no label. Required if the network has classes.
 
         Returns:
             Logits, large where x_tm1 looks real.
 
         Raises:
-            ValueError: The image cannot be halved often enough, or the batch not be split into groups.
+            ValueError: The image cannot be halved often enough, or the batch cannot be split into groups.
         """
         check_image_size(self.config, x_t.shape[2])
         temb = self.time_embedding(t)
@@ -123,7 +121,7 @@ class Discriminator(nn.Module):
 
 
 def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:
-    """Check that the image can be halved as often as the discriminator does.
+    """Check that the image can be halved as often as the discriminator halves it.
 
     Raises:
         ValueError: It cannot.
@@ -133,6 +131,6 @@ def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:
     if image_size < factor or image_size % factor:
         raise ValueError(
             f"image_size is {image_size}, but the {config.kind} discriminator halves it {num_halvings} times, which "
-            f"needs a multiple of {factor}: prepare images of such a size or choose another discriminator.kind of "
+            f"needs a multiple of {factor}: prepare images of such a size, or choose another discriminator.kind from "
             f"{', '.join(BLOCKS)}"
         )

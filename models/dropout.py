@@ -1,4 +1,4 @@
-"""Dropout whose masks may come from outside, so that a run can decide them by itself and draw them again."""
+"""Dropout whose masks the caller can supply, so that a resumed run draws the same masks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ DropProbability = Annotated[float, Field(ge=0, lt=1)]
 
 
 KeepMask = Callable[[int, tuple[int, ...], float], Tensor]
-"""Gives the mask of a layer, bool [B, *shape], True where a feature stays: from the layer's number, the shape of one
-sample's features and the probability of dropping."""
+"""Maps (layer number, shape of one sample's features, drop probability) to the layer's mask: bool [B, *shape], True
+where a feature is kept."""
 
 
 class Dropout(nn.Module):
-    """In training, drops each feature with a probability and divides the others by the probability of staying.
+    """In training, drops each feature with `probability` and divides the others by 1 - `probability`.
 
-    The masks are those of `masks_from` around the forward pass, or else torch's, from its global generator.
+    Inside `masks_from` the masks come from the caller, otherwise from torch's global generator.
     """
 
     def __init__(self, probability: float) -> None:
@@ -32,7 +32,7 @@ class Dropout(nn.Module):
         self.keep: Callable[[tuple[int, ...], float], Tensor] | None = None
 
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """Drop features of x, in training only."""
+        """Drop features of x; the identity in evaluation mode."""
         if not self.training or self.probability == 0:
             return x
         if self.keep is None:
@@ -43,7 +43,7 @@ class Dropout(nn.Module):
 
 @contextmanager
 def masks_from(module: nn.Module, keep: KeepMask | None) -> Iterator[None]:
-    """Take the masks of one forward pass of `module` from `keep`; its layers are numbered in the order of modules."""
+    """Inside, forward passes of `module` take their masks from `keep`; layers are numbered in the order of modules."""
     layers = [m for m in module.modules() if isinstance(m, Dropout)] if keep else []
     for number, layer in enumerate(layers):
         layer.keep = partial(keep, number) if keep else None

@@ -1,7 +1,7 @@
-"""The generator: an NCSN++ U-Net (arXiv 2011.13456) with adaptive group norm, as DDGAN (arXiv 2112.07804) uses it.
+"""The generator: an NCSN++ U-Net (arXiv 2011.13456) with adaptive group norm, as in DDGAN (arXiv 2112.07804).
 
-It maps a noisy image, its step and a latent to a guess of the clean image. Build it under `torch.device("meta")` to
-check a config without spending memory or time.
+It maps a noisy image, its step and a latent to a prediction of the clean image. Build it under `torch.device("meta")`
+to check a config without spending memory or time.
 
 Shape letters: B batch, C channels, H W height and width. `temb` [B, 4 x base_channels] is the embedded time and `zemb`
 [B, latent_embedding_dim] the embedded latent.
@@ -26,10 +26,10 @@ from models.shapes import Embedding, Features, Image, Label, Latent, Style, Time
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """The generator, which guesses the clean image. The size and channels of the images come from the section data."""
+    """The generator. Image size and channels come from the data."""
 
     kind: Literal["unet", "mlp"] = "unet"
-    """Architecture. `mlp` is a perceptron for points of the plane: it has num_res_blocks hidden layers of width
+    """`mlp` treats an image as a vector, for 2-D points: 1 + num_res_blocks hidden layers of width base_channels. Its
     base_channels, and reads only the latent settings and output_tanh in addition."""
     base_channels: PositiveInt = 128
     """Channels of the first level: a multiple of 4, and from 128 on a multiple of 32."""
@@ -49,11 +49,11 @@ class GeneratorConfig:
     skip_rescale: bool = True
     """Divide the sum of two branches by the square root of 2, which keeps its variance."""
     block_type: Literal["biggan", "biggan_oneadagn"] = "biggan"
-    """Norms of a block that the latent z steers: both (`biggan`), or only the first (`biggan_oneadagn`)."""
+    """With `biggan_oneadagn`, the latent modulates only the first of a block's two norms."""
     progressive_output: Literal["none", "output_skip"] = "none"
-    """Where the image is made: at the last level (`none`), or as a sum over all levels (`output_skip`)."""
+    """`output_skip` sums an image over all levels instead of making it at the last level."""
     progressive_input: Literal["none", "input_skip", "residual"] = "residual"
-    """How the shrunk input image enters the lower levels: not at all (`none`), through 1x1 convolutions (`input_skip`),
+    """How the downsampled image enters the lower levels: not at all, through 1x1 convolutions (`input_skip`), or
     or through a chain of strided convolutions (`residual`)."""
     progressive_combine: Literal["sum", "cat"] = "sum"
     """How `input_skip` joins image and features: their sum, or both side by side (`cat`), which doubles the width."""
@@ -65,18 +65,18 @@ class GeneratorConfig:
     output_tanh: bool = True
     """Squash the output into [-1, 1], the range of pixels, by tanh."""
     latent: bool = True
-    """Give the generator a random latent z. false: z is zero, so the noisy image and the step alone decide on the
+    """Feed z to the generator. false: it gets zeros instead, so x0_pred depends on x_t and t only (the paper's
     result, an ablation of the paper."""
     latent_dim: PositiveInt = 100
     """Length of the latent z."""
     latent_embedding_dim: PositiveInt = 256
-    """Width of the mapping network, which turns z into what steers the norms of the blocks."""
+    """Width of the mapping network, whose output modulates the adaptive norms."""
     num_mapping_layers: PositiveInt = 3
     """Layers of the mapping network in addition to its first."""
 
 
 class DownLevel(nn.Module):
-    """Residual blocks at one resolution, then a step to half of it; `downsample` is None at the last level."""
+    """Residual blocks at one resolution, then a block that halves it; `downsample` is None at the last level."""
 
     def __init__(
         self, blocks: nn.ModuleList, attentions: nn.ModuleList, downsample: ResidualBlock | None, pyramid: nn.Module
@@ -90,7 +90,7 @@ class DownLevel(nn.Module):
     def forward(
         self, h: Features, pyramid: Tensor, temb: Embedding, zemb: Style
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return features and input pyramid for the next level, and the features that the way up will need."""
+        """Return features and input pyramid for the next level, and the skip features for the decoder."""
         skips: list[Tensor] = []
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             h = attention(block(h, temb, zemb))
@@ -102,7 +102,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Residual blocks over features and skips, then a step to twice the resolution, None at the last level."""
+    """Residual blocks over features and skips, then a block that doubles the resolution, None at the last level."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Generator(nn.Module):
         num_classes: Number of labels; 0: unconditional.
 
     Raises:
-        ValueError: The image size and the config do not fit each other, or a width does not suit group norm.
+        ValueError: The image size does not fit the config, or a width cannot be split for group norm.
     """
 
     def __init__(self, config: GeneratorConfig, *, image_size: int, image_channels: int, num_classes: int = 0) -> None:
@@ -214,20 +214,20 @@ class Generator(nn.Module):
             self.conv_out = initialized(nn.Conv2d(C, image_channels, 3, padding=1), scale=NEAR_ZERO)
 
     def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
-        """Guess x0.
+        """Predict x0.
 
         Args:
             x_t: Noisy image, of the size and channels given at construction.
             t: Step index, 0 .. T-1.
             z: Standard normal latent.
-            label: 0 .. num_classes - 1, or num_classes for none; with classes only.
+            label: 0 .. num_classes - 1, or num_classes for no label. Required if the network has classes.
 
         Returns:
             x0_pred, in [-1, 1] with `output_tanh`.
         """
         temb, zemb = self.time_embedding(t), self.mapping(z if self.config.latent else torch.zeros_like(z), label)
         h = self.conv_in(x_t)
-        # Levels take and return their skips: ZeRO-3's hooks hand a module copies of lists, so filling one is lost.
+        # Levels return their skips: ZeRO-3's hooks pass copies of lists to a module, so appending to one has no effect.
         skips, pyramid, image = [h], x_t, None
         for level in self.down:
             h, pyramid, more = level(h, pyramid, temb, zemb)
@@ -242,7 +242,7 @@ class Generator(nn.Module):
 
 
 def _input_pyramid(config: GeneratorConfig, c_pyramid: int, C: int) -> tuple[nn.Module, int, int]:
-    """The module that joins pyramid and features [C], with the widths of features and pyramid after it."""
+    """The module that joins pyramid and features [C], and the widths of features and pyramid after it."""
     if config.progressive_input == "residual":
         module = ResidualInput(c_pyramid, C, resample=config.resample, skip_rescale=config.skip_rescale)
         return module, C, C
@@ -257,14 +257,14 @@ def _level_resolutions(config: GeneratorConfig, image_size: int) -> list[int]:
     """Image side at each level.
 
     Raises:
-        ValueError: The image cannot be halved so often, or attention is wanted at a side that does not occur.
+        ValueError: The image cannot be halved often enough, or no level has a side named in attention_resolutions.
     """
     multipliers = config.channel_multipliers
     factor = 2 ** (len(multipliers) - 1)
     if image_size < factor or image_size % factor:
         raise ValueError(
             f"image_size is {image_size}, but channel_multipliers {multipliers} make {len(multipliers)} levels, which "
-            f"need a multiple of 2 ** {len(multipliers) - 1} = {factor}: prepare images of such a size or take fewer "
+            f"need a multiple of 2 ** {len(multipliers) - 1} = {factor}: prepare images of such a size, or give fewer "
             "channel_multipliers"
         )
     resolutions = [image_size >> i for i in range(len(multipliers))]
@@ -272,6 +272,6 @@ def _level_resolutions(config: GeneratorConfig, image_size: int) -> list[int]:
         if resolution not in resolutions:
             raise ValueError(
                 f"attention_resolutions has {resolution}, but at image_size {image_size} the levels have the sides "
-                f"{resolutions}: choose among these, or none"
+                f"{resolutions}: choose from these, or give an empty list"
             )
     return resolutions

@@ -1,4 +1,4 @@
-"""Small parts that the generator and the discriminator share: initialization, group norm, time embedding."""
+"""Small parts shared by the generator and the discriminator: initialization, group norm, time and label embedding."""
 
 import math
 from typing import Literal, TypeVar
@@ -12,16 +12,16 @@ from models.shapes import Embedding, Label, Timestep
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
 Fan = Literal["average", "out"]
 
-# Scale of layers that should start as good as absent, yet with a gradient.
+# Scale of layers whose initial output should be near zero, but which still get a gradient.
 NEAR_ZERO = 1e-10
 
 
 def initialized(layer: LayerT, *, fan: Fan = "average", scale: float = 1.0) -> LayerT:
-    """Draw a layer's weights from U(-l, l), l = sqrt(3 scale / fan), by torch's global generator; biases become 0.
+    """Draw a layer's weights from U(-l, l), l = sqrt(3 scale / fan), with torch's global generator; zero its biases.
 
     Args:
         layer: Linear or convolution, changed in place.
-        fan: `average` of fan-in and fan-out, the rule of most of the generator, or fan-`out` alone.
+        fan: `average` of fan-in and fan-out, used in most of the generator, or fan-`out`.
         scale: Variance of the weights times the fan.
     """
     area = layer.weight[0, 0].numel()
@@ -44,8 +44,8 @@ def group_norm(num_channels: int, *, affine: bool = True) -> nn.GroupNorm:
     if num_groups == 0 or num_channels % num_groups:
         raise ValueError(
             f"a layer of {num_channels} channels cannot be split into {num_groups} equal groups for group norm. Layers "
-            "are base_channels x channel_multipliers wide, or the sum of two such widths where a skip joins: "
-            "choose base_channels and channel_multipliers so that each is a multiple of 4, and from 128 on of 32"
+            "are base_channels x channel_multipliers wide, or the sum of two such widths where a skip joins: choose "
+            "base_channels and channel_multipliers so that each width is a multiple of 4, and from 128 on of 32"
         )
     return nn.GroupNorm(num_groups, num_channels, eps=1e-6, affine=affine)
 
@@ -59,8 +59,8 @@ class SinusoidalEmbedding(nn.Module):
         super().__init__()
         if width < 4 or width % 2:
             raise ValueError(
-                f"a time embedding of {width} cannot be split into sines and cosines: choose the generator's "
-                "base_channels and the discriminator's time_embedding_dim even and at least 4"
+                f"a time embedding of width {width} cannot be split into sines and cosines: set the generator's "
+                "base_channels and the discriminator's time_embedding_dim to even numbers of at least 4"
             )
         self.width = width
         half = width // 2
@@ -76,7 +76,7 @@ class SinusoidalEmbedding(nn.Module):
 class FourierEmbedding(nn.Module):
     """[sin | cos] of log(t + 1) at fixed random frequencies.
 
-    The published code takes log(t), which is -inf at t = 0: networks trained there with it see other inputs here.
+    The published code uses log(t), which is -inf at t = 0. Networks trained with it get different inputs here.
     """
 
     frequencies: Tensor
@@ -84,7 +84,7 @@ class FourierEmbedding(nn.Module):
     def __init__(self, num_frequencies: int, scale: float) -> None:
         super().__init__()
         self.width = 2 * num_frequencies
-        # Fixed, but drawn at random: a part of the state.
+        # Random, so they must be saved in the state dict.
         self.register_buffer("frequencies", torch.randn(num_frequencies) * scale)
 
     def forward(self, t: Timestep) -> Embedding:
@@ -94,7 +94,7 @@ class FourierEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Two-layer perceptron over an embedding of t. Its output is already activated: every user would activate it."""
+    """Two-layer perceptron over an embedding of t. Its output is already activated, because every user needs that."""
 
     def __init__(
         self, embedding: SinusoidalEmbedding | FourierEmbedding, width: int, activation: nn.Module, fan: Fan
@@ -111,7 +111,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """Row `num_classes` stands for a label that was dropped.
+    """A vector for each label. Row `num_classes` is the vector for "no label".
 
     Args:
         num_classes: labels are 0 .. num_classes - 1.
@@ -131,5 +131,5 @@ class LabelEmbedding(nn.Module):
             ValueError: a network with classes was given no labels.
         """
         if label is None:
-            raise ValueError("this network has classes and was given no labels: pass num_classes for `no label`")
+            raise ValueError("this network has classes but got no labels: pass num_classes for `no label`")
         return self.embedding(label)

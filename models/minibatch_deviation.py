@@ -1,6 +1,6 @@
-"""Minibatch standard deviation (ProGAN, arXiv 1710.10196, section 3): it shows the discriminator how samples differ.
+"""Minibatch standard deviation (ProGAN, arXiv 1710.10196, section 3): shows the discriminator how samples differ.
 
-`contiguous` groups are neighbours in the batch, so a rank's share of a global batch holds whole groups, and the result
+`contiguous` groups are neighbours in the batch, so a rank's share of a global batch holds whole groups and the result
 does not depend on the number of ranks. `strided` is the published grouping: sample i with i + B/group, i + 2B/group ...
 """
 
@@ -23,16 +23,16 @@ def check_batch_size(batch_size: int, group_size: int) -> None:
     """
     if batch_size % min(batch_size, group_size):
         raise ValueError(
-            f"a batch of {batch_size} images cannot be split into groups of stddev_group_size {group_size}: the images "
-            f"that the discriminator sees at once must be a multiple of {group_size}, or fewer than that. Change the "
-            "micro batch size or discriminator.stddev_group_size"
+            f"a batch of {batch_size} images cannot be split into groups of stddev_group_size {group_size}: the number "
+            f"of images in one forward pass must be a multiple of {group_size}, or smaller. Change the micro batch "
+            "size or discriminator.stddev_group_size"
         )
 
 
 def append_deviation(x: Features, group_size: int, grouping: Grouping) -> Float[Tensor, "b c+1 h w"]:
-    """Append one constant channel: the mean deviation of features over the sample's group.
+    """Append one constant channel: the standard deviation over the sample's group, averaged over all features.
 
-    It is computed in float32 or better whatever the type of x; no operation here is one that autocast lowers.
+    It is computed in at least float32 whatever the dtype of x; autocast lowers none of these operations.
 
     Args:
         x: Features.

@@ -1,6 +1,6 @@
-"""Perceptrons in the place of the U-Net and of the convolutional discriminator, for points of the plane and their like.
+"""Perceptrons that replace the U-Net and the convolutional discriminator on low-dimensional data such as 2-D points.
 
-They see an image as one vector, whatever its size.
+They treat an image as one vector, whatever its size.
 """
 
 import math
@@ -17,9 +17,9 @@ from models.shapes import Image, Label, Latent, Logits, Timestep
 
 
 class Waves(nn.Module):
-    """Values beside their sines and cosines at frequencies that double (Tancik et al., 2006.10739, section 6).
+    """Values, and their sines and cosines at doubling frequencies (Tancik et al., 2006.10739, section 6).
 
-    A perceptron alone learns slowly what changes over a hundredth of the range, as the edge of a narrow mode does.
+    A plain perceptron is slow to learn what changes within a hundredth of the range, such as the edge of a narrow mode.
     """
 
     NUM_FREQUENCIES = 5
@@ -32,10 +32,10 @@ class Waves(nn.Module):
 
 
 class MlpGenerator(nn.Module):
-    """x0_pred = G(x_t, t, z) by `num_res_blocks` hidden layers of width `base_channels`.
+    """x0_pred = G(x_t, t, z), with 1 + `num_res_blocks` hidden layers of width `base_channels`.
 
     Args:
-        config: width and depth, time embedding, latent; what concerns images alone is not read.
+        config: Width, depth and latent; settings that concern only images are ignored.
         image_size: Side of the square images in pixels.
         image_channels: Channels of the images.
         num_classes: Number of labels; 0: unconditional.
@@ -57,7 +57,7 @@ class MlpGenerator(nn.Module):
         self.layer_out = initialized(nn.Linear(width, num_values))
 
     def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
-        """Guess x0; see `models.generator.Generator`."""
+        """Predict x0; see `models.generator.Generator`."""
         temb, zemb = self.time_embedding(t), self.mapping(z if self.config.latent else torch.zeros_like(z), label)
         h = F.silu(self.layer_in(self.waves(x_t.flatten(1))) + self.time(temb) + self.style(zemb))
         for layer in self.layers:
@@ -67,10 +67,10 @@ class MlpGenerator(nn.Module):
 
 
 class MlpDiscriminator(nn.Module):
-    """logits = D(x_tm1, x_t, t) by four hidden layers of width `base_channels`, without minibatch deviation.
+    """logits = D(x_tm1, x_t, t), with four hidden layers of width `base_channels` and no minibatch deviation.
 
     Args:
-        config: width and time embedding; groups of minibatch deviation are not read.
+        config: Width and time embedding; the settings of minibatch deviation are ignored.
         image_size: Side of the square images in pixels.
         image_channels: Channels of one image.
         num_classes: Number of labels; 0: unconditional.

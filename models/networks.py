@@ -1,4 +1,4 @@
-"""The networks that a config names."""
+"""Builds the networks that a config describes."""
 
 from torch import nn
 
@@ -13,13 +13,13 @@ def build_generator(
     """A generator with fresh weights, drawn from torch's global generator.
 
     Args:
-        config: names its kind.
+        config: Architecture; `kind` chooses the class.
         image_size: Side of the square images in pixels.
         image_channels: Channels of the images.
         num_classes: Number of labels; 0: unconditional.
 
     Raises:
-        ValueError: The image size and the config do not fit each other.
+        ValueError: The image size does not fit the config.
     """
     kind = MlpGenerator if config.kind == "mlp" else Generator
     return kind(config, image_size=image_size, image_channels=image_channels, num_classes=num_classes)

@@ -1,7 +1,7 @@
-"""Side paths of the generator that carry the image itself past its levels (StyleGAN2, arXiv 1912.04958, Fig. 7).
+"""Image pyramids: side paths of the generator that carry the image past its levels (StyleGAN2, 1912.04958, Fig. 7).
 
-An input pyramid follows each `down` block and returns the new features and the new pyramid; an output pyramid sums up
-the image level by level.
+An input pyramid follows each `down` block and returns the new features and the new pyramid. An output pyramid sums the
+image over the levels.
 """
 
 import torch
@@ -14,12 +14,12 @@ from models.resample import FirBlur, ResampleKind, downsample, upsample
 
 
 class ResidualInput(nn.Module):
-    """The pyramid, halved by a strided convolution, is added to the features; the sum is both from there on."""
+    """Halves the pyramid by a strided convolution and adds it to the features; the sum becomes both of them."""
 
     def __init__(self, c_pyramid: int, c_features: int, *, resample: ResampleKind, skip_rescale: bool) -> None:
         super().__init__()
         self.skip_rescale = skip_rescale
-        # Without FIR, zeros on the right and at the bottom let the convolution see every pixel.
+        # Without FIR, pad the right and bottom edges with zeros so that the convolution covers every pixel.
         self.prepare = FirBlur() if resample == "fir" else nn.ZeroPad2d((0, 1, 0, 1))
         self.conv = initialized(nn.Conv2d(c_pyramid, c_features, 3, stride=2))
 
@@ -30,7 +30,7 @@ class ResidualInput(nn.Module):
 
 
 class SkipInput(nn.Module):
-    """The halved image, through a 1x1 convolution, joins the features."""
+    """Halves the image and joins it, after a 1x1 convolution, to the features."""
 
     def __init__(self, image_channels: int, c_features: int, *, resample: ResampleKind, concatenates: bool) -> None:
         super().__init__()
@@ -39,22 +39,22 @@ class SkipInput(nn.Module):
         self.conv = initialized(nn.Conv2d(image_channels, c_features, 1))
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """Join the halved image and the features: a plain sum, or twice as many channels."""
+        """Join the halved image and the features by a plain sum, or by concatenation (twice as many channels)."""
         pyramid = self.downsample(pyramid)
         image = self.conv(pyramid)
         return torch.cat([image, h], dim=1) if self.concatenates else image + h, pyramid
 
 
 class NoInput(nn.Module):
-    """The features alone."""
+    """No input pyramid."""
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both as they are."""
+        """Return both unchanged."""
         return h, pyramid
 
 
 class SkipOutput(nn.Module):
-    """A level's contribution to the image, added to the doubled sum of the levels below."""
+    """Adds a level's contribution to the upsampled sum of the levels below."""
 
     def __init__(self, c_features: int, image_channels: int, *, resample: ResampleKind) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Change of resolution by two: FIR filters as depthwise convolutions, or nearest neighbour and mean.
+"""Halving and doubling the resolution: FIR filters as depthwise convolutions, or mean and nearest neighbour.
 
-The FIR kernel is the outer product of [1, 3, 3, 1] with itself, normalised to sum 1. A depthwise convolution was the
-fastest of the formulations tried (separable, polyphase, one-channel, pooling), above all in channels_last, and its
-double backward is again a convolution. Compiled networks have them as sums of shifted pixels.
+The FIR kernel is the outer product of [1, 3, 3, 1] with itself, normalized to sum 1. A depthwise convolution was the
+fastest formulation tried (others: separable, polyphase, one-channel, pooling), above all in channels_last, and its
+double backward is again a convolution. Compiled networks use sums of shifted pixels instead.
 """
 
 from typing import Literal
@@ -18,7 +18,7 @@ ResampleKind = Literal["fir", "nearest"]
 
 
 class _Fir(nn.Module):
-    """Holder of the kernel. It is a constant, so state dicts leave it out."""
+    """Holds the kernel, a constant that is not part of state dicts."""
 
     kernel: Tensor
 
@@ -54,7 +54,7 @@ class FirUpsample(_Fir):
 
 
 def halved_by_slices(x: Features) -> HalfFeatures:
-    """`FirDownsample` as sums of shifted pixels, which a compiler fuses into the operations around them."""
+    """`FirDownsample` as sums of shifted pixels, which a compiler can fuse with the operations around them."""
     for dim, padding in ((3, (1, 1)), (2, (0, 0, 1, 1))):
         padded, stop = F.pad(x, padding), x.shape[dim]
         taps = [padded[..., k : k + stop : 2] if dim == 3 else padded[..., k : k + stop : 2, :] for k in range(4)]
@@ -63,7 +63,7 @@ def halved_by_slices(x: Features) -> HalfFeatures:
 
 
 def doubled_by_slices(x: Features) -> DoubleFeatures:
-    """`FirUpsample` in the same way."""
+    """`FirUpsample` as sums of shifted pixels."""
     for dim, padding in ((3, (1, 1)), (2, (0, 0, 1, 1))):
         padded, size = F.pad(x, padding), x.shape[dim]
         before, after = (padded.narrow(dim, start, size) for start in (0, 2))
@@ -72,7 +72,7 @@ def doubled_by_slices(x: Features) -> DoubleFeatures:
 
 
 class FirBlur(_Fir):
-    """Pad (2, 2) and filter: what a stride-2 convolution without padding needs before it."""
+    """Pad (2, 2) and filter; used before a stride-2 convolution without padding."""
 
     def forward(self, x: Features) -> Float[Tensor, "b c h+1 w+1"]:
         """Filter; height and width grow by one."""

@@ -27,9 +27,9 @@ def sample(
         generator: Maps (x_t, t, z) to x0_pred.
         diffusion: Tables of the process, on the device of the noise.
         noise_T: Standard normal, the image at t = T.
-        draw: Gives a fresh z and a fresh posterior noise for step t; the noise of t = 0 is without effect.
-        sampler: `ancestral` draws from the posterior; `deterministic` (DDIM) keeps the noise that x0_pred leaves in
-            x_t. A generator that was trained against the posterior's samples knows the first alone.
+        draw: Returns a fresh z and a fresh posterior noise for step t; the noise has no effect at t = 0.
+        sampler: `ancestral` draws from the posterior; `deterministic` (DDIM) reuses the noise that x0_pred implies in
+            x_t. A generator trained with the adversarial method supports only `ancestral`.
 
     Returns:
         Images, in [-1, 1] if the generator's output is.

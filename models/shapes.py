@@ -1,4 +1,4 @@
-"""Shapes and element types of what the models take and return; the tests check them at run time.
+"""Shapes and dtypes of the models' inputs and outputs; the tests check them at run time.
 
 `t` is 0 .. T-1, and t = 0 is step 1 of the paper.
 """

@@ -1,8 +1,8 @@
 """The paper's ablation on a small data set: T = 1, 2, 4, 8, with and without z (DDGAN, arXiv 2112.07804).
 
-`python -m trainer.ablation --config digits --out table.md` trains a run for each cell, one after the other, on one rank
-without Ray, draws samples and measures them as `trainer.evaluate` does. It writes a table in Markdown. Runs that were
-finished before are measured again, not trained again; one that was stopped goes on.
+`python -m trainer.ablation --config digits --out table.md` trains one run per row, one after the other, on one rank
+without Ray. It draws samples, evaluates them as `trainer.evaluate` does, and writes a Markdown table. Finished runs are
+evaluated again but not trained again; a stopped run resumes.
 """
 
 import argparse
@@ -46,12 +46,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its run directory."""
+        """Name of its run directory."""
         return f"t{self.num_timesteps}-{'z' if self.latent else 'no-z'}-seed{self.seed}"
 
     @property
     def overrides(self) -> list[str]:
-        """What it sets."""
+        """Its settings, as `--set` takes them."""
         return [
             f"diffusion.num_timesteps={self.num_timesteps}",
             f"generator.latent={str(self.latent).lower()}",
@@ -59,7 +59,7 @@ class Cell:
         ]
 
     def row(self, found: Evaluation, seconds: float | None) -> str:
-        """Its line of the table; `seconds` of training, None if that was done before."""
+        """Its row of the table; `seconds` of training, None if it was finished before."""
         quality = found.quality
         assert quality is not None
         cells = (
@@ -77,21 +77,21 @@ class Cell:
 
 
 def cells_of(timesteps: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-    """All runs, in the order of the table."""
+    """All runs, in table order."""
     return [
         Cell(num_timesteps=T, latent=latent, seed=seed) for T in timesteps for latent in (True, False) for seed in seeds
     ]
 
 
 def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
-    """Train a run to its end, in a process of its own; seconds that it took, None if nothing was left to do.
+    """Train a run to its end in a subprocess. Returns its seconds, or None if the run was already finished.
 
-    A run that is finished is started as well: it sees whether it is a run of this config. SIGINT and SIGTERM reach the
-    process, which saves a checkpoint before it ends.
+    A finished run is started too, so that the worker checks its config. SIGINT and SIGTERM reach the subprocess, which
+    saves a checkpoint before it exits.
 
     Raises:
-        UserError: it was refused, as it has said itself.
-        OperationError: it failed, as it has said itself, or it was stopped.
+        ValueError: the run was refused; the worker has printed why.
+        OSError: the run failed, and the worker has printed why, or it was stopped.
     """
     was_finished = is_finished(config)
     began = time.perf_counter()
@@ -99,7 +99,7 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
         previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the terminal has sent it to both
+        except KeyboardInterrupt:  # the terminal sends SIGINT to both processes
             process.wait()
             raise
         finally:
@@ -109,7 +109,7 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
     if code or not is_finished(config):
         raise OperationError(
             f"the run in {config.run.directory} ended with code {code} before it was done: the same command goes on "
-            "with it"
+            "resume it"
         )
     return None if was_finished else time.perf_counter() - began
 
@@ -122,12 +122,12 @@ def is_finished(config: TrainConfig) -> bool:
 
 def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is given, expected are whole numbers such as 1,2,4,8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers: give numbers such as 1,2,4,8")
     return [int(part) for part in text.split(",")]
 
 
 def _check(config: TrainConfig, num_samples: int) -> None:
-    """Refuse what no row can be made of, before anything is trained."""
+    """Refuse unusable settings before anything is trained."""
     check_data(config)
     check_device(config)
     if config.checkpoint.directory is not None:
@@ -138,7 +138,7 @@ def _check(config: TrainConfig, num_samples: int) -> None:
         raise UserError(f"{config.data.path}: {NO_LABELS}")
 
 
-@as_command(name="trainer.ablation", interrupted="stopped; the same command goes on with the run that was under way")
+@as_command(name="trainer.ablation", interrupted="stopped; repeat the command to resume the current run")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 1: a run failed or was stopped; 2: arguments, config or data are wrong; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -147,9 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_arguments(parser)
     parser.add_argument("--timesteps", type=_numbers, default=list(TIMESTEPS), metavar="1,2", help="default: 1,2,4,8")
     parser.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1", help="default: 0")
-    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples of each run (default: {NUM_SAMPLES})")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="where the table goes")
+    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples per run (default: {NUM_SAMPLES})")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder for the runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="file for the table")
     options = parser.parse_args(arguments)
     fixed = ["scaling.world_size=1", "tracking.backend=none", *options.set]
     plans = []

@@ -1,9 +1,9 @@
-"""How many modes of StackedMNIST a run reaches: `python -m trainer.modes --run DIR --reference DIR --test DIR`.
+"""How many modes of StackedMNIST a run covers: `python -m trainer.modes --run DIR --reference DIR --test DIR`.
 
-A sample is three digits, one in each colour channel. A classifier of single digits is trained on the channels of the
-reference and tested on those of stacks that were made from other digits; the three digits of each sample name its mode.
-Besides the modes that occur at all, the divergence of their frequencies from equal ones is given, as PacGAN
-(arXiv 1712.04086) and DDGAN (2112.07804) do.
+A sample is three digits, one per colour channel, and these digits are its mode. A digit classifier is trained on the
+channels of the reference and tested on stacks made from other digits; then it classifies the channels of the samples.
+The result is the number of modes that occur, and the KL divergence of their frequencies from uniform ones, as in PacGAN
+(arXiv 1712.04086) and DDGAN (2112.07804).
 """
 
 import argparse
@@ -31,7 +31,7 @@ NUM_MODES = 1000
 
 
 NUM_SAMPLES = 25_600
-"""As published; divergences of other numbers of samples cannot be compared with these."""
+"""As published. Divergences for other numbers of samples cannot be compared with the published ones."""
 
 
 NEEDED_ACCURACY = 0.99
@@ -42,71 +42,70 @@ TRAINING_STEPS = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class ModeCount:
-    """What a set of samples shows."""
+    """The modes in a set of samples."""
 
     num_samples: int
     num_modes: int
     """Modes with at least one sample."""
     kl: float
-    """KL(frequencies of the modes || equal ones) in nats; about 999 / (2 num_samples) even where all are equally
-    likely."""
+    """KL(mode frequencies || uniform) in nats; about 999 / (2 num_samples) even if all modes are equally likely."""
     classifier_accuracy: float
-    """Share of the single test digits that are told rightly."""
+    """Share of the single test digits that are classified correctly."""
 
 
 class ModesError(UserError):
-    """Modes cannot be counted; says why, and what to do."""
+    """Modes cannot be counted; the message says why, and what to do."""
 
 
 def single_digits(stacks: Uint8Image, modes: Int64[Tensor, " b"]) -> tuple[Uint8Image, Int64[Tensor, " b"]]:
-    """The channels of labelled stacks as images of their own, uint8 [3 B, 1, H, W], and their digits."""
+    """The channels of labelled stacks as separate images, uint8 [3 B, 1, H, W], and their digits."""
     digits = torch.stack((modes // 100, modes // 10 % 10, modes % 10), dim=1)
     return stacks.flatten(0, 1)[:, None], digits.flatten()
 
 
 def digit_classifier(reference: Path, test: Path, *, seed: int) -> TrainedClassifier:
-    """Train on the channels of `reference`, measure on those of `test`.
+    """Train a classifier on the channels of `reference` and test it on those of `test`.
 
     Args:
-        reference, test: data sets that `check_stacks` has passed.
-        seed: of the classifier.
+        reference, test: data sets that passed `check_stacks`.
+        seed: seed of the classifier.
 
     Raises:
-        ModesError: the classifier does not get good enough.
-        DataError: something is missing or damaged.
+        ModesError: the classifier is not accurate enough.
+        DataError: a data set is incomplete or damaged.
     """
     trained = train_classifier(*_digits_of(reference), seed=seed, steps=TRAINING_STEPS)
     images, digits = _digits_of(test)
     accuracy = (trained.predict(images) == digits).double().mean().item()
     if accuracy < NEEDED_ACCURACY:
         raise ModesError(
-            f"the classifier tells {accuracy:.2%} of the digits of {test} rightly, {NEEDED_ACCURACY:.0%} are needed to "
-            "count modes with it: prepare more stacks for --reference, or larger images"
+            f"the classifier gets {accuracy:.2%} of the digits of {test} right, but counting modes needs "
+            f"{NEEDED_ACCURACY:.0%}: prepare more stacks for --reference, or larger images"
         )
     return TrainedClassifier(model=trained.model, accuracy=accuracy, num_held_out=len(digits))
 
 
 def check_stacks(reference: Path, test: Path) -> int:
-    """Refuse what cannot be used before it takes minutes to see that; returns the side of their images in pixels.
+    """Refuse unusable data sets before minutes are spent on training; returns the side of their images in pixels.
 
     Raises:
-        ModesError: they were not prepared from StackedMNIST, of one size, the second one from digits that the first
-            has not.
+        ModesError: they were not prepared from StackedMNIST, have different sizes, or were made from the same digits.
         DataError: there is no data set.
     """
     indexes = [load_index(path) for path in (reference, test)]
     for path, index in zip((reference, test), indexes, strict=True):
         if not index.source.startswith("stackedmnist:"):
-            raise ModesError(f"{path} was prepared from {index.source}: give what was prepared from stackedmnist:PATH")
+            raise ModesError(f"{path} was prepared from {index.source}: give one prepared from stackedmnist:PATH")
     learnt, unseen = indexes
     if learnt.image_size != unseen.image_size:
         raise ModesError(
-            f"{reference} has {learnt.image_size} px and {test} {unseen.image_size}: prepare both with the same --size"
+            f"{reference} has {learnt.image_size} px and {test} has {unseen.image_size} px: prepare both with the same "
+            "--size"
         )
     if learnt.source == unseen.source:
         raise ModesError(
-            f"{test} was made from the digits of {reference}, so it cannot tell how well others are told: prepare it "
-            "with the other --split"
+            f"{test} was made from the same digits as {reference}, so it cannot measure accuracy on unseen digits: "
+            "prepare it with the other --split"
         )
     return learnt.image_size
 
@@ -121,7 +120,7 @@ def count_modes(samples: Uint8Image, classifier: TrainedClassifier) -> ModeCount
     """Count the modes of samples, uint8 [N, 3, H, W].
 
     Raises:
-        ModesError: the samples are of another form than what the classifier was trained on.
+        ModesError: the samples have another shape than the images that the classifier was trained on.
     """
     _check_samples(samples, classifier.image_size)
     red, green, blue = classifier.predict(samples.flatten(0, 1)[:, None]).view(-1, 3).unbind(dim=1)
@@ -138,32 +137,32 @@ def count_modes(samples: Uint8Image, classifier: TrainedClassifier) -> ModeCount
 def _check_samples(samples: Uint8Image, size: int) -> None:
     if samples.ndim != 4 or samples.shape[1:] != (3, size, size) or not len(samples):
         raise ModesError(
-            f"samples are {list(samples.shape)}, the reference is [N, 3, {size}, {size}]: give the reference that the "
-            "run was trained on"
+            f"samples are {list(samples.shape)}, but the reference is [N, 3, {size}, {size}]: give the reference that "
+            "the run was trained on"
         )
 
 
 @as_command(name="trainer.modes", failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line about what the user has to change."""
+    """The command. Exit code 0, or 2 after one line that says what to change."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.modes", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, metavar="DIR", help="draw samples from this run")
     source.add_argument(
-        "--samples", type=Path, metavar="FILE", help="take these instead: an .npz or a folder of images"
+        "--samples", type=Path, metavar="FILE", help="use these samples instead: an .npz file or a folder of PNGs"
     )
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="DIR", help="prepared stacks to learn digits from"
+        "--reference", type=Path, required=True, metavar="DIR", help="prepared stacks that train the classifier"
     )
     parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="prepared stacks of other digits")
     parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples to draw (default: {NUM_SAMPLES})")
-    add_seed_argument(parser, "of classifier and samples")
+    add_seed_argument(parser, "of the classifier and the samples")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.num < 1:
-        raise ModesError(f"--num is {options.num}; at least 1 is needed")
+        raise ModesError(f"--num is {options.num}: give 1 or more")
     size = check_stacks(options.reference, options.test)
     samples = load_images(options.samples) if options.samples else sample_run(options.run, options.num, options.seed)
     _check_samples(samples, size)
@@ -173,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
     else:
         sys.stdout.write(
-            f"{found.num_modes} of {NUM_MODES} modes, KL {found.kl:.3f}, among {found.num_samples} samples; the "
-            f"classifier tells {found.classifier_accuracy:.2%} of unseen digits rightly\n"
+            f"{found.num_modes} of {NUM_MODES} modes, KL {found.kl:.3f}, in {found.num_samples} samples; the "
+            f"classifier gets {found.classifier_accuracy:.2%} of unseen digits right\n"
         )
     return 0
 

@@ -1,6 +1,6 @@
-"""How well runs on points of the plane found the 25 Gaussians: `python -m trainer.points --run DIR [--run DIR ...]`.
+"""How well runs learned the 25 Gaussians in the plane: `python -m trainer.points --run DIR [--run DIR ...]`.
 
-Counts, for each run, the modes that were found and the share of points within three standard deviations of a mode.
+For each run it counts the modes that were found, and the share of points within three standard deviations of a mode.
 With --out it draws the data and the points of each run side by side.
 """
 
@@ -28,23 +28,23 @@ NUM_DEVIATIONS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class PointQuality:
-    """What a set of points shows of the mixture."""
+    """How well a set of points covers the mixture."""
 
     num_points: int
-    """Points looked at."""
+    """Number of points."""
     num_modes: int
-    """Modes, of 25, that are found: at least a fifth of an equal share of the points lies close to them."""
+    """Number of modes found, of 25. A mode is found if at least a fifth of its equal share of points is close to it."""
     share_close: float
-    """Share of the points within three standard deviations of a mode; of the mixture itself it is 0.989."""
+    """Share of the points within three standard deviations of a mode; 0.989 for the mixture itself."""
     smallest_mode_share: float
-    """Share of the points that lies close to the mode with the fewest; 0.04 would be equal."""
+    """Share of the points close to the mode that has the fewest; 0.04 if all modes were equal."""
 
 
 def point_quality(points: UInt8[Tensor, "n 2 1 1"]) -> PointQuality:
-    """Hold points against the mixture of `data.sources.points`.
+    """Compare points with the mixture of `data.sources.points`.
 
     Args:
-        points: uint8 [N, 2, 1, 1], levels.
+        points: uint8 [N, 2, 1, 1], coordinates as levels.
     """
     if points.ndim != 4 or points.shape[1:] != (2, 1, 1) or not len(points):
         raise UserError(f"samples are {list(points.shape)}, expected points of the plane, [N, 2, 1, 1]")
@@ -62,27 +62,27 @@ def point_quality(points: UInt8[Tensor, "n 2 1 1"]) -> PointQuality:
 
 
 def data_points(num: int, seed: int) -> UInt8[Tensor, "n 2 1 1"]:
-    """Points of the mixture itself."""
+    """Points drawn from the mixture itself."""
     points, _ = draw_points(num, seed=seed)
     return torch.from_numpy(np.ascontiguousarray(points))[:, :, None, None]
 
 
 @as_command(name="trainer.points", failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line about what the user has to change."""
+    """The command. Exit code 0, or 2 after one line that says what to change."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.points", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
     )
     parser.add_argument("--run", type=Path, action="append", required=True, metavar="DIR", help="may be repeated")
     parser.add_argument("--num", type=int, default=10_000, help="points to draw from each (default: 10000)")
     add_seed_argument(parser, "of the points")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="picture: the data, then each run")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw the data, then each run, as one picture")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per set of points")
     options = parser.parse_args(arguments)
     if options.num < 1:
-        raise UserError(f"--num is {options.num}; at least 1 is needed")
+        raise UserError(f"--num is {options.num}: give 1 or more")
     if options.out and options.out.suffix != ".png":
-        raise UserError(f"--out is {options.out}; give a name that ends in .png")
+        raise UserError(f"--out is {options.out}: give a name that ends in .png")
     sets = {"data": data_points(options.num, options.seed + 1)}
     sets |= {str(run): sample_run(run, options.num, options.seed) for run in options.run}
     found = {name: point_quality(points) for name, points in sets.items()}

@@ -1,6 +1,6 @@
 """Train: `python -m trainer.run --config digits`. To resume a run, give the same command again.
 
-Exit codes: 0, finished; 75, stopped on request after a checkpoint, the same command goes on; 1, failed; 2, the command,
+Exit codes: 0, finished; 75, stopped on request after a checkpoint, the same command resumes; 1, failed; 2, the command,
 the config, the data or the cluster is wrong; 130, stopped at once.
 """
 
@@ -21,7 +21,7 @@ from trainer.rank.run_folder import Outcome, outcome_at
 from trainer.tracking.store import tracking_uri
 
 STOPPED = os.EX_TEMPFAIL
-"""Exit code of a run that ended before its end because it was asked to; to a scheduler: start it again."""
+"""Exit code of a run that was stopped on request before its end; it tells a scheduler to start the run again."""
 
 
 @as_command()
@@ -42,29 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command's options; argparse ends the process if they are wrong."""
+    """The command's options; argparse exits if they are wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.run",
-        description="Train a Denoising Diffusion GAN on Ray Train and DeepSpeed. The same command again resumes.",
+        description="Train a Denoising Diffusion GAN on Ray Train and DeepSpeed. To resume, repeat the command.",
     )
     add_config_arguments(parser)
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),
         default="auto",
-        help="auto: go on from the newest valid checkpoint, if there is one; never: refuse a used run directory",
+        help="auto: resume from the newest valid checkpoint, if there is one; never: refuse a used run directory",
     )
-    parser.add_argument("--init-from", metavar="FILE", help="start from a snapshot's or published generator weights")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, and stop")
+    parser.add_argument("--init-from", metavar="FILE", help="start from generator weights: a snapshot's or published")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
     add_explain_arguments(parser)
     return parser.parse_args(arguments)
 
 
 def config_of(options: argparse.Namespace) -> TrainConfig:
-    """The config that the options give.
+    """The config given by the options.
 
     Raises:
-        ConfigError: it is wrong.
+        ConfigError: the config is wrong.
     """
     overrides = [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
     return load_config(options.config, overrides)
@@ -72,16 +72,16 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 
 def _launch(config: TrainConfig) -> int:
     set_up_ray()
-    from trainer.driver.ray_train import RunFailedError, fit  # takes seconds: not for a dry run or a refusal
+    from trainer.driver.ray_train import RunFailedError, fit  # takes seconds
 
     try:
         outcome = fit(config)
     except RunFailedError as error:
-        raise OperationError(f"{error}\nTo go on from the last checkpoint, give the same command again.") from error
-    except SystemExit:  # Ray's answer to a SIGTERM, as long as no rank is there to be asked
-        raise StoppedError("stopped before the ranks started; the same command goes on", STOPPED) from None
+        raise OperationError(f"{error}\nTo resume from the last checkpoint, give the same command again.") from error
+    except SystemExit:  # Ray's reaction to SIGTERM before the ranks have started
+        raise StoppedError("stopped before the ranks started; the same command resumes", STOPPED) from None
     except KeyboardInterrupt:
-        raise StoppedError("stopped at once; the same command goes on from the last checkpoint") from None
+        raise StoppedError("stopped at once; the same command resumes from the last checkpoint") from None
     print(_summary(config, outcome))
     return 0 if outcome.finished else STOPPED
 

@@ -1,9 +1,8 @@
-"""Prove that kills change nothing: `python -m trainer.verify_resume --config digits --kills 10 --ranks 2`.
+"""Prove that kills do not change the result: `python -m trainer.verify_resume --config digits --kills 10 --ranks 2`.
 
-Trains twice without Ray: once straight, once killed at places that a seed chooses (in a step; while something is done
-to the files of a checkpoint; by SIGTERM) and started again until it is done. Then compares what the two have in every
-checkpoint. Exit codes: 0, all equal; 1, something differs, or a start failed of itself; 2, the command or the config is
-wrong.
+Trains twice without Ray: once uninterrupted, and once killed at points chosen by a seed (in a step, during a file
+operation of a checkpoint, by SIGTERM) and restarted until it is done. Then compares every checkpoint of the two runs.
+Exit codes: 0, all equal; 1, something differs, or a start failed without a kill; 2, the command or the config is wrong.
 """
 
 import argparse
@@ -33,7 +32,7 @@ KINDS = ("step", "checkpoint", "SIGTERM", "checkpoint", "step")
 
 
 FILE_EVENTS_OF_A_SAVE = 10
-"""About so many things are done to files in a save by rank 0, and by another rank `FILE_EVENTS_OF_A_PART`."""
+"""Approximate number of file operations in a save on rank 0; on other ranks it is `FILE_EVENTS_OF_A_PART`."""
 
 
 FILE_EVENTS_OF_A_PART = 3
@@ -43,7 +42,7 @@ NUM_CHECKPOINTS = 20
 
 
 class StartFailedError(OperationError):
-    """A start ended with an error that no kill explains."""
+    """A start failed, but not because of a kill."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Trial:
     """What is trained, and where.
 
     Attributes:
-        arguments: of the worker, without those of a directory.
-        config: resolved.
-        ranks: processes.
+        arguments: the worker's arguments, without a run directory.
+        config: the resolved config.
+        ranks: number of processes.
         out: folder of all runs and logs.
     """
 
@@ -63,13 +62,13 @@ class Trial:
     out: Path
 
     def start(self, name: str, kill: Kill | None) -> bool:
-        """Start the run `name` from where it stands, to its end or to the kill.
+        """Start or resume the run `name`, until its end or until the kill.
 
         Returns:
-            Whether the kill hit it.
+            Whether the kill took effect.
 
         Raises:
-            StartFailedError: it failed of itself; the message ends with the log's last lines.
+            StartFailedError: it failed without a kill; the message ends with the last lines of the log.
         """
         command = [sys.executable, "-m"]
         if self.ranks > 1:
@@ -83,41 +82,41 @@ class Trial:
             try:
                 code = process.wait()
             finally:
-                process.terminate()  # torchrun takes its ranks with it
+                process.terminate()  # torchrun also ends its ranks
         printed = file.read_bytes()[before:].decode(errors="replace")
         killed = MARK in printed
         if code and not (killed and kill and kill.signal == "SIGKILL"):
-            raise StartFailedError(f"a start of {name} ended with {code}; {file} ends:\n{printed[-2000:]}")
+            raise StartFailedError(f"a start of {name} exited with code {code}; {file} ends:\n{printed[-2000:]}")
         return killed
 
     def checkpoints(self, name: str) -> Path:
-        """Where the run `name` saves."""
+        """Checkpoint folder of the run `name`."""
         return self.out / name / "checkpoints"
 
     def step(self, name: str) -> int:
-        """Where the run `name` would resume."""
+        """Step at which the run `name` would resume."""
         newest = newest_valid(self.checkpoints(name))
         return newest.step if newest else 0
 
     def fingerprints(self, name: str) -> dict[int, Fingerprint]:
-        """Of every checkpoint of the run `name`, by step."""
+        """Fingerprint of every checkpoint of the run `name`, by step."""
         return {checkpoint.step: fingerprint(checkpoint) for checkpoint in list_checkpoints(self.checkpoints(name))}
 
 
 def plan_kills(seed: int, kills: int, *, ranks: int, total_steps: int) -> Iterator[Kill]:
-    """Kills in the order of a run, their steps counted from the beginning of the run.
+    """Plan kills in the order of their steps, which are counted from the beginning of the run.
 
     Args:
-        seed: of all choices.
-        kills: how many.
-        ranks: of the run.
-        total_steps: of the run.
+        seed: seed of all random choices.
+        kills: number of kills.
+        ranks: number of ranks of the run.
+        total_steps: number of steps of the run.
     """
     dice = random.Random(seed)
     for number, due in enumerate(sorted(dice.randint(1, total_steps) for _ in range(kills))):
         kind = KINDS[number % len(KINDS)]
-        alone = (dice.randrange(ranks),)
-        victims = dice.choice((alone, tuple(range(ranks))))
+        one_rank = (dice.randrange(ranks),)
+        victims = dice.choice((one_rank, tuple(range(ranks))))
         events = FILE_EVENTS_OF_A_SAVE if 0 in victims else FILE_EVENTS_OF_A_PART
         yield Kill(
             signal="SIGTERM" if kind == "SIGTERM" else "SIGKILL",
@@ -129,29 +128,29 @@ def plan_kills(seed: int, kills: int, *, ranks: int, total_steps: int) -> Iterat
 
 
 def run_killed(trial: Trial, name: str, seed: int, kills: int) -> int:
-    """Train with kills to the end; returns how many of them hit."""
+    """Train to the end with kills; returns how many took effect."""
     total, hits = num_steps(trial.config), 0
     for planned in plan_kills(seed, kills, ranks=trial.ranks, total_steps=total):
         first = trial.step(name)
         if first >= total:
             break
-        # Its step may lie behind already: a kill that was armed earlier came later.
+        # The planned step may already be done, because an earlier kill took effect late.
         kill = replace(planned, step=max(1, planned.step - first))
         hit = trial.start(name, kill)
         hits += hit
         place = f"step {first + kill.step}" if kill.file_event is None else "a checkpoint"
         whom = "all ranks" if len(kill.ranks) == trial.ranks else f"rank {kill.ranks[0]}"
-        said = f"{kill.signal} of {whom} in {place}" if hit else "the end came before the kill"
-        log.info("%s: from step %d, %s; resumes at step %d", name, first, said, trial.step(name))
+        result = f"{kill.signal} to {whom} in {place}" if hit else "the run ended before the kill"
+        log.info("%s: from step %d, %s; resumes at step %d", name, first, result, trial.step(name))
     if trial.step(name) < total:
         trial.start(name, None)
     return hits
 
 
 def compare(straight: dict[int, Fingerprint], killed: dict[int, Fingerprint]) -> tuple[list[str], bool]:
-    """A line for each checkpoint of the straight run, and whether all are equal.
+    """A line for each checkpoint of the uninterrupted run, and whether all are equal.
 
-    A stop in between leaves checkpoints that the straight run does not have; they have nothing to be compared with.
+    SIGTERM leaves additional checkpoints that the uninterrupted run does not have; they are not compared.
     """
     lines = [f"{'step':>8}  {'weights':12}  {'ema':12}  {'optimizer':12}  {'metrics':12}"]
     for step, expected in sorted(straight.items()):
@@ -164,7 +163,7 @@ def compare(straight: dict[int, Fingerprint], killed: dict[int, Fingerprint]) ->
 
 
 def verify(trial: Trial, *, seed: int, kills: int, soak_s: float) -> bool:
-    """Run, kill, compare and print; goes on with further seeds for `soak_s`. Whether all was equal."""
+    """Run, kill, compare and print; repeat with further seeds for `soak_s` seconds. Returns whether all were equal."""
     ends_at = time.monotonic() + soak_s
     log.info("training %d steps without a kill; the logs are in %s", num_steps(trial.config), trial.out)
     trial.start("straight", None)
@@ -190,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=10, help="how often the run is killed (default: 10)")
     parser.add_argument("--ranks", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the kills (default: 0)")
-    parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="go on with further seeds for so long")
-    parser.add_argument("--out", type=Path, help="folder of the runs and their logs (default: runs/verify-CONFIG)")
+    parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="repeat with more seeds for this time")
+    parser.add_argument("--out", type=Path, help="folder for runs and logs (default: runs/verify-CONFIG)")
     options = parser.parse_args(arguments)
     start_logging(0)
     if options.kills < 0:
@@ -204,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) -> Trial:
     out = (out or Path(f"runs/verify-{Path(name).stem}")).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([f"--out is {out}, which is in use: both runs must start from nothing. Give another folder"])
+        raise ConfigError(
+            [f"--out is {out}, which is in use, but both runs must start from scratch: give a new folder"]
+        )
     if ranks < 1:
         raise ConfigError([f"--ranks is {ranks}: give 1 or more"])
     needed = [f"run.directory={out}", f"scaling.world_size={ranks}"]
@@ -222,7 +223,7 @@ def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) 
     check_device(config)
     if config.scaling.device == "gpu" and not config.run.deterministic:
         raise ConfigError(
-            ["on a GPU two runs are equal only with deterministic kernels: add --set run.deterministic=true"]
+            ["run.deterministic is false, but on a GPU both runs are equal only if it is: set run.deterministic=true"]
         )
     check_data(config)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What one rank does: build, resume, train, close. `python -m trainer.worker` runs it without Ray.
+"""Train without Ray: `python -m trainer.worker --config X`.
 
-Alone it is one process; with `torchrun --nproc-per-node 2 -m trainer.worker --config X` it is one rank of several.
+On its own it is a run with one rank; with `torchrun --nproc-per-node 2 -m trainer.worker --config X` it is one of two.
 """
 
 import argparse

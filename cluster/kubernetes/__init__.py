@@ -1,7 +1,7 @@
 """Training as a RayJob.
 
 Files:
-    drain        has the driver save before a pod goes
+    drain        makes the driver save before its pod is deleted
     rayjob.yaml  the RayJob
-    submit       kubectl
+    submit       submits and controls it with kubectl
 """

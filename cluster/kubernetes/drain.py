@@ -1,6 +1,6 @@
-"""Ask the driver on this pod to save and end, and wait for it: `python -m cluster.kubernetes.drain`.
+"""Ask the driver in this pod to save and exit, and wait for it: `python -m cluster.kubernetes.drain`.
 
-The pod's preStop. Kubernetes itself tells only the first process of a container that the end is near, and that is Ray.
+It is the pod's preStop hook. Kubernetes itself signals only the first process of a container, which is Ray.
 """
 
 import os
@@ -13,25 +13,25 @@ _WAIT_S = 280.0
 
 
 def drivers(pod: str) -> list[psutil.Process]:
-    """Processes that drive a training (`python -m cluster.launch train`, `python -m trainer.run`) in a pod.
+    """Driver processes (`python -m cluster.launch train`, `python -m trainer.run`) in a pod.
 
     Args:
-        pod: its address, which the manifest puts into POD_IP.
+        pod: address of the pod, which the manifest puts into POD_IP.
     """
     found = []
     for process in psutil.process_iter():
         try:
-            command, there = process.cmdline(), process.environ().get("POD_IP")
+            command, address = process.cmdline(), process.environ().get("POD_IP")
         except psutil.Error:
             continue
         module = command[command.index("-m") + 1 :][:1] if "-m" in command else []
-        if there == pod and module in ([name] for name in _DRIVERS):
+        if address == pod and module in ([name] for name in _DRIVERS):
             found.append(process)
     return found
 
 
 def main() -> int:
-    """SIGTERM to each, and wait. Exit code 0: all have ended, or there was none; 1: one is still there."""
+    """Send SIGTERM to each driver, and wait. Exit code 0: all have exited, or there were none; 1: one still runs."""
     asked = drivers(os.environ["POD_IP"])
     for process in asked:
         process.terminate()

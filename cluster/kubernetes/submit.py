@@ -1,4 +1,4 @@
-"""A RayJob from a request: what `./launch.sh kubernetes` prints and submits, and how it is followed and stopped."""
+"""Makes a RayJob from a request, for `./launch.sh kubernetes`; submits it, follows it and stops it."""
 
 import json
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ def manifest(request: Request, *, image: str, claim: str, secret: str | None) ->
     """The documents for kubectl.
 
     Args:
-        request: what is asked for; `nodes` workers.
-        image: container with the project and its packages.
-        claim: of the volume that is mounted at /shared.
-        secret: whose keys become environment variables, such as AWS_ACCESS_KEY_ID; None: no such one.
+        request: the request; its nodes become workers.
+        image: container image with the project and its packages.
+        claim: claim of the volume that is mounted at /shared.
+        secret: Secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID; None: no Secret.
     """
     job, policy = yaml.safe_load_all(MANIFEST.read_text())
     for document in (job, policy):
@@ -65,45 +65,45 @@ def _resources(request: Request) -> dict[str, Any]:
 
 
 def submit(request: Request, documents: str, namespace: str) -> Record:
-    """Hand it to the cluster that kubectl is set to.
+    """Submit the job to the cluster that kubectl is configured for.
 
     Raises:
-        ToolError: kubectl is not there or refuses, or the run is under way.
+        ToolError: kubectl is missing or failed, or the run is still active.
     """
     place = ["--namespace", namespace]
     status = _status(request.name, place)
     if status and status not in _OVER:
-        raise ToolError(f"{request.name} is under way ({status}): ./launch.sh stop {request.name} ends it")
-    if status:  # a RayJob that is over does not start again by itself
+        raise ToolError(f"{request.name} is still active ({status}): stop it with ./launch.sh stop {request.name}")
+    if status:  # a RayJob that is over does not restart when it is applied again
         run_tool(["kubectl", "delete", "rayjob", request.name, *place, "--wait=true"])
     run_tool(["kubectl", "apply", *place, "--filename", "-"], stdin=documents)
     return Record(request.name, "kubernetes", request.config.run.directory, request.name, place=namespace)
 
 
 def status(record: Record) -> int:
-    """Show how it stands."""
+    """Show the job's status."""
     place = ["--namespace", record.place]
     return show_tool(["kubectl", "get", f"rayjob/{record.job}", *place, "--output", "wide"])
 
 
 def logs(record: Record, follow: bool) -> int:
-    """Show what the driver printed: the pod that submitted it repeats that."""
+    """Show the driver's output, which the submitter pod repeats."""
     more = ["--follow"] if follow else []
     place = ["--namespace", record.place]
     return show_tool(["kubectl", "logs", "--selector", f"job-name={record.job}", "--tail=-1", *place, *more])
 
 
 def stop(record: Record) -> int:
-    """Save and end: a suspended RayJob gives its pods back, and the head's preStop asks the driver first."""
+    """Save and exit: suspending a RayJob deletes its pods, and the head's preStop asks the driver to save first."""
     patch = json.dumps({"spec": {"suspend": True}})
     place = ["--namespace", record.place]
     return show_tool(["kubectl", "patch", f"rayjob/{record.job}", *place, "--type", "merge", "--patch", patch])
 
 
 def _status(name: str, place: Sequence[str]) -> str:
-    """What KubeRay says of a RayJob; empty if there is none of that name."""
-    words = ["kubectl", "get", f"rayjob/{name}", *place, "--ignore-not-found"]
+    """The status of a RayJob according to KubeRay; empty if there is none with that name."""
+    command = ["kubectl", "get", f"rayjob/{name}", *place, "--ignore-not-found"]
     return (
-        run_tool([*words, "--output", "jsonpath={.metadata.name} {.status.jobDeploymentStatus}"]).partition(" ")[2]
+        run_tool([*command, "--output", "jsonpath={.metadata.name} {.status.jobDeploymentStatus}"]).partition(" ")[2]
         or ""
     )

@@ -1,7 +1,7 @@
 """Training as a job of a Ray cluster.
 
 Files:
-    cluster.yaml      a cluster for Ray's autoscaler
-    runtime_env.yaml  what travels with a job
-    submit            ray job
+    cluster.yaml      a cluster for Ray's cluster launcher
+    runtime_env.yaml  files and environment of a job
+    submit            submits and controls it with ray job
 """

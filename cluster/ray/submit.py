@@ -1,4 +1,4 @@
-"""A Ray job from a request: what `./launch.sh ray` prints and submits, and how it is followed and stopped."""
+"""Makes a Ray job from a request, for `./launch.sh ray`; submits it, follows it and stops it."""
 
 import json
 import os
@@ -26,14 +26,14 @@ _STATES = {
     "PENDING": ": PENDING",
     "RUNNING": ": RUNNING",
 }
-"""What `ray job status` prints for each."""
+"""What `ray job status` prints for each state."""
 
 
 def runtime_env(commit: str | None) -> dict[str, Any]:
-    """What the job takes with it.
+    """The job's runtime environment.
 
     Args:
-        commit: of the checkout, which travels without its .git.
+        commit: commit of the checkout, which is uploaded without its .git; None: unknown.
     """
     found = yaml.safe_load(RUNTIME_ENV.read_text())
     if commit:
@@ -42,7 +42,7 @@ def runtime_env(commit: str | None) -> dict[str, Any]:
 
 
 def command(request: Request, address: str) -> list[str]:
-    """The command that submits it, under a name that no other submission has."""
+    """The command that submits the job, under a unique submission id."""
     commit = collect_tags("")["git_commit"]
     environment = runtime_env(None if commit == "unknown" else commit)
     name = f"{request.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
@@ -54,10 +54,10 @@ def command(request: Request, address: str) -> list[str]:
 
 
 def submit(request: Request, address: str, line: Sequence[str]) -> Record:
-    """Hand it to the cluster.
+    """Submit the job to the cluster.
 
     Raises:
-        ToolError: there is no token, the cluster refuses, or the run is under way there.
+        ToolError: there is no token, the cluster refuses, or the run is still active there.
     """
     env = client_environment()
     before = last_of(request.name)
@@ -65,7 +65,8 @@ def submit(request: Request, address: str, line: Sequence[str]) -> Record:
         state = _state(before, env)
         if state and state not in _OVER:
             raise ToolError(
-                f"{request.name} is under way as job {before.job} ({state}): ./launch.sh stop {request.name}"
+                f"{request.name} is still active as job {before.job} ({state}): stop it with ./launch.sh stop "
+                f"{request.name}"
             )
     run_tool(line, env=env)
     name = line[line.index("--submission-id") + 1]
@@ -76,19 +77,19 @@ def client_environment() -> dict[str, str]:
     """The environment of Ray's clients, with a token.
 
     Raises:
-        ToolError: there is none.
+        ToolError: there is no token.
     """
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if not given and not TOKEN_FILE.expanduser().is_file():
         raise ToolError(
-            f"no token for the cluster: put its token into {TOKEN_FILE} (mode 600), or name another file in "
-            "RAY_AUTH_TOKEN_PATH. A cluster that asks for none runs the code of whoever reaches it: docs/security.md"
+            f"there is no token for the cluster: put it into {TOKEN_FILE} (mode 600), or name another file in "
+            "RAY_AUTH_TOKEN_PATH. A cluster without a token runs anybody's code: see docs/security.md"
         )
     return dict(os.environ) | {"RAY_AUTH_MODE": "token"}
 
 
 def is_open(address: str) -> bool:
-    """Whether the cluster takes jobs from somebody without a token."""
+    """Whether the cluster accepts jobs without a token."""
     try:
         urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=10).close()
     except (OSError, ValueError):
@@ -97,27 +98,27 @@ def is_open(address: str) -> bool:
 
 
 def status(record: Record) -> int:
-    """Show how it stands."""
+    """Show the job's status."""
     return show_tool(["ray", "job", "status", "--address", record.place, record.job], env=client_environment())
 
 
 def logs(record: Record, follow: bool) -> int:
-    """Show what the driver printed."""
+    """Show the driver's output."""
     more = ["--follow"] if follow else []
     return show_tool(["ray", "job", "logs", "--address", record.place, *more, record.job], env=client_environment())
 
 
 def stop(record: Record) -> int:
-    """Save and end: SIGTERM to the driver, and the job is waited for."""
+    """Save and exit: send SIGTERM to the driver, and wait for the job."""
     return show_tool(["ray", "job", "stop", "--address", record.place, record.job], env=client_environment())
 
 
 def _state(record: Record, env: dict[str, str]) -> str:
-    """What the cluster says of a job; empty if it does not know it any more."""
+    """The state of a job according to the cluster; empty if the cluster no longer knows it."""
     try:
-        said = run_tool(["ray", "job", "status", "--address", record.place, record.job], env=env)
+        printed = run_tool(["ray", "job", "status", "--address", record.place, record.job], env=env)
     except ToolError as error:
         if "does not exist" in str(error) or "404" in str(error):
             return ""
         raise
-    return next((state for state, words in _STATES.items() if words in said), "")
+    return next((state for state, text in _STATES.items() if text in printed), "")

@@ -2,7 +2,7 @@
 
 Files:
     job.sbatch  the Slurm job
-    node        what each of its tasks does
-    ray_node    a Ray node beside others on a machine
-    submit      sbatch, squeue, scancel
+    node        the program of each of its tasks
+    ray_node    a Ray node that can share a machine with others
+    submit      submits and controls it with sbatch, squeue, scancel
 """

@@ -1,9 +1,8 @@
-"""What each task of a Slurm job does: `srun python -m cluster.slurm.node ARGUMENTS-OF-TRAINER.RUN`, by job.sbatch.
+"""The program of each task of a Slurm job: `srun python -m cluster.slurm.node ARGUMENTS-OF-TRAINER.RUN` in job.sbatch.
 
-Every task starts a Ray node. The first one then checks the cluster, trains, and takes its node down; the others take
-theirs down when the first one's is gone. A signal of Slurm's (SIGTERM) reaches all tasks: the first saves and ends with
-75, the others wait for it. SIGINT, which `./launch.sh stop` sends, does the same but ends with 130, so that the job
-does not come back.
+Every task starts a Ray node. The first task then checks the cluster, trains, and stops its node; the others stop theirs
+when the first one's is gone. Slurm's SIGTERM reaches all tasks: the first saves and exits with 75, the others wait for
+it. SIGINT, which `./launch.sh stop` sends, does the same but exits with 130, so that the job is not requeued.
 """
 
 import json
@@ -35,7 +34,7 @@ _MAX_REJOINS = 20
 
 
 class Stops:
-    """Which signals came, whoever handles them: trainer.run and Ray have handlers of their own at times."""
+    """Records the signals that arrived, even while trainer.run or Ray have installed their own handlers."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -49,25 +48,25 @@ class Stops:
 
     @property
     def seen(self) -> set[int]:
-        """Numbers of the signals so far."""
+        """Numbers of the signals that have arrived."""
         with suppress(BlockingIOError):
             self._seen |= set(self._read.recv(1024))
         return self._seen & {signal.SIGTERM, signal.SIGINT}
 
 
 def job_folder() -> Path:
-    """What the tasks of this start of the job share."""
+    """The folder that the tasks of this start of the job share."""
     return Path(os.environ["DDGAN_JOB_FOLDER"])
 
 
 @as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes as trainer.run; 130: stopped by its user."""
+    """The command. Exit codes are those of trainer.run; 130: stopped by its user."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     rank = int(os.environ["SLURM_PROCID"])
     start_logging(rank)
     stops = Stops()
-    os.environ.pop("RAY_ADDRESS", None)  # of whatever Ray the job was submitted beside
+    os.environ.pop("RAY_ADDRESS", None)  # it may come from the shell that submitted the job
     os.environ.pop("RAY_AUTH_TOKEN", None)
     try:
         if rank:
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RayStartError:
         if not stops.seen:
             raise
-        code = STOPPED if rank == 0 else 0  # Slurm signals all processes of a task, and so `ray start` as well
+        code = STOPPED if rank == 0 else 0  # Slurm signals all processes of a task, including `ray start`
     finally:
         if rank == 0:
             (job_folder() / "end").touch()
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def with_seed(arguments: list[str], task: str | None) -> list[str]:
-    """In a job array each task is a run of its own: its number is the seed, and its directory ends with it."""
+    """In a job array, each task is a separate run; the task number is its seed and part of its run directory."""
     if task is None:
         return arguments
     directory = job_config(arguments).run.directory
@@ -93,13 +92,13 @@ def with_seed(arguments: list[str], task: str | None) -> list[str]:
 
 def lead(arguments: list[str], stops: Stops) -> int:
     """The first task: head of the Ray cluster, preflight, training."""
-    job_config(arguments)  # wrong ones end here, before anything is started
+    job_config(arguments)  # refuse wrong arguments before anything is started
     node = _node(towards=None)
     with node.head() as head:
         _publish(head)
         os.environ |= ray_environment(node.token, head.address) | head.environment
         os.environ["RAY_ADDRESS"] = f"{head.address}:{head.port}"
-        from cluster import preflight  # Ray reads its settings when it is imported
+        from cluster import preflight  # only now, since Ray reads the environment when it is imported
         from trainer import run
 
         nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
@@ -109,18 +108,18 @@ def lead(arguments: list[str], stops: Stops) -> int:
             if stops.seen:
                 return STOPPED
             return code or run.main(arguments)
-        except SystemExit:  # Ray's own answer to SIGTERM, while it has the handler
+        except SystemExit:  # raised by Ray's own SIGTERM handler
             return STOPPED
 
 
 def follow(stops: Stops) -> int:
-    """Every other task: a Ray node for as long as the first one's answers."""
+    """Every other task: run a Ray node for as long as the first one's answers."""
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while (head := _published()) is None:
         if (job_folder() / "end").exists() or stops.seen:
             return 0
         if time.monotonic() > deadline:
-            raise RayStartError(f"{socket.gethostname()}: the first task said nothing for {JOIN_TIMEOUT_S:.0f} s")
+            raise RayStartError(f"{socket.gethostname()}: the first task did not start Ray in {JOIN_TIMEOUT_S:.0f} s")
         time.sleep(_POLL_S)
     node = _node(towards=head.address)
     for _ in range(_MAX_REJOINS):
@@ -137,9 +136,9 @@ def follow(stops: Stops) -> int:
                     heard = time.monotonic()
         if answers(head) is False:
             return 0
-        log.warning("%s: Ray took this node for lost; joining again", socket.gethostname())
+        log.warning("%s: Ray dropped this node; joining again", socket.gethostname())
         time.sleep(5 * _POLL_S)
-    raise RayStartError(f"{socket.gethostname()}: Ray lost this node {_MAX_REJOINS} times")
+    raise RayStartError(f"{socket.gethostname()}: Ray dropped this node {_MAX_REJOINS} times")
 
 
 def _node(towards: str | None) -> RayNode:

@@ -1,4 +1,7 @@
-"""One Ray node beside others on the same machine: its own ports and temporary folder, stopped by its own processes."""
+"""One Ray node that can share a machine with others.
+
+It has its own ports and temporary folder, and stopping it ends only its own processes.
+"""
 
 import contextlib
 import logging
@@ -23,13 +26,13 @@ _LONGEST_FOLDER = 40
 _STOP_S = 3.0
 _START_ATTEMPTS = 3
 _OUT_OF_PATIENCE = "timed out during startup"
-"""What `ray start` says on a node that is too busy to bring Ray up within its fixed patience."""
+"""What `ray start` prints on a node that is too busy to start Ray within its fixed timeout."""
 
 log = logging.getLogger(__name__)
 
 
 class RayStartError(OperationError):
-    """`ray start` failed; says what it printed."""
+    """`ray start` failed; the message quotes its output."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class Head:
     """Where the head of a cluster is.
 
     Attributes:
-        address: of its node.
-        port: of Ray there.
-        dashboard_port: of its dashboard there. Ray Train asks it, from whatever node its processes are on, so that it
-            listens on the interface of the job and not on the loopback one alone.
+        address: address of its node.
+        port: Ray's port on it.
+        dashboard_port: the dashboard's port on it. Ray Train's processes on any node use the dashboard, so it listens
+            on the job's interface, not only on loopback.
     """
 
     address: str
@@ -49,18 +52,18 @@ class Head:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For Ray's processes and its clients. They would else take the Ray that was last started on their machine."""
+        """Environment of Ray's processes and clients. Without it they use the Ray last started on their machine."""
         return {"RAY_API_SERVER_ADDRESS": f"http://{self.address}:{self.dashboard_port}"}
 
 
 @dataclass(frozen=True)
 class RayNode:
-    """What one node starts Ray with.
+    """The settings with which one node starts Ray.
 
     Attributes:
-        address: of this node, on the interface of the job.
-        cpus, gpus: for ranks.
-        token: file that holds the token of the cluster.
+        address: address of this node on the job's interface.
+        cpus, gpus: CPUs and GPUs for ranks.
+        token: file with the cluster's token.
         temporary: folder on a local disk.
     """
 
@@ -72,7 +75,7 @@ class RayNode:
 
     @contextmanager
     def head(self) -> Iterator[Head]:
-        """Start the first node, and stop it."""
+        """Inside, the head node runs; it is stopped at the end."""
         port, dashboard, client = free_ports(self.address, 3)
         options = [
             "--head",
@@ -88,7 +91,7 @@ class RayNode:
 
     @contextmanager
     def member(self, head: Head) -> Iterator["Processes"]:
-        """Start one of the others, and stop it."""
+        """Inside, a node that joins `head` runs; it is stopped at the end."""
         with self._started([f"--address={head.address}:{head.port}"], head) as processes:
             yield processes
 
@@ -105,7 +108,7 @@ class RayNode:
                 except RayStartError as error:
                     if attempt == _START_ATTEMPTS or _OUT_OF_PATIENCE not in str(error):
                         raise
-                    log.warning("%s; once more", error)
+                    log.warning("%s; trying again", error)
                     processes.stop()
             yield processes
         finally:
@@ -118,8 +121,8 @@ class RayNode:
         command += [f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}", "--disable-usage-stats"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"]
         command += [f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}", *options]
-        # Without --block: its processes then belong to nobody's tree, and a signal that Slurm sends to a task and its
-        # children leaves them running until the ranks have written their checkpoint.
+        # Without --block, Ray's processes are not children of this task. Slurm's signal to a task and its children then
+        # does not reach them, and they run until the ranks have written their checkpoint.
         done = subprocess.run(
             command,
             env=os.environ | ray_environment(self.token, self.address) | environment,
@@ -135,9 +138,9 @@ class RayNode:
 
 
 class Processes:
-    """The processes of one Ray node: those whose environment carries its mark, and all their children.
+    """The processes of one Ray node: those with its mark in their environment, and all their children.
 
-    A process that gives itself another title, as Ray's workers do, loses sight of its environment that way.
+    The children are needed because a process that changes its title, as Ray's workers do, overwrites its environment.
     """
 
     def __init__(self, mark: str) -> None:
@@ -145,7 +148,7 @@ class Processes:
         self._raylet: psutil.Process | None = None
 
     def all(self) -> list[psutil.Process]:
-        """Those that live."""
+        """All live processes of the node."""
         found: set[psutil.Process] = set()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -154,13 +157,13 @@ class Processes:
         return [process for process in found if _lives(process)]
 
     def alive(self) -> bool:
-        """Whether the node still is one: its raylet lives."""
+        """Whether the node still works: its raylet is alive."""
         if self._raylet is None:
             self._raylet = next((process for process in self.all() if process.name() == "raylet"), None)
         return self._raylet is not None and _lives(self._raylet)
 
     def stop(self) -> None:
-        """SIGTERM, and soon SIGKILL for those that stay: what counts lies in checkpoints, not here."""
+        """Send SIGTERM, then SIGKILL after a short wait. Nothing is lost: what matters is in checkpoints."""
         processes = self.all()
         for process in processes:
             with contextlib.suppress(psutil.Error):
@@ -180,14 +183,14 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def ray_environment(token: Path, address: str) -> dict[str, str]:
-    """What Ray's processes and its clients find in their environment."""
+    """Environment variables of Ray's processes and clients."""
     interface = interface_of(address)
     autoscaler, dashboard = free_ports(address, 2)
     found = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Fixed ports otherwise: the second job of a node would not get them.
+        # These ports are fixed by default, and a second job on the same node could not bind them.
         "AUTOSCALER_METRIC_PORT": str(autoscaler),
         "DASHBOARD_METRIC_PORT": str(dashboard),
     }
@@ -200,8 +203,8 @@ def own_address(interface: str, towards: str | None) -> str:
     """The IPv4 address of this node.
 
     Args:
-        interface: its name; empty: the one that leads to `towards`, or else the default route's.
-        towards: address of another node.
+        interface: name of the interface; empty: the interface of the route to `towards`, or of the default route.
+        towards: address of another node, or None.
 
     Raises:
         RayStartError: there is no such interface, or it has no address.
@@ -211,11 +214,11 @@ def own_address(interface: str, towards: str | None) -> str:
         found = [a.address for a in addresses.get(interface, []) if a.family == socket.AF_INET]
         if not found:
             raise RayStartError(
-                f"DDGAN_INTERFACE is {interface}: no such interface with an IPv4 address on {socket.gethostname()}; it "
-                f"has {', '.join(addresses)}"
+                f"DDGAN_INTERFACE is {interface}, but {socket.gethostname()} has no such interface with an IPv4 "
+                f"address: choose from {', '.join(addresses)}"
             )
         return found[0]
-    # Nothing is sent: it only chooses a route. Without one, what the name of the host stands for must do.
+    # Connecting a UDP socket sends nothing, it only selects a route. Without a route, use the host name's address.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect((towards or "192.0.2.1", 9))
         return probe.getsockname()[0]
@@ -223,7 +226,7 @@ def own_address(interface: str, towards: str | None) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the interface that has an address; None if none has it."""
+    """The name of the interface with this address, or None."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.address == address for a in addresses):
             return name
@@ -231,14 +234,14 @@ def interface_of(address: str) -> str | None:
 
 
 def free_ports(address: str, number: int) -> list[int]:
-    """Ports that nothing listens on now; they are taken soon, so that hardly anybody comes in between."""
+    """Ports on which nothing listens now. Use them soon, before another program takes them."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server((address, 0))) for _ in range(number)]
         return [s.getsockname()[1] for s in sockets]
 
 
 def answers(head: Head, timeout_s: float = 5.0) -> bool | None:
-    """Whether a Ray listens at the head; None: no answer at all, as when the network is cut."""
+    """Whether Ray listens at the head; None: no answer at all, as when the network is down."""
     try:
         socket.create_connection((head.address, head.port), timeout=timeout_s).close()
     except ConnectionRefusedError:

@@ -1,4 +1,4 @@
-"""A Slurm job from a request: what `./launch.sh slurm` prints and submits, and how it is followed and stopped."""
+"""Makes a Slurm job from a request, for `./launch.sh slurm`; submits it, follows it and stops it."""
 
 import os
 import re
@@ -13,19 +13,19 @@ from trainer.rank.run_folder import make_run_directory
 
 SCRIPT = "cluster/slurm/job.sbatch"
 _SECRETS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
-"""Of another cluster: Slurm would carry them into the job."""
+"""They may belong to another cluster, and Slurm would pass them on to the job."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user says to Slurm.
+    """The user's options for Slurm.
 
     Attributes:
-        partition, account, qos, time: as sbatch; None: the cluster's own choice.
-        seeds: array of job tasks, such as 0-4: one run for each seed.
+        partition, account, qos, time: options of sbatch; None: the cluster's default.
+        seeds: job array, such as 0-4, with one run per seed.
         grace_s: seconds before the time limit at which the run is asked to save.
-        max_requeues: None: the script's.
-        modules, container, interface: what the script's settings are.
+        max_requeues: how often the job may requeue itself; None: the script's default.
+        modules, container, interface: settings of the script; None: its default.
         more: further options of sbatch.
     """
 
@@ -43,7 +43,7 @@ class Wishes:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The script's settings."""
+        """The script's settings, as environment variables."""
         found = {
             "DDGAN_MODULES": self.modules,
             "DDGAN_CONTAINER": self.container,
@@ -54,12 +54,12 @@ class Wishes:
 
 
 def log_file(request: Request, wishes: Wishes) -> str:
-    """Where the job writes, in Slurm's form."""
+    """The job's log file, with Slurm's placeholders."""
     return str(Path(request.config.run.directory) / f"slurm-{'%A_%a' if wishes.seeds else '%j'}.log")
 
 
 def command(request: Request, wishes: Wishes) -> list[str]:
-    """The command that submits it."""
+    """The command that submits the job."""
     options = {
         "job-name": request.name,
         "chdir": str(ROOT),
@@ -74,23 +74,24 @@ def command(request: Request, wishes: Wishes) -> list[str]:
         "time": wishes.time,
         "array": wishes.seeds,
     }
-    words = [f"--{name}={value}" for name, value in options.items() if value]
-    return ["sbatch", "--parsable", *words, *wishes.more, SCRIPT, *request.arguments]
+    given = [f"--{name}={value}" for name, value in options.items() if value]
+    return ["sbatch", "--parsable", *given, *wishes.more, SCRIPT, *request.arguments]
 
 
 def submit(request: Request, wishes: Wishes) -> Record:
-    """Hand it to Slurm.
+    """Submit the job to Slurm.
 
     Raises:
-        ToolError: Slurm is not there or refuses, or the run is queued or under way.
-        ConfigError: the run directory cannot be made.
+        ToolError: Slurm is missing or refuses, or the run is already queued or running.
+        ConfigError: the run directory cannot be created.
     """
     before = last_of(request.name)
     if before and before.way == "slurm" and (state := _queue_state(before.job)):
         raise ToolError(
-            f"{request.name} is in the queue as job {before.job} ({state}): ./launch.sh stop {request.name}"
+            f"{request.name} is in the queue as job {before.job} ({state}): stop it with ./launch.sh stop "
+            f"{request.name}"
         )
-    make_run_directory(request.config.run)  # Slurm does not make the folder of the log
+    make_run_directory(request.config.run)  # Slurm does not create the log's folder
     env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | wishes.environment
     printed = run_tool(command(request, wishes), env=env)
     job = printed.splitlines()[-1].partition(";")[0]
@@ -98,35 +99,35 @@ def submit(request: Request, wishes: Wishes) -> Record:
 
 
 def status(record: Record) -> int:
-    """Show how it stands: in the queue, as long as Slurm remembers it, and in the accounting after that."""
+    """Show the job's status: from the queue, then from scontrol while Slurm remembers the job, then from accounting."""
     if _queue_state(record.job):
         return show_tool(["squeue", "--jobs", record.job, "--format=%.14i %.9P %.9T %.10M %.9l %.6D %.10r %N"])
     try:
         shown = run_tool(["scontrol", "show", "job", record.job])
     except ToolError:
         return show_tool(["sacct", "--jobs", record.job, "--format=JobID,State,ExitCode,Elapsed,NodeList"])
-    words = dict(re.findall(r"(JobState|Reason|Restarts|ExitCode|StartTime|EndTime)=(\S+)", shown))
-    print("  ".join(f"{name} {value}" for name, value in words.items()))
+    fields = dict(re.findall(r"(JobState|Reason|Restarts|ExitCode|StartTime|EndTime)=(\S+)", shown))
+    print("  ".join(f"{name} {value}" for name, value in fields.items()))
     return 0
 
 
 def logs(record: Record, follow: bool) -> int:
-    """Show what the job printed; of an array all tasks."""
+    """Show the job's output; for an array, that of all tasks."""
     pattern = Path(record.log.replace("%j", record.job).replace("%A", record.job).replace("%a", "*"))
     files = sorted(map(str, pattern.parent.glob(pattern.name)))
     if not files:
-        raise ToolError(f"{pattern} is not there yet: the job has not started; ./launch.sh status {record.name}")
+        raise ToolError(f"{pattern} does not exist yet: the job has not started; see ./launch.sh status {record.name}")
     return show_tool(["tail", "-n", "+1", *(["--follow=name"] if follow else []), *files])
 
 
 def stop(record: Record) -> int:
-    """Save and end for good. A job that has not begun is cancelled."""
+    """Save and exit without requeue. A job that has not started is cancelled."""
     states = _queue_state(record.job)
     if not states:
-        raise ToolError(f"job {record.job} is not in the queue any more")
+        raise ToolError(f"job {record.job} is no longer in the queue")
     if "RUNNING" in states:
         show_tool(["scancel", "--signal=INT", "--state=RUNNING", record.job])
-        print(f"job {record.job} saves and ends; ./launch.sh status {record.name} tells when")
+        print(f"job {record.job} saves a checkpoint and exits; follow it with ./launch.sh status {record.name}")
     if "PENDING" in states:
         return show_tool(["scancel", "--state=PENDING", record.job])
     return 0
@@ -135,9 +136,9 @@ def stop(record: Record) -> int:
 def _queue_state(job: str) -> str:
     """States of a job in the queue; empty if it is not there."""
     try:
-        words: Sequence[str] = run_tool(["squeue", "--noheader", "--jobs", job, "--format=%T"]).split()
+        states: Sequence[str] = run_tool(["squeue", "--noheader", "--jobs", job, "--format=%T"]).split()
     except ToolError as error:
         if "Invalid job id" in str(error):
             return ""
         raise
-    return " ".join(sorted(set(words)))
+    return " ".join(sorted(set(states)))

@@ -1,6 +1,6 @@
 """Networks from the authors' released files.
 
 Files:
-    settings    the authors' names of settings
-    state_dict  the authors' state dicts
+    settings    converts the authors' settings
+    state_dict  converts the authors' state dicts
 """

@@ -1,6 +1,6 @@
-"""The authors' names for settings, read into our configs (DDGAN, arXiv 2112.07804).
+"""Converts the authors' settings into our configs (DDGAN, arXiv 2112.07804).
 
-Settings of the training may stand beside those of the networks and are ignored; a name that is neither is refused.
+Training settings may be mixed with network settings; they are ignored. Unknown names are refused.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from typing import Any
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
 
-# Settings of the networks with the published defaults.
+# Network settings with the published defaults.
 DEFAULTS: dict[str, Any] = {
     "image_size": 32,
     "num_channels": 3,
@@ -36,13 +36,13 @@ DEFAULTS: dict[str, Any] = {
     "ngf": 64,
     # Not a published name: the published training chooses the discriminator by the data set.
     "kind": None,
-    # Switches of the published code that only make sense as they are by default.
+    # Switches of the published code that only work at their defaults.
     "centered": True,
     "conditional": True,
     "resamp_with_conv": True,
 }
 
-# What the networks here can do, where the published code knows more.
+# Values supported here, where the published code allows more.
 ALLOWED: dict[str, tuple[object, ...]] = {
     "fir_kernel": ((1, 3, 3, 1),),
     "resblock_type": ("biggan", "biggan_oneadagn"),
@@ -67,13 +67,13 @@ IGNORED = frozenset(DIFFUSION | LENGTH | ADAM | LOSS | SAVING | LAUNCH)
 
 
 def generator_config(settings: Mapping[str, object]) -> GeneratorConfig:
-    """Our generator config.
+    """Convert published settings to our generator config.
 
     Raises:
-        ValueError: A name is unknown (the nearest is given), or a value is not supported.
+        ValueError: A name is unknown (the message suggests the nearest one), or a value is not supported.
     """
     known = _complete(settings)
-    # The published network has no attention at a side that does not occur; our config refuses to name one.
+    # The published code ignores attention resolutions that no level has; our config refuses them.
     sides = [known["image_size"] >> level for level in range(len(known["ch_mult"]))]
     return GeneratorConfig(
         base_channels=known["num_channels_dae"],
@@ -97,14 +97,14 @@ def generator_config(settings: Mapping[str, object]) -> GeneratorConfig:
 
 
 def discriminator_config(settings: Mapping[str, object], *, is_large: bool) -> DiscriminatorConfig:
-    """Our discriminator config, with the published grouping of the minibatch deviation.
+    """Convert published settings to our discriminator config, with the published minibatch deviation grouping.
 
     Args:
         settings: Published names.
-        is_large: Which of the two discriminators it is, if `kind` is absent.
+        is_large: Whether it is the large discriminator, if `kind` is absent.
 
     Raises:
-        ValueError: A name is unknown (the nearest is given), or a value is not supported.
+        ValueError: A name is unknown (the message suggests the nearest one), or a value is not supported.
     """
     known = _complete(settings)
     return DiscriminatorConfig(
@@ -126,7 +126,7 @@ def image_channels(settings: Mapping[str, object]) -> int:
 
 
 def _complete(settings: Mapping[str, object]) -> dict[str, Any]:
-    """Every setting of the networks, checked."""
+    """All network settings, checked, with defaults filled in."""
     known = dict(DEFAULTS)
     for name, value in settings.items():
         if name in DEFAULTS:
@@ -134,13 +134,13 @@ def _complete(settings: Mapping[str, object]) -> dict[str, Any]:
         elif name not in IGNORED:
             near = difflib.get_close_matches(name, [*DEFAULTS, *IGNORED], n=1, cutoff=0)
             raise ValueError(
-                f"{name} is no published setting, did you mean {near[0]}? The networks are described by "
-                f"{', '.join(DEFAULTS)}; settings of the training are ignored"
+                f"{name} is not a published setting. Allowed are {', '.join(DEFAULTS)}, and training settings, which "
+                f"are ignored. Did you mean {near[0]}?"
             )
     for name, allowed in ALLOWED.items():
         if known[name] not in allowed:
             raise ValueError(
-                f"{name} is {known[name]!r}, but only {' or '.join(map(repr, allowed))} can be built here: "
-                "networks trained otherwise cannot be loaded"
+                f"{name} is {known[name]!r}, but only {' or '.join(map(repr, allowed))} can be built here. Networks "
+                "trained with other values cannot be loaded"
             )
     return known

@@ -1,8 +1,7 @@
-"""Networks from the state dicts of the authors' training (DDGAN, arXiv 2112.07804).
+"""Loads the authors' state dicts into our networks (DDGAN, arXiv 2112.07804).
 
-The published generator numbers its layers in call order as `all_modules.N` and keeps the mapping network as
-`z_transform.N`; this file walks our modules in that order. Its 1x1 layers of attention (`NIN_0` .. `NIN_3`) store W
-transposed.
+The published generator numbers its layers in call order as `all_modules.N` and its mapping network as `z_transform.N`;
+this file walks our modules in the same order. The 1x1 attention layers (`NIN_0` .. `NIN_3`) store W transposed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,22 +25,22 @@ MAX_KEYS_SHOWN = 3
 
 
 class PublishedDiscriminator(nn.Module):
-    """Our discriminator with the published shape of the logits."""
+    """Our discriminator with logits in the published shape."""
 
     def __init__(self, discriminator: Discriminator) -> None:
         super().__init__()
         self.discriminator = discriminator
 
     def forward(self, x_tm1: Image, x_t: Image, t: Timestep) -> Tensor:
-        """Judge a denoising step; logits are [B, 1]."""
+        """Judge a denoising step; returns logits [B, 1]."""
         return self.discriminator(x_tm1, x_t, t)[:, None]
 
 
 def generator_from(settings: Mapping[str, object], state: Mapping[str, Tensor]) -> Generator:
-    """Build a generator from published settings and weights, in evaluation mode; call it as generator(x_t, t, z).
+    """Build a generator in evaluation mode from published settings and weights; call it as generator(x_t, t, z).
 
     Args:
-        settings: Published names; absent ones take the published defaults, those of the training alone are ignored.
+        settings: Published names. Missing ones get the published defaults; training settings are ignored.
         state: Published state dict, with or without the `module.` prefix.
 
     Raises:
@@ -57,10 +56,10 @@ def generator_from(settings: Mapping[str, object], state: Mapping[str, Tensor]) 
 def discriminator_from(settings: Mapping[str, object], state: Mapping[str, Tensor]) -> PublishedDiscriminator:
     """Build a discriminator from published settings and weights; call it as discriminator(x_tm1, x_t, t).
 
-    The minibatch deviation is grouped as published. Our own network, which returns [B], is its `discriminator`.
+    The minibatch deviation is grouped as published. Its attribute `discriminator` is our network, which returns [B].
 
     Args:
-        settings: Published names, and `kind`: small or large. Without it the state tells which of the two it is.
+        settings: Published names, and `kind`: small or large. Without `kind` it is inferred from the state.
         state: Published state dict, with or without the `module.` prefix.
 
     Raises:
@@ -73,17 +72,17 @@ def discriminator_from(settings: Mapping[str, object], state: Mapping[str, Tenso
 
 
 def published_state(network: Generator | Discriminator) -> dict[str, Tensor]:
-    """The network's state under the published names, in the published order; the tensors share its memory."""
+    """The network's state under the published names, in the published order. The tensors share its memory."""
     state = network.state_dict()
     return {theirs: _transposed(theirs, state[ours]) for ours, theirs in published_names(network).items()}
 
 
 @torch.no_grad()
 def load_published(network: Generator | Discriminator, state: Mapping[str, Tensor]) -> None:
-    """Copy a published state dict into a network of ours.
+    """Copy a published state dict into one of our networks.
 
     Raises:
-        ValueError: Names or shapes differ; the message lists the first of them.
+        ValueError: Names or shapes differ; the message lists the first ones.
     """
     state = _without_prefix(state)
     expected = published_state(network)
@@ -100,14 +99,14 @@ def load_published(network: Generator | Discriminator, state: Mapping[str, Tenso
         raise ValueError(
             "the state dict does not fit the settings: "
             + "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names)
-            + ". Give the settings that these weights were trained with"
+            + ". Give the settings with which these weights were trained"
         )
     for name, tensor in expected.items():
         tensor.copy_(state[name])
 
 
 def published_names(network: Generator | Discriminator) -> dict[str, str]:
-    """Our parameter names to the published ones, in the published order."""
+    """Map our parameter names to the published ones, in the published order."""
     layers = _generator_layers(network) if isinstance(network, Generator) else _discriminator_layers(network)
     ours = {module: name for name, module in network.named_modules()}
     names: dict[str, str] = {}
@@ -122,7 +121,7 @@ def _generator_layers(generator: Generator) -> Iterator[tuple[nn.Module, str]]:
     for i, module in enumerate(_call_order(generator)):
         for layer, inner in _inner_layers(module):
             yield layer, f"all_modules.{i}{inner}"
-    # Entry 0 normalises z, and an activation follows every layer.
+    # Entry 0 normalizes z, and an activation follows every layer.
     for i, layer in enumerate(generator.mapping.layers):
         yield layer, f"z_transform.{1 + 2 * i}"
 
@@ -156,7 +155,7 @@ def _call_order(generator: Generator) -> Iterator[nn.Module]:
 
 
 def _inner_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The layers with weights inside one numbered module, and what follows its number."""
+    """The layers with weights inside one numbered module, and their published suffix."""
     match module:
         case ResidualBlock():
             yield module.norm1.style, ".GroupNorm_0.style"
@@ -202,15 +201,15 @@ def _suffix(layer_name: str, ours: str) -> str:
 
 
 def _transposed(name: str, tensor: Tensor) -> Tensor:
-    """The tensor as the published state holds it."""
+    """The tensor in the published layout."""
     return tensor.T if ".NIN_" in name and tensor.ndim == 2 else tensor
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state as it was before the network was wrapped for data-parallel training."""
+    """The state without the prefix that a data-parallel wrapper adds."""
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _first(names: list[str]) -> str:
-    """The head of a list, and whether there is more."""
+    """The first names of a list, with an ellipsis if there are more."""
     return ", ".join(names[:MAX_KEYS_SHOWN]) + (", ..." if len(names) > MAX_KEYS_SHOWN else "")

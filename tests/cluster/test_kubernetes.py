@@ -158,7 +158,7 @@ def test_what_is_printed_is_what_kubectl_gets(kubectl, capsys):
 def test_a_run_under_way_is_left_alone_and_one_that_is_over_made_anew(kubectl, capsys, monkeypatch):
     monkeypatch.setenv("STATUS", "x-1b24dc Running")
     assert main([*COMMAND, "--", *ON_SHARED]) == 1
-    assert "is under way (Running): ./launch.sh stop" in capsys.readouterr().err
+    assert "is still active (Running): stop it with ./launch.sh stop" in capsys.readouterr().err
     assert "apply" not in kubectl.read_text()
     monkeypatch.setenv("STATUS", "x-1b24dc Failed")
     assert main([*COMMAND, "--", *ON_SHARED]) == 0

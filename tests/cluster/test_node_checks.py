@@ -44,7 +44,7 @@ def test_a_missing_or_cut_shard_is_named(config, tiny_digits, tmp_path):
     (shard,) = copy.glob("*.tar")
     with shard.open("ab") as file:
         file.truncate(100)
-    with pytest.raises(CheckError, match=rf"{shard} is missing or of another size: copy the data set again"):
+    with pytest.raises(CheckError, match=rf"{shard} is missing or has the wrong size: copy the data set again"):
         node_checks.check_shards(with_path(config, copy))
     with pytest.raises(CheckError, match="Mount the folder on this node, or give a URL"):
         node_checks.check_shards(with_path(config, tmp_path / "nowhere"))
@@ -55,7 +55,7 @@ def test_a_run_directory_that_is_not_the_shared_one_is_told(config, tmp_path):
     directory = Path(config.run.directory)
     (directory / "marker").touch()
     assert node_checks.check_run_directory(directory, "marker") == str(directory)
-    with pytest.raises(CheckError, match="a folder of this node's own, not the one that the driver sees"):
+    with pytest.raises(CheckError, match="a local folder of this node, not the one that the driver sees"):
         node_checks.check_run_directory(directory, "another")
     with pytest.raises(CheckError, match=r"cannot be written: No such file or directory. Give a run.directory"):
         node_checks.check_run_directory(tmp_path / "absent", None)
@@ -63,7 +63,7 @@ def test_a_run_directory_that_is_not_the_shared_one_is_told(config, tmp_path):
 
 def test_small_shared_memory_is_told(config, monkeypatch):
     large = replace(config, training=replace(config.training, global_batch_size=2**40))
-    with pytest.raises(CheckError, match=r"/dev/shm has \d+ MB free, \d+ MB are needed: .*docker --shm-size"):
+    with pytest.raises(CheckError, match=r"/dev/shm has \d+ MB free, but \d+ MB are needed: .*docker --shm-size"):
         node_checks.check_shared_memory(large)
 
 
@@ -74,7 +74,7 @@ def test_a_low_limit_of_open_files_is_told():
             resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
             node_checks.check_open_files()
         except CheckError as error:
-            os._exit(0 if "at most 256 open files, 4096 are needed" in str(error) else 3)
+            os._exit(0 if "at most 256 files may be open, but 4096 are needed" in str(error) else 3)
         os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
@@ -111,7 +111,7 @@ def test_a_tracking_server_answers_or_is_told_without_its_password(config, serve
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_promised_gpus_that_are_not_there_are_told():
-    with pytest.raises(CheckError, match=r"8 GPUs are promised, torch .* finds none: check the driver"):
+    with pytest.raises(CheckError, match=r"8 GPUs are expected, but torch .* finds none: check the driver"):
         node_checks.check_gpus(8)
 
 
@@ -120,7 +120,7 @@ def test_promised_gpus_that_are_not_there_are_told():
 def test_gpus_compute_and_one_that_is_in_use_is_told():
     number = torch.cuda.device_count()
     assert node_checks.check_gpus(number).startswith(f"{number} x ")
-    with pytest.raises(CheckError, match=rf"{number + 1} GPUs are promised, {number} are seen"):
+    with pytest.raises(CheckError, match=rf"{number + 1} GPUs are expected, but {number} found"):
         node_checks.check_gpus(number + 1)
     total = torch.cuda.mem_get_info(0)[1]
     held = torch.empty(int(0.15 * total) + 2**30, dtype=torch.uint8, device="cuda:0")
@@ -149,7 +149,7 @@ def report(host: str, **versions: str) -> NodeReport:
 def test_another_version_is_named_with_both_nodes():
     line = compare_versions([report("a"), report("b"), report("c", torch="2.12.0")])
     assert line.passed is False
-    assert line.words.startswith("c has torch 2.12.0, a 2.13.0: give all nodes the same")
+    assert line.words.startswith("c has torch 2.12.0, a has 2.13.0: use the same")
 
 
 def test_clocks_may_differ_by_a_second():

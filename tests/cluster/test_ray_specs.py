@@ -54,7 +54,7 @@ def test_without_a_token_nothing_is_submitted(capsys, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main([*COMMAND, *ON_SHARED]) == 1
-    assert "no token for the cluster: put its token into ~/.ray/auth_token (mode 600)" in capsys.readouterr().err
+    assert "no token for the cluster: put it into ~/.ray/auth_token (mode 600)" in capsys.readouterr().err
     monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
     assert ray.client_environment()["RAY_AUTH_MODE"] == "token"
 

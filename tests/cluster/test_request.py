@@ -29,17 +29,17 @@ def test_ranks_on_cpus_are_the_configs_spread_over_the_nodes():
     ("config", "more", "options", "words"),
     [
         ("digitz", (), {"nodes": 2, "gpus_per_node": None}, "digits"),
-        ("lsun256", (), {"nodes": 2, "gpus_per_node": None}, "--gpus-per-node is missing, and scaling.device is gpu"),
+        ("lsun256", (), {"nodes": 2, "gpus_per_node": None}, "--gpus-per-node is missing, but scaling.device is gpu"),
         ("lsun256", (), {"nodes": 2, "gpus_per_node": 0}, "give 1 or more, or -- --set scaling.device=cpu"),
-        ("digits", (), {"nodes": 2, "gpus_per_node": 8}, "--gpus-per-node is 8, and scaling.device cpu: give 0"),
+        ("digits", (), {"nodes": 2, "gpus_per_node": 8}, "--gpus-per-node is 8, but scaling.device is cpu: give 0"),
         ("lsun256", (), {"nodes": 4, "gpus_per_node": 8}, "Use a world size of at most 16"),
         (
             "lsun256",
             ("--set", "scaling.world_size=4"),
             {"nodes": 2, "gpus_per_node": 4},
-            "scaling.world_size is 4, but 2 nodes of 4 GPUs make 8 ranks: leave that --set out",
+            "scaling.world_size is 4, but 2 nodes with 4 GPUs make 8 ranks: omit that --set",
         ),
-        ("digits", ("--dry-run",), {"nodes": 1, "gpus_per_node": None}, "--dry-run comes before --"),
+        ("digits", ("--dry-run",), {"nodes": 1, "gpus_per_node": None}, "--dry-run is given after --"),
     ],
 )
 def test_what_does_not_fit_is_named(config, more, options, words):
@@ -59,7 +59,7 @@ def test_a_run_elsewhere_needs_paths_that_mean_something_there(tmp_path):
 def test_a_config_file_outside_the_checkout_does_not_travel(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text((make_request.__globals__["ROOT"] / "trainer/configs/digits.yaml").read_text())
-    with pytest.raises(ConfigError, match=f"--config is {mine}: only files of .* travel to the cluster"):
+    with pytest.raises(ConfigError, match=f"--config is {mine}, but only files in .* are sent to the cluster"):
         make_request(str(mine), ON_SHARED, nodes=None, gpus_per_node=None, elsewhere=True)
 
 

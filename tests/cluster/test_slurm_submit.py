@@ -86,7 +86,9 @@ def test_a_run_in_the_queue_is_not_submitted_twice(slurm, tmp_path, capsys, monk
     name = capsys.readouterr().err.splitlines()[0].split()[-1]
     monkeypatch.setenv("STATE", "RUNNING\n")
     assert main([*COMMAND, *to(tmp_path / "run")]) == 1
-    assert f"{name} is in the queue as job 77 (RUNNING): ./launch.sh stop {name}" in capsys.readouterr().err
+    assert (
+        f"{name} is in the queue as job 77 (RUNNING): stop it with ./launch.sh stop {name}" in capsys.readouterr().err
+    )
     monkeypatch.setenv("STATE", "")
     assert main([*COMMAND, *to(tmp_path / "run")]) == 0
 
@@ -97,12 +99,12 @@ def test_status_logs_and_stop_know_the_job(slurm, tmp_path, capfd, monkeypatch):
     assert main(["status", str(tmp_path / "run")]) == 0
     assert "JobState FAILED  Reason NonZeroExitCode  ExitCode 2:0  Restarts 1" in capfd.readouterr().out
     assert main(["logs", "run"]) == 1
-    assert "slurm-77.log is not there yet: the job has not started" in capfd.readouterr().err
+    assert "slurm-77.log does not exist yet: the job has not started" in capfd.readouterr().err
     (tmp_path / "run/slurm-77.log").write_text("what it said\n")
     assert main(["logs", "run"]) == 0
     assert capfd.readouterr().out == "what it said\n"
     assert main(["stop", "run"]) == 1
-    assert "job 77 is not in the queue any more" in capfd.readouterr().err
+    assert "job 77 is no longer in the queue" in capfd.readouterr().err
     monkeypatch.setenv("STATE", "RUNNING\n")
     assert main(["stop", "run"]) == 0
     assert slurm.read_text().splitlines()[-1] == "scancel --signal=INT --state=RUNNING 77"
@@ -129,7 +131,7 @@ def test_the_last_start_of_a_run_counts(slurm, tmp_path, monkeypatch, capsys):
     assert main(["train", "--config", "digits", *to(tmp_path / "run")]) == 75
     slurm.write_text("")
     assert main(["stop", str(tmp_path / "run")]) == 2
-    assert f"nothing of this machine trains in {tmp_path}/run" in capsys.readouterr().err
+    assert f"no process on this machine trains in {tmp_path}/run" in capsys.readouterr().err
     assert slurm.read_text() == "", "the job of Slurm is over: nobody is asked"
 
 
@@ -140,7 +142,7 @@ def test_a_wrong_config_is_refused_before_slurm_is_asked(slurm, tmp_path, capsys
     with pytest.raises(SystemExit) as ended:
         main(["slurm", "--config", "digits", "--nodes", "two"])
     assert ended.value.code == 2
-    assert "two is no whole number from 1 on" in capsys.readouterr().err
+    assert "two is not a whole number of at least 1" in capsys.readouterr().err
     assert main(["status", "run", "--", "x"]) == 2
 
 

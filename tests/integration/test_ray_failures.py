@@ -76,4 +76,4 @@ def test_start_that_fails_three_times_at_one_place_ends_the_run(tiny, tmp_path):
     assert (
         "failure 1 of the workers, before the first step of a start: the processes of the workers were killed" in text
     )
-    assert text.splitlines()[-1] == "To go on from the last checkpoint, give the same command again."
+    assert text.splitlines()[-1] == "To resume from the last checkpoint, give the same command again."

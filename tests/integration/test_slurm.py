@@ -159,7 +159,7 @@ def test_a_job_that_is_preempted_and_meets_its_time_limit_ends_as_the_one_beside
     seen = cluster.wait_for_end(preempted, timeout_s=START_S + END_S)
     assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "2"), jobs.log(preempted)
     text = jobs.log(preempted)
-    assert "requeued: it goes on from its last checkpoint (restart 2 of at most 20)" in text
+    assert "requeued: it resumes from its last checkpoint (restart 2 of at most 20)" in text
     assert f"resuming from {jobs.folder}/preempted/checkpoints/step-{second_stop:08d}" in text
     straight, broken = (
         list_checkpoints(jobs.folder / name / "checkpoints")[-1] for name in ("undisturbed", "preempted")

@@ -129,10 +129,10 @@ def test_tables_move_with_to() -> None:
 
 
 def test_shrinking_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"beta_min is 3\.0 and beta_max 2\.0.*set beta_min below beta_max"):
+    with pytest.raises(ValueError, match=r"beta_min is 3\.0 and beta_max is 2\.0.*set beta_min below beta_max"):
         DiffusionConfig(beta_min=3.0, beta_max=2.0)
 
 
 def test_geometric_variance_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"beta_max is 20\.0.*below 1.*0\.01 and 0\.99, or schedule to vp"):
+    with pytest.raises(ValueError, match=r"beta_max is 20\.0.*below 1.*0\.01 and 0\.99, or set schedule to vp"):
         DiffusionConfig(schedule="geometric")

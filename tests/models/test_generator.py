@@ -195,11 +195,11 @@ def test_image_that_cannot_be_halved_often_enough_is_refused() -> None:
 
 
 def test_attention_at_a_side_that_does_not_occur_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"attention_resolutions has 16.*image_size 8.*\[8, 4\]: choose among these"):
+    with pytest.raises(ValueError, match=r"attention_resolutions has 16.*image_size 8.*\[8, 4\]: choose from these"):
         Generator(replace(TINY, attention_resolutions=(16,)), image_size=8, image_channels=1)
 
 
-@pytest.mark.parametrize(("base_channels", "message"), [(18, "18 channels"), (36, "72|108|144"), (2, "embedding of 2")])
+@pytest.mark.parametrize(("base_channels", "message"), [(18, "18 channels"), (36, "72|108|144"), (2, "of width 2")])
 def test_widths_that_group_norm_cannot_divide_are_refused(base_channels: int, message: str) -> None:
     config = replace(TINY, base_channels=base_channels, channel_multipliers=(1, 4))
     with pytest.raises(ValueError, match=message):

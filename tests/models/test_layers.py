@@ -49,7 +49,7 @@ def test_sinusoidal_embedding_holds_sines_and_then_cosines() -> None:
 
 @pytest.mark.parametrize("width", [2, 7])
 def test_sinusoidal_embedding_of_odd_width_is_refused(width: int) -> None:
-    with pytest.raises(ValueError, match=rf"time embedding of {width}.*even and at least 4"):
+    with pytest.raises(ValueError, match=rf"time embedding of width {width}.*even numbers of at least 4"):
         SinusoidalEmbedding(width)
 
 

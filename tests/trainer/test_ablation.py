@@ -64,7 +64,7 @@ def test_a_stop_saves_the_step_that_is_under_way(tiny, tmp_path, number):
             process.send_signal(number)  # as a scheduler does
         assert process.wait(timeout=60) == (130 if number == signal.SIGINT else 1)
     text = log.read_text()
-    assert "the same command goes on" in text and "Traceback" not in text
+    assert "repeat the command to resume" in text and "Traceback" not in text
     saved = list_checkpoints(folder / "checkpoints")[-1]
     assert f"asked to stop: step {saved.step} is done" in text
     assert not (tmp_path / "table.md").exists()
@@ -73,7 +73,7 @@ def test_a_stop_saves_the_step_that_is_under_way(tiny, tmp_path, number):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--num", "1"), "--num is 1; at least 2"),
+        (("--num", "1"), "--num is 1: give 2 or more"),
         (("--set", "checkpoint.directory=/elsewhere"), "checkpoint.directory is set"),
     ],
 )
@@ -98,5 +98,5 @@ def test_a_run_that_ends_before_its_last_step_gets_no_row(tiny, tmp_path, monkey
     sets = [word for text in tiny for word in ("--set", text)]
     given = ["--config", "digits", *sets, "--timesteps", "2", "--runs", str(tmp_path / "runs")]
     assert ablation.main([*given, "--out", str(tmp_path / "table.md")]) == 1
-    assert "before it was done: the same command goes on with it" in capsys.readouterr().err
+    assert "before it was finished: repeat the command to resume it" in capsys.readouterr().err
     assert not (tmp_path / "table.md").exists()

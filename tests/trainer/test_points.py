@@ -33,7 +33,7 @@ def test_missing_modes_and_far_points_are_seen():
 
 
 def test_other_images_are_refused():
-    with pytest.raises(ValueError, match="expected points of the plane"):
+    with pytest.raises(ValueError, match=r"2-D points \[N, 2, 1, 1\] are expected"):
         point_quality(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
 
 

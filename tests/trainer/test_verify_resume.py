@@ -85,7 +85,7 @@ def test_start_that_fails_of_itself_is_no_kill(tiny, tmp_path):
     wrong = arguments(tiny, tmp_path / "out", "run.init_from=/nowhere.pth")
     done = run_python(["-m", "trainer.verify_resume", *wrong])
     assert done.returncode == 1, done.stderr
-    assert "a start of straight ended with 1" in done.stderr
+    assert "a start of straight exited with code 1" in done.stderr
     assert "/nowhere.pth" in done.stderr
 
 

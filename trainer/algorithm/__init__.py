@@ -1,15 +1,15 @@
-"""What a step computes. Knows no config, no files and no processes.
+"""What a training step computes. Independent of configs, files and processes.
 
 Files:
-    adversarial  the game of G and D: one update of each
-    batch_split  a global batch over ranks and forward passes
+    adversarial  the adversarial method: one update of D and one of G
+    batch_split  splits a global batch over ranks and forward passes
     ema          the averaged generator
-    gaussian     an ordinary denoising diffusion model: one update of G
+    gaussian     the gaussian method (DDPM): one update of G
     losses       adversarial objectives by name, R1 and R2
-    method       what a method of training is; the networks that it is given
+    method       the interface of a training method, and the networks it updates
     methods      the methods by name
     pairs        from images to noisy pairs, fused on a GPU
-    randomness   Philox: draws as a pure function
+    randomness   Philox: random numbers as a pure function
     schedules    learning rates
     statistics   sums that updates return, and how they become curves
 """

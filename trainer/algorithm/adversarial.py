@@ -1,7 +1,7 @@
 """The adversarial method: one update of D and one of G (DDGAN, arXiv 2112.07804, section 4 and appendix).
 
 The engines decide how gradients are reduced and parameters updated; this file decides what is computed. It draws no
-random number and reads no scalar off the device: pairs come in drawn, sums of statistics go out as tensors.
+random numbers and reads no scalars off the device: it gets pairs already drawn and returns statistics as tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,17 +49,17 @@ STATISTICS = (
     mean("loss_g", over="updates_g"),
     diagnostic("logits_g", label="logits of generated pairs"),
 )
-"""`frequency_t` counts D's updates, timestep by timestep, `updates_g` those of G; a skipped one counts in neither."""
+"""`frequency_t` counts D's updates per timestep and `updates_g` counts G's updates; skipped updates are not counted."""
 
 
 @dataclass(frozen=True)
 class Adversarial:
-    """A game between G and D over the denoising steps.
+    """The adversarial game between G and D over the denoising steps.
 
     Attributes:
-        objective: the losses of both.
+        objective: the losses of G and D.
         r1_gamma, r2_gamma: weights of R1 and R2; half of each multiplies the squared gradient norm.
-        penalty_interval_steps: R1 and R2 are part of D's loss at the steps 0, n, 2n, ...; they are not multiplied by n.
+        penalty_interval_steps: R1 and R2 are added to D's loss at steps 0, n, 2n, ...; they are not multiplied by n.
     """
 
     objective: Objective = OBJECTIVES["non_saturating"]
@@ -73,27 +73,27 @@ class Adversarial:
 
     @classmethod
     def of(cls, settings: MethodSettings, generator: GeneratorConfig) -> "Adversarial":
-        """The game that a config names.
+        """The game that a config describes.
 
         Raises:
-            ValueError: the settings do not fit each other.
+            ValueError: the settings contradict each other.
         """
         if settings.prediction != "x0":
             raise ValueError(
                 f"training.prediction is {settings.prediction}, but with training.objective {settings.objective} the "
-                "generator makes x0: set training.prediction to x0, or training.objective to gaussian"
+                "generator predicts x0: set training.prediction to x0, or training.objective to gaussian"
             )
         objective = OBJECTIVES[settings.objective]
         if not objective.bounded and settings.r1_gamma == settings.r2_gamma == 0:
             raise ValueError(
-                f"training.objective is {settings.objective}, whose discriminator's loss has no lower bound unless a "
-                "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+                f"training.objective is {settings.objective}, whose discriminator loss has no lower bound without a "
+                "gradient penalty, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
             )
         return cls(objective, settings.r1_gamma, settings.r2_gamma, settings.r1_interval_steps or 1)
 
     @property
     def penalties(self) -> tuple[str, ...]:
-        """Those with a weight."""
+        """Names of the penalties whose weight is not zero."""
         return tuple(name for name, gamma in (("r1", self.r1_gamma), ("r2", self.r2_gamma)) if gamma > 0)
 
     def without_penalties(self) -> "Adversarial":
@@ -111,11 +111,11 @@ class Adversarial:
         share: float,
         labels: Labels | None = None,
     ) -> MicroBatch:
-        """A pair for each update; see `draw_micro_batch`."""
+        """Draw a pair for each update; see `draw_micro_batch`."""
         return draw_micro_batch(images, draws, diffusion, latent_dim=latent_dim, flip=flip, share=share, labels=labels)
 
     def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
-        """One update of D, with the penalties where they are due, or of G."""
+        """One update of D, with penalties in the steps where they are due, or one update of G."""
         if part == "g":
             return self.update_generator(players, batches)
         due = step % self.penalty_interval_steps == 0
@@ -129,9 +129,9 @@ class Adversarial:
 
         Args:
             players: the networks.
-            batches: as many as the engines accumulate.
+            batches: as many micro-batches as the engines accumulate.
             with_r1: add the R1 penalty on the real x_tm1, in float32.
-            with_r2: add the same on the generated x_tm1.
+            with_r2: add the R2 penalty on the generated x_tm1, in float32.
         """
         total: Statistics = {}
         for batch in batches:
@@ -156,7 +156,7 @@ class Adversarial:
         return total
 
     def update_generator(self, players: Players, batches: Sequence[MicroBatch]) -> Statistics:
-        """One update of G, through a discriminator whose parameters stand still."""
+        """One update of G, through a discriminator whose parameters are frozen."""
         D, num_timesteps = players.forward("d"), players.diffusion.num_timesteps
         total: Statistics = {}
         with _frozen(players.discriminator.module):
@@ -184,24 +184,24 @@ class Adversarial:
 
 
 def generated(players: Players, pair: Pair) -> Image:
-    """The fake x_tm1 of a pair: G's x0_pred, and a sample of q(x_tm1 | x_t, x0_pred)."""
+    """The fake x_tm1 of a pair: a sample of q(x_tm1 | x_t, x0_pred), where x0_pred comes from G."""
     with players.autocast(pair.x_t), masks_from(players.generator.module, pair.dropout):
         x0_pred = players.forward("g")(pair.x_t, pair.t, pair.z, pair.label).to(pair.x_t.dtype)
         return sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
 
 
 def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tuple[Image, Logits]:
-    """D's logits of one side of a pair, real or fake.
+    """D's logits for one side of a pair, real or fake.
 
     Args:
         players: the networks.
-        pair: x_t, t and label.
-        x_tm1: the cleaner image, without a graph behind it.
-        penalized: its logits will be differentiated by it, which asks for D itself in float32: bf16 would put an error
-            of several per cent into a penalty, and compiled code has no second derivative.
+        pair: gives x_t, t and label.
+        x_tm1: the cleaner image, detached.
+        penalized: the logits will be differentiated with respect to x_tm1. D then runs uncompiled and in float32: bf16
+            causes errors of several per cent in a penalty, and compiled code has no second derivative.
 
     Returns:
-        x_tm1, which requires grad if it is penalized, and the logits.
+        x_tm1, which requires grad if `penalized`, and the logits.
     """
     x_tm1 = x_tm1.requires_grad_(penalized)
     D = players.discriminator.module if penalized else players.forward("d")
@@ -210,14 +210,14 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
 
 
 def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:
-    """D's logits on both sides by timestep, and how often each timestep came."""
+    """D's logits for real and fake pairs by timestep, and how often each timestep occurred."""
     of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
     return {name: by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
 
 
 @contextmanager
 def _frozen(module: torch.nn.Module) -> Iterator[None]:
-    """No gradient for the parameters of `module`, so that none is computed and no engine hook fires for them."""
+    """Inside, the parameters of `module` need no gradient, so none is computed and no engine hook fires for them."""
     for p in module.parameters():
         p.requires_grad_(False)
     try:

@@ -1,8 +1,8 @@
-"""How a global batch is spread over the ranks, and over the forward passes of a rank.
+"""How a global batch is split over the ranks and over the forward passes of a rank.
 
-Contiguous groups of the minibatch deviation are neighbours in the global batch. Ranks take whole groups, as evenly as
-whole groups can be shared, so the statistics of a batch do not depend on the number of ranks. Strided groups lie across
-a micro-batch, so there all micro-batches must be of one size.
+Contiguous groups of the minibatch deviation are neighbours in the global batch. Each rank gets whole groups, as evenly
+as possible, so the statistics of a batch do not depend on the number of ranks. Strided groups spread over a whole
+micro-batch, so all micro-batches must have the same size.
 """
 
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from models.minibatch_deviation import check_batch_size
 class BatchSplit:
     """The split of every global batch of a run.
 
-    All ranks make grad_accum_steps passes, because the reductions of an engine need them all: a rank that has fewer
-    micro-batches fills up with passes of weight zero.
+    All ranks run grad_accum_steps passes, because the engines' reductions are collectives. A rank with fewer
+    micro-batches pads with passes of weight zero.
     """
 
     global_batch_size: int
-    """Images of one optimizer step."""
+    """Images per optimizer step, over all ranks."""
     world_size: int
-    """Ranks that share them."""
+    """Number of ranks."""
     group_size: int
-    """Images that stay together, on one rank and in one forward pass."""
+    """Images that must stay on one rank and in one forward pass."""
     rank_batch_size: int
-    """Images of the fullest rank."""
+    """Largest number of images on one rank."""
     micro_batch_size: int
-    """Most images of one rank in one forward pass."""
+    """Largest number of images in one forward pass of one rank."""
     grad_accum_steps: int
-    """Forward passes of each rank in one optimizer step."""
+    """Forward passes of each rank per optimizer step."""
 
     def share(self, rank: int) -> tuple[int, int]:
-        """The [start, stop) of the global batch that `rank` takes; the first ranks take one group more than others."""
+        """The range [start, stop) of the global batch for `rank`; the first ranks may get one group more."""
         num_groups, more = divmod(self.global_batch_size // self.group_size, self.world_size)
         first = rank * num_groups + min(rank, more)
         return first * self.group_size, (first + num_groups + (rank < more)) * self.group_size
@@ -44,26 +44,26 @@ def split_groups(
     """The split for contiguous groups.
 
     Args:
-        global_batch_size: images of a step; a batch smaller than a group is one group.
-        world_size: ranks.
-        micro_batch_size: most images of one forward pass; None: those of a rank at once.
-        stddev_group_size: images of a group.
+        global_batch_size: images per step; a batch smaller than a group is one group.
+        world_size: number of ranks.
+        micro_batch_size: largest number of images in one forward pass; None: all images of the rank at once.
+        stddev_group_size: images per group.
 
     Raises:
-        ValueError: A group would be cut, or a rank have none; the message shows the arithmetic.
+        ValueError: A group would be cut, or a rank would get no group; the message shows the arithmetic.
     """
     group_size = min(stddev_group_size, global_batch_size)
     num_groups, rest = divmod(global_batch_size, group_size)
     if rest:
         raise ValueError(
             f"training.global_batch_size ({global_batch_size}) must be a multiple of discriminator.stddev_group_size "
-            f"({group_size}), or a group of the minibatch deviation would be cut: {global_batch_size} / {group_size} = "
+            f"({group_size}), so that no group of the minibatch deviation is cut: {global_batch_size} / {group_size} = "
             f"{global_batch_size / group_size:.4g} groups. Use {_near(global_batch_size, group_size)}"
         )
     if world_size > num_groups:
         raise ValueError(
-            f"scaling.world_size ({world_size}) is more than the groups of the minibatch deviation, which stay whole "
-            f"on a rank: training.global_batch_size {global_batch_size} / discriminator.stddev_group_size "
+            f"scaling.world_size ({world_size}) is larger than the number of minibatch deviation groups, and each rank "
+            f"needs a whole one: training.global_batch_size {global_batch_size} / discriminator.stddev_group_size "
             f"{stddev_group_size} makes {num_groups}. Use a world size of at most {num_groups}, or a global batch of "
             f"at least {world_size * stddev_group_size}"
         )
@@ -72,7 +72,7 @@ def split_groups(
     if micro_batch_size % group_size:
         raise ValueError(
             f"training.micro_batch_size ({micro_batch_size}) must be a multiple of discriminator.stddev_group_size "
-            f"({group_size}), or a group of the minibatch deviation would be cut. Use "
+            f"({group_size}), so that no group of the minibatch deviation is cut. Use "
             f"{_near(micro_batch_size, group_size)}"
         )
     micro_batch_size = min(micro_batch_size, rank_batch_size)
@@ -89,10 +89,10 @@ def split_groups(
 def split_evenly(
     global_batch_size: int, world_size: int, micro_batch_size: int | None, stddev_group_size: int
 ) -> BatchSplit:
-    """The split for strided groups; arguments as for `split_groups`.
+    """The split for strided groups; same arguments as `split_groups`.
 
     Raises:
-        ValueError: Something does not divide; the message shows the arithmetic.
+        ValueError: The sizes do not divide evenly; the message shows the arithmetic.
     """
     rank_batch_size, rest = divmod(global_batch_size, world_size)
     if rest:
@@ -130,6 +130,6 @@ def split_evenly(
 
 
 def _near(size: int, unit: int) -> str:
-    """The multiples of `unit` around `size`, none of them zero, for a message."""
+    """The non-zero multiples of `unit` next to `size`, as text."""
     low = size // unit * unit
     return " or ".join(str(n) for n in (low, low + unit) if n)

@@ -10,7 +10,7 @@ from trainer.engine.interface import Engine, Fragment, FragmentSource, even_shar
 class Ema:
     """theta_ema <- decay * theta_ema + (1 - decay) * theta after each update; the first update copies theta.
 
-    It averages what the rank holds: whole parameters at ZeRO stages 0 to 2, this rank's partitions at stage 3.
+    Each rank averages what it holds: whole parameters at ZeRO stages 0 to 2, its own partitions at stage 3.
     """
 
     def __init__(self, engine: Engine, decay: float) -> None:
@@ -24,14 +24,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after optimizer step `step`, which counts from 0."""
+        """Update the average with the parameters after optimizer step `step`, which counts from 0."""
         if step == 0:
             torch._foreach_copy_(self._average, self._live)
         else:
             torch._foreach_lerp_(self._average, self._live, 1.0 - self.decay)
 
     def full_state(self) -> dict[str, Tensor]:
-        """The whole averaged parameters by name. At stage 3 a collective that every rank must reach."""
+        """All averaged parameters, whole, by name. At stage 3 this is a collective that every rank must call."""
         if not self._partitioned:
             return dict(zip(self._names, self._average, strict=True))
         full: dict[str, Tensor] = {}
@@ -47,7 +47,7 @@ class Ema:
         return full
 
     def fragments(self) -> list[Fragment]:
-        """The pieces this rank saves; those of all ranks tile each parameter once."""
+        """The pieces this rank saves; over all ranks they cover each parameter exactly once."""
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         pieces: list[Fragment] = []
         for name, start, tensor in zip(self._names, self._starts, self._average, strict=True):
@@ -58,6 +58,6 @@ class Ema:
 
     @torch.no_grad()
     def load(self, source: FragmentSource) -> None:
-        """Take the average from a checkpoint."""
+        """Load the average from a checkpoint."""
         for name, start, tensor in zip(self._names, self._starts, self._average, strict=True):
             tensor.copy_(source.read("average", name, start, start + tensor.numel()).view_as(tensor))

@@ -1,8 +1,8 @@
-"""The gaussian method: the generator's network as an ordinary denoising diffusion model (DDPM, arXiv 2006.11239).
+"""The gaussian method: trains the generator as an ordinary denoising diffusion model (DDPM, arXiv 2006.11239).
 
-G learns to predict x0, or the noise in x_t, by least squares. What it learns is the mean of x0 given x_t, and each
-reverse step is a Gaussian around it. That is exact in the limit of many small steps; in the few large ones of a DDGAN
-the true step has many modes, which a Gaussian does not have (arXiv 2112.07804, section 3). Its latent z is zero.
+G learns to predict x0, or the noise in x_t, by least squares: it learns the mean of x0 given x_t, and each reverse
+step is a Gaussian around it. This is exact in the limit of many small steps. In the few large steps of a DDGAN the true
+step is multimodal, which a Gaussian is not (arXiv 2112.07804, section 3). The latent z is always zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,19 +38,19 @@ STATISTICS = (
     mean("loss_g", over="frequency_t"),
     mean_by_timestep("errors", over="frequency_t", curve="squared_error", label="squared errors"),
 )
-"""`frequency_t` counts the updates that were made, timestep by timestep."""
+"""`frequency_t` counts updates per timestep; skipped updates are not counted."""
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Images of one forward pass of one rank, with noise.
+    """Noisy images of one forward pass of one rank.
 
     Attributes:
-        t: step index; x_t is the image that step t makes cleaner.
-        x0, x_t: clean and noisy.
-        z: zeros, which the network takes for its latent.
-        share: this micro-batch's part of the global batch; 0 for one that only fills up.
-        dropout: gives the masks of G's dropout; None: torch's.
+        t: step index; x_t is the input of denoising step t.
+        x0, x_t: clean and noisy images.
+        z: zeros, fed to the network as its latent.
+        share: this micro-batch's fraction of the global batch; 0 for padding.
+        dropout: gives the masks of G's dropout; None: torch's own.
         label: as in `Pair`.
     """
 
@@ -65,10 +65,10 @@ class NoisyBatch:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Regression of the clean image, or of the noise.
+    """Regression of the clean image or of the noise.
 
     Attributes:
-        prediction: what G's output is: the clean image, or the noise in x_t.
+        prediction: what G predicts: the clean image (`x0`) or the noise in x_t (`epsilon`).
     """
 
     prediction: Prediction = "x0"
@@ -81,20 +81,20 @@ class Gaussian:
 
     @classmethod
     def of(cls, settings: MethodSettings, generator: GeneratorConfig) -> "Gaussian":
-        """The regression that a config names.
+        """The regression that a config describes.
 
         Raises:
-            ValueError: the generator cannot make what it is to predict.
+            ValueError: the generator's output cannot reach the values it should predict.
         """
         if settings.prediction == "epsilon" and generator.output_tanh:
             raise ValueError(
-                "training.prediction is epsilon, but generator.output_tanh squashes the output into [-1, 1], which "
-                "noise is not bound to: set generator.output_tanh to false"
+                "training.prediction is epsilon, but generator.output_tanh limits the output to [-1, 1], and noise "
+                "exceeds that range: set generator.output_tanh to false"
             )
         return cls(settings.prediction)
 
     def without_penalties(self) -> "Gaussian":
-        """The same: it has none."""
+        """The method itself: it has no penalties."""
         return self
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class Gaussian:
         share: float,
         labels: Labels | None = None,
     ) -> NoisyBatch:
-        """Noisy images, by the draws of the adversarial method's update of G."""
+        """Draw noisy images with the random numbers that the adversarial method uses to update G."""
         t = draws.integers(Purpose.G_TIMESTEP, diffusion.num_timesteps)
         x0 = to_x0(images, draws.flips() if flip else None)
         x_t = noisy(diffusion, x0, t, draws.normals(Purpose.G_NOISE_T, tuple(images.shape[1:])))
@@ -118,7 +118,7 @@ class Gaussian:
         return NoisyBatch(t, x0, x_t, z, share, partial(draws.keeps, Purpose.G_DROPOUT), label)
 
     def update(self, part: Part, players: Players, batches: Sequence[NoisyBatch], step: int) -> Statistics:
-        """One update of G: mean squared error of its prediction, DDPM (2006.11239) Eq. 14 for epsilon."""
+        """One update of G on the mean squared error of its prediction; for epsilon, DDPM (2006.11239) Eq. 14."""
         assert part == "g", "there is no discriminator"
         G, diffusion = players.forward("g"), players.diffusion
         total: Statistics = {}
@@ -138,7 +138,7 @@ class Gaussian:
     def x0_predictor(
         self, generator: Callable[[Image, Timestep, Latent], Image], diffusion: Diffusion
     ) -> Callable[[Image, Timestep, Latent], Image]:
-        """G's output without a latent; what is made of a predicted noise is clipped to [-1, 1]."""
+        """G's prediction with z = 0; an x0 computed from predicted noise is clipped to [-1, 1]."""
 
         def predict(x_t: Image, t: Timestep, z: Latent) -> Image:
             output = generator(x_t, t, torch.zeros_like(z))

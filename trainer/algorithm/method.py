@@ -1,7 +1,7 @@
-"""What a method of training is: which networks it trains, what it draws for a batch, and the updates of a step.
+"""The interface of a training method: which networks it trains, what it draws for a batch, and how it updates them.
 
-A method is a value: its settings and nothing else. The networks come to it in their engines, as `Players`. Each method
-has a file of its own, and `methods.py` finds it by the name in the config.
+A method holds settings and no state. It gets the networks, in their engines, as `Players`. Each method has its own
+file, and `methods.py` finds it by the name in the config.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +32,11 @@ class Players:
     """The networks of a step in their engines, and what every update needs.
 
     Attributes:
-        engines: by part.
+        engines: the engine of each part.
         diffusion: tables of the forward process and its posterior, on the device.
         world_size: number of ranks over which the engines average gradients.
-        bf16: compute in bfloat16 except R1, R2 and the losses.
-        compiled: compiled forward passes of the engines' modules, of the parts that have one.
+        bf16: compute in bfloat16, except R1, R2 and the losses.
+        compiled: compiled forward passes of the engines' modules, for the parts that have one.
     """
 
     engines: Mapping[Part, Engine]
@@ -52,21 +52,21 @@ class Players:
 
     @property
     def discriminator(self) -> Engine:
-        """The discriminator's engine, of a method that has one."""
+        """The discriminator's engine, if the method trains a discriminator."""
         return self.engines["d"]
 
     def forward(self, part: Part) -> Callable[..., Tensor]:
-        """A network's forward pass, the compiled one if there is one; not for what is differentiated twice."""
+        """A network's forward pass, compiled if possible. Do not use it where a second derivative is needed."""
         return self.compiled.get(part) or self.engines[part].module
 
     def autocast(self, x_t: Image) -> AbstractContextManager:
-        """The region of low-precision compute. Engines are bypassed in the forward pass, so it is opened here."""
+        """Autocast context of the forward pass. Forward passes bypass the engines, so they cannot open it."""
         return torch.autocast(x_t.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
 
 @runtime_checkable
 class MethodSettings(Protocol):
-    """What methods are made of: the training section of a config, which says what each value means."""
+    """The settings that methods read: the training section of a config, which documents each value."""
 
     @property
     def objective(self) -> str: ...  # noqa: D102
@@ -82,35 +82,35 @@ class MethodSettings(Protocol):
 
 @runtime_checkable
 class Method(Protocol[BatchT]):
-    """A method of training; `BatchT` is what its updates see of a micro-batch."""
+    """A training method; `BatchT` is its form of a micro-batch."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The networks that it trains, in the order of their updates within a step."""
+        """The networks it trains, in the order of their updates within a step."""
         ...
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
-        """What its updates count."""
+        """The statistics that its updates return."""
         ...
 
     @property
     def penalties(self) -> tuple[str, ...]:
-        """Names of the penalties with a weight, such as r1."""
+        """Names of the penalties whose weight is not zero, such as r1."""
         ...
 
     @property
     def penalty_interval_steps(self) -> int:
-        """Penalties are part of the steps 0, n, 2n, ..."""
+        """The n for which penalties are added in steps 0, n, 2n, ..."""
         ...
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
-        """Samplers that the trained generator knows."""
+        """Samplers that work with the trained generator."""
         ...
 
     def without_penalties(self) -> "Method[BatchT]":
-        """The same method, whose steps have no penalty."""
+        """The same method without penalties."""
         ...
 
     def draw(
@@ -124,16 +124,16 @@ class Method(Protocol[BatchT]):
         share: float,
         labels: Labels | None = None,
     ) -> BatchT:
-        """What the updates of a step see of a micro-batch: a pure function of images and (seed, step, sample).
+        """Draw the inputs of a step's updates for a micro-batch: a pure function of images and (seed, step, sample).
 
         Args:
-            images: on the device of the draws.
-            draws: of these samples.
+            images: the micro-batch, on the device of the draws.
+            draws: random numbers of these samples.
             diffusion: tables on the same device.
             latent_dim: length of z.
-            flip: mirror each image or not, by its own coin.
-            share: of the global batch; 0 for a micro-batch that only fills up the number of forward passes.
-            labels: of the images; None without classes.
+            flip: mirror each image with probability 1/2.
+            share: fraction of the global batch; 0 for a micro-batch that only pads the number of forward passes.
+            labels: labels of the images; None without classes.
         """
         ...
 
@@ -141,9 +141,9 @@ class Method(Protocol[BatchT]):
         """One update of one network.
 
         Args:
-            part: which.
+            part: which network.
             players: the networks.
-            batches: as many as the engines accumulate.
+            batches: as many micro-batches as the engines accumulate.
             step: counts from 0; decides whether penalties are due.
         """
         ...

@@ -1,4 +1,4 @@
-"""The methods by the name in `training.objective`. A new method is a file of its own and a line here."""
+"""The training methods by the name in `training.objective`. To add a method, write its file and add a line here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,13 @@ METHODS: dict[str, Callable[[MethodSettings, GeneratorConfig], Method[Any]]] = {
 
 
 def make_method(settings: MethodSettings, generator: GeneratorConfig) -> Method[Any]:
-    """The method that a config names.
+    """The method that a config describes.
 
     Args:
-        settings: its training section.
-        generator: its generator section.
+        settings: the config's training section.
+        generator: the config's generator section.
 
     Raises:
-        ValueError: the settings do not fit each other; the message says which, and what to set.
+        ValueError: the settings contradict each other; the message says which ones, and what to set.
     """
     return METHODS[settings.objective](settings, generator)

@@ -1,7 +1,7 @@
-"""From uint8 images to what an update sees of them: a pair of the forward process, and the noise that makes the fake.
+"""From uint8 images to the inputs of an update: a pair of the forward process, and the noise for the fake x_tm1.
 
-`draw_pair` is plain torch. On a GPU it is compiled into a fused pass that reads the images once and writes the pair;
-what it draws is the same, bit for bit the integers and to rounding the normals.
+`draw_pair` is plain torch. On a GPU it is compiled into a fused pass that reads the images once and writes the pair.
+Both draw the same numbers: integers bit for bit, normals up to rounding.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class PairPurposes(NamedTuple):
-    """Which draws make the pair of one update."""
+    """The random numbers that one update's pair uses."""
 
     t: Purpose
     noise_tm1: Purpose
@@ -59,20 +59,20 @@ FOR_G = PairPurposes(
 
 @dataclass(frozen=True)
 class Pair:
-    """What one update sees of a micro-batch."""
+    """The inputs of one update for a micro-batch."""
 
     t: Timestep
     x_tm1: Image
-    """Real, the cleaner one."""
+    """The real, cleaner image."""
     x_t: Image
-    """Made from x_tm1, the noisier one."""
+    """The noisier image, made from x_tm1."""
     z: Latent
     noise_posterior: Image
-    """Makes the fake x_tm1 from G's x0_pred."""
+    """Noise with which the fake x_tm1 is drawn, given G's x0_pred."""
     dropout: KeepMask | None = None
-    """Gives the masks of G's dropout; None: torch's."""
+    """Gives the masks of G's dropout; None: torch's own."""
     label: Label | None = None
-    """Class of each image, or num_classes where it was dropped; None without classes."""
+    """Class of each image, or num_classes if it was dropped; None without classes."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class MicroBatch:
     """Images of one forward pass of one rank, drawn for both updates.
 
     Attributes:
-        pair_d: of the discriminator update.
-        pair_g: of the generator update: fresh t, noises and z for the same images.
-        share: this micro-batch's part of the global batch; the shares of all ranks sum to 1. It is 0 for one that only
-            fills up the number of forward passes: it must leave no trace.
+        pair_d: for the discriminator update.
+        pair_g: for the generator update: fresh t, noises and z for the same images.
+        share: this micro-batch's fraction of the global batch; the shares of all ranks sum to 1. It is 0 for a
+            micro-batch that only pads the number of forward passes and must have no effect.
     """
 
     pair_d: Pair
@@ -101,19 +101,19 @@ def draw_micro_batch(
     share: float,
     labels: "Labels | None" = None,
 ) -> MicroBatch:
-    """A micro-batch, a pure function of images and (seed, step, sample).
+    """Draw a micro-batch: a pure function of images and (seed, step, sample).
 
     Args:
         images: on the device of the draws.
-        draws: of these samples.
+        draws: random numbers of these samples.
         diffusion: tables on the same device.
         latent_dim: length of z.
-        flip: mirror each image or not, by its own coin.
-        share: of the global batch.
-        labels: of the images; None without classes.
+        flip: mirror each image with probability 1/2.
+        share: fraction of the global batch.
+        labels: labels of the images; None without classes.
     """
     draw = pair_function(images.device.type)
-    # A tensor, or the compiled function would be compiled for each step anew.
+    # A tensor, because with an int the compiled function would be recompiled in every step.
     step = draws.step if isinstance(draws.step, Tensor) else torch.full((), draws.step, device=images.device)
     stepped = Draws(draws.seed, step, draws.samples)
 
@@ -132,8 +132,8 @@ class Labels:
 
     Attributes:
         of_images: 0 .. num_classes - 1, on the device of the draws.
-        num_classes: stands for "no label" too.
-        dropout: probability with which a label is dropped.
+        num_classes: number of classes, and also the value for "no label".
+        dropout: probability of dropping a label.
     """
 
     of_images: Label
@@ -141,7 +141,7 @@ class Labels:
     dropout: float
 
     def drawn(self, draws: Draws, purpose: Purpose) -> Label:
-        """What an update sees: each label, or none, by a coin of its own."""
+        """The labels for one update, each dropped independently with probability `dropout`."""
         if not self.dropout:
             return self.of_images
         kept = draws.keeps(purpose, 0, (1,), self.dropout)[:, 0]
@@ -160,7 +160,7 @@ def draw_pair(
     latent_dim: int,
     flip: bool,
 ) -> DrawnPair:
-    """t, x_tm1, x_t, z and the posterior's noise for one update; plain torch."""
+    """Draw t, x_tm1, x_t, z and the posterior's noise for one update, in plain torch."""
     shape = tuple(images.shape[1:])
     t = draws.integers(purposes.t, diffusion.num_timesteps)
     x0 = to_x0(images, draws.flips() if flip else None)
@@ -170,7 +170,7 @@ def draw_pair(
 
 
 def to_x0(images: UInt8[Tensor, "b c h w"], flips: Bool[Tensor, " b"] | None) -> Float[Tensor, "b c h w"]:
-    """uint8 images, mirrored where `flips` says so, as contiguous float32 in [-1, 1]."""
+    """Convert uint8 images to contiguous float32 in [-1, 1], mirrored where `flips` is True."""
     x0 = images.contiguous()  # they come in the decoder's layout, channels last
     if flips is not None:
         x0 = torch.where(flips[:, None, None, None], x0.flip(-1), x0)
@@ -182,24 +182,24 @@ DrawPair = Callable[[Tensor, Draws, Diffusion, PairPurposes, int, bool], DrawnPa
 
 @cache
 def pair_function(device_type: str) -> DrawPair:
-    """`draw_pair` for a type of device: compiled on a GPU that Triton serves, else as it is.
+    """`draw_pair` for a device type: compiled on a GPU with Triton, otherwise unchanged.
 
-    TORCH_COMPILE_DISABLE=1 in the environment leaves it as it is everywhere.
+    TORCH_COMPILE_DISABLE=1 in the environment disables compilation.
     """
     if device_type != "cuda" or find_spec("triton") is None:
         return draw_pair
-    # Of fixed shapes: what is drawn then depends on the size of the micro-batch alone, not on the sizes met before.
+    # Fixed shapes: the result then depends only on the current micro-batch size, not on sizes seen earlier.
     return checked(torch.compile(draw_pair, dynamic=False))
 
 
 def checked(compiled: DrawPair) -> DrawPair:
-    """`compiled`, if it draws what `draw_pair` draws when it is first called, else `draw_pair`.
+    """`compiled` if its first call gives the same result as `draw_pair`, otherwise `draw_pair`.
 
-    A machine may lack what Triton builds its kernels with, and compilers have been seen to get integers wrong. For each
-    shape and each purpose another kernel is built, and so looked at.
+    A machine may lack the tools that Triton needs to build kernels, and compilers have produced wrong integers. Each
+    shape and each purpose has its own kernel, so each is checked.
     """
     chosen: dict[Any, DrawPair] = {}
-    told: set[str] = set()
+    warned: set[str] = set()
 
     def draw(*arguments: Any) -> DrawnPair:
         images, _, _, *fixed = arguments
@@ -208,16 +208,16 @@ def checked(compiled: DrawPair) -> DrawPair:
             return chosen[kernel](*arguments)
         expected = draw_pair(*arguments)
         try:
-            found = compiled(*arguments)
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # t must be equal, normals to rounding
+            drawn = compiled(*arguments)
+            torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)  # t must be equal, normals up to rounding
         except Exception as error:  # compilers fail in many ways
             reason = str(error).strip().partition("\n")[0]
-            if reason not in told:
-                log.warning("pairs are drawn by plain torch, slower: the fused pass cannot be used (%s)", reason)
-            told.add(reason)
+            if reason not in warned:
+                log.warning("the fused pass cannot be used (%s): pairs are drawn by plain torch, more slowly", reason)
+            warned.add(reason)
             chosen[kernel] = draw_pair
             return expected
         chosen[kernel] = compiled
-        return found
+        return drawn
 
     return draw

@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, step, sample, purpose): Philox4x32-10 in plain torch.
 
-No generator has a state here. Any rank can compute the draws of any sample of any step, hence a resumed run and a run
-on another number of ranks see the same t, z, noises, flips and masks. Integers are the same bit for bit on every
-device; normals differ by the rounding of log, sin and cos.
+There is no generator state. Any rank can compute the numbers of any sample in any step, so a resumed run, or a run with
+another number of ranks, gets the same t, z, noises, flips and masks. Integers are bit-identical on every device;
+normals differ by the rounding of log, sin and cos.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); Box and Muller (1958) for normals.
 """
@@ -25,7 +25,7 @@ MASK_32 = 0xFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for. The values are part of the format of a run: append, never renumber."""
+    """What a random number is used for. The values are part of a run's format: append new ones, never renumber."""
 
     FLIP = 0
     D_TIMESTEP = 1
@@ -60,8 +60,8 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The product needs 64 bits without a sign. Less 2**32 times the counter it fits into int64, and the high word
-        # lacks the counter: an overflow is undefined in C++, and compiled code was seen to come out wrong.
+        # The product needs 64 unsigned bits. Subtracting 2**32 * counter makes it fit into int64; the counter is added
+        # back to the high word. An int64 overflow is undefined in C++, and compiled code did produce wrong numbers.
         product_0, product_1 = c0 * (MULTIPLIER_0 - 2**32), c2 * (MULTIPLIER_1 - 2**32)
         high_0, high_1 = (product_0 >> 32) + c0, (product_1 >> 32) + c2
         c0, c1, c2, c3 = high_1 ^ c1 ^ k0, product_1 & MASK_32, high_0 ^ c3 ^ k1, product_0 & MASK_32
@@ -71,13 +71,13 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of some samples in one step.
+    """The random numbers of given samples in one step.
 
     Attributes:
-        seed: of the run or of samples, in [0, 2**64).
-        step: optimizer step, or number of the reverse step when sampling, in [0, 2**32); an int64 tensor of one element
-            on the device of the samples will do.
-        samples: int64 [B], each sample's position in the global batch, on the device where numbers are wanted.
+        seed: seed of the run or of the samples, in [0, 2**64).
+        step: optimizer step, or number of the reverse step when sampling, in [0, 2**32); an int, or an int64 tensor
+            with one element on the device of the samples.
+        samples: int64 [B], each sample's position in the global batch, on the device where the numbers are needed.
     """
 
     seed: int
@@ -85,7 +85,7 @@ class Draws:
     samples: Int64[Tensor, " b"]
 
     def _words(self, purpose: Purpose, block: Tensor, layer: int = 0) -> tuple[Tensor, ...]:
-        """Four uniform 32-bit integers, int64 [B, N], for each sample and each number in `block`, [1, N] or [B, N]."""
+        """Four uniform 32-bit integers, each int64 [B, N], for each sample and each entry of `block` [1 or B, N]."""
         device = self.samples.device
         counter = (
             block,
@@ -101,14 +101,14 @@ class Draws:
         return (self._words(purpose, block)[0][:, 0] * high) >> 32
 
     def normals(self, purpose: Purpose, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
-        """Standard normals, float32 [B, *shape], by Box and Muller's transform."""
+        """Standard normals, float32 [B, *shape], by the Box-Muller transform."""
         count = math.prod(shape)
         num_blocks = -(-count // 4)
-        # The four normals of block i are the numbers i, num_blocks + i, 2 num_blocks + i and 3 num_blocks + i.
+        # The four normals of block i have the positions i, num_blocks + i, 2 num_blocks + i and 3 num_blocks + i.
         if torch.compiler.is_compiling():
-            # In a fused pass it costs less to draw each block four times than to lay its normals side by side.
+            # In a fused pass, computing each block four times is cheaper than concatenating its normals.
             number = torch.arange(count, device=self.samples.device)
-            # Counted without the detour over the samples, it would be multiplied as a 32-bit index, which overflows.
+            # The xor with zero forces int64: otherwise the compiler multiplies a 32-bit index, which overflows.
             block = (number % num_blocks) ^ (self.samples[:, None] >> 63)
             words = self._words(purpose, block)
             quarter = number // num_blocks
@@ -123,26 +123,26 @@ class Draws:
         return values.unflatten(1, shape)
 
     def keeps(self, purpose: Purpose, layer: int, shape: tuple[int, ...], probability: float) -> Bool[Tensor, "b ..."]:
-        """Masks of a dropout layer: False with `probability`, bool [B, *shape]; layers are counted from 0."""
+        """Masks of a dropout layer, bool [B, *shape]: False with `probability`; `layer` counts from 0."""
         count = math.prod(shape)
         block = torch.arange(-(-count // 4), device=self.samples.device)[None]
-        # Integers are compared, so that the masks are the same bit for bit on every device.
+        # Comparing integers makes the masks bit-identical on every device.
         keep = torch.cat(self._words(purpose, block, layer), dim=1)[:, :count] >= round(probability * 2**32)
         return keep.unflatten(1, shape)
 
     def flips(self) -> Bool[Tensor, " b"]:
-        """A fair coin for each sample."""
+        """A fair coin flip for each sample, bool [B]."""
         return self.integers(Purpose.FLIP, 2).bool()
 
 
 def _polar(radius_bits: Tensor, angle_bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Radius and angle of Box and Muller's transform, float32, from uniform 32-bit integers."""
+    """Radius and angle of the Box-Muller transform, float32, from uniform 32-bit integers."""
     u = (radius_bits.to(torch.float32) + 1.0) * 2.0**-32  # in (0, 1]: the logarithm is finite
     return (u.log() * -2.0).sqrt(), angle_bits.to(torch.float32) * (2.0 * math.pi * 2.0**-32)
 
 
 def fold_seed(seed: int, *words: int) -> int:
-    """A 63-bit seed for another generator, as a pure function of a seed and words in [0, 2**32)."""
+    """A 63-bit seed for another generator: a pure function of a seed and up to four words in [0, 2**32)."""
     counter = (torch.tensor([w], dtype=torch.int64) for w in (*words, 0, 0, 0, 0)[:4])
     low, high, *_ = philox4x32(tuple(counter), (seed & MASK_32, seed >> 32))  # pyright: ignore[reportArgumentType]
     return int(low) | (int(high) & 0x7FFFFFFF) << 32

@@ -21,19 +21,19 @@ class LearningRateConfig:
     """Course after warm-up: half a cosine from peak to final (`cosine`), or peak throughout (`constant`)."""
 
     def __post_init__(self) -> None:
-        """Refuse a rate that would rise while it is said to decay."""
+        """Refuse a decay whose final rate is above its peak."""
         if self.decay == "cosine" and self.final > self.peak:
-            raise ValueError(f"final ({self.final:g}) must not be above peak ({self.peak:g})")
+            raise ValueError(f"final ({self.final:g}) is above peak ({self.peak:g}): set final to at most peak")
 
 
 def learning_rate(config: LearningRateConfig, images_seen: int, total_images: int) -> float:
     """Learning rate of the step that starts after ``images_seen`` images.
 
-    The count of images is the clock, so the rate does not depend on batch size or world size. Past
-    ``total_images`` the rate stays where it ended.
+    The rate depends on the number of images, so batch size and world size do not change it. After
+    ``total_images`` it keeps its last value.
 
     Args:
-        config: Course of the rate.
+        config: The schedule.
         images_seen: Images trained on before this step.
         total_images: Length of the run in images.
 

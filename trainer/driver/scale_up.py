@@ -1,4 +1,4 @@
-"""When a run that lost ranks should take new ones."""
+"""Decides when a run that lost ranks should add new ones."""
 
 import time
 from collections.abc import Callable
@@ -7,21 +7,21 @@ CHECK_INTERVAL_S = 10.0
 
 
 SETTLED_S = 30.0
-"""How long there must have been room. Ray Train itself looks at the nodes every 20 seconds: what it does not know of
-yet, it does not use."""
+"""How long there must have been room. Ray Train itself checks the nodes every 20 seconds and cannot use nodes it does
+not know of yet."""
 
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
-"""Until room that came to nothing is tried again; each time twice as long."""
+"""Pause after an attempt that failed to get the room; it doubles each time."""
 
 
 class ScaleUp:
-    """Looks now and then whether the cluster has room for more ranks than the run has."""
+    """Checks periodically whether the cluster has room for more ranks than the run has."""
 
     def __init__(self, count_ranks: Callable[[int], int], *, clock: Callable[[], float] = time.monotonic) -> None:
         """Args:
-        count_ranks: given the ranks that run, those that could run now.
-        clock: seconds.
+        count_ranks: maps the number of running ranks to the number that could run now.
+        clock: monotonic time in seconds.
         """
         self._count_ranks, self._clock = count_ranks, clock
         self._looked_at = clock()
@@ -30,14 +30,14 @@ class ScaleUp:
         self._pause_s = 0.0
 
     def possible(self, world_size: int | None) -> int | None:
-        """Called often.
+        """The number of ranks with which the run should continue. Call it often.
 
         Args:
-            world_size: ranks that run; None between two groups.
+            world_size: running ranks; None between two groups.
 
         Returns:
-            The ranks that the run should go on with, or None: as they are. Room that was tried and came to nothing,
-            because others took it, is tried again after a pause.
+            The new number of ranks, or None to change nothing. If others took the room before the run got it, the next
+            attempt comes after a pause.
         """
         now = self._clock()
         if world_size is None or now - self._looked_at < CHECK_INTERVAL_S:

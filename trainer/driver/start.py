@@ -1,4 +1,4 @@
-"""What is looked at, and set, before Ray or a GPU is touched."""
+"""Checks and settings before Ray or a GPU is touched."""
 
 import os
 import secrets
@@ -20,23 +20,23 @@ from trainer.rank.run_folder import make_run_directory
 
 
 def set_up_ray() -> None:
-    """What Ray must find in the environment when it is imported."""
+    """Set the environment variables that Ray reads when it is imported."""
     if not os.environ.get("RAY_ADDRESS"):
-        # A Ray of our own. Whoever can talk to it can run code as this user, so even here it asks for a token.
+        # We start our own Ray. Anybody who can reach it can run code as this user, so it needs a token even locally.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # a line of a rank is shown at once, and without Ray's remark on it
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # show every line of a rank at once
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no escape sequences in files
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # ranks on the CPU still see what GPUs there are
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU ranks still see the GPUs
 
 
 def check_before_start(config: TrainConfig, *, resume: str) -> int:
-    """Refuse whatever can be seen to be wrong before Ray or a GPU is touched.
+    """Refuse everything that can be found wrong before Ray or a GPU is touched.
 
     Returns:
-        Steps done by the newest checkpoint, 0 without one.
+        Step of the newest checkpoint, 0 without one.
 
     Raises:
         ConfigError, DataError, WeightsError: the run directory, the data or the initial weights do not fit, or another
@@ -49,8 +49,8 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
     if resume == "never" and directory.exists() and any(directory.iterdir()):
         raise ConfigError(
             [
-                f"--resume never, but {directory} already holds a run: give another run.directory, or leave --resume "
-                "never out to go on with it"
+                f"--resume is never, but {directory} already holds a run: give another run.directory, or omit --resume "
+                "never to resume that run"
             ]
         )
     try:
@@ -74,6 +74,6 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
         storage.check_writable()
     except OSError as error:
         raise ConfigError([f"checkpoint.directory is {storage.shown}, which cannot be written: {error}"]) from error
-    # Not held: the ranks take it when they start, wherever rank 0 then is.
+    # Released at once: rank 0 claims it when it starts, on whatever host it runs.
     claim(config, this_process()).release()
     return newest.step if newest else 0

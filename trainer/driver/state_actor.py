@@ -1,6 +1,6 @@
-"""Where the driver and the workers of a run meet, and what is known there of groups of workers that failed.
+"""The state that the driver and the workers of a run share, and the record of failed worker groups.
 
-Ray makes an actor of `StateActor`; nothing here needs Ray.
+Ray runs `StateActor` as an actor; nothing here needs Ray.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ _LOST_PEER = re.compile(r"gloo|NCCL|connection (closed|reset)|broken pipe|socket
 
 @dataclass(frozen=True)
 class FinalError:
-    """What no restart would help against.
+    """An error that a restart would not fix.
 
     Attributes:
         message: for the user.
-        is_refusal: something is wrong with what the user gave; otherwise the run has failed.
+        is_refusal: whether the user's input is wrong; otherwise the run has failed.
     """
 
     message: str
@@ -35,11 +35,11 @@ class FinalError:
 
 @dataclass(frozen=True)
 class Failure:
-    """How a group of workers ended too early.
+    """How a group of workers failed.
 
     Attributes:
-        step: optimizer steps that the run had done, as far as the actor was told; None: the group did none.
-        error: its first line.
+        step: optimizer steps that the run had done, as far as the actor knows; None: the group did none.
+        error: first line of the error.
     """
 
     step: int | None
@@ -47,17 +47,17 @@ class Failure:
 
     @property
     def where(self) -> str:
-        """The place in words."""
+        """Where it failed, as text."""
         return "before the first step of a start" if self.step is None else f"after step {self.step}"
 
     @property
     def is_lost_peer(self) -> bool:
-        """Whether it only says that another rank went away, which is seldom the cause."""
+        """Whether the error only says that another rank is gone, which is rarely the cause."""
         return bool(_LOST_PEER.search(self.error))
 
 
 class Failures:
-    """The failures of a run in order, and what follows from them."""
+    """The failures of a run in order; they decide on pauses and on giving up."""
 
     def __init__(self) -> None:
         self._all: list[Failure] = []
@@ -65,45 +65,45 @@ class Failures:
         self._in_a_row = 0
 
     def add(self, failure: Failure) -> None:
-        """One group more has failed."""
+        """Record the failure of a group."""
         step = -1 if failure.step is None else failure.step
         self._in_a_row = 1 if step > self._furthest_step else self._in_a_row + 1
         self._furthest_step = max(self._furthest_step, step)
         self._all.append(failure)
 
     def pause_s(self) -> float:
-        """How long to wait before the next start: not at all after one failure, then 2, 4, ... up to 60 seconds.
+        """Seconds to wait before the next start: 0 after one failure, then 2, 4, ... up to 60.
 
-        A run that got further than ever before begins again with a start at once.
+        If the run got further than ever before, the count starts again at one failure.
         """
         return min(2.0 ** (self._in_a_row - 1), LONGEST_PAUSE_S) if self._in_a_row > 1 else 0.0
 
     def hopeless(self) -> str | None:
-        """Why another start would end in the same way, if the same step has failed `SAME_STEP_LIMIT` times."""
+        """Why another start would fail again, if the same step has failed `SAME_STEP_LIMIT` times; else None."""
         if not self._all:
             return None
         last = self._all[-1]
-        alike = [failure.step == last.step for failure in self._all]
-        # Starts that do nothing say something only if nothing else has happened between them.
-        counted = takewhile(bool, reversed(alike)) if last.step is None else alike
+        same_step = [failure.step == last.step for failure in self._all]
+        # Failures before the first step count only if they are consecutive.
+        counted = takewhile(bool, reversed(same_step)) if last.step is None else same_step
         times = sum(counted)
         if times < SAME_STEP_LIMIT:
             return None
         return f"the workers failed {times} times {last.where}, the last time with: {last.error}"
 
     def last(self) -> str | None:
-        """The last one in words, None without any."""
+        """The last failure as text; None if there was none."""
         if not self._all:
             return None
         return f"failure {len(self._all)} of the workers, {self._all[-1].where}: {self._all[-1].error}"
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Number of failures."""
         return len(self._all)
 
     def summary(self, max_failures: int) -> str | None:
-        """Why a run ended that Ray does not restart any more; None where the actor knows of no failure."""
+        """Why the run ended, for a run that Ray no longer restarts; None if the actor knows of no failure."""
         if not self._all:
             return None
         last = self._all[-1]
@@ -118,10 +118,10 @@ class Snapshot:
     """What the driver reads.
 
     Attributes:
-        status: the newest, or None.
+        status: the newest status, or None.
         result: how the run ended, or None.
-        world_size: ranks of the group that runs, or None between two groups.
-        failure: the last one that was counted, in words, or None.
+        world_size: ranks of the running group, or None between two groups.
+        failure: the last failure as text, or None.
     """
 
     status: RunStatus | None
@@ -131,7 +131,7 @@ class Snapshot:
 
 
 class StateActor:
-    """The newest status one way, the request to stop the other way. Its methods are called from other processes."""
+    """Passes the status from workers to driver, and the request to stop back. Other processes call its methods."""
 
     def __init__(self) -> None:
         self._status: RunStatus | None = None
@@ -139,15 +139,15 @@ class StateActor:
         self._result: Outcome | FinalError | None = None
         self._world_size: int | None = None
         self._failures = Failures()
-        self._failure: Failure | None = None  # of the group that began last, as far as its ranks have said so
+        self._failure: Failure | None = None  # of the newest group, as reported by its ranks
         self._running = False
-        self._step: int | None = None  # that this group has reported
+        self._step: int | None = None  # reported by the newest group
 
     async def begin(self, world_size: int) -> float | None:
-        """Rank 0 of a new group asks when it may start.
+        """Called by rank 0 of a new group before it starts.
 
         Returns:
-            Seconds to wait, or None if it should not start at all; the driver knows why.
+            Seconds to wait, or None if it must not start; `read` then gives the reason.
         """
         self._settle()
         reason = self._failures.hopeless()
@@ -162,16 +162,16 @@ class StateActor:
         self._status, self._step = status, status.step
 
     async def post_result(self, result: Outcome | FinalError) -> None:
-        """How the run ended; an error that ends it stays whatever the other ranks say."""
+        """Record how the run ended; a final error is not overwritten by other ranks' results."""
         self._running, self._world_size = False, None
         if not isinstance(self._result, FinalError):
             self._result = result
 
     async def post_error(self, error: str, step: int | None) -> None:
-        """A rank failed, and Ray will start the group again.
+        """Record that a rank failed; Ray will restart the group.
 
         Args:
-            error: its first line.
+            error: first line of the error.
             step: optimizer steps done, if this rank knows.
         """
         self._world_size = None
@@ -179,42 +179,42 @@ class StateActor:
         if self._failure is None:
             self._failure = failure
             return
-        # The others fail because one did: what it says is the cause, and rank 0 knows the step.
+        # One rank fails first and the others follow: keep the error of the first, and the step from rank 0.
         if self._failure.is_lost_peer and not failure.is_lost_peer:
             self._failure = replace(self._failure, error=error)
         if step is not None:
             self._failure = replace(self._failure, step=step)
 
     async def ask_to_stop(self) -> None:
-        """From the driver."""
+        """Ask the workers to stop; called by the driver."""
         self._stop.set()
 
     async def stop_asked(self) -> bool:
-        """Answers only when the driver wants to stop."""
+        """Return when the driver asks to stop, not before."""
         return await self._stop.wait()
 
     async def go_on(self) -> None:
-        """From the driver: after a stop that it asked for, another group will go on."""
+        """Clear the stop; called by the driver when another group will continue the run."""
         self._stop.clear()
         self._result = None
 
     async def read(self) -> Snapshot:
-        """For the driver."""
+        """The current state; called by the driver."""
         return Snapshot(self._status, self._result, self._world_size, self._failures.last())
 
     async def count_failures(self) -> int:
-        """For the driver, between two groups."""
+        """Number of failures; called by the driver between two groups."""
         self._settle()
         return self._failures.count
 
     async def summarize_failures(self, max_failures: int) -> str | None:
-        """For the driver, when Ray has given up; see `Failures.summary`."""
+        """Called by the driver when Ray has given up; see `Failures.summary`."""
         self._settle()
         return self._failures.summary(max_failures)
 
     def _settle(self) -> None:
-        """Count the group that began last if it did not end well. One whose processes were all killed says nothing."""
+        """Record a failure if the newest group did not end well, even if its processes were killed without a report."""
         if self._running:
-            silent = Failure(self._step, "the processes of the workers were killed or lost")
-            self._failures.add(self._failure or silent)
+            unreported = Failure(self._step, "the processes of the workers were killed or lost")
+            self._failures.add(self._failure or unreported)
         self._running, self._world_size, self._failure = False, None, None

@@ -1,10 +1,10 @@
-"""Backward, reduction, update: who computes a step. Knows no config.
+"""Engines: backward pass, gradient reduction, optimizer update. Independent of the config of a run.
 
 Files:
     compiled   forward passes compiled for a GPU
-    guard      whether an update is made
-    interface  what an engine is: backward, step, its share of the state
-    plain      plain torch, the twin that DeepSpeed is checked against; Adam; a stand-in for a missing network
+    guard      decides whether to skip an update
+    interface  the interface of an engine: backward, step, its share of the state
+    plain      the plain torch engine, the reference for DeepSpeed; Adam and its state
     ranks      rank arithmetic and small collectives
-    zero       DeepSpeed at ZeRO 0 to 3, and the choice of an engine
+    zero       the DeepSpeed engine at ZeRO stages 0 to 3, and the choice of an engine
 """

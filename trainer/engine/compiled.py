@@ -1,8 +1,7 @@
-"""Networks compiled for a GPU: their norms, activations and filters become a few fused kernels around the convolutions.
+"""Networks compiled for a GPU: norms, activations and filters become a few fused kernels around the convolutions.
 
-What is differentiated twice, R1 and R2, goes past them: compiled code has a first derivative only. So does a run with
-`run.deterministic`, because the compiler times variants of a kernel and takes the fastest, which may be another one in
-the next process.
+R1 and R2 bypass the compiled networks, because compiled code has no second derivative. Runs with `run.deterministic`
+do not compile: the compiler times variants of a kernel and takes the fastest, which can differ between processes.
 """
 
 import logging
@@ -20,16 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class CompiledForward:
-    """The forward pass of a network, compiled; the network's own where the compiler fails."""
+    """The compiled forward pass of a network; falls back to the network itself if compilation fails."""
 
     def __init__(self, module: nn.Module, *, backend: Any = "inductor") -> None:
         self._module = module
-        # Of fixed shapes: a run has one size of micro-batch, at most another for the rest.
+        # Fixed shapes: a run has at most two micro-batch sizes, the usual one and a remainder.
         self._compiled = torch.compile(module, dynamic=False, backend=backend)
         self.failed = False
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
-        """The network's output; images are laid out as the kernels like them."""
+        """The network's output. Images are converted to channels_last, the layout fastest for the kernels."""
         if self.failed:
             return self._module(*inputs)
         laid_out = (
@@ -37,16 +36,16 @@ class CompiledForward:
             for x in inputs
         )
         try:
-            # The backward pass is compiled with the forward one: where it is called, nothing could take its place.
+            # Compile the backward pass now, together with the forward pass: when it runs, it is too late to fall back.
             with functorch.patch(force_non_lazy_backward_lowering=True):
                 return self._compiled(*laid_out)
         except RuntimeError as error:
-            from torch._dynamo.exc import TorchDynamoException  # a second to import, which other starts are spared
+            from torch._dynamo.exc import TorchDynamoException  # takes a second to import, so only on failure
 
             if not isinstance(error, TorchDynamoException):
                 raise
             reason = str(error).strip().partition("\n")[0]
-            log.warning("a network is not compiled, its steps are slower: torch.compile fails (%s)", reason)
+            log.warning("torch.compile failed (%s); the network runs uncompiled, which is slower", reason)
             self.failed = True
             return self._module(*inputs)
 
@@ -54,22 +53,22 @@ class CompiledForward:
 def compiled_forward(
     module: nn.Module, engine: EngineConfig, *, deterministic: bool, zero_stage: int
 ) -> CompiledForward | None:
-    """The compiled pass of a network that is trained, or None where the config or the machine rules it out.
+    """The compiled forward pass of a network, or None if the config or the machine rules it out.
 
     Args:
-        module: on its device.
+        module: the network, on its device.
         engine: says whether to compile.
         deterministic: run.deterministic.
-        zero_stage: of this network.
+        zero_stage: ZeRO stage of this network.
     """
     if not engine.compile or deterministic or not can_compile(module):
         return None
-    # At stage 3 the parameters come and go between layers, and masks of dropout come from outside.
+    # Not at stage 3, where parameters are gathered and freed layer by layer, nor with dropout masks from the caller.
     if zero_stage == 3 or any(isinstance(layer, Dropout) for layer in module.modules()):
         return None
     return CompiledForward(module)
 
 
 def can_compile(module: nn.Module) -> bool:
-    """Whether the network is on a GPU that torch.compile has a compiler for."""
+    """Whether the network is on a GPU and torch.compile has a compiler for it."""
     return next(module.parameters()).is_cuda and find_spec("triton") is not None

@@ -1,11 +1,11 @@
-"""Nothing bad reaches the weights: whether an update is made is decided on the device, by all ranks alike.
+"""Keeps bad updates away from the weights. The decision is made on the device and is the same on all ranks.
 
-An update is skipped if a loss of any rank or the averaged gradient is not finite, or if that gradient is larger than
-`guard.max_gradient_norm`. A skipped update leaves parameters, Adam's moments and its count of updates as they are. The
-average of the generator goes on: its weights stand still for a step, and a step it is.
+An update is skipped if a loss on any rank or the averaged gradient is not finite, or if the gradient's norm exceeds
+`guard.max_gradient_norm`. A skipped update leaves parameters, Adam's moments and its update count unchanged. The
+generator's average is still updated, with the unchanged weights: a skipped update counts as a step.
 
-On a GPU the host never learns of it here: torch's fused Adam takes the flag as the `found_inf` of its gradient scaling.
-Elsewhere the flag is in the host's memory anyway.
+On a GPU the decision needs no synchronization with the host: torch's fused Adam takes the flag as the `found_inf` of
+its gradient scaling. On a CPU the flag is in the host's memory anyway.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class UpdateGuard:
-    """The judge over the updates of one network.
+    """Decides which updates of one network are skipped.
 
     Attributes:
         norm: L2 norm of the averaged gradient of the last update, a scalar on the device.
@@ -25,11 +25,11 @@ class UpdateGuard:
     """
 
     def __init__(self, max_gradient_norm: float | None, *, partitioned: bool) -> None:
-        """Make the judge.
+        """Create a guard.
 
         Args:
-            max_gradient_norm: largest norm with which an update is made; None: any finite one.
-            partitioned: each rank sees its own part of the averaged gradient, not the whole.
+            max_gradient_norm: updates with a larger gradient norm are skipped; None: any finite norm is allowed.
+            partitioned: whether each rank holds only its own part of the averaged gradient.
         """
         self._max_gradient_norm = max_gradient_norm
         self._partitioned = partitioned
@@ -38,18 +38,18 @@ class UpdateGuard:
         self.skipped = torch.zeros(())
 
     def see(self, loss: Tensor) -> None:
-        """Take in the loss of a micro-batch; what is not finite stays so in the sum."""
+        """Add the loss of a micro-batch; a non-finite loss makes the sum non-finite."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
     def judge(self, gradients: Sequence[Tensor]) -> None:
-        """Decide on the update that is due. A collective where there are several ranks.
+        """Decide whether the next update is made. A collective if there are several ranks.
 
         Args:
-            gradients: averaged over the ranks; this rank's part of them if they are partitioned.
+            gradients: averaged over the ranks; only this rank's part if they are partitioned.
         """
         assert self._loss is not None, "no loss was seen since the last update"
         norm = torch.nn.utils.get_total_norm(gradients)
-        # Ranks that hold the same gradient agree too: kernels of unequal devices may round it to either side.
+        # Ranks that hold the same gradient must agree as well: different devices may round its norm differently.
         seen = torch.stack((norm.square() if self._partitioned else norm, self._loss.to(norm)))
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         if world_size > 1:
@@ -63,9 +63,9 @@ class UpdateGuard:
 
     @contextmanager
     def over(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Inside, a step of `optimizer` makes the update or, if it has been judged bad, nothing.
+        """Inside, a step of `optimizer` makes the update, or does nothing if the update was judged bad.
 
-        All that others do around the step goes on, so that the ranks' collectives stay the same.
+        Only the optimizer's own step is replaced; code around it still runs, so the ranks' collectives stay in sync.
         """
         name, value = "found_inf", self.skipped
         if not optimizer.param_groups[0].get("fused"):
@@ -81,4 +81,4 @@ class UpdateGuard:
 
 
 def _no_step(closure: object = None) -> None:
-    """In the place of an optimizer's step."""
+    """Replaces an optimizer's step."""

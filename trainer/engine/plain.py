@@ -1,4 +1,4 @@
-"""The plain torch twin of the DeepSpeed engine, and Adam's state where every rank holds all of it."""
+"""The plain torch engine, and Adam's state when every rank holds all of it."""
 
 from collections.abc import Iterator
 
@@ -13,14 +13,14 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 
 
 def make_adam(module: nn.Module, adam: AdamConfig, device: torch.device) -> torch.optim.Adam:
-    """Adam over all parameters. Its learning rate is set before each update."""
+    """Adam over all parameters. The learning rate is set before each update."""
     return torch.optim.Adam(
         module.parameters(), lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=device.type == "cuda"
     )
 
 
 class TorchEngine:
-    """The plain twin: torch's optimizer, gradients averaged over the ranks by one all-reduce, every rank holds all."""
+    """The plain torch engine: one all-reduce averages the gradients, and every rank holds all parameters and state."""
 
     partitioned = False
 
@@ -82,7 +82,7 @@ class TorchEngine:
 
 
 def replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
-    """This rank's even share of each parameter and its state, which all ranks hold whole."""
+    """This rank's even share of each parameter and its state, when all ranks hold the whole."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     for name, p in module.named_parameters():
         start, stop = even_share(p.numel(), rank, world_size)
@@ -95,7 +95,7 @@ def replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) ->
 def load_replicated(
     module: nn.Module, optimizer: torch.optim.Optimizer, source: FragmentSource, num_updates: int
 ) -> None:
-    """Take whole parameters and their state from `source`."""
+    """Load whole parameters and their state from `source`."""
     with torch.no_grad():
         for name, p in module.named_parameters():
             states = adam_states(optimizer, p)
@@ -105,7 +105,7 @@ def load_replicated(
 
 
 def adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
-    """Adam's state of one parameter, made as torch makes it at the first update if there has been none."""
+    """Adam's state of one parameter. Before the first update it is created the way torch would."""
     state = optimizer.state[p]
     if not state:
         fused = optimizer.param_groups[0].get("fused")
@@ -116,6 +116,6 @@ def adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor
 
 
 def count_updates(optimizer: torch.optim.Optimizer) -> int:
-    """Updates that Adam has made. Waits for the device."""
+    """Number of updates that Adam has made. Waits for the device."""
     counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     return int(torch.stack(counts).max()) if counts else 0

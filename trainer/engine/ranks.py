@@ -1,4 +1,4 @@
-"""Who this process is among the ranks, and the few small collectives on the CPU that keep them together."""
+"""This process's place among the ranks, and small CPU collectives that keep the ranks in sync."""
 
 import os
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 @dataclass
 class Ranks:
-    """The place of this process in the group. Make it with `join`.
+    """The place of this process in the group. Create it with `join`.
 
     Attributes:
         rank: in [0, world_size).
         world_size: number of ranks.
         device: where this rank computes.
-        cpu_group: gloo group for objects and flags, so that they need no device synchronisation.
+        cpu_group: gloo group for objects and flags, which then need no device synchronization.
     """
 
     rank: int
@@ -32,16 +32,16 @@ class Ranks:
 
     @classmethod
     def join(cls, device_type: str, timeout_s: float) -> "Ranks":
-        """Join the process group of this job, starting it if nobody has.
+        """Join the process group of this job; initialize it if necessary.
 
-        RANK, LOCAL_RANK and WORLD_SIZE say where this process stands (torchrun and Ray Train set them); without them
-        it is alone. A group of one is a group too: DeepSpeed wants one.
+        RANK, LOCAL_RANK and WORLD_SIZE give this process's place (torchrun and Ray Train set them). Without them there
+        is one rank, which still gets a process group, because DeepSpeed needs one.
         """
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cpu")
         if device_type == "gpu":
-            # A worker may be shown all GPUs of its host, or its own alone.
+            # A worker may see all GPUs of its host or only its own.
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
         if not dist.is_initialized():
@@ -56,11 +56,11 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device, cpu_group)
 
     def leave(self) -> None:
-        """Take the process group down.
+        """Destroy the process group.
 
-        The last reference to a gloo group joins its threads. One held longer lets them release the tensors of the last
-        collective while the interpreter ends, which now and then aborts the process. DeepSpeed holds one too, and would
-        take it for the world of engines that are made after the next `join`.
+        Dropping the last reference to a gloo group joins its threads. If a reference survives, those threads release
+        the last collective's tensors during interpreter shutdown, which occasionally aborts the process. DeepSpeed
+        holds a reference too, and would use the dead group for engines created after the next `join`.
         """
         self.cpu_group = None
         forget_group()
@@ -73,7 +73,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: T) -> Sequence[T]:
-        """Every rank's `value` in the order of ranks, on every rank."""
+        """Every rank's `value`, ordered by rank, on every rank."""
         boxes: list[Any] = [None] * self.world_size
         dist.all_gather_object(boxes, value, group=self.cpu_group)
         return boxes
@@ -85,10 +85,10 @@ class Ranks:
 
 
 class Agreement:
-    """All ranks agree after each step whether one of them has been asked to stop.
+    """Lets all ranks agree after each step whether any of them has been asked to stop.
 
-    The reduction is launched before the step and read after it, so that its latency hides behind the computation. Every
-    rank sees the same answer after the same step; a request that arrives in between is seen one step later.
+    The reduction is launched before the step and read after it, so the computation hides its latency. Every rank sees
+    the same answer after the same step; a request that arrives in between takes effect one step later.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -102,6 +102,6 @@ class Agreement:
         self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._ranks.cpu_group, async_op=True)
 
     def reached(self) -> bool:
-        """The result of the vote that was launched last."""
+        """The result of the last vote."""
         self._work.wait()
         return bool(self._flag.item())

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine, and the choice between it and its plain torch twin."""
+"""The DeepSpeed engine, and the choice between it and the plain torch engine."""
 
 import os
 import sys
@@ -36,15 +36,15 @@ class DeepSpeedEngine:
     ) -> None:
         deepspeed = import_deepspeed(next(module.parameters()).device)
         self._stage, self.partitioned = zero_stage, zero_stage == 3
-        # Stage 3 empties the parameters of the module; their shapes are needed for loading and for the average.
+        # Stage 3 empties the module's parameters, but loading and the average need their shapes.
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
         zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False}
-        # One bucket as large as the network; left out, it is 2 GB of memory for each engine.
+        # One bucket as large as the network; the default takes 2 GB of memory per engine.
         zero["reduce_bucket_size"] = sum(shape.numel() for shape in self._shapes.values())
         if zero_stage in (1, 2):
             zero["compute_grad_norm"] = False  # it would read a scalar off the device in every step
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it; the losses are weighted by the step
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed uses it only for counting; the step weights the losses
             "gradient_accumulation_steps": grad_accum_steps,
             "gradient_clipping": 0.0,
             "zero_optimization": zero,
@@ -62,7 +62,7 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         self.guard.see(loss)
         if self._stage > 0:
-            # The engine's own forward does this. Without it stage 3 keeps the gradient of the last micro-batch alone.
+            # The engine's own forward does this. Without it, stage 3 keeps only the last micro-batch's gradient.
             self._optimizer.clear_backward_seen_flag()
         # The step has already weighted the loss by the micro-batch's share of the batch.
         self._engine.backward(loss, scale_wrt_gas=False)
@@ -73,15 +73,15 @@ class DeepSpeedEngine:
             return
         self.guard.judge(self._reduced_gradients())
         if self._stage in (1, 2):
-            self._allocate_optimizer_state()  # after its first step DeepSpeed asks for it, made or skipped
+            self._allocate_optimizer_state()  # DeepSpeed reads it after its first step, even if that was skipped
         with self.guard.over(self._inner):
             self._engine.step()
         if self._stage == 3 and self._optimizer.overflow:
-            # Here DeepSpeed has a judge of its own, over the norm in float64; it does the same, and reads it each step.
+            # Stage 3 has its own overflow check, on the float64 norm, and syncs with the host anyway: use its verdict.
             self.guard.skipped.fill_(1.0)
 
     def _reduced_gradients(self) -> list[Tensor]:
-        """Averaged gradients this rank holds at a boundary: all of them at stage 0, else those of its partition."""
+        """Averaged gradients this rank holds after the last micro-batch: all at stage 0, else only its partition's."""
         if self._stage == 0:
             return [p.grad for p in self.module.parameters() if p.grad is not None]
         return [g for group in self._optimizer.averaged_gradients.values() for g in group]
@@ -132,19 +132,19 @@ class DeepSpeedEngine:
             load_replicated(self.module, self._inner, source, num_updates)
             return
         if self._stage == 3 and (gathered := self._optimizer.persistent_parameters):
-            gathered[0].partition(gathered)  # small ones stay whole between steps; they are gathered anew when needed
+            gathered[0].partition(gathered)  # small parameters stay gathered between steps; later steps gather again
         with torch.no_grad():
             for fragment in self.fragments():
                 for state, tensor in fragment.tensors.items():
                     stop = fragment.start + tensor.numel()
                     tensor.copy_(source.read(state, fragment.name, fragment.start, stop))
-            # The copy that the forward pass uses, beside the one that the optimizer updates.
+            # The forward pass uses a separate copy from the one that the optimizer updates.
             for name, start, tensor in self.live_parameters():
                 tensor.view(-1).copy_(source.read("parameter", name, start, start + tensor.numel()))
         self._set_update_count(num_updates)
 
     def _allocate_optimizer_state(self) -> None:
-        """Adam's state of this rank's partitions, which torch makes at the first update only."""
+        """Create Adam's state for this rank's partitions, which torch would only create at the first update."""
         zero = self._optimizer
         for partition in (
             zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
@@ -154,7 +154,7 @@ class DeepSpeedEngine:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _set_update_count(self, num_updates: int) -> None:
-        """Set Adam's count of updates."""
+        """Set Adam's update count."""
         for state in self._inner.state.values():
             if "step" in state:
                 state["step"].fill_(num_updates)
@@ -172,15 +172,15 @@ def make_engine(
     grad_accum_steps: int,
     max_gradient_norm: float | None = None,
 ) -> Engine:
-    """The engine named by the config.
+    """The engine that the config names.
 
     Args:
-        module: on its device, with the same weights on every rank.
-        optimizer: over all parameters of `module`.
+        module: the network, on its device, with the same weights on every rank.
+        optimizer: optimizer over all parameters of `module`.
         config: names the backend.
-        zero_stage: of this network, 0 with the torch backend.
-        grad_accum_steps: number of `backward` and `step` calls of one update.
-        max_gradient_norm: L2 norm of the averaged gradient above which an update is skipped; None: any finite one.
+        zero_stage: ZeRO stage of this network; 0 with the torch backend.
+        grad_accum_steps: number of `backward` and `step` calls per update.
+        max_gradient_norm: L2 norm of the averaged gradient above which an update is skipped; None: no limit.
     """
     if config.backend == "torch":
         return TorchEngine(module, optimizer, grad_accum_steps, max_gradient_norm)
@@ -188,19 +188,19 @@ def make_engine(
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, set up for `device` and without the operator that it would compile on a CPU at first use."""
+    """Import DeepSpeed, set up for `device`, without the operator that it would compile at first use on a CPU."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed takes its device from it, which need not be the rank's number on its host: it may see its GPU alone.
+    # DeepSpeed derives its device from LOCAL_RANK. A rank that sees only its own GPU needs 0, whatever its local rank.
     os.environ["LOCAL_RANK"] = str(device.index or 0)
-    with _without("mlflow"):  # its autotuner would import it, which takes four fifths of the time that DeepSpeed takes
+    with _without("mlflow"):  # the autotuner imports it, which is four fifths of DeepSpeed's import time
         import deepspeed
         import deepspeed.ops
 
     compatible: dict[str, bool] = deepspeed.ops.__compatible_ops__
-    compatible["deepspeed_shm_comm"] = False  # gloo does its work; the build takes 35 s and needs a compiler
+    compatible["deepspeed_shm_comm"] = False  # gloo does the same; building it takes 35 s and needs a compiler
     deepspeed.logger.setLevel("ERROR")
-    # DeepSpeed still calls the older names of torch's collectives, once per step.
+    # DeepSpeed calls deprecated names of torch's collectives once per step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False, verbose=False)
@@ -208,14 +208,14 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def forget_group() -> None:
-    """Let go of the process group that DeepSpeed keeps, if it has been imported; it must not outlive the group."""
+    """Drop DeepSpeed's reference to the process group, if DeepSpeed is imported."""
     if groups := sys.modules.get("deepspeed.utils.groups"):
         groups._WORLD_GROUP = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager
 def _without(package: str) -> Iterator[None]:
-    """Inside, an import of `package` fails as if it were not installed, unless it has been imported before."""
+    """Inside, importing `package` fails as if it were not installed, unless it is already imported."""
     if package in sys.modules:
         yield
         return

@@ -1,17 +1,17 @@
-"""The life of one rank. Knows no Ray.
+"""One rank, from start to end. Independent of Ray.
 
 Files:
-    build            the networks in their engines, the average and the guard
-    divergence       updates skipped in a row: counted, undone, explained
+    build            builds the networks in their engines, the average and the guard
+    divergence       counts, undoes and diagnoses updates skipped in a row
     fault_injection  a worker that kills itself, for trainer.verify_resume
-    hooks            what happens between steps: curves, grids, figures, checkpoints
-    loop             the loop of one rank
+    hooks            work between steps: curves, grids, evaluation, checkpoints
+    loop             the training loop of one rank
     metrics          sums of statistics, times of a step
     progress         status of a run, and the bar
     replaced         the list of damaged samples
     run_checkpoints  the checkpoints of a run, as a rank sees them
-    run_folder       the folder of a run, who may read it, what it holds
-    state            what a checkpoint holds of a run, and how a rank takes it up
-    watchdog         ends a rank that stands still, with its stacks
+    run_folder       the run directory: its permissions and its contents
+    state            what a checkpoint holds, and how a rank restores it
+    watchdog         ends a rank that hangs, and reports its stacks
     worker           builds, resumes, trains, closes
 """

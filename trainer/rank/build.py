@@ -1,4 +1,4 @@
-"""What learns: the networks in their engines, the average, and the guard over their updates."""
+"""Builds everything that learns: the networks in their engines, the average, and the guard over their updates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ from trainer.rank.divergence import SkippedUpdates
 
 @dataclass(frozen=True)
 class Learner:
-    """What a step changes.
+    """What a training step changes.
 
     Attributes:
-        method: of training.
+        method: the training method.
         players: the networks in their engines.
         ema: the averaged generator.
-        skipped: follows the updates that were skipped.
+        skipped: counts skipped updates.
     """
 
     method: Method[Any]
@@ -42,17 +42,17 @@ class Learner:
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
-        """All that a step counts."""
+        """All statistics of a step."""
         return (*self.method.statistics, *self.skipped.statistics)
 
     def generator_buffers(self) -> dict[str, Tensor]:
-        """What the generator's state holds in addition to parameters: random but fixed frequencies, for one."""
+        """What the generator's state holds in addition to parameters, such as fixed random frequencies."""
         module = self.players.generator.module
         parameters = dict(module.named_parameters())
         return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
     def averaged_generator(self) -> dict[str, Tensor]:
-        """The averaged generator's whole state. At ZeRO stage 3 a collective that every rank must reach."""
+        """The averaged generator's whole state. At ZeRO stage 3 this is a collective that every rank must call."""
         return self.generator_buffers() | self.ema.full_state()
 
     def close(self) -> None:
@@ -62,19 +62,19 @@ class Learner:
 
 
 def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
-    """Build what a config describes, with fresh weights.
+    """Build what a config describes, with new weights.
 
     Args:
-        config: of the run.
-        ranks: that train; every one of them builds the same weights.
-        fresh: weights of `run.init_from` are taken; not for a run that will take those of a checkpoint.
+        config: the run's config.
+        ranks: the ranks that train; each builds the same weights.
+        fresh: load the weights of `run.init_from`; false if a checkpoint will be loaded afterwards.
 
     Raises:
         WeightsError: the weights of `run.init_from` cannot be used.
     """
     device, training = ranks.device, config.training
     method = make_method(training, config.generator)
-    # One seed for all: each rank builds the same weights, and nothing has to be sent.
+    # The same seed on all ranks: each builds the same weights, so none have to be sent.
     torch.manual_seed(fold_seed(config.run.seed, 1))
     networks: dict[Part, nn.Module] = {"g": build_generator(config)}
     if "d" in method.parts:

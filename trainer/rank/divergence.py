@@ -1,7 +1,7 @@
-"""Updates skipped one after the other: counted and kept on the device, read where the curves are logged.
+"""Counts updates skipped in a row: on the device, read when the curves are logged.
 
-A healthy run passes by unchanged. One whose last `guard.max_skipped_in_row` updates of a network were skipped goes back
-to its last checkpoint; where that does not help, it ends and says what it has seen.
+If the last `guard.max_skipped_in_row` updates of a network were skipped, the run goes back to its last checkpoint. If
+that does not help, it ends with a diagnosis. A healthy run is not affected.
 """
 
 import math
@@ -18,23 +18,23 @@ from trainer.engine.guard import UpdateGuard
 from trainer.engine.ranks import Ranks
 
 _ADVICE = (
-    "Data and draws are functions of the seed and the step, so what comes back at the same step is of the run itself, "
-    "not of a machine that failed for a moment. If one rank alone is named, look at its device and data. Otherwise "
-    "start anew with a lower training.learning_rate_d.peak or learning_rate_g.peak, a larger training.r1_gamma or "
-    "training.adam.eps, or training.precision=fp32; run.init_from takes the weights of an earlier snapshot. guard.* "
-    "and scaling.* may be changed for this run as well"
+    "Data and random numbers depend only on the seed and the step, so a failure that comes back at the same step is "
+    "caused by the run, not by a transient fault of a machine. If only one rank is named, check its device and data. "
+    "Otherwise start a new run with a lower training.learning_rate_d.peak or learning_rate_g.peak, a larger "
+    "training.r1_gamma or training.adam.eps, or training.precision=fp32; run.init_from loads the weights of an earlier "
+    "snapshot. For this run, you can change guard.* and scaling.*"
 )
 
 
 class DivergenceError(OperationError):
-    """The run cannot go on: its updates are skipped again and again. Says what was seen and what to try."""
+    """The run cannot continue: its updates keep being skipped. The message has a diagnosis and advice."""
 
 
 class Diverged(Exception):  # noqa: N818 - not an error as long as the run can go back
-    """Raised on all ranks at a log point: a network's last updates were all skipped.
+    """Raised on all ranks at a log point if a network's last updates were all skipped.
 
     Attributes:
-        final: the run has gone back as often as it may.
+        final: the run has used up its rollbacks.
     """
 
     def __init__(self, diagnosis: str, *, final: bool) -> None:
@@ -42,21 +42,21 @@ class Diverged(Exception):  # noqa: N818 - not an error as long as the run can g
         self.final = final
 
     def error(self, reason: str) -> DivergenceError:
-        """What ends the run, for `reason`."""
+        """The error that ends the run, for `reason`."""
         return DivergenceError(f"{self}\nThe run ends: {reason}. {_ADVICE}")
 
 
 @dataclass
 class SkippedUpdates:
-    """Follows the updates of the networks that are trained.
+    """Counts skipped updates of the trained networks.
 
     Attributes:
         config: the limits.
         device: where the updates are made.
-        parts: the networks.
+        parts: the trained networks.
         counted: statistics of their updates.
-        world_size: ranks that count the same updates.
-        num_rollbacks: how often the run went back because of steps that it has not yet got past.
+        world_size: number of ranks, which all count the same updates.
+        num_rollbacks: rollbacks so far because of steps that the run has not passed yet.
     """
 
     config: GuardConfig
@@ -75,20 +75,20 @@ class SkippedUpdates:
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
-        """What it adds to the statistics of the updates: sums of the skipped ones."""
+        """The additional statistics: the number of skipped updates of each network."""
         return tuple(total(f"skipped_updates_{part}") for part in self.parts)
 
     def take_in(self, part: Part, guard: UpdateGuard, statistics: Statistics) -> Statistics:
-        """Note one update of `part`; reads nothing off the device.
+        """Record one update of `part`; reads nothing off the device.
 
         Returns:
-            `statistics` for the curves, zero if the update was skipped, and this rank's share of the number of skipped
-            updates: those of all ranks sum to 0 or 1.
+            `statistics` for the curves, set to zero if the update was skipped, and this rank's share of the number of
+            skipped updates: the shares of all ranks sum to 0 or 1.
         """
         skipped, nothing, before = guard.skipped > 0, self._nothing, self._seen[part]
         now = {"gradient_norm": guard.norm, **statistics}
-        # The first of a row is the one to look at: what comes after it may be its consequence. A value that the update
-        # does not have, as R1 in most steps, is zero.
+        # Keep the first update of a row: later ones may only be its consequence. A statistic that this update does not
+        # have, such as R1 in most steps, is zero.
         first = skipped & (self._noted[part] == 0)
         self._seen[part] = {
             name: torch.where(first, now.get(name, nothing), before.get(name, nothing)) for name in now | before
@@ -103,23 +103,23 @@ class SkippedUpdates:
         return {**kept, f"skipped_updates_{part}": guard.skipped / self.world_size}
 
     def rows(self) -> dict[str, int]:
-        """Updates skipped in a row up to now, by network; for the manifest. Waits for the device."""
+        """Number of updates skipped in a row so far, by network, for the manifest. Waits for the device."""
         return {part: int(row) for part, row in self._rows.items()}
 
     def load_rows(self, rows: Mapping[str, int]) -> None:
-        """Go on from the rows of a checkpoint. What they looked like is not known any more."""
+        """Continue counting from a checkpoint's rows. Their statistics are not in the checkpoint."""
         self._rows = {part: self._nothing + rows.get(part, 0) for part in self.parts}
         self._noted = {part: self._nothing.clone() for part in self.parts}
 
     def check(self, step: int, ranks: Ranks) -> None:
-        """Look at the rows after `step` optimizer steps. A collective, and it waits for the device.
+        """Check the rows after `step` optimizer steps. A collective that waits for the device.
 
         Raises:
-            Diverged: on every rank, if one of them is too long.
+            Diverged: on every rank, if a row has reached guard.max_skipped_in_row.
         """
         rows = self.rows()
         if not any(rows.values()) and step > self._failed_at:
-            self.num_rollbacks = 0  # got past it
+            self.num_rollbacks = 0  # the run has passed the failing steps
         limit = self.config.max_skipped_in_row
         too_long: list[Part] = [part for part in self.parts if limit is not None and rows[part] >= limit]
         if not too_long:
@@ -134,7 +134,7 @@ class SkippedUpdates:
         noted = int(self._noted[part])
         mine: dict[str, list[float]] = {name: value.flatten().tolist() for name, value in self._seen[part].items()}
         everyone = ranks.gather(mine)
-        norm = mine["gradient_norm"][0]  # the ranks agree on it
+        norm = mine["gradient_norm"][0]  # the same on all ranks
         limit = self.config.max_gradient_norm
         too_large = limit is not None and norm > limit
         return (
@@ -145,7 +145,7 @@ class SkippedUpdates:
         )
 
     def _values(self, everyone: Sequence[Mapping[str, list[float]]]) -> tuple[str, str]:
-        """What was seen: scalars over the global batch, and the timesteps at which a vector was not finite."""
+        """The recorded statistics as text: scalars over the global batch, and timesteps with non-finite values."""
         scalars, timesteps = [], []
         for statistic in self.counted:
             of_ranks = [seen[statistic.name] for seen in everyone if statistic.name in seen]

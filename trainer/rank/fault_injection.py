@@ -1,6 +1,6 @@
-"""Fault injection: a rank that kills itself at a chosen point, so that resuming can be tested anywhere.
+"""Fault injection: a rank that kills itself at a chosen point, so that resuming can be tested from any point.
 
-In every other respect it is a worker: `python -m trainer.rank.fault_injection --config X --kill '{...}'`, or the same
+Otherwise it is an ordinary worker: `python -m trainer.rank.fault_injection --config X --kill '{...}'`, or the same
 under torchrun. `trainer.verify_resume` starts it.
 """
 
@@ -35,12 +35,12 @@ class Kill:
     """One kill.
 
     Attributes:
-        signal: SIGKILL is the end; SIGTERM asks for a checkpoint first.
-        ranks: that are killed.
-        step: which step of this start, from 1 on.
-        file_event: None: kill in that step; n: when, from that step on, something is done to a file of a checkpoint
-            for the n-th time, from 0 on: a part is opened, a manifest renamed, a superseded file removed.
-        delay: how long after that, in [0, 1] of a step's time, or of 20 ms after a file event.
+        signal: SIGKILL ends the process at once; SIGTERM asks for a checkpoint first.
+        ranks: the ranks that are killed.
+        step: the step within this start, counted from 1.
+        file_event: None: kill in that step. n: kill at the n-th operation, counted from 0, on a checkpoint's file from
+            that step on, such as opening a part, renaming a manifest or removing a superseded file.
+        delay: time until the kill, in [0, 1], in units of a step's time, or of 20 ms after a file event.
     """
 
     signal: Literal["SIGKILL", "SIGTERM"]
@@ -50,18 +50,18 @@ class Kill:
     delay: float
 
     def to_json(self) -> str:
-        """For the command line."""
+        """As JSON, for the command line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Kill":
-        """The other way."""
+        """The inverse of `to_json`."""
         fields = json.loads(text)
         return cls(**(fields | {"ranks": tuple(fields["ranks"])}))
 
 
 class KilledDriver(SignalDriver):
-    """Counts the steps that are begun, and kills its own process in or after one of them."""
+    """Counts the steps that have begun, and kills its own process in or after one of them."""
 
     def __init__(self, kill: Kill, checkpoints: Path) -> None:
         super().__init__(None)
@@ -78,8 +78,8 @@ class KilledDriver(SignalDriver):
             if self._kill.file_event is None:
                 self._die(self._kill.delay * self._step_s)
             else:
-                # The interpreter's own reports of what is done to files: they see each phase of a save in whatever
-                # thread it happens, and the code that saves knows nothing of them.
+                # The interpreter's audit events see every file operation of a save, in any thread, without any change
+                # to the code that saves.
                 sys.addaudithook(self._count)
         return super().stop_requested()
 
@@ -88,7 +88,7 @@ class KilledDriver(SignalDriver):
             return
         if self._file_events == self._kill.file_event:
             delay = self._kill.delay
-            self._die(LONGEST_DELAY_S * (2 * delay - 1) if delay > 0.5 else 0.0)  # half of all: before it is done
+            self._die(LONGEST_DELAY_S * (2 * delay - 1) if delay > 0.5 else 0.0)  # half of them: before the operation
         self._file_events += 1
 
     def _die(self, delay_s: float) -> None:
@@ -104,7 +104,7 @@ class KilledDriver(SignalDriver):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Its errors are tracebacks: `verify_resume` has checked what a user may get wrong."""
+    """The command. It may fail with tracebacks, because `verify_resume` has already checked the user's input."""
     parser = argparse.ArgumentParser(prog="python -m trainer.rank.fault_injection", description=__doc__)
     add_config_arguments(parser)
     parser.add_argument("--kill", type=Kill.from_json, help="JSON of a Kill; without it this is a plain worker")

@@ -1,4 +1,4 @@
-"""What a run does between steps: logs its curves, reports to its driver, draws grids, evaluates and saves."""
+"""What a run does between steps: log curves, report to the driver, draw grids, evaluate and save checkpoints."""
 
 from pathlib import Path
 
@@ -25,34 +25,34 @@ class Curves:
     """The newest values of the curves, which checkpoints keep.
 
     Attributes:
-        metrics: of the last log point.
+        metrics: values at the last log point.
     """
 
     def __init__(self, metrics: dict[str, float]) -> None:
-        """Begin with those of the checkpoint that the run resumes from."""
+        """Start with the metrics of the checkpoint from which the run resumes."""
         self.metrics = {name: value for name, value in metrics.items() if name not in FIGURES}
         self._figures: tuple[int, dict[str, float]] = (0, {})
 
     def note_figures(self, step: int, figures: dict[str, float]) -> None:
-        """Take in the figures of merit of the weights after `step`; they belong to these weights alone."""
+        """Record the evaluation of the weights after `step`; it is valid for these weights only."""
         self._figures = step, figures
 
     def after(self, step: int) -> dict[str, float]:
-        """All that is known of the weights after `step`."""
+        """The newest metrics, and the evaluation of the weights after `step` if there is one."""
         return self.metrics | (self._figures[1] if self._figures[0] == step else {})
 
 
 class AveragedGenerator:
-    """A generator of its own that takes the averaged weights, to draw with."""
+    """A separate generator that holds the averaged weights, for sampling."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks, learner: Learner) -> None:
-        """Build it, on the ranks that draw: rank 0, and all of them where figures of merit are measured."""
+        """Build it on the ranks that sample: rank 0, and all ranks if the run is evaluated during training."""
         self._learner = learner
         self._draws = ranks.rank == 0 or config.evaluation.interval_images is not None
         self._network = build_generator(config, ranks.device).eval().requires_grad_(False) if self._draws else None
 
     def filled(self) -> nn.Module | None:
-        """With the average as it is now; None on a rank that does not draw. A collective."""
+        """The generator with the current average, or None on a rank that does not sample. A collective."""
         state = self._learner.averaged_generator()
         if self._network is not None:
             self._network.load_state_dict(state)
@@ -60,7 +60,7 @@ class AveragedGenerator:
 
 
 class LogCurves:
-    """Logs means since the last point, and looks whether too many updates in a row were skipped."""
+    """Logs means since the last log point, and checks whether too many updates in a row were skipped."""
 
     phase: Phase = "log"
 
@@ -76,22 +76,22 @@ class LogCurves:
         self._checkpoints, self._replaced = checkpoints, replaced
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
-        """Every so many steps, and at the end."""
+        """Every `interval_steps` steps, and at the end."""
         return at_end or step % self._interval_steps == 0
 
     def run(self, loop: Loop) -> None:
-        """Measure and log. Raises Diverged on all ranks alike."""
+        """Measure and log. Raises Diverged, on all ranks or on none."""
         metrics = self._curves.metrics = loop.measure()
         saves = {f"checkpoint/{name}": seconds for name, seconds in self._checkpoints.take_times().items()}
         failures = {"checkpoint_failures": float(self._checkpoints.take_failures())}
         self._tracker.log_metrics(loop.step, metrics | failures | saves)
-        if metrics["replaced_samples"]:  # the sum over the ranks: all of them see it
+        if metrics["replaced_samples"]:  # a sum over the ranks, so all of them call the collective
             self._replaced.publish(self._tracker)
         loop.learner.skipped.check(loop.step, loop.ranks)
 
 
 class ReportStatus:
-    """Tells the driver how far the run is, after every step."""
+    """Reports the run's progress to the driver after every step."""
 
     phase: Phase = "log"
 
@@ -99,7 +99,7 @@ class ReportStatus:
         self._driver = driver
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
-        """Always."""
+        """After every step."""
         return True
 
     def run(self, loop: Loop) -> None:
@@ -112,7 +112,7 @@ class ReportStatus:
 
 
 class DrawGrid:
-    """Draws a grid of samples with the averaged weights, always of the same noises."""
+    """Draws a grid of samples with the averaged weights, always from the same noise."""
 
     phase: Phase = "sampling"
 
@@ -121,7 +121,7 @@ class DrawGrid:
         self._interval_steps = config.grids.interval_steps
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
-        """Every so many steps, and at the end."""
+        """At its interval of steps, and at the end."""
         return at_end or bool(self._interval_steps and step % self._interval_steps == 0)
 
     def run(self, loop: Loop) -> None:
@@ -137,7 +137,7 @@ class DrawGrid:
 
 
 class Evaluate:
-    """Measures figures of merit with the averaged weights, before the step's checkpoint is saved."""
+    """Evaluates the averaged weights, before the step's checkpoint is saved."""
 
     phase: Phase = "sampling"
 
@@ -149,11 +149,11 @@ class Evaluate:
         self._evaluation = RunEvaluation(config, ranks)
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
-        """Every so many images."""
+        """Every evaluation.interval_images images."""
         return is_due(images, self._step_images, self._interval)
 
     def run(self, loop: Loop) -> None:
-        """Measure, over all ranks."""
+        """Evaluate, on all ranks."""
         generator = self._averaged.filled()
         assert generator is not None
         figures = self._evaluation.measure(generator, loop.learner.players.diffusion)
@@ -162,7 +162,7 @@ class Evaluate:
 
 
 class SaveCheckpoint:
-    """Has the state written while the steps that follow are made."""
+    """Starts saving the state; it is written while the following steps run."""
 
     phase: Phase = "checkpoint"
 
@@ -179,18 +179,18 @@ class SaveCheckpoint:
         self._tracker, self._curves, self._replaced = tracker, curves, replaced
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
-        """Every so many steps; the caller of the loop saves the end, and a stop."""
+        """Every `interval_steps` steps, but not at the end or at a stop: the loop's caller saves then."""
         return bool(self._interval_steps and step % self._interval_steps == 0) and not at_end
 
     def run(self, loop: Loop) -> None:
-        """Begin to save."""
-        self._replaced.publish(self._tracker)  # a run that resumes from here does not meet them again
+        """Start to save."""
+        self._replaced.publish(self._tracker)  # a run that resumes from here will not read these samples again
         self._checkpoints.note(self._curves.after(loop.step))
         self._checkpoints.save(self._state, loop.statistics, loop.step, self._tracker.run_id)
 
 
 def write_snapshot(config: TrainConfig, averaged: AveragedGenerator, ranks: Ranks, tracker: Tracker, step: int) -> None:
-    """Write the averaged generator and its config, at the end of a run; a collective."""
+    """Write the averaged generator and its config at the end of a run. A collective."""
     generator = averaged.filled()
     if generator is None or ranks.rank != 0:
         return

@@ -1,4 +1,4 @@
-"""The loop of one rank: read, update each network, average; then whatever hooks are due; stop when asked."""
+"""The training loop of one rank: read a batch, update each network, average, run the hooks that are due."""
 
 import logging
 import math
@@ -31,11 +31,11 @@ class Share:
     """This rank's part of each global batch.
 
     Attributes:
-        start, stop: positions in the global batch.
-        micro_batch_size: most images of one forward pass.
-        global_batch_size: images of all ranks.
-        grad_accum_steps: forward passes of one update, the same on all ranks.
-        group_size: images that a forward pass takes whole.
+        start, stop: range in the global batch.
+        micro_batch_size: largest number of images in one forward pass.
+        global_batch_size: images per step over all ranks.
+        grad_accum_steps: forward passes per update, the same on all ranks.
+        group_size: images that must stay in one forward pass.
     """
 
     start: int
@@ -60,12 +60,12 @@ class Share:
 
     @property
     def num_micro_batches(self) -> int:
-        """Forward passes that have images of their own; at most one less than grad_accum_steps."""
+        """Forward passes with images of this rank: grad_accum_steps, or one less."""
         return -(-(self.stop - self.start) // self.micro_batch_size)
 
 
 def open_share(config: TrainConfig, index: ShardIndex, share: Share, first_batch: int, *, pin: bool) -> BatchIterator:
-    """This rank's micro-batches from batch `first_batch` on; with `pin` in page-locked memory, for a GPU."""
+    """This rank's micro-batches from batch `first_batch` on; `pin` puts them into page-locked memory, for a GPU."""
     return open_batches(
         config.data,
         index,
@@ -79,11 +79,11 @@ def open_share(config: TrainConfig, index: ShardIndex, share: Share, first_batch
 
 
 class Hook(Protocol):
-    """What is done now and then between two steps. Every rank has the same hooks and comes to the same ones."""
+    """Work between two steps. All ranks have the same hooks and run the same ones."""
 
     @property
     def phase(self) -> Phase:
-        """What the watchdog is told; `log` has no allowance for slow work."""
+        """The phase reported to the watchdog; `log` has no allowance for slow work."""
         ...
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
@@ -91,7 +91,7 @@ class Hook(Protocol):
         ...
 
     def run(self, loop: "Loop") -> None:
-        """Do it, on every rank."""
+        """Do the work; called on every rank."""
         ...
 
 
@@ -100,16 +100,17 @@ class Loop:
     """Everything that one rank needs to train from `step` to the end.
 
     Attributes:
-        config, ranks, share: of the run, and of this rank.
+        config, ranks: the run's config, and this process's place among the ranks.
+        share: this rank's part of each global batch.
         learner: what the steps change.
         batches: this rank's micro-batches of uint8 images and labels in order, from batch `step` on.
-        driver: asks the run to stop.
-        hooks: run after each step, in this order.
-        watchdog: hears of each phase.
-        method: of training; that of the learner unless a benchmark compares it with another.
+        driver: can ask the run to stop.
+        hooks: work after each step, in this order.
+        watchdog: is told of each phase.
+        method: the training method; the learner's, unless a benchmark replaces it.
         step: optimizer steps done.
-        statistics: sums since they were last measured.
-        measured: the result of the last `measure`, or nothing.
+        statistics: sums since the last `measure`.
+        measured: the result of the last `measure`; empty before the first.
     """
 
     config: TrainConfig
@@ -139,13 +140,13 @@ class Loop:
         return num_steps(self.config)
 
     def run(self, last: int | None = None) -> bool:
-        """Train to the planned end, or to the step after which the ranks agree to stop.
+        """Train to the planned end, or until the ranks agree to stop.
 
         Args:
-            last: the step to end at; None: the planned end.
+            last: the last step; None: the planned end.
 
         Returns:
-            Whether that step was reached.
+            Whether the last step was reached.
 
         Raises:
             Diverged: on all ranks after the same step, because too many updates in a row were skipped.
@@ -170,12 +171,12 @@ class Loop:
         players, clock = self.learner.players, self._clock
         for part, engine in players.engines.items():
             engine.set_learning_rate(self._learning_rate(part, self.images))
-        clock.mark("other")  # hooks since the last step
+        clock.mark("other")  # the hooks after the last step
         self.watchdog.enter("data")
         batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
         drawn = [self._draw(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
-        # Every rank must come to each reduction: one with fewer images repeats some, with no weight.
+        # Every rank must call each reduction: a rank with fewer images pads with repeated images of weight zero.
         if missing := self.share.grad_accum_steps - len(batches):
             images, labels = (part[: self.share.group_size] for part in batches[0][:2])
             drawn += [self._draw(images, labels, 0, 0)] * missing
@@ -195,7 +196,7 @@ class Loop:
         return learning_rate(schedule, images, training.total_images)
 
     def _draw(self, images: Tensor, labels: Tensor, index: int, weight: int) -> Any:
-        """What the method's updates see of the micro-batch number `index`, of which `weight` images count."""
+        """Draw the method's batch from micro-batch number `index`, of which `weight` images count."""
         first, device = self.share.start + index * self.share.micro_batch_size, self.ranks.device
         classes, num_classes = None, self.config.data.num_classes
         if num_classes:
@@ -212,7 +213,7 @@ class Loop:
         )
 
     def measure(self) -> dict[str, float]:
-        """The curves' values of the steps since the last call. A collective, and a device sync."""
+        """The curves' values over the steps since the last call. A collective that waits for the device."""
         metrics = self.statistics.take(self.ranks)
         wall, split, timed = self._clock.take()
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
@@ -224,6 +225,6 @@ class Loop:
             "images_per_s": timed * self.share.global_batch_size / wall,
             "peak_memory_gib": peak_memory_gib(self.ranks.device),
         }
-        # The gradient norm of an update that was skipped need not be a number.
+        # The gradient norm of a skipped update may not be finite.
         self.measured = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return self.measured

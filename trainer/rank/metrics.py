@@ -1,4 +1,4 @@
-"""What the curves show: statistics of the steps between two log points, kept on the device until then."""
+"""The values of the curves: statistics of the steps between two log points, kept on the device until logged."""
 
 import resource
 import sys
@@ -12,30 +12,30 @@ from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.ranks import Ranks
 
 MAX_TIMESTEP_CURVES = 16
-"""With more timesteps, as the gaussian method has, no curve is drawn of each."""
+"""With more timesteps than this, as usual for the gaussian method, there are no curves per timestep."""
 _REPLACED = "replaced_samples"
 
 
 class StatisticsSum:
-    """Sums of the steps' statistics since the last log point; checkpoints keep them, so a resumed run logs the same."""
+    """Sums of the steps' statistics since the last log point. Checkpoints keep them, so a resumed run logs the same."""
 
     def __init__(self, declared: Iterable[Statistic]) -> None:
-        """Begin at zero.
+        """Start at zero.
 
         Args:
-            declared: every statistic that will come.
+            declared: every statistic that can be added.
         """
         self._declared = {statistic.name: statistic for statistic in declared}
         self._sums: Statistics = {}
         self._replaced_samples = 0
 
     def add(self, statistics: Statistics) -> None:
-        """Take in one update's statistics."""
+        """Add one update's statistics."""
         for name, value in statistics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def count_replaced(self, samples: int) -> None:
-        """Take in bad samples that others stood in for; counted on the host, where they are found."""
+        """Add to the number of bad samples that were replaced; counted on the host, where they are found."""
         self._replaced_samples += samples
 
     def state(self) -> dict[str, Tensor]:
@@ -44,9 +44,9 @@ class StatisticsSum:
         return {**self._sums, **replaced}
 
     def load(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Take this rank's sums from a checkpoint.
+        """Load this rank's sums from a checkpoint.
 
-        Sums of a version that counted otherwise are left out: the next point shows the steps since the start alone.
+        Sums from a version with other statistics are dropped: the next log point covers only the steps since the start.
         """
         self._replaced_samples = int(state.get(_REPLACED, torch.tensor(0.0)).item())
         sums = {name: value.to(device) for name, value in state.items() if name != _REPLACED}
@@ -54,10 +54,10 @@ class StatisticsSum:
         self._sums = sums if known else {}
 
     def take(self, ranks: Ranks) -> dict[str, float]:
-        """The curves over steps and ranks since the last call; clears the sums. A collective, and a device sync.
+        """The curves over all steps and ranks since the last call; clears the sums. A collective and a device sync.
 
-        Each statistic becomes what its declaration says. The curve of a vector is one for each timestep, `NAME/t0` and
-        so on, where timesteps are few. A mean over nothing is left out. `replaced_samples` is a sum.
+        Each statistic becomes a curve as declared. A vector becomes one curve per timestep, `NAME/t0` and so on, unless
+        there are too many timesteps. A mean over zero updates is left out. `replaced_samples` is a sum.
         """
         names = sorted(self._sums)
         sizes = [self._sums[name].numel() for name in names]
@@ -78,7 +78,7 @@ class StatisticsSum:
             return {statistic.curve: total.sum().round().item()}
         counted = sums[statistic.over]
         if not statistic.by_timestep:
-            # The shares of the ranks and micro-batches sum to 1 for each update, to rounding.
+            # For each update, the shares of all ranks and micro-batches sum to 1 up to rounding.
             updates = counted.sum().round()
             return {statistic.curve: (total.sum() / updates).item()} if updates else {}
         if len(total) > MAX_TIMESTEP_CURVES:
@@ -88,7 +88,7 @@ class StatisticsSum:
 
 
 class StepClock:
-    """Splits the time of the steps into named parts: on a GPU by events, read only when the split is asked for."""
+    """Splits the time of the steps into named parts. On a GPU it uses events, which are read only in `take`."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -104,22 +104,22 @@ class StepClock:
         return event
 
     def start(self) -> None:
-        """Begin anew: nothing has been timed."""
+        """Reset all times and start timing."""
         self._began = time.perf_counter()
         self._marks = [("", self._now())]
         self._steps = 0
 
     def mark(self, part: str) -> None:
-        """The time since the last mark belongs to `part`."""
+        """Assign the time since the last mark to `part`."""
         self._marks.append((part, self._now()))
 
     def end_step(self, part: str) -> None:
-        """The last mark of a step."""
+        """Set the last mark of a step."""
         self.mark(part)
         self._steps += 1
 
     def take(self) -> tuple[float, dict[str, float], int]:
-        """Wall seconds, seconds of each part, and steps since the last call; starts anew. Waits for the device."""
+        """(wall seconds, seconds of each part, steps) since the last call; resets the clock. Waits for the device."""
         if self._cuda:
             torch.cuda.synchronize(self._device)
         split: dict[str, float] = {}
@@ -136,7 +136,7 @@ class StepClock:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory so far: of torch on a GPU, of the process on the CPU."""
+    """Peak memory so far in GiB: torch's on a GPU, the process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux

@@ -1,6 +1,6 @@
-"""Which damaged samples others stood in for: gathered from the ranks into one file of the run, which MLflow keeps.
+"""The list of damaged samples that were replaced: gathered from all ranks into one file of the run, kept by MLflow.
 
-Each rank ends the run when it alone has met too many of them; here those of all ranks are counted together.
+Each rank ends the run when it alone has met too many damaged samples; here those of all ranks are counted together.
 """
 
 import logging
@@ -19,7 +19,7 @@ FILE_NAME = "replaced-samples.txt"
 
 
 class ReplacedSamples:
-    """The names that this rank has met since they were last published; on rank 0 the file too."""
+    """The names that this rank has met since the last `publish`, and, on rank 0, the file."""
 
     def __init__(self, run_directory: Path, ranks: Ranks, limit: BadSampleLimit) -> None:
         self._file = run_directory / FILE_NAME
@@ -28,14 +28,14 @@ class ReplacedSamples:
         self._unpublished: dict[str, None] = {}
 
     def note(self, replaced: Sequence[Replaced]) -> None:
-        """Take in what a batch says."""
+        """Record the replaced samples of a batch."""
         self._unpublished.update(dict.fromkeys(map(str, replaced)))
 
     def publish(self, tracker: Tracker) -> None:
-        """Append the names that are new to the file, and hand it to the tracker. A collective.
+        """Append new names to the file and hand it to the tracker. A collective.
 
         Raises:
-            DataError: on every rank: all of them together have met more than data.max_bad_percent allows.
+            DataError: on every rank, if all ranks together have met more than data.max_bad_percent allows.
         """
         names = list(chain.from_iterable(self._ranks.gather(list(self._unpublished))))
         self._unpublished.clear()
@@ -51,5 +51,5 @@ class ReplacedSamples:
                 with self._file.open("a") as stream:
                     stream.writelines(f"{name}\n" for name in new)
                 tracker.log_artifact(self._file, "data")
-        except OSError as error:  # the names are in the log as well: no reason to end a run
+        except OSError as error:  # the names are in the log as well, so the run can continue
             log.warning("cannot write %s: %s", self._file, error)

@@ -1,4 +1,4 @@
-"""The checkpoints of one run, as a rank sees them: the lease on them, the newest one, and the saving of the next."""
+"""The checkpoints of one run, as a rank sees them: holding the lease, finding the newest one, saving the next."""
 
 import math
 import os
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 class RunCheckpoints:
-    """Made by every rank alike; all of its public methods are collectives, but `note`, `release` and take_*.
+    """Every rank has one. All public methods are collectives, except `note`, `release` and take_*.
 
-    Rank 0 holds the lease from the start to `release`.
+    Rank 0 holds the lease from construction to `release`.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
@@ -32,7 +32,7 @@ class RunCheckpoints:
 
         Raises:
             LeaseError: on every rank, if another run writes to the directory.
-            CheckpointError: `checkpoint.directory` is a URL of no storage.
+            CheckpointError: `checkpoint.directory` is a URL of an unsupported storage.
         """
         self._ranks, self._checkpoint = ranks, config.checkpoint
         self.storage = storage_of(config)
@@ -48,9 +48,9 @@ class RunCheckpoints:
         self._writer: CheckpointWriter | None = None
 
     def newest(self) -> Checkpoint | None:
-        """The newest valid checkpoint, in a folder that this rank can read; waits for a save that is under way.
+        """The newest valid checkpoint, in a folder that this rank can read; waits for a save in progress.
 
-        Rank 0 reads and hashes everything; where storage is remote, so does one rank of every other host.
+        Rank 0 reads and hashes everything. If the storage is remote, one rank of every other host does too.
 
         Raises:
             CheckpointError: on every rank, if the storage cannot be read.
@@ -65,7 +65,7 @@ class RunCheckpoints:
             raise CheckpointError(error)
         if found is None:
             return None
-        # The name alone is the same on all hosts.
+        # Only the name is the same on all hosts.
         found = Checkpoint(self.storage.place(found.path.name), found.manifest)
         if self.storage.copies and self._ranks.rank > 0 and self._is_first_of_its_host():
             seen = Checkpoint(Path(found.path.name), found.manifest)
@@ -78,17 +78,17 @@ class RunCheckpoints:
         return found
 
     def forget_downloads(self) -> None:
-        """Free the room of what `newest` downloaded, when every rank has read it."""
+        """Delete what `newest` downloaded, once every rank has read it."""
         self._ranks.gather(None)
         if self._is_first_of_its_host():
             self.storage.forget()
 
     def start(self, state: TrainingState, newest_step: int | None) -> None:
-        """Make ready to save.
+        """Prepare to save.
 
         Args:
-            state: that will be saved.
-            newest_step: of the checkpoint that the run goes on from.
+            state: the state that will be saved.
+            newest_step: step of the checkpoint from which the run resumes, or None.
         """
         self._writer = CheckpointWriter(
             self.storage,
@@ -102,11 +102,11 @@ class RunCheckpoints:
         self._writer.reserve(state.expected_bytes())
 
     def note(self, metrics: Mapping[str, float]) -> None:
-        """Values of the curves, for the manifests of checkpoints to come."""
+        """Record the curves' values for the manifests of later checkpoints."""
         self._metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def take_failures(self) -> int:
-        """Saves that failed since the last call; rank 0 knows."""
+        """Number of saves that failed since the last call; known on rank 0."""
         return self._writer.take_failures() if self._writer else 0
 
     def take_times(self) -> dict[str, float]:
@@ -114,17 +114,17 @@ class RunCheckpoints:
         return self._writer.take_times() if self._writer else {}
 
     def save(self, state: TrainingState, statistics: StatisticsSum, step: int, mlflow_run_id: str | None) -> None:
-        """Save the state after `step`, beside training; see `CheckpointWriter.save`."""
+        """Save the state after `step` in the background; see `CheckpointWriter.save`."""
         assert self._writer, "start comes first"
         sections, extras = state.parts(statistics)
         manifest = state.manifest(step, mlflow_run_id) | {"metrics": self._metrics}
         self._writer.save(step, sections, extras, manifest)
 
     def save_last(self, save: Callable[[], None], step: int) -> None:
-        """See to it that there is a checkpoint of `step`, after which the run ends.
+        """Ensure that there is a checkpoint of `step`, the last step before the run ends.
 
         Args:
-            save: calls `save` for it; not called if that checkpoint is there, since a valid one is never written over.
+            save: starts saving it. Not called if the checkpoint exists, since a valid one is never overwritten.
             step: optimizer steps done.
 
         Raises:
@@ -139,12 +139,12 @@ class RunCheckpoints:
             raise CheckpointError(error)
 
     def close(self) -> None:
-        """End a save that is under way, and give the lease back; unless it does not end, and could still write."""
+        """Finish a save in progress and release the lease; keep the lease if the save hangs and could still write."""
         if self._writer is None or self._writer.close():
             self.release()
 
     def release(self) -> None:
-        """Give the lease back; again does nothing."""
+        """Release the lease; a second call does nothing."""
         if self._claim:
             self._claim.release()
 
@@ -153,7 +153,7 @@ class RunCheckpoints:
 
 
 def _attempt(action: Callable[[], T], expected: type[Exception] | tuple[type[Exception], ...]) -> tuple[T | None, str]:
-    """The result, or the text of an expected error, which the other ranks must hear of."""
+    """The result, or the text of an expected error for the other ranks."""
     try:
         return action(), ""
     except expected as error:

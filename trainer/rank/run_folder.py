@@ -1,4 +1,4 @@
-"""The folder of a run: made readable by its owner alone, or by one group beside."""
+"""The run directory: readable only by its owner, or also by one group."""
 
 import grp
 import os
@@ -12,13 +12,13 @@ from trainer.config.train_config import TrainConfig, num_steps
 
 
 def make_run_directory(config: RunConfig) -> Path:
-    """Make it, and its parents, where it is not there yet; what is there keeps its permissions.
+    """Create the run directory and its missing parents; existing folders keep their permissions.
 
     Returns:
-        The folder.
+        Its absolute path.
 
     Raises:
-        ConfigError: it cannot be made, or the group is none of this user's.
+        ConfigError: it cannot be created, or the user is not a member of the group.
     """
     directory = Path(config.directory).absolute()
     group = _group_id(config.group)
@@ -27,13 +27,13 @@ def make_run_directory(config: RunConfig) -> Path:
         for folder in reversed(missing):
             try:
                 folder.mkdir(mode=0o700)
-            except FileExistsError:  # another rank was faster, and gives it its permissions
+            except FileExistsError:  # another rank created it and sets its permissions
                 continue
             if group is not None:
                 os.chown(folder, -1, group)
-                folder.chmod(0o2750)  # what is made in it belongs to the group too
+                folder.chmod(0o2750)  # setgid: new files in it belong to the group too
     except PermissionError as error:
-        what = f"given to run.group {config.group}, of which you are no member" if group is not None else "written"
+        what = f"given to run.group {config.group}: you are not a member" if group is not None else "written"
         raise ConfigError([f"run.directory is {directory}, which cannot be {what}: {error.strerror}"]) from error
     except OSError as error:
         raise ConfigError([f"run.directory is {directory}, which cannot be written: {error.strerror}"]) from error
@@ -47,7 +47,7 @@ def _group_id(name: str | None) -> int | None:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         raise ConfigError(
-            [f"run.group is {name}: there is no such group on this machine; `id -Gn` lists yours, null: no group"]
+            [f"run.group is {name}, which does not exist on this machine: give a group that `id -Gn` lists, or null"]
         ) from None
 
 
@@ -56,10 +56,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        finished: the planned number of images was reached; otherwise it was stopped and resumes by the same command.
-        step, images: done in all.
-        checkpoint: the last one.
-        samples: the last grid, or None.
+        finished: whether the planned number of images was reached; otherwise the same command resumes the run.
+        step, images: total optimizer steps and training images.
+        checkpoint: the last checkpoint.
+        samples: the last grid of samples, or None.
         snapshot: averaged weights of a finished run, or None.
     """
 
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def outcome_at(config: TrainConfig, step: int) -> Outcome:
-    """How a run whose newest checkpoint is of `step` stands."""
+    """The outcome of a run whose newest checkpoint is at `step`."""
     directory = Path(config.run.directory)
     grids = sorted((directory / "samples").glob("step-*.png"))
     snapshot = directory / "snapshots" / f"step-{step:08d}"

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, and how a rank takes it up again."""
+"""What a checkpoint holds, and how a rank restores it."""
 
 import logging
 import time
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that changes while a run goes on, on one rank.
+    """All state of one rank that changes during training.
 
     Attributes:
-        config, ranks, index: of the run.
-        learner: networks, average, and the rows of skipped updates.
+        config, ranks, index: the run's config, ranks and data set.
+        learner: networks, average, and counts of skipped updates.
     """
 
     config: TrainConfig
@@ -49,16 +49,16 @@ class TrainingState:
         return sections, {"statistics": statistics.state(), "buffers": self.learner.generator_buffers()}
 
     def expected_bytes(self) -> int:
-        """About how much this rank saves: parameters, Adam's two moments, and the average of the generator."""
+        """Approximate size of what this rank saves: parameters, Adam's two moments, and the generator's average."""
         total = 0
         for part, engine in self.learner.players.engines.items():
             held = sum(tensor.numel() for _, _, tensor in engine.live_parameters())
             share = held if engine.partitioned else -(-held // self.ranks.world_size)
             total += 4 * share * (4 if part == "g" else 3)
-        return total + total // 32 + 2**16  # ZeRO's shares are not even, and small tensors come on top
+        return total + total // 32 + 2**16  # margin for ZeRO's uneven shares and for small tensors
 
     def manifest(self, step: int, mlflow_run_id: str | None) -> dict[str, Any]:
-        """What the manifest says of the run after `step`."""
+        """The manifest of the run after `step`."""
         return {
             "created": timestamp(),
             "images": step * self.config.training.global_batch_size,
@@ -74,19 +74,19 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:
-        """Take networks, average, optimizer states and sums from a checkpoint.
+        """Load networks, average, optimizer states and sums from a checkpoint.
 
         Raises:
-            ConfigError: the config has changed in what a resumed run must keep.
-            DataError: the data set is another one.
-            CheckpointError: the checkpoint is of other networks.
+            ConfigError: a setting that a resumed run must keep has changed.
+            DataError: the data set is a different one.
+            CheckpointError: the checkpoint belongs to different networks.
         """
         began = time.monotonic()
         notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
         if checkpoint.manifest["data"] != self.index.digest:
             raise DataError(
                 f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
-                "index.json differs. Restore that data set, or start a run in another run.directory"
+                "index.json differs. Restore that data set, or start a new run in another run.directory"
             )
         learner, updates = self.learner, checkpoint.manifest.get("updates", {})
         for part, engine in learner.players.engines.items():
@@ -108,11 +108,11 @@ class TrainingState:
                 log.info("changed since: %s", redact(note))
 
     def zero_stages(self) -> dict[str, int]:
-        """Of both networks."""
+        """ZeRO stage of each network."""
         return {"g": self.config.engine.zero_stage_g, "d": self.config.engine.zero_stage_d}
 
     def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The sums this rank had, or at another world size everyone's on rank 0: the reduction adds them up anyway."""
+        """This rank's sums. If the world size has changed, rank 0 gets the total and the others get zeros."""
         if checkpoint.manifest["world_size"] == self.ranks.world_size:
             return checkpoint.extras("statistics", self.ranks.rank)
         total: dict[str, Tensor] = {}

@@ -1,12 +1,12 @@
-"""Nothing hangs: a rank that stands still says where it stands, and ends itself so that its group is restarted.
+"""Ends hanging runs: a rank that makes no progress reports its stacks and exits, so that its group is restarted.
 
-A thread of each rank looks at the time since the rank last went on to another phase of its work. When that is too long,
-it writes the stacks of all threads to stderr and to RUN/watchdog-rank-N.txt and ends the process with `EXIT_CODE`. A
-thread that waits in a collective lets others run, so that this works for the usual hang: another rank is gone or stuck.
-Where the main thread keeps the interpreter to itself, faulthandler's own clock, which needs no interpreter, writes the
-stacks to stderr and ends the process, with code 1.
+A thread of each rank watches the time since the rank entered its current phase. If that is too long, the thread writes
+the stacks of all threads to stderr and to RUN/watchdog-rank-N.txt, and ends the process with `EXIT_CODE`. This works
+for the usual hang, a collective whose peer is gone or stuck, because a waiting collective releases the GIL. If the main
+thread holds the GIL, faulthandler's timer, which does not need it, writes the stacks to stderr and ends the process
+with code 1.
 
-A process that is stopped (SIGSTOP, a paused machine) stands still too, and so do all that wait for it.
+A stopped process (SIGSTOP, a paused machine) also counts as hanging, and so do all ranks that wait for it.
 """
 
 import faulthandler
@@ -30,26 +30,26 @@ Phase = Literal["start", "data", "d", "g", "log", "sampling", "checkpoint", "end
 
 
 EXIT_CODE = 75
-"""Of a rank that its watchdog has ended: EX_TEMPFAIL, it is worth trying again."""
+"""Exit code of a rank that its watchdog has ended: EX_TEMPFAIL, so retrying makes sense."""
 
 
 SLOW: frozenset[Phase] = frozenset({"start", "sampling", "checkpoint", "end"})
-"""Phases that may take long. While rank 0 draws a grid, the others wait for it inside their next step, so the allowance
-lasts until a step has been done in the usual time again."""
+"""Phases that may take long. While rank 0 draws a grid, the others wait for it in their next step, so the allowance
+lasts until the end of the next step."""
 
 
 _GRACE_S = 30.0
 
 
 class Watchdog:
-    """Watches one rank; entering it as a context starts it.
+    """Watches one rank; a context manager that starts and stops the watching thread.
 
     Args:
-        limit_s: longest stay in one phase of a step; None: it never bites.
-        allowance_s: how much longer slow phases may take. A rank waits that long for the others anyway.
-        rank: names the file.
-        directory: of the run, gets the file.
-        clock: seconds that only grow.
+        limit_s: longest time in one phase of a step; None: the watchdog is off.
+        allowance_s: additional time for slow phases; a rank waits that long for the others anyway.
+        rank: this rank, part of the file name.
+        directory: run directory, where the file is written.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Watchdog:
         self.enter("start")
 
     def enter(self, phase: Phase) -> None:
-        """The rank goes on to `phase`."""
+        """Note that the rank enters `phase`."""
         if phase in SLOW:
             self._slow = True
-        self._at = (phase, self._clock())  # one assignment: the thread never sees half of it
+        self._at = (phase, self._clock())  # one assignment, which is atomic for the watching thread
 
     def end_step(self) -> None:
-        """A step is done: the next one has no allowance, unless something slow comes first."""
-        self.enter("log")  # before the allowance goes: the time that it was for lies behind
+        """Note that a step is done: the next one gets no allowance, unless a slow phase comes first."""
+        self.enter("log")  # first, so that the time already spent is not judged without the allowance
         self._slow = False
 
     def __enter__(self) -> "Watchdog":
@@ -96,8 +96,8 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def standing(self) -> tuple[Phase, float, float]:
-        """The phase, how long the rank has been in it, and how long it may be; seconds."""
-        slow = self._slow  # read first: should a slow phase end in between, its allowance must not be gone before it
+        """The phase, how long the rank has been in it, and how long it may be, in seconds."""
+        slow = self._slow  # read before the phase: if a slow phase ends in between, it still gets its allowance
         phase, since = self._at
         allowed_s = math.inf if self._limit_s is None else self._limit_s + (self._allowance_s if slow else 0.0)
         return phase, self._clock() - since, allowed_s
@@ -106,22 +106,23 @@ class Watchdog:
         while not self._ended.wait(min(limit_s / 10, 5.0)):
             phase, still_s, allowed_s = self.standing()
             if still_s > allowed_s:
-                self._bite(phase, still_s, allowed_s)
+                self._end_process(phase, still_s, allowed_s)
             self._arm(limit_s)
 
     def _arm(self, limit_s: float) -> None:
-        """For the case that the thread is not let run again, or hangs in a file system while it bites."""
+        """Arm faulthandler in case this thread never runs again, or hangs in a file system while it reports."""
         _, still_s, allowed_s = self.standing()
         left_s = max(0.0, allowed_s - still_s)
         faulthandler.dump_traceback_later(left_s + min(limit_s, _GRACE_S), exit=True, file=2)
 
-    def _bite(self, phase: Phase, still_s: float, allowed_s: float) -> None:
+    def _end_process(self, phase: Phase, still_s: float, allowed_s: float) -> None:
         message = (
-            f"watchdog: rank {self._rank} (process {os.getpid()}) has stood still in phase {phase} for {still_s:.1f} "
-            f"s, allowed are {allowed_s:g} (scaling.watchdog_s). It ends with code {EXIT_CODE}; the run can be resumed"
+            f"watchdog: rank {self._rank} (process {os.getpid()}) has made no progress in phase {phase} for "
+            f"{still_s:.1f} s; {allowed_s:g} s are allowed (scaling.watchdog_s). It exits with code {EXIT_CODE}; the "
+            "run can be resumed"
         )
         report = f"{message}\n{_stacks()}"
-        os.write(2, report.encode())  # at once: all ranks of a group bite together, often into one log
+        os.write(2, report.encode())  # in one call: all ranks of a group report at once, often to the same log
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a") as file:
@@ -133,7 +134,7 @@ class Watchdog:
 
 
 def _stacks() -> str:
-    """Where every thread stands, innermost call first. No source line is read: the disk may be what hangs."""
+    """The stack of every thread, innermost call first. Reads no source lines, because the disk may be what hangs."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     lines = []
     for ident, innermost in sys._current_frames().items():

@@ -42,10 +42,10 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One rank of a run, from the first build to the last close."""
+    """One rank of a run, from building the networks to closing them."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks, driver: Driver, watchdog: Watchdog | None = None) -> None:
-        """Take the lease on the run, look for its newest checkpoint, and build the networks."""
+        """Take the run's lease, find its newest checkpoint, and build the networks."""
         self.config, self.ranks, self.driver = config, ranks, driver
         self.watchdog = watchdog or Watchdog(None)
         self.tracker: Tracker = NullTracker()
@@ -63,7 +63,7 @@ class Worker:
             raise
 
     def run(self) -> Outcome:
-        """Train from the newest valid checkpoint, or from the start, to the end or to a stop."""
+        """Train from the newest valid checkpoint, or from the start, until the end or until asked to stop."""
         config, ranks, checkpoint = self.config, self.ranks, self.checkpoint
         loop = Loop(
             config=config,
@@ -86,14 +86,14 @@ class Worker:
             loop.hooks = self._hooks(checkpoint)
             finished = self._train(loop)
             self.watchdog.enter("end")
-            if finished:  # before the checkpoint, which says that all is done
+            if finished:  # before the last checkpoint, which marks the run as done
                 write_snapshot(config, self.averaged, ranks, self.tracker, loop.step)
             self.checkpoints.save_last(lambda: loop.hooks[-1].run(loop), loop.step)
             status = "FINISHED" if finished else "KILLED"
         return outcome_at(config, loop.step)
 
     def _hooks(self, checkpoint: Checkpoint | None) -> tuple[Hook, ...]:
-        """All that happens between steps, in its order; saving comes last."""
+        """The hooks in the order in which they run; saving comes last."""
         config, tracker = self.config, self.tracker
         curves = Curves(checkpoint.manifest.get("metrics", {}) if checkpoint else {})
         return (
@@ -107,32 +107,32 @@ class Worker:
         )
 
     def _train(self, loop: Loop) -> bool:
-        """Run the loop, going back to the last checkpoint when too many updates are skipped; whether it finished."""
+        """Run the loop; go back to the last checkpoint if too many updates are skipped. Returns whether it finished."""
         while True:
             with closing(self._open_batches(loop)) as batches:
                 loop.batches = self._noted(batches, loop)
                 try:
                     return loop.run()
-                except Diverged as found:
-                    diverged = found
+                except Diverged as raised:
+                    diverged = raised
             self._roll_back(loop, diverged)
 
     def _resume(self, loop: Loop, checkpoint: Checkpoint) -> None:
-        """Take up the state of a checkpoint; a collective."""
+        """Restore the state of a checkpoint. A collective."""
         self.state.restore(checkpoint, loop.statistics)
         self.checkpoints.forget_downloads()
         loop.step = checkpoint.step
 
     def _roll_back(self, loop: Loop, diverged: Diverged) -> None:
-        """Take up the last checkpoint again, in this process; a collective."""
+        """Go back to the last checkpoint, in this process. A collective."""
         self.watchdog.enter("start")
         checkpoint = self.checkpoints.newest()
         if checkpoint is None:
-            raise diverged.error("there is no checkpoint to go back to, and the same start would come to the same step")
+            raise diverged.error("there is no checkpoint to go back to, and a restart would fail at the same step")
         if diverged.final:
             raise diverged.error(
-                f"it may go back guard.max_rollbacks ({self.config.guard.max_rollbacks}) times for the same steps. Its "
-                f"last checkpoint is {checkpoint.path}"
+                f"guard.max_rollbacks ({self.config.guard.max_rollbacks}) is reached for the same steps. The last "
+                f"checkpoint is {checkpoint.path}"
             )
         if self.ranks.rank == 0:
             log.warning("%s. Going back to step %d, %s", diverged, checkpoint.step, checkpoint.path)
@@ -148,7 +148,7 @@ class Worker:
             yield batch
 
     def close(self) -> None:
-        """End a save that is under way, and release lease and engines."""
+        """Finish a save in progress, and release lease and engines."""
         self.checkpoints.close()
         self.learner.close()
 
@@ -170,10 +170,10 @@ class Worker:
 
 
 def prepare_torch(config: TrainConfig) -> None:
-    """Threads, number formats and determinism of this process, before anything is computed."""
+    """Set threads, number formats and determinism of this process; call it before anything is computed."""
     if config.scaling.device == "cpu":
         torch.set_num_threads(config.scaling.cpus_per_worker)
-    # TF32 keeps 10 bits of mantissa: neither float32 nor the R1 penalty would be what they are called.
+    # TF32 keeps only 10 bits of mantissa: fp32 runs and the R1 penalty would not be computed in float32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -182,7 +182,7 @@ def prepare_torch(config: TrainConfig) -> None:
 
 
 def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
-    """Join the group, train, leave it: the whole life of one rank."""
+    """Join the group, train, leave the group."""
     prepare_torch(config)
     scaling, rank = config.scaling, int(os.environ.get("RANK", 0))
     directory = make_run_directory(config.run)

@@ -1,8 +1,8 @@
-"""Images out of a run.
+"""Draws images from a run.
 
 Files:
     command  python -m trainer.sample
-    draw     images of a run: image i is a function of weights, seed and i
-    images   grids, folders, npz
-    scatter  points of the plane as a picture
+    draw     draws images: image i is a function of weights, seed and i
+    images   reads and writes grids, folders and npz files
+    scatter  draws 2-D points as a picture
 """

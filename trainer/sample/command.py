@@ -1,7 +1,7 @@
 """Draw images from a run: `python -m trainer.sample --run DIR [--checkpoint STEP] --num 64 --seed 0 --out grid.png`.
 
-Image i is a function of the weights, the seed and i. Its noises are keyed by (seed, i), and the network always sees the
-same number of images at once (the last batch is filled up), because another number changes the order of its float sums.
+Image i is a function of the weights, the seed and i. Its noise is keyed by (seed, i), and the batch size is always the
+same (the last batch is padded), because another size changes the order of the network's float sums.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from trainer.sample.images import check_destination, save_images
 
 def _classes(text: str) -> list[int]:
     if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is given, expected are numbers of classes such as 3 or 3,5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of classes: give numbers such as 3 or 3,5")
     return [int(part) for part in text.split(",")]
 
 
@@ -37,22 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sampler",
         choices=get_args(Sampler),
         default="ancestral",
-        help="of a run with objective gaussian: draw each step (default), or DDIM",
+        help="ancestral (default), or deterministic (DDIM) for a run with objective gaussian",
     )
     parser.add_argument(
         "--classes",
         type=_classes,
         metavar="3,5",
-        help="of a run with data.num_classes: draw these in turn (default: all in turn)",
+        help="classes to draw in turn, for a run with data.num_classes (default: all)",
     )
     parser.add_argument(
-        "--fast", action="store_true", help="on a GPU, in bfloat16 and compiled, for many images: a little different"
+        "--fast", action="store_true", help="on a GPU: bfloat16, compiled, large batches; images differ slightly"
     )
     parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.num < 1:
-        parser.error(f"--num is {options.num}; at least 1 is needed")
+        parser.error(f"--num is {options.num}: give 1 or more")
     check_destination(options.out)
     images = sample_run(
         options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes, options.fast

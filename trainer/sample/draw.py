@@ -1,4 +1,4 @@
-"""Images of a run: image i is a function of the weights, the seed and i."""
+"""Draws images from a run: image i is a function of the weights, the seed and i."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +29,11 @@ MAX_IMAGES_AT_ONCE = 64
 
 
 FAST_FACTOR = 8
-"""So many times more at once with `fast`."""
+"""With `fast`, batches are larger by this factor."""
 
 
 def images_at_once(image_size: int, *, fast: bool = False) -> int:
-    """Images in one pass of the network: 64 up to 64 px, 4 at 256 px, or 8 times as many; part of what is sampled."""
+    """Images per forward pass: 64 up to 64 px, 4 at 256 px, with `fast` 8 times as many. It affects the samples."""
     return max(1, min(MAX_IMAGES_AT_ONCE, PIXELS_AT_ONCE // image_size**2)) * (FAST_FACTOR if fast else 1)
 
 
@@ -53,12 +53,12 @@ def sample_batches(
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
     Args:
-        generator: on the device where the images are drawn, in eval mode.
+        generator: the generator in eval mode, on the device where the images are drawn.
         diffusion: tables on the same device.
-        config: of the run.
-        num: how many images.
-        seed: keys every noise.
-        sampler: how a step is made from x0_pred.
+        config: the run's config.
+        num: number of images.
+        seed: seed of all noise.
+        sampler: how x_tm1 is computed from x0_pred.
         classes: what to draw from a model with classes, in turn: image i is of `classes[i % len(classes)]`. None: all.
         rank, world_size: only batches rank, rank + world_size, ... of those that one process would draw.
         fast: in bfloat16, compiled, and with more images at once; they come out a little different. On a GPU only.
@@ -72,7 +72,7 @@ def sample_batches(
     if sampler not in method.samplers:
         raise UserError(
             f"sampler {sampler} does not fit this run, whose training.objective is {training.objective}: its generator "
-            f"can be sampled by {', '.join(method.samplers)} only"
+            f"works only with {', '.join(method.samplers)}"
         )
     batch = images_at_once(config.data.image_size, fast=fast)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
@@ -95,7 +95,7 @@ def sample_batches(
 
 
 def _fast_forward(generator: nn.Module) -> Callable[..., Tensor]:
-    """The generator in bfloat16, compiled where that is possible."""
+    """The generator in bfloat16, compiled if possible."""
     device = next(generator.parameters()).device
     if device.type != "cuda":
         raise UserError(f"fast sampling is for a GPU; the generator is on the device {device}")
@@ -131,7 +131,7 @@ def sample_images(
     fast: bool = False,
     shows_progress: bool = False,
 ) -> Uint8Image:
-    """All of `sample_batches` at once, uint8 [num, C, H, W]; may show progress, on a terminal."""
+    """All images of `sample_batches`, uint8 [num, C, H, W]; can show progress on a terminal."""
     batches = sample_batches(
         generator, diffusion, config, num=num, seed=seed, sampler=sampler, classes=classes, fast=fast
     )
@@ -147,11 +147,11 @@ def load_run(
 
     Args:
         run: the run's directory, or a folder with a snapshot.
-        step: which checkpoint; None: the newest valid one.
-        device: where to put it.
+        step: step of the checkpoint; None: the newest valid one.
+        device: where to put the generator.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged; names those that exist.
+        CheckpointError: there is no such checkpoint, or it is damaged; the message lists those that exist.
     """
     if step is None and is_snapshot(run):
         generator, config = load_snapshot(run, device)

@@ -1,6 +1,6 @@
-"""Images out of the program and in again: sample grids, folders of PNGs and .npz files of uint8 images.
+"""Writes and reads images: sample grids, folders of PNGs and .npz files of uint8 images.
 
-Files appear complete or not at all: they are written under another name beside their place and then renamed.
+Files appear complete or not at all: they are written under a temporary name in the same folder and then renamed.
 """
 
 import math
@@ -25,27 +25,27 @@ GAP_PIXELS = 2
 
 
 GAP_LEVEL = 128
-"""Grey of the gaps, to be seen beside black and white images."""
+"""Grey level of the gaps, visible next to black and white images."""
 
 
 GRID_WIDTH_PIXELS = 512
-"""Grids of small images are enlarged to at least this width, and to less than twice of it."""
+"""Grids of small images are enlarged to at least this width, and to less than twice this width."""
 
 
-FORMS = "a name in .npz (all images in one file), in .png (one grid) or without an extension (a folder of PNGs)"
+FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
 
 
 def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Bring [-1, 1] to 0..255 as round((x + 1) * 127.5), halves to even; what lies outside is clamped, NaN becomes 0.
+    """Map [-1, 1] to 0..255 as round((x + 1) * 127.5), rounding halves to even; clamps, and maps NaN to 0.
 
-    The inverse is u / 127.5 - 1: a uint8 image that became floats comes back unchanged.
+    The inverse is u / 127.5 - 1: a uint8 image survives the round trip unchanged.
     """
     levels = (images.float().clamp(-1.0, 1.0) + 1.0) * 127.5
     return levels.nan_to_num(nan=0.0).round().to(torch.uint8)
 
 
 def make_grid(images: Uint8Image) -> UInt8[Tensor, "c grid_h grid_w"]:
-    """Lay out N images in floor(sqrt(N)) rows, small ones enlarged by a whole factor, 2 grey pixels between them.
+    """Lay out N images in floor(sqrt(N)) rows with 2 grey pixels between them; enlarge small ones by a whole factor.
 
     Args:
         images: uint8 [N, C, H, W] in reading order, N > 0.
@@ -65,7 +65,7 @@ def make_grid(images: Uint8Image) -> UInt8[Tensor, "c grid_h grid_w"]:
 
 
 def save_grid(path: Path, images: Uint8Image) -> None:
-    """Write all images as one grid PNG; points of the plane as one picture of where they lie."""
+    """Write all images as one grid PNG, or 2-D points as one scatter plot."""
     save_picture(path, scatter(images) if images.shape[1:] == (2, 1, 1) else make_grid(images))
 
 
@@ -76,7 +76,7 @@ def save_picture(path: Path, picture: UInt8[Tensor, "c h w"]) -> None:
 
 
 def save_npz(path: Path, images: Uint8Image) -> None:
-    """Write all images as `images`, uint8 [N, H, W, C], into one .npz, which is the form FID programs read."""
+    """Write all images as `images`, uint8 [N, H, W, C], into one .npz, the format that FID programs read."""
     _check_images(images)
     with _appearing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, images=images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
@@ -97,10 +97,10 @@ def save_folder(path: Path, images: Uint8Image) -> None:
 
 
 def check_destination(path: Path) -> None:
-    """Refuse, before any work is done, a name that `save_images` would refuse.
+    """Refuse a name that `save_images` would refuse; call it before any work is done.
 
     Raises:
-        UserError: unknown extension, or something that must not be overwritten is there.
+        ValueError: the extension is unknown, or something exists there that must not be overwritten.
     """
     if path.suffix not in (".npz", ".png", ""):
         raise UserError(f"cannot write images to {path}: unknown extension {path.suffix}; allowed: {FORMS}")
@@ -111,20 +111,20 @@ def check_destination(path: Path) -> None:
 
 
 def save_images(path: Path, images: Uint8Image) -> None:
-    """Write images in the form that the name asks for: .npz, .png (a grid) or a folder of PNGs.
+    """Write images in the format given by the name: .npz, .png (a grid) or a folder of PNGs.
 
     Raises:
-        UserError: unknown extension, or something that must not be overwritten is there.
+        ValueError: the extension is unknown, or something exists there that must not be overwritten.
     """
     check_destination(path)
     {".npz": save_npz, ".png": save_grid, "": save_folder}[path.suffix](path, images)
 
 
 def load_images(path: Path) -> Uint8Image:
-    """Read images that `save_npz` or `save_folder` wrote, or any of the same form, as uint8 [N, C, H, W].
+    """Read images in the format of `save_npz` or `save_folder`, as uint8 [N, C, H, W].
 
     Raises:
-        UserError: nothing there, another form, or images that differ in size or channels.
+        ValueError: the path does not exist or has another format, or the images differ in size or channels.
     """
     if path.is_dir():
         return _load_folder(path)
@@ -165,7 +165,7 @@ def _load_folder(folder: Path) -> Uint8Image:
         if arrays and array.shape != arrays[0].shape:
             raise UserError(
                 f"{file} has height, width, channels {array.shape} but {files[0].name} {arrays[0].shape}: "
-                "all images must be alike"
+                "all images must have the same shape"
             )
         arrays.append(array)
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
@@ -194,7 +194,7 @@ def _check_images(images: Tensor) -> None:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """As `replaced`, in a folder that is made where it is missing."""
+    """Yield a temporary name next to `path`; it is renamed to `path` at the end, or removed if anything fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as unfinished:
         yield unfinished

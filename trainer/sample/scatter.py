@@ -1,4 +1,4 @@
-"""Points of the plane as a picture: how often each place was hit."""
+"""2-D points as a picture: the density of points at each place."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 SIDE_PIXELS = 384
-"""Height and width of a panel; places are the 256 levels, rounded to it."""
+"""Height and width of a panel; the 256 levels are scaled to it."""
 
 
 GAP_PIXELS = 8
@@ -18,7 +18,7 @@ GAP_LEVEL = 128
 
 
 def scatter(points: UInt8[Tensor, "n 2 1 1"]) -> UInt8[Tensor, "1 side side"]:
-    """Black on white; x to the right, y upwards, both over 0 .. 255. A place hit once is grey, one hit often black."""
+    """Draw black on white: x to the right, y upwards, both 0 .. 255. One point gives grey, many points give black."""
     levels = points.flatten(1).cpu().numpy().astype(np.float64)
     hits, _, _ = np.histogram2d(levels[:, 0], levels[:, 1], bins=256, range=[[-0.5, 255.5]] * 2)
     ink = 1 - np.exp(-hits * 256 / max(1, len(levels)) * 8)

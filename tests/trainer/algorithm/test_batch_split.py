@@ -45,30 +45,30 @@ def test_a_batch_smaller_than_a_group_is_one_group():
     [
         (
             (250, 4, None, 4),
-            "training.global_batch_size (250) must be a multiple of discriminator.stddev_group_size (4), or a group of "
-            "the minibatch deviation would be cut: 250 / 4 = 62.5 groups. Use 248 or 252",
+            "training.global_batch_size (250) must be a multiple of discriminator.stddev_group_size (4), so that no "
+            "group of the minibatch deviation is cut: 250 / 4 = 62.5 groups. Use 248 or 252",
         ),
         (
             (64, 20, None, 4),
-            "scaling.world_size (20) is more than the groups of the minibatch deviation, which stay whole on a rank: "
-            "training.global_batch_size 64 / discriminator.stddev_group_size 4 makes 16. Use a world size of at most "
-            "16, or a global batch of at least 80",
+            "scaling.world_size (20) is larger than the number of minibatch deviation groups, and each rank needs a "
+            "whole one: training.global_batch_size 64 / discriminator.stddev_group_size 4 makes 16. Use a world size "
+            "of at most 16, or a global batch of at least 80",
         ),
         (
             (3, 2, None, 4),
-            "scaling.world_size (2) is more than the groups of the minibatch deviation, which stay whole on a rank: "
-            "training.global_batch_size 3 / discriminator.stddev_group_size 4 makes 1. Use a world size of at most 1, "
-            "or a global batch of at least 8",
+            "scaling.world_size (2) is larger than the number of minibatch deviation groups, and each rank needs a "
+            "whole one: training.global_batch_size 3 / discriminator.stddev_group_size 4 makes 1. Use a world size of "
+            "at most 1, or a global batch of at least 8",
         ),
         (
             (12, 1, 6, 4),
-            "training.micro_batch_size (6) must be a multiple of discriminator.stddev_group_size (4), or a group of "
-            "the minibatch deviation would be cut. Use 4 or 8",
+            "training.micro_batch_size (6) must be a multiple of discriminator.stddev_group_size (4), so that no group "
+            "of the minibatch deviation is cut. Use 4 or 8",
         ),
         (
             (12, 1, 2, 4),
-            "training.micro_batch_size (2) must be a multiple of discriminator.stddev_group_size (4), or a group of "
-            "the minibatch deviation would be cut. Use 4",
+            "training.micro_batch_size (2) must be a multiple of discriminator.stddev_group_size (4), so that no group "
+            "of the minibatch deviation is cut. Use 4",
         ),
     ],
 )
@@ -95,8 +95,8 @@ def test_what_would_cut_a_group_is_refused(sizes: tuple[int, int, int | None, in
         (
             (12, 1, 6, 4),
             "training.micro_batch_size: global batch 12 = micro 6 x accum 2 x world 1, and a batch of 6 images cannot "
-            "be split into groups of stddev_group_size 4: the images that the discriminator sees at once must be a "
-            "multiple of 4, or fewer than that. Change the micro batch size or discriminator.stddev_group_size",
+            "be split into groups of stddev_group_size 4: the number of images in one forward pass must be a "
+            "multiple of 4, or smaller. Change the micro batch size or discriminator.stddev_group_size",
         ),
     ],
 )

@@ -54,7 +54,7 @@ def test_rate_falls_from_image_to_image(images):
 
 
 def test_final_above_peak_is_refused():
-    with pytest.raises(ValueError, match=r"^final \(0\.001\) must not be above peak \(0\.0001\)$"):
+    with pytest.raises(ValueError, match=r"^final \(0\.001\) is above peak \(0\.0001\): set final to at most peak$"):
         LearningRateConfig(peak=1e-4, final=1e-3)
 
 

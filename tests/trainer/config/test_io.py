@@ -224,7 +224,7 @@ def test_list_arrives_as_a_tuple():
 
 def test_broken_rule_inside_a_section_is_placed_at_its_field():
     (line,) = lines_for(MINIMAL + "engine:\n  backend: deepspeed\n  zero_stage_d: 3\n")
-    assert line.startswith("bad.yaml:11: engine: zero_stage_d is 3, at most 2 is possible: R1 differentiates twice")
+    assert line.startswith("bad.yaml:11: engine: zero_stage_d is 3, but at most 2 is possible: R1 differentiates twice")
 
 
 def test_all_errors_are_reported_together_in_the_order_of_the_lines():
@@ -302,9 +302,9 @@ def test_override_goes_through_the_same_checks_and_is_named(override, message):
 
 def test_rule_between_fields_is_placed_at_the_override_that_broke_it():
     assert lines_for(MINIMAL, "scaling.world_size=17") == (
-        "--set scaling.world_size=17: scaling.world_size (17) is more than the groups of the minibatch deviation, "
-        "which stay whole on a rank: training.global_batch_size 64 / discriminator.stddev_group_size 4 makes 16. Use a "
-        "world size of at most 16, or a global batch of at least 68",
+        "--set scaling.world_size=17: scaling.world_size (17) is larger than the number of minibatch deviation groups, "
+        "and each rank needs a whole one: training.global_batch_size 64 / discriminator.stddev_group_size 4 makes 16. "
+        "Use a world size of at most 16, or a global batch of at least 68",
     )
 
 

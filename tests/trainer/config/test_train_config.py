@@ -24,14 +24,14 @@ def test_image_size_that_the_levels_cannot_halve_is_refused():
     (line,) = refusals(data={"image_size": 40}, generator={"channel_multipliers": [1, 1, 1, 1, 1]})
     assert line == (
         "generator: image_size is 40, but channel_multipliers (1, 1, 1, 1, 1) make 5 levels, which need a multiple of "
-        "2 ** 4 = 16: prepare images of such a size or take fewer channel_multipliers"
+        "2 ** 4 = 16: prepare images of such a size, or give fewer channel_multipliers"
     )
 
 
 def test_attention_at_a_resolution_that_no_level_has_is_refused():
     assert refusals(generator={"attention_resolutions": [16, 12]}) == [
         "generator: attention_resolutions has 12, but at image_size 32 the levels have the sides [32, 16, 8, 4]: "
-        "choose among these, or none"
+        "choose from these, or give an empty list"
     ]
 
 
@@ -43,7 +43,7 @@ def test_width_that_group_norm_cannot_split_is_refused():
 def test_large_discriminator_on_small_images_is_refused():
     assert refusals(discriminator={"kind": "large"}) == [
         "discriminator.kind is large: image_size is 32, but the large discriminator halves it 6 times, which needs a "
-        "multiple of 64: prepare images of such a size or choose another discriminator.kind of small, large"
+        "multiple of 64: prepare images of such a size, or choose another discriminator.kind from small, large"
     ]
 
 
@@ -90,22 +90,22 @@ def test_all_broken_rules_are_reported_together():
 
 def test_partitioned_discriminator_parameters_are_refused():
     (line,) = refusals(engine={"zero_stage_d": 3})
-    assert line.startswith("engine: zero_stage_d is 3, at most 2 is possible")
+    assert line.startswith("engine: zero_stage_d is 3, but at most 2 is possible")
 
 
 def test_zero_stages_of_the_plain_backend_are_refused():
     (line,) = refusals(engine={"backend": "torch", "zero_stage_g": 1})
     assert line == (
-        "engine: backend torch has no ZeRO, zero_stage_g is 1 and zero_stage_d 0: set both to 0 or the backend to "
-        "deepspeed"
+        "engine: backend torch has no ZeRO, but zero_stage_g is 1 and zero_stage_d is 0: set both to 0, or set the "
+        "backend to deepspeed"
     )
 
 
 def test_an_unbounded_objective_without_a_penalty_is_refused():
     (line,) = refusals(training={"objective": "wasserstein", "r1_gamma": 0})
     assert line == (
-        "training.objective is wasserstein, whose discriminator's loss has no lower bound unless a penalty holds its "
-        "slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+        "training.objective is wasserstein, whose discriminator loss has no lower bound without a gradient penalty, "
+        "but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
     )
     assert make(training={"objective": "wasserstein", "r1_gamma": 0, "r2_gamma": 1}).training.r2_gamma == 1
 

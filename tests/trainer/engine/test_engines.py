@@ -64,7 +64,7 @@ def test_even_shares_tile_any_length():
 
 
 def test_zero_3_for_the_discriminator_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="zero_stage_d is 3, at most 2 is possible: R1 differentiates twice"):
+    with pytest.raises(ValueError, match="zero_stage_d is 3, but at most 2 is possible: R1 differentiates twice"):
         EngineConfig(zero_stage_d=3)
 
 

@@ -220,7 +220,7 @@ def test_command_prints_table_or_json(
 def test_mistakes_end_with_code_2_and_one_line(digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     absent = str(tmp_path / "absent")
     for arguments, message in {
-        ("--samples", absent, "--reference", str(digits_folder)): "there is nothing of that name",
+        ("--samples", absent, "--reference", str(digits_folder)): "no such file or folder",
         ("--samples", absent, "--reference", absent): "no prepared data set at",
         ("--samples", absent): "--reference",
         ("--reference", absent): "--samples",

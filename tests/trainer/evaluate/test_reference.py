@@ -112,7 +112,7 @@ def test_command_states_count_network_and_codec(tiny_digits, network_file, tmp_p
     assert {"kid", "inception_score", "precision", "recall", "density", "coverage"} <= plain.keys()
     for wrong, words in {
         ("--network", str(tmp_path / "none.pt")): "cannot be loaded as TorchScript",
-        ("--reference", str(tmp_path / "nothing")): "there is nothing of that name",
+        ("--reference", str(tmp_path / "nothing")): "no such file or folder",
     }.items():
         assert main([*arguments, *wrong]) == 2
         assert words in capsys.readouterr().err

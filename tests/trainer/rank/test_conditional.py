@@ -45,7 +45,7 @@ def test_label_steers_the_generator_and_a_network_without_classes_is_what_it_was
     styles = [conditional.mapping(z, torch.full((2,), label)) for label in range(4)]  # 3 is no label
     assert all(not torch.allclose(a, b) for i, a in enumerate(styles) for b in styles[:i])
     assert conditional(x, t, z, torch.tensor([0, 3])).shape == x.shape
-    with pytest.raises(ValueError, match="has classes and was given no labels"):
+    with pytest.raises(ValueError, match="has classes but got no labels"):
         conditional(x, t, z)
 
 

@@ -127,7 +127,7 @@ def test_what_comes_back_ends_the_run_with_a_diagnosis(tiny, tmp_path, fail_at, 
     assert "r1_penalty" not in text  # R1 is for steps 1, 3, 5 ...
     assert re.search(r"logits of real pairs not finite at t = \d", text)
     assert re.search(r"logits of generated pairs not finite at t = \d", text)
-    assert "guard.max_rollbacks (2) times for the same steps" in text
+    assert "guard.max_rollbacks (2) is reached for the same steps" in text
     assert "step-00000004" in text
     assert "training.learning_rate_d.peak" in text
 

@@ -39,7 +39,7 @@ def test_a_rank_that_stands_still_ends_with_the_stacks_of_all_threads(tmp_path):
     assert done.returncode == EXIT_CODE == 75
     for text in (done.stderr, (tmp_path / "run" / "watchdog-rank-3.txt").read_text()):
         assert "rank 3" in text
-        assert "has stood still in phase data for 0." in text
+        assert "has made no progress in phase data for 0." in text
         assert "in wait_for_ever" in text
         assert "in _watch" in text  # another thread
 
@@ -96,7 +96,7 @@ def test_each_phase_starts_the_time_anew():
     assert watchdog.standing() == ("data", 9.0, 10.0)
 
 
-def test_null_never_bites():
+def test_null_switches_the_watchdog_off():
     with Watchdog(None, clock=Clock()) as watchdog:
         assert watchdog.standing()[2] == float("inf")
         assert watchdog._thread is None
@@ -150,8 +150,8 @@ def test_a_group_whose_rank_hangs_ends_and_reaches_the_weights_of_a_straight_run
     assert [EXIT_CODE, -signal.SIGKILL] in codes, codes
     waiting, sleeping = ((tmp_path / "hung" / f"watchdog-rank-{rank}.txt").read_text() for rank in (0, 1))
     for text, place in ((waiting, "in all_reduce"), (sleeping, "in oversleep"), (log.read_text(), "in oversleep")):
-        assert "has stood still in phase g for 3." in text
-        assert "allowed are 3 (" in text
+        assert "has made no progress in phase g for 3." in text
+        assert "3 s are allowed (" in text
         assert place in text
     assert "resuming from" in log.read_text()
     assert_same_state(state_of(tmp_path / "hung", 10), state_of(tmp_path / "straight", 10))

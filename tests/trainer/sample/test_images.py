@@ -123,7 +123,7 @@ def test_file_is_replaced_as_a_whole(tmp_path: Path):
 def test_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "000000.png").write_text("mine")
     for write in (save_folder, save_images):
-        with pytest.raises(ValueError, match=r"the folder is not empty; empty it or choose another one"):
+        with pytest.raises(ValueError, match=r"the folder is not empty. Empty it, or choose another one"):
             write(tmp_path, made_images())
     assert (tmp_path / "000000.png").read_text() == "mine"
 
@@ -131,7 +131,7 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path):
 def test_file_in_the_place_of_a_folder_is_refused(tmp_path: Path):
     (tmp_path / "samples").write_text("mine")
     for write in (save_folder, save_images):
-        with pytest.raises(ValueError, match=r"it is a file; allowed: a name in \.npz"):
+        with pytest.raises(ValueError, match=r"it is a file; allowed: a name with \.npz"):
             write(tmp_path / "samples", made_images())
     assert (tmp_path / "samples").read_text() == "mine"
 
@@ -143,7 +143,7 @@ def test_folder_in_the_place_of_a_file_is_refused(tmp_path: Path):
 
 
 def test_unknown_extension_is_refused_with_the_allowed_ones(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"unknown extension \.jpg; allowed: a name in \.npz .*, in \.png .* folder"):
+    with pytest.raises(ValueError, match=r"unknown extension \.jpg; allowed: a name with \.npz .*, \.png .* folder"):
         save_images(tmp_path / "samples.jpg", made_images())
     assert os.listdir(tmp_path) == []
 
@@ -161,10 +161,10 @@ def test_missing_and_foreign_files_are_refused_by_name(tmp_path: Path):
     (tmp_path / "broken.npz").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, reason in {
-        "absent.npz": "there is nothing of that name",
+        "absent.npz": "no such file or folder",
         "notes.txt": "expected a .npz file or a folder of PNGs",
         "broken.npz": "cannot read images",
-        "empty": "holds no .png file; other formats change the pixels",
+        "empty": "holds no .png file: only PNG is read",
     }.items():
         with pytest.raises(ValueError, match=reason) as caught:
             load_images(tmp_path / name)
@@ -189,7 +189,7 @@ def test_npz_is_never_unpickled(tmp_path: Path):
 def test_folder_of_unlike_images_is_refused_with_both_names(tmp_path: Path):
     for i, size in enumerate((8, 9)):
         Image.new("L", (size, size)).save(tmp_path / f"{i}.png")
-    with pytest.raises(ValueError, match=r"1\.png has .*\(9, 9, 1\) but 0\.png \(8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"1\.png has .*\(9, 9, 1\), but 0\.png has \(8, 8, 1\)"):
         load_images(tmp_path)
 
 
