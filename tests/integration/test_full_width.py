@@ -5,10 +5,11 @@ import torch
 
 from models.diffusion import Diffusion
 from models.discriminator import Discriminator
+from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.ema import Ema
+from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import draw_micro_batch
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.step import Players, update_discriminator, update_generator
 from trainer.checkpoint.snapshot import build_generator
 from trainer.config.io import load_config
 from trainer.engine.plain import TorchEngine, make_adam
@@ -29,9 +30,8 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
         engine = TorchEngine(network, make_adam(network, config.training.adam, CPU), 1, None)
         engine.set_learning_rate(1e-4)
         engines.append(engine)
-    players = Players(
-        engines[0], engines[1], Diffusion.from_config(config.diffusion, CPU), r1_gamma=config.training.r1_gamma
-    )
+    players = Players({"g": engines[0], "d": engines[1]}, Diffusion.from_config(config.diffusion, CPU))
+    game = Adversarial(r1_gamma=config.training.r1_gamma)
     size = config.data.image_size
     micro_batch = draw_micro_batch(
         torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8),
@@ -41,8 +41,7 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
         flip=True,
         share=1.0,
     )
-    statistics = update_discriminator(players, [micro_batch], with_r1=True)
-    statistics |= update_generator(players, [micro_batch])
+    statistics = game.update("d", players, [micro_batch], 0) | game.update("g", players, [micro_batch], 0)
     Ema(engines[0], config.training.ema_decay).update(0)
 
     assert all(torch.isfinite(value).all() for value in statistics.values())

@@ -19,11 +19,8 @@ class Ema:
         self._names = [name for name, _, _ in held]
         self._starts = [start for _, start, _ in held]
         self._live = [tensor for _, _, tensor in held]
-        self._shapes = [tuple(p.shape) for p in self._live]
         self._average = [tensor.clone() for tensor in self._live]
-        self._partitioned = getattr(engine, "stage", 0) == 3
-        if self._partitioned:
-            self._shapes = [tuple(p.ds_shape) for p in engine.module.parameters()]  # pyright: ignore[reportAttributeAccessIssue]
+        self._partitioned, self._shapes = engine.partitioned, engine.shapes()
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -38,8 +35,9 @@ class Ema:
         if not self._partitioned:
             return dict(zip(self._names, self._average, strict=True))
         full: dict[str, Tensor] = {}
-        for name, shape, piece in zip(self._names, self._shapes, self._average, strict=True):
-            numel = torch.Size(shape).numel()
+        for name, piece in zip(self._names, self._average, strict=True):
+            shape = self._shapes[name]
+            numel = shape.numel()
             length = -(-numel // dist.get_world_size())
             padded = torch.zeros(length, device=piece.device)
             padded[: piece.numel()] = piece

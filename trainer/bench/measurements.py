@@ -2,24 +2,26 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from typing import Any
 
 import torch
 
 from data.shards.index import load_index
-from data.stream.pipeline import open_batches
 from models.diffusion import Diffusion
-from trainer.algorithm.step import Statistics, update_discriminator
-from trainer.bench.authors_update import update_discriminator_through_generator as update_through_generator
+from trainer.algorithm.method import Method
+from trainer.algorithm.methods import make_method
+from trainer.bench.authors_update import AuthorsAdversarial
 from trainer.checkpoint.snapshot import build_generator
 from trainer.config.cost import measure_costs
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
-from trainer.rank.loop import Loop, Share
+from trainer.rank.build import build
+from trainer.rank.loop import Loop, Share, open_share
 from trainer.rank.progress import Status
-from trainer.rank.worker import Worker, prepare_torch
+from trainer.rank.worker import prepare_torch
 from trainer.sample.draw import sample_batches
 
 Report = dict[str, float]
@@ -36,46 +38,31 @@ class _Driver:
         return False
 
 
-def time_rounds(
-    config: TrainConfig, updates_d: Sequence[Callable[..., Statistics]] = (update_discriminator,)
-) -> list[Report]:
+def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> list[Report]:
     """Time whole steps: data, both updates, R1 at its own frequency, optimizer and average; no checkpoint, no grid.
 
     Args:
         config: of one rank. Each of its log intervals is a round.
-        updates_d: updates of the discriminator that take turns, one a round.
+        methods: take turns, one a round; none: the config's own.
 
     Returns:
-        What the loop logs, round by round.
+        What the loop measures, round by round.
     """
     rounds: list[Report] = []
-
-    def finish_round(metrics: Report) -> None:
-        rounds.append(metrics)
-        loop.update_d = updates_d[len(rounds) % len(updates_d)]
-
     prepare_torch(config)
     ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
     with ExitStack() as stack:
         stack.callback(ranks.leave)
-        worker = Worker(config, ranks, _Driver())
-        stack.callback(worker.close)
-        batches = stack.enter_context(closing(worker.open_batches(first_batch=0)))
-        loop = Loop(
-            config=config,
-            ranks=ranks,
-            share=worker.share,
-            players=worker.players,
-            ema=worker.ema,
-            batches=iter(batches),
-            driver=_Driver(),
-            on_log=lambda _step, metrics: finish_round(metrics),
-            on_sample=lambda _step: None,
-            on_save=lambda _step: None,
-            skipped=worker.skipped,
-            update_d=updates_d[0],
-        )
-        loop.run()
+        learner = build(config, ranks)
+        stack.callback(learner.close)
+        share, pin = Share.of(config, 0, 1), ranks.device.type == "cuda"
+        batches = stack.enter_context(closing(open_share(config, load_index(config.data.path), share, 0, pin=pin)))
+        loop = Loop(config=config, ranks=ranks, share=share, learner=learner, batches=iter(batches), driver=_Driver())
+        while loop.step < loop.num_steps:
+            if methods:
+                loop.method = methods[len(rounds) % len(methods)]
+            loop.run(loop.step + config.tracking.log_interval_steps)
+            rounds.append(loop.measure())
     return rounds
 
 
@@ -115,12 +102,16 @@ def compare_updates(config: TrainConfig) -> Report:
     Returns:
         Medians over the rounds: images_per_s and authors_images_per_s; speedup, the median over pairs of rounds.
     """
-    rates = [r["images_per_s"] for r in time_rounds(config, (update_discriminator, update_through_generator))][2:]
-    ours, theirs = rates[::2], rates[1::2]
+    ours, theirs = (
+        make_method(config.training, config.generator),
+        AuthorsAdversarial.of(config.training, config.generator),
+    )
+    rates = [r["images_per_s"] for r in time_rounds(config, (ours, theirs))][2:]
+    of_ours, of_theirs = rates[::2], rates[1::2]
     return {
-        "images_per_s": statistics.median(ours),
-        "authors_images_per_s": statistics.median(theirs),
-        "speedup": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
+        "images_per_s": statistics.median(of_ours),
+        "authors_images_per_s": statistics.median(of_theirs),
+        "speedup": statistics.median(a / b for a, b in zip(of_ours, of_theirs, strict=True)),
     }
 
 
@@ -160,15 +151,7 @@ def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) ->
         images_per_s that was reached, waiting_share (of the time, in [0, 1]), longest_wait_s.
     """
     share = Share.of(config, 0, config.scaling.world_size)
-    batches = open_batches(
-        config.data,
-        load_index(config.data.path),
-        seed=config.run.seed,
-        global_batch_size=share.global_batch_size,
-        share=(share.start, share.stop),
-        micro_batch_size=share.micro_batch_size,
-        first_batch=0,
-    )
+    batches = open_share(config, load_index(config.data.path), share, 0, pin=False)
     waits: list[float] = []
     with closing(batches):
         num_images = len(next(batches).images)  # the start of the loader processes is not counted

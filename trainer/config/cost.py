@@ -1,11 +1,11 @@
 """What one update costs, counted by running it on the meta device: real shapes, no memory, no arithmetic.
 
-The counted code is `trainer.algorithm.step` itself, so the figures follow the algorithm. FLOPs are those of
+The counted code is that of `trainer.algorithm` itself, so the figures follow the algorithm. FLOPs are those of
 convolutions and matrix products, forward and backward, two per multiply-add.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch.utils.flop_counter import flop_registry
 
 from models.diffusion import Diffusion
 from models.networks import build_discriminator, build_generator
-from trainer.algorithm.losses import OBJECTIVES
-from trainer.algorithm.pairs import MicroBatch, Pair
-from trainer.algorithm.regression import NoisyBatch, update_denoiser
-from trainer.algorithm.step import Players, update_discriminator, update_generator
+from trainer.algorithm.method import Method, Part, Players
+from trainer.algorithm.methods import make_method
+from trainer.algorithm.pairs import Labels
+from trainer.algorithm.randomness import Draws
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.plain import TorchEngine
 
@@ -61,56 +61,56 @@ class Costs:
         return self.update_g.flops_per_image + self.update_d.flops_per_image + share * r1_extra
 
 
-def measure_costs(config: TrainConfig, d_update: Callable[..., Any] = update_discriminator) -> Costs:
+def measure_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs:
     """Count the costs of a config's networks at its micro-batch; takes about a second.
 
     Args:
         config: of the networks.
-        d_update: the update of the discriminator.
+        method: of training; None: that of the config.
     """
-    data = config.data
+    method = method or make_method(config.training, config.generator)
     rng_state = torch.get_rng_state()
+    form = {name: getattr(config.data, name) for name in ("image_size", "image_channels", "num_classes")}
     with META:
-        form = {name: getattr(data, name) for name in ("image_size", "image_channels", "num_classes")}
-        generator = build_generator(config.generator, **form)
-        discriminator = build_discriminator(config.discriminator, **form)
-    batch = _micro_batch(config, split_batch(config).micro_batch_size)
-    players = Players(
-        generator=_engine(generator),
-        discriminator=_engine(discriminator),
-        diffusion=Diffusion.from_config(config.diffusion, META),
-        r1_gamma=config.training.r1_gamma,
-        objective=OBJECTIVES.get(config.training.objective, OBJECTIVES["non_saturating"]),
-    )
-    # One image: the batch is as large as it needs to be only for the memory.
-    one, t, z = batch.pair_g.x_t[:1], batch.pair_g.t[:1], batch.pair_g.z[:1]
-    label = None if batch.pair_g.label is None else batch.pair_g.label[:1]
-    if config.training.objective not in OBJECTIVES:
-        torch.set_rng_state(rng_state)
-        return _costs_of_regression(config, generator, players, batch, label)
-    with torch.no_grad():
-        forward_g = _count_flops(lambda: generator(one, t, z, label))
-        forward_d = _count_flops(lambda: discriminator(one, one, t, label))
-    with_r2 = config.training.r2_gamma > 0
-    update_d, update_d_r1 = (
-        _measure(lambda options=options: d_update(players, [batch], **options), players, batch)
-        for options in (
-            {"with_r1": False},
-            {"with_r1": config.training.r1_gamma > 0 or not with_r2, "with_r2": with_r2},
-        )
-    )
-    update_g = _measure(lambda: update_generator(players, [batch]), players, batch)
-    if config.training.precision == "bf16":
-        # Activations take half; on R1 steps the real half of D's pass stays float32.
-        halved = update_d.saved_bytes // 2
-        in_r1 = update_d_r1.saved_bytes - halved
-        update_d_r1 = UpdateCost(flops_per_image=update_d_r1.flops_per_image, saved_bytes=in_r1 + halved // 2)
-        update_d = UpdateCost(flops_per_image=update_d.flops_per_image, saved_bytes=halved)
-        update_g = UpdateCost(flops_per_image=update_g.flops_per_image, saved_bytes=update_g.saved_bytes // 2)
+        networks: dict[Part, nn.Module] = {"g": build_generator(config.generator, **form)}
+        if "d" in method.parts:
+            networks["d"] = build_discriminator(config.discriminator, **form)
     torch.set_rng_state(rng_state)
+    diffusion = Diffusion.from_config(config.diffusion, META)
+    players = Players({part: _engine(network) for part, network in networks.items()}, diffusion)
+    images, labels = _images(config)
+    batch = method.draw(
+        images,
+        Draws(0, 0, torch.empty(len(images), dtype=torch.int64, device=META)),
+        diffusion,
+        latent_dim=config.generator.latent_dim,
+        flip=config.data.horizontal_flip,
+        share=1.0,
+        labels=labels,
+    )
+
+    x, t = torch.empty((1, *images.shape[1:]), device=META), torch.zeros(1, dtype=torch.int64, device=META)
+    z, label = torch.empty(1, config.generator.latent_dim, device=META), labels.of_images[:1] if labels else None
+    with torch.no_grad():
+        forward_g = _count_flops(lambda: networks["g"](x, t, z, label))
+        forward_d = _count_flops(lambda: networks["d"](x, x, t, label)) if "d" in networks else 0.0
+
+    def update(part: Part, method: Method[Any]) -> UpdateCost:
+        if part not in method.parts:
+            return UpdateCost(flops_per_image=0.0, saved_bytes=0)
+        return _measure(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
+
+    update_g, update_d, update_d_r1 = update("g", method), update("d", method.without_penalties()), update("d", method)
+    if config.training.precision == "bf16":
+        # Activations take half; where there are penalties the real half of D's pass stays float32.
+        in_fp32 = update_d.saved_bytes // 4 if method.penalties else 0
+        halved = update_d.saved_bytes // 2
+        update_d_r1 = replace(update_d_r1, saved_bytes=update_d_r1.saved_bytes - halved + in_fp32)
+        update_d = replace(update_d, saved_bytes=halved)
+        update_g = replace(update_g, saved_bytes=update_g.saved_bytes // 2)
     return Costs(
-        parameters_g=sum(p.numel() for p in generator.parameters()),
-        parameters_d=sum(p.numel() for p in discriminator.parameters()),
+        parameters_g=_num_parameters(networks["g"]),
+        parameters_d=_num_parameters(networks["d"]) if "d" in networks else 0,
         forward_g=forward_g,
         forward_d=forward_d,
         update_g=update_g,
@@ -119,26 +119,8 @@ def measure_costs(config: TrainConfig, d_update: Callable[..., Any] = update_dis
     )
 
 
-def _costs_of_regression(
-    config: TrainConfig, generator: nn.Module, players: Players, batch: MicroBatch, label: Tensor | None
-) -> Costs:
-    """Costs of objective gaussian, which has no discriminator."""
-    pair, nothing = batch.pair_g, UpdateCost(flops_per_image=0.0, saved_bytes=0)
-    noisy = NoisyBatch(pair.t, pair.x_tm1, pair.x_t, pair.z, share=1.0, label=pair.label)
-    with torch.no_grad():
-        forward_g = _count_flops(lambda: generator(pair.x_t[:1], pair.t[:1], pair.z[:1], label))
-    update_g = _measure(lambda: update_denoiser(players, [noisy], config.training.prediction), players, batch)
-    if config.training.precision == "bf16":
-        update_g = UpdateCost(flops_per_image=update_g.flops_per_image, saved_bytes=update_g.saved_bytes // 2)
-    return Costs(
-        parameters_g=sum(p.numel() for p in generator.parameters()),
-        parameters_d=0,
-        forward_g=forward_g,
-        forward_d=0.0,
-        update_g=update_g,
-        update_d=nothing,
-        update_d_r1=nothing,
-    )
+def _num_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 def _engine(module: nn.Module) -> TorchEngine:
@@ -147,20 +129,16 @@ def _engine(module: nn.Module) -> TorchEngine:
     return TorchEngine(module, optimizer, grad_accum_steps=2**31, max_gradient_norm=None)
 
 
-def _micro_batch(config: TrainConfig, batch_size: int) -> MicroBatch:
-    shape = (batch_size, config.data.image_channels, config.data.image_size, config.data.image_size)
-
-    def pair() -> Pair:
-        return Pair(
-            t=torch.zeros(batch_size, dtype=torch.int64, device=META),
-            x_tm1=torch.empty(shape, device=META),
-            x_t=torch.empty(shape, device=META),
-            z=torch.empty(batch_size, config.generator.latent_dim, device=META),
-            noise_posterior=torch.empty(shape, device=META),
-            label=torch.zeros(batch_size, dtype=torch.int64, device=META) if config.data.num_classes else None,
-        )
-
-    return MicroBatch(pair_d=pair(), pair_g=pair(), share=1.0)
+def _images(config: TrainConfig) -> tuple[Tensor, Labels | None]:
+    """Images of one forward pass of one rank, without content."""
+    data, batch_size = config.data, split_batch(config).micro_batch_size
+    images = torch.empty(
+        (batch_size, data.image_channels, data.image_size, data.image_size), dtype=torch.uint8, device=META
+    )
+    if not data.num_classes:
+        return images, None
+    classes = torch.zeros(batch_size, dtype=torch.int64, device=META)
+    return images, Labels(classes, data.num_classes, config.training.label_dropout)
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -184,10 +162,9 @@ def _count_flops(run: Callable[[], Any]) -> float:
     return counter.total
 
 
-def _measure(update: Callable[[], Any], players: Players, batch: MicroBatch) -> UpdateCost:
+def _measure(update: Callable[[], Any], networks: Iterable[nn.Module], batch_size: int) -> UpdateCost:
     """Run an update, counting its FLOPs and the bytes of what it saves for backward, parameters aside."""
-    modules = (players.generator.module, players.discriminator.module)
-    known = {t.untyped_storage()._cdata for m in modules for t in (*m.parameters(), *m.buffers())}
+    known = {t.untyped_storage()._cdata for m in networks for t in (*m.parameters(), *m.buffers())}
     saved: dict[int, Tensor] = {}  # Holds the tensors, so that no storage's address is used twice.
 
     def keep(tensor: Tensor) -> Tensor:
@@ -199,4 +176,4 @@ def _measure(update: Callable[[], Any], players: Players, batch: MicroBatch) -> 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         flops = _count_flops(update)
     total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    return UpdateCost(flops_per_image=flops / len(batch.pair_g.t), saved_bytes=total)
+    return UpdateCost(flops_per_image=flops / batch_size, saved_bytes=total)

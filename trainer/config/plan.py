@@ -6,6 +6,7 @@ from pathlib import Path
 from data.shards.index import load_index
 from data.storage.location import DataError, redact
 from trainer.algorithm.batch_split import BatchSplit
+from trainer.algorithm.methods import make_method
 from trainer.config.cost import Costs, measure_costs
 from trainer.config.train_config import TrainConfig, num_steps, split_batch
 
@@ -110,8 +111,7 @@ def make_plan(config: TrainConfig) -> Plan:
         data_note = str(error)
     costs = measure_costs(config)
     world_size = config.scaling.world_size
-    adversarial = config.training.objective != "gaussian"
-    penalties = [name for name in ("r1", "r2") if adversarial and getattr(config.training, f"{name}_gamma") > 0]
+    method = make_method(config.training, config.generator)
     return Plan(
         run_directory=Path(config.run.directory),
         data_path=redact(config.data.path),
@@ -119,8 +119,8 @@ def make_plan(config: TrainConfig) -> Plan:
         data_note=data_note,
         batch=split_batch(config),
         num_steps=num_steps(config),
-        r1_interval_steps=(config.training.r1_interval_steps or 1) if penalties else None,
-        penalties=" and ".join(penalties).upper(),
+        r1_interval_steps=method.penalty_interval_steps if method.penalties else None,
+        penalties=" and ".join(method.penalties).upper(),
         costs=costs,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,

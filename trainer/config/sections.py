@@ -5,11 +5,12 @@ one section are here, and all of them run before Ray or a GPU is touched.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from trainer.algorithm.regression import Prediction
+from trainer.algorithm.gaussian import Prediction
+from trainer.algorithm.methods import METHODS
 from trainer.algorithm.schedules import LearningRateConfig
 from trainer.engine.interface import AdamConfig
 
@@ -29,9 +30,10 @@ FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "de
 """Curves of an evaluation."""
 
 
-ObjectiveName = Literal[
-    "non_saturating", "saturating", "wasserstein", "least_squares", "hinge", "relativistic", "gaussian"
-]
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[tuple(METHODS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class TrainingConfig:
     objective: ObjectiveName = "non_saturating"
     """Adversarial game of the denoising steps; `trainer/algorithm/losses.py` gives the divergence behind each one. With
     `gaussian` there is no game and no discriminator, but an ordinary denoising diffusion model
-    (`trainer/algorithm/regression.py`)."""
+    (`trainer/algorithm/gaussian.py`)."""
     prediction: Prediction = "x0"
     """What the generator predicts with objective gaussian: the clean image, or the noise (`epsilon`)."""
     label_dropout: Decay = 0.0

@@ -11,7 +11,7 @@ from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
 from models.networks import build_generator
 from trainer.algorithm.batch_split import BatchSplit, split_evenly, split_groups
-from trainer.algorithm.losses import OBJECTIVES
+from trainer.algorithm.methods import make_method
 from trainer.config.sections import (
     FIGURES,
     CheckpointConfig,
@@ -57,7 +57,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what needs more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
-        for rule in (split_batch, _check_objective, _check_keep_best, _check_warmup, _check_networks):
+        for rule in (split_batch, _check_method, _check_keep_best, _check_warmup, _check_networks):
             try:
                 rule(self)
             except ValueError as error:
@@ -105,30 +105,14 @@ def _check_same_micro_batch(fewer: BatchSplit, planned: BatchSplit) -> None:
         )
 
 
-def _check_objective(config: TrainConfig) -> None:
+def _check_method(config: TrainConfig) -> None:
     training = config.training
     if training.label_dropout and not config.data.num_classes:
         raise ValueError(
             f"training.label_dropout is {training.label_dropout:g}, but data.num_classes is 0, so that there are no "
             "labels to drop: set data.num_classes to that of the data set, or training.label_dropout to 0"
         )
-    if training.objective == "gaussian":
-        if training.prediction == "epsilon" and config.generator.output_tanh:
-            raise ValueError(
-                "training.prediction is epsilon, but generator.output_tanh squashes the output into [-1, 1], which "
-                "noise is not bound to: set generator.output_tanh to false"
-            )
-        return
-    if training.prediction != "x0":
-        raise ValueError(
-            f"training.prediction is {training.prediction}, but with training.objective {training.objective} the "
-            "generator makes x0: set training.prediction to x0, or training.objective to gaussian"
-        )
-    if not OBJECTIVES[training.objective].bounded and training.r1_gamma == training.r2_gamma == 0:
-        raise ValueError(
-            f"training.objective is {training.objective}, whose discriminator's loss has no lower bound unless a "
-            "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
-        )
+    make_method(training, config.generator)
 
 
 def _check_keep_best(config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
+import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
@@ -90,6 +91,8 @@ class Engine(Protocol):
 
     module: nn.Module
     guard: UpdateGuard
+    partitioned: bool
+    """Whether a rank holds its own partitions of the parameters alone, as at ZeRO stage 3."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of `loss`; on the last micro-batch of the step it is averaged over the ranks."""
@@ -112,6 +115,10 @@ class Engine(Protocol):
 
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:
         """Name, offset and memory of what this rank holds: whole parameters, or its own partitions at stage 3."""
+        ...
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of each whole parameter by name."""
         ...
 
     def fragments(self) -> Iterator[Fragment]:

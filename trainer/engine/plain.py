@@ -1,4 +1,4 @@
-"""The plain torch twin of the DeepSpeed engine, Adam's state, and the engine of a network that an objective lacks."""
+"""The plain torch twin of the DeepSpeed engine, and Adam's state where every rank holds all of it."""
 
 from collections.abc import Iterator
 
@@ -21,6 +21,8 @@ def make_adam(module: nn.Module, adam: AdamConfig, device: torch.device) -> torc
 
 class TorchEngine:
     """The plain twin: torch's optimizer, gradients averaged over the ranks by one all-reduce, every rank holds all."""
+
+    partitioned = False
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def num_updates(self) -> int:
-        return _num_updates(self.optimizer)
+        return count_updates(self.optimizer)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -66,38 +68,43 @@ class TorchEngine:
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:
         return [(name, 0, p.detach()) for name, p in self.module.named_parameters()]
 
+    def shapes(self) -> dict[str, torch.Size]:
+        return {name: p.shape for name, p in self.module.named_parameters()}
+
     def fragments(self) -> Iterator[Fragment]:
-        yield from _replicated_fragments(self.module, self.optimizer)
+        yield from replicated_fragments(self.module, self.optimizer)
 
     def load(self, source: FragmentSource, num_updates: int) -> None:
-        _load_replicated(self.module, self.optimizer, source, num_updates)
+        load_replicated(self.module, self.optimizer, source, num_updates)
 
     def close(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
+def replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
+    """This rank's even share of each parameter and its state, which all ranks hold whole."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     for name, p in module.named_parameters():
         start, stop = even_share(p.numel(), rank, world_size)
         if start < stop:
-            states = _adam_states(optimizer, p)
+            states = adam_states(optimizer, p)
             tensors = {"parameter": p.detach(), **{s: states[s] for s in ADAM_STATES}}
             yield Fragment(name, start, {key: t.reshape(-1)[start:stop] for key, t in tensors.items()})
 
 
-def _load_replicated(
+def load_replicated(
     module: nn.Module, optimizer: torch.optim.Optimizer, source: FragmentSource, num_updates: int
 ) -> None:
+    """Take whole parameters and their state from `source`."""
     with torch.no_grad():
         for name, p in module.named_parameters():
-            states = _adam_states(optimizer, p)
+            states = adam_states(optimizer, p)
             for state, tensor in {"parameter": p, **{s: states[s] for s in ADAM_STATES}}.items():
                 tensor.copy_(source.read(state, name, 0, p.numel()).view_as(tensor))
             states["step"].fill_(num_updates)
 
 
-def _adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
+def adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
     """Adam's state of one parameter, made as torch makes it at the first update if there has been none."""
     state = optimizer.state[p]
     if not state:
@@ -108,43 +115,7 @@ def _adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tenso
     return state
 
 
-def _num_updates(optimizer: torch.optim.Optimizer) -> int:
+def count_updates(optimizer: torch.optim.Optimizer) -> int:
+    """Updates that Adam has made. Waits for the device."""
     counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     return int(torch.stack(counts).max()) if counts else 0
-
-
-class IdleEngine:
-    """Stands in the discriminator's place while the generator is trained by regression."""
-
-    def __init__(self) -> None:
-        self.module: nn.Module = nn.Module()
-        self.guard = UpdateGuard(None, partitioned=False)
-
-    def backward(self, loss: Tensor) -> None:
-        """Never called: nothing here has a loss."""
-        raise AssertionError("this objective has no discriminator")
-
-    def step(self) -> None:
-        """Never called either."""
-        raise AssertionError("this objective has no discriminator")
-
-    def num_updates(self) -> int:
-        """None is ever made."""
-        return 0
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """There is nothing that learns."""
-
-    def live_parameters(self) -> list[tuple[str, int, Tensor]]:
-        """None."""
-        return []
-
-    def fragments(self) -> Iterator[Fragment]:
-        """None."""
-        return iter(())
-
-    def load(self, source: FragmentSource, num_updates: int) -> None:
-        """There is nothing to load."""
-
-    def close(self) -> None:
-        """There is nothing to release."""

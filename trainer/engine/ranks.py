@@ -1,7 +1,6 @@
 """Who this process is among the ranks, and the few small collectives on the CPU that keep them together."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from trainer.engine.zero import forget_group
 
 T = TypeVar("T")
 
@@ -62,8 +63,7 @@ class Ranks:
         take it for the world of engines that are made after the next `join`.
         """
         self.cpu_group = None
-        if deepspeed_groups := sys.modules.get("deepspeed.utils.groups"):
-            deepspeed_groups._WORLD_GROUP = None  # pyright: ignore[reportAttributeAccessIssue]
+        forget_group()
         dist.destroy_process_group()
 
     def broadcast(self, value: T) -> T:

@@ -16,10 +16,10 @@ from trainer.engine.interface import Engine, EngineConfig, Fragment, FragmentSou
 from trainer.engine.plain import (
     ADAM_STATES,
     TorchEngine,
-    _adam_states,
-    _load_replicated,
-    _num_updates,
-    _replicated_fragments,
+    adam_states,
+    count_updates,
+    load_replicated,
+    replicated_fragments,
 )
 
 
@@ -35,12 +35,12 @@ class DeepSpeedEngine:
         zero_stage: int,
     ) -> None:
         deepspeed = import_deepspeed(next(module.parameters()).device)
-        self.stage = zero_stage
+        self._stage, self.partitioned = zero_stage, zero_stage == 3
         # Stage 3 empties the parameters of the module; their shapes are needed for loading and for the average.
-        self._numels = {name: p.numel() for name, p in module.named_parameters()}
+        self._shapes = {name: p.shape for name, p in module.named_parameters()}
         zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False}
         # One bucket as large as the network; left out, it is 2 GB of memory for each engine.
-        zero["reduce_bucket_size"] = sum(self._numels.values())
+        zero["reduce_bucket_size"] = sum(shape.numel() for shape in self._shapes.values())
         if zero_stage in (1, 2):
             zero["compute_grad_norm"] = False  # it would read a scalar off the device in every step
         config = {
@@ -61,7 +61,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         self.guard.see(loss)
-        if self.stage > 0:
+        if self._stage > 0:
             # The engine's own forward does this. Without it stage 3 keeps the gradient of the last micro-batch alone.
             self._optimizer.clear_backward_seen_flag()
         # The step has already weighted the loss by the micro-batch's share of the batch.
@@ -72,29 +72,29 @@ class DeepSpeedEngine:
             self._engine.step()
             return
         self.guard.judge(self._reduced_gradients())
-        if self.stage in (1, 2):
+        if self._stage in (1, 2):
             self._allocate_optimizer_state()  # after its first step DeepSpeed asks for it, made or skipped
         with self.guard.over(self._inner):
             self._engine.step()
-        if self.stage == 3 and self._optimizer.overflow:
+        if self._stage == 3 and self._optimizer.overflow:
             # Here DeepSpeed has a judge of its own, over the norm in float64; it does the same, and reads it each step.
             self.guard.skipped.fill_(1.0)
 
     def _reduced_gradients(self) -> list[Tensor]:
         """Averaged gradients this rank holds at a boundary: all of them at stage 0, else those of its partition."""
-        if self.stage == 0:
+        if self._stage == 0:
             return [p.grad for p in self.module.parameters() if p.grad is not None]
         return [g for group in self._optimizer.averaged_gradients.values() for g in group]
 
     def num_updates(self) -> int:
-        return _num_updates(self._inner)
+        return count_updates(self._inner)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
 
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:
-        if self.stage < 3:
+        if self._stage < 3:
             return [(name, 0, p.detach()) for name, p in self.module.named_parameters()]
         return [(name, start, p.ds_tensor.detach()[:size]) for name, p, start, size in self._partitions()]
 
@@ -102,15 +102,18 @@ class DeepSpeedEngine:
         """Stage 3: name, parameter, offset and true length (without padding) of this rank's partitions."""
         for name, p in self.module.named_parameters():
             length = p.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
-            start = min(dist.get_rank() * length, self._numels[name])
-            yield name, p, start, min(length, self._numels[name] - start)
+            start = min(dist.get_rank() * length, self._shapes[name].numel())
+            yield name, p, start, min(length, self._shapes[name].numel() - start)
+
+    def shapes(self) -> dict[str, torch.Size]:
+        return self._shapes
 
     def fragments(self) -> Iterator[Fragment]:
-        if self.stage == 0:
-            yield from _replicated_fragments(self.module, self._inner)
+        if self._stage == 0:
+            yield from replicated_fragments(self.module, self._inner)
             return
         self._allocate_optimizer_state()
-        if self.stage < 3:
+        if self._stage < 3:
             for name, p in self.module.named_parameters():
                 mapping = p._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
                 if mapping is not None:
@@ -125,10 +128,10 @@ class DeepSpeedEngine:
                     yield Fragment(name, start, {key: value[:size] for key, value in tensors.items()})
 
     def load(self, source: FragmentSource, num_updates: int) -> None:
-        if self.stage == 0:
-            _load_replicated(self.module, self._inner, source, num_updates)
+        if self._stage == 0:
+            load_replicated(self.module, self._inner, source, num_updates)
             return
-        if self.stage == 3 and (gathered := self._optimizer.persistent_parameters):
+        if self._stage == 3 and (gathered := self._optimizer.persistent_parameters):
             gathered[0].partition(gathered)  # small ones stay whole between steps; they are gathered anew when needed
         with torch.no_grad():
             for fragment in self.fragments():
@@ -143,9 +146,11 @@ class DeepSpeedEngine:
     def _allocate_optimizer_state(self) -> None:
         """Adam's state of this rank's partitions, which torch makes at the first update only."""
         zero = self._optimizer
-        for partition in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
-            _adam_states(self._inner, partition)
-        if self.stage < 3:
+        for partition in (
+            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        ):
+            adam_states(self._inner, partition)
+        if self._stage < 3:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _set_update_count(self, num_updates: int) -> None:
@@ -200,6 +205,12 @@ def import_deepspeed(device: torch.device) -> Any:
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False, verbose=False)
     return deepspeed
+
+
+def forget_group() -> None:
+    """Let go of the process group that DeepSpeed keeps, if it has been imported; it must not outlive the group."""
+    if groups := sys.modules.get("deepspeed.utils.groups"):
+        groups._WORLD_GROUP = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """The life of one rank. Knows no Ray.
 
 Files:
+    build            the networks in their engines, the average and the guard
     divergence       updates skipped in a row: counted, undone, explained
+    hooks            what happens between steps: curves, grids, figures, checkpoints
     loop             the loop of one rank
     metrics          sums of statistics, times of a step
     progress         status of a run, and the bar

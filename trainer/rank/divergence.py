@@ -7,24 +7,14 @@ to its last checkpoint; where that does not help, it ends and says what it has s
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from trainer.algorithm.step import Statistics
+from trainer.algorithm.method import PART_NAMES, Part
+from trainer.algorithm.statistics import Statistic, Statistics, total
 from trainer.config.sections import GuardConfig
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.ranks import Ranks
-
-Player = Literal["d", "g"]
-
-
-NAMES: dict[Player, str] = {"d": "discriminator", "g": "generator"}
-
-
-DIAGNOSTIC = frozenset({"logits_g"})
-"""Statistics that no curve shows."""
-
 
 _ADVICE = (
     "Data and draws are functions of the seed and the step, so what comes back at the same step is of the run itself, "
@@ -57,58 +47,68 @@ class Diverged(Exception):  # noqa: N818 - not an error as long as the run can g
 
 @dataclass
 class SkippedUpdates:
-    """Follows both networks' updates.
+    """Follows the updates of the networks that are trained.
 
     Attributes:
         config: the limits.
         device: where the updates are made.
+        parts: the networks.
+        counted: statistics of their updates.
         world_size: ranks that count the same updates.
         num_rollbacks: how often the run went back because of steps that it has not yet got past.
     """
 
     config: GuardConfig
     device: torch.device
+    parts: tuple[Part, ...]
+    counted: tuple[Statistic, ...]
     world_size: int = 1
     num_rollbacks: int = 0
 
     def __post_init__(self) -> None:
         self._nothing = torch.zeros((), device=self.device)
-        self._seen: dict[Player, Statistics] = {player: {} for player in NAMES}
+        self._seen: dict[Part, Statistics] = {part: {} for part in self.parts}
+        self._kept = {statistic.name for statistic in self.counted if statistic.kept}
         self._failed_at = 0
         self.load_rows({})
 
-    def take_in(self, player: Player, guard: UpdateGuard, statistics: Statistics) -> Statistics:
-        """Note one update of `player`; reads nothing off the device.
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What it adds to the statistics of the updates: sums of the skipped ones."""
+        return tuple(total(f"skipped_updates_{part}") for part in self.parts)
+
+    def take_in(self, part: Part, guard: UpdateGuard, statistics: Statistics) -> Statistics:
+        """Note one update of `part`; reads nothing off the device.
 
         Returns:
             `statistics` for the curves, zero if the update was skipped, and this rank's share of the number of skipped
             updates: those of all ranks sum to 0 or 1.
         """
-        skipped, nothing, before = guard.skipped > 0, self._nothing, self._seen[player]
+        skipped, nothing, before = guard.skipped > 0, self._nothing, self._seen[part]
         now = {"gradient_norm": guard.norm, **statistics}
         # The first of a row is the one to look at: what comes after it may be its consequence. A value that the update
         # does not have, as R1 in most steps, is zero.
-        first = skipped & (self._noted[player] == 0)
-        self._seen[player] = {
+        first = skipped & (self._noted[part] == 0)
+        self._seen[part] = {
             name: torch.where(first, now.get(name, nothing), before.get(name, nothing)) for name in now | before
         }
         for counts in (self._rows, self._noted):
-            counts[player] = (counts[player] + 1) * guard.skipped
+            counts[part] = (counts[part] + 1) * guard.skipped
         kept = {
             name: torch.where(skipped, torch.zeros_like(value), value)
             for name, value in statistics.items()
-            if name not in DIAGNOSTIC
+            if name in self._kept
         }
-        return {**kept, f"skipped_updates_{player}": guard.skipped / self.world_size}
+        return {**kept, f"skipped_updates_{part}": guard.skipped / self.world_size}
 
     def rows(self) -> dict[str, int]:
-        """Updates skipped in a row up to now, by player; for the manifest. Waits for the device."""
-        return {player: int(row) for player, row in self._rows.items()}
+        """Updates skipped in a row up to now, by network; for the manifest. Waits for the device."""
+        return {part: int(row) for part, row in self._rows.items()}
 
     def load_rows(self, rows: Mapping[str, int]) -> None:
         """Go on from the rows of a checkpoint. What they looked like is not known any more."""
-        self._rows = {player: self._nothing + rows.get(player, 0) for player in NAMES}
-        self._noted = {player: self._nothing.clone() for player in NAMES}
+        self._rows = {part: self._nothing + rows.get(part, 0) for part in self.parts}
+        self._noted = {part: self._nothing.clone() for part in self.parts}
 
     def check(self, step: int, ranks: Ranks) -> None:
         """Look at the rows after `step` optimizer steps. A collective, and it waits for the device.
@@ -120,47 +120,44 @@ class SkippedUpdates:
         if not any(rows.values()) and step > self._failed_at:
             self.num_rollbacks = 0  # got past it
         limit = self.config.max_skipped_in_row
-        long: list[Player] = [player for player in NAMES if limit is not None and rows[player] >= limit]
-        if not long:
+        too_long: list[Part] = [part for part in self.parts if limit is not None and rows[part] >= limit]
+        if not too_long:
             return
-        lines = [self._diagnosis(player, rows[player], step, ranks) for player in long]
+        lines = [self._diagnosis(part, rows[part], step, ranks) for part in too_long]
         final = self.num_rollbacks >= self.config.max_rollbacks
         self.num_rollbacks += 1
         self._failed_at = max(self._failed_at, step)
         raise Diverged("\n".join(lines), final=final)
 
-    def _diagnosis(self, player: Player, row: int, step: int, ranks: Ranks) -> str:
-        noted = int(self._noted[player])
-        mine: dict[str, list[float]] = {name: value.flatten().tolist() for name, value in self._seen[player].items()}
+    def _diagnosis(self, part: Part, row: int, step: int, ranks: Ranks) -> str:
+        noted = int(self._noted[part])
+        mine: dict[str, list[float]] = {name: value.flatten().tolist() for name, value in self._seen[part].items()}
         everyone = ranks.gather(mine)
         norm = mine["gradient_norm"][0]  # the ranks agree on it
         limit = self.config.max_gradient_norm
         too_large = limit is not None and norm > limit
         return (
-            f"{row} updates of the {NAMES[player]} in a row were skipped up to step {step}. In step "
+            f"{row} updates of the {PART_NAMES[part]} in a row were skipped up to step {step}. In step "
             f"{step - noted + 1}: gradient norm {norm:.4g}"
             + (f", more than guard.max_gradient_norm {limit:g}" if too_large else "")
-            + "".join(f"; {line}" for line in (_losses(everyone), _timesteps(everyone)) if line)
+            + "".join(f"; {line}" for line in self._values(everyone) if line)
         )
 
-
-def _losses(everyone: Sequence[Mapping[str, list[float]]]) -> str:
-    """Each loss over the global batch; for one that is not finite, the ranks where it is not."""
-    found: list[str] = []
-    for name in ("loss_d", "loss_d_real", "loss_d_fake", "r1_penalty", "r2_penalty", "loss_g"):
-        values = [seen[name][0] for seen in everyone if name in seen]
-        if values and any(values):
-            bad = [str(rank) for rank, value in enumerate(values) if not math.isfinite(value)]
-            found.append(f"{name} {sum(values):.4g}" + (f" (rank {', '.join(bad)})" if bad else ""))
-    return ", ".join(found)
-
-
-def _timesteps(everyone: Sequence[Mapping[str, list[float]]]) -> str:
-    """The timesteps at which the discriminator's answers were not finite."""
-    found: list[str] = []
-    for name, kind in (("logits_real", "real"), ("logits_fake", "fake"), ("logits_g", "generated")):
-        rows = [seen[name] for seen in everyone if name in seen]
-        bad = [str(t) for t, values in enumerate(zip(*rows, strict=True)) if not all(map(math.isfinite, values))]
-        if bad:
-            found.append(f"logits of {kind} pairs not finite at t = {', '.join(bad)}")
-    return "; ".join(found) or "all of D's logits were finite"
+    def _values(self, everyone: Sequence[Mapping[str, list[float]]]) -> tuple[str, str]:
+        """What was seen: scalars over the global batch, and the timesteps at which a vector was not finite."""
+        scalars, timesteps = [], []
+        for statistic in self.counted:
+            of_ranks = [seen[statistic.name] for seen in everyone if statistic.name in seen]
+            if not statistic.label or not of_ranks:
+                continue
+            if not statistic.by_timestep:
+                values = [value for (value,) in of_ranks]
+                bad = [str(rank) for rank, value in enumerate(values) if not math.isfinite(value)]
+                where = f" (rank {', '.join(bad)})" if bad else ""
+                scalars += [f"{statistic.label} {sum(values):.4g}{where}"] if any(values) else []
+            else:
+                by_timestep = enumerate(zip(*of_ranks, strict=True))
+                bad = [str(t) for t, values in by_timestep if not all(map(math.isfinite, values))]
+                timesteps += [f"{statistic.label} not finite at t = {', '.join(bad)}"] if bad else []
+        finite = "all of D's logits were finite" if "d" in self.parts else "all squared errors were finite"
+        return ", ".join(scalars), "; ".join(timesteps) or finite

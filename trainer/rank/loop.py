@@ -1,28 +1,27 @@
-"""The loop of one rank: read, update D, update G, average; now and then log, draw a grid, save; stop when asked."""
+"""The loop of one rank: read, update each network, average; then whatever hooks are due; stop when asked."""
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from data.stream.batches import Batch
-from trainer.algorithm.ema import Ema
-from trainer.algorithm.pairs import Labels, draw_micro_batch
+from data.shards.index import ShardIndex
+from data.stream.batches import Batch, BatchIterator
+from data.stream.pipeline import open_batches
+from trainer.algorithm.method import Part
+from trainer.algorithm.pairs import Labels
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.regression import draw_noisy_batch, update_denoiser
 from trainer.algorithm.schedules import learning_rate
-from trainer.algorithm.step import Players, Statistics, update_discriminator, update_generator
 from trainer.config.train_config import TrainConfig, num_steps, split_batch
 from trainer.engine.ranks import Agreement, Ranks
-from trainer.evaluate.during_training import is_due
-from trainer.rank.divergence import SkippedUpdates
+from trainer.rank.build import Learner
 from trainer.rank.metrics import StatisticsSum, StepClock, peak_memory_gib
-from trainer.rank.progress import Driver, Status
-from trainer.rank.watchdog import Watchdog
+from trainer.rank.progress import Driver
+from trainer.rank.watchdog import Phase, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -65,173 +64,164 @@ class Share:
         return -(-(self.stop - self.start) // self.micro_batch_size)
 
 
-@dataclass
+def open_share(config: TrainConfig, index: ShardIndex, share: Share, first_batch: int, *, pin: bool) -> BatchIterator:
+    """This rank's micro-batches from batch `first_batch` on; with `pin` in page-locked memory, for a GPU."""
+    return open_batches(
+        config.data,
+        index,
+        seed=config.run.seed,
+        global_batch_size=share.global_batch_size,
+        share=(share.start, share.stop),
+        micro_batch_size=share.micro_batch_size,
+        first_batch=first_batch,
+        pin_memory=pin,
+    )
+
+
+class Hook(Protocol):
+    """What is done now and then between two steps. Every rank has the same hooks and comes to the same ones."""
+
+    phase: Phase
+    """What the watchdog is told; `log` has no allowance for slow work."""
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """Whether to run after `step` optimizer steps and `images` images; at_end: it was the last planned step."""
+        ...
+
+    def run(self, loop: "Loop") -> None:
+        """Do it, on every rank."""
+        ...
+
+
+@dataclass(kw_only=True)
 class Loop:
-    """Everything that one rank needs to go from `step` to the end.
+    """Everything that one rank needs to train from `step` to the end.
 
     Attributes:
-        players, ema: networks and the average.
+        config, ranks, share: of the run, and of this rank.
+        learner: what the steps change.
         batches: this rank's micro-batches of uint8 images and labels in order, from batch `step` on.
-        step: optimizer steps done.
-        statistics: sums since the last log point.
-        skipped: follows the updates that were skipped.
+        driver: asks the run to stop.
+        hooks: run after each step, in this order.
         watchdog: hears of each phase.
-        on_log: called on every rank with step and metrics.
-        on_sample: called on every rank when a grid is due.
-        on_save: called on every rank when a checkpoint is due.
-        on_evaluate: called on every rank when an evaluation is due, before a checkpoint.
-        update_d: the update of the discriminator; a benchmark compares it with another.
+        method: of training; that of the learner unless a benchmark compares it with another.
+        step: optimizer steps done.
+        statistics: sums since they were last measured.
+        measured: the result of the last `measure`, or nothing.
     """
 
     config: TrainConfig
     ranks: Ranks
     share: Share
-    players: Players
-    ema: Ema
+    learner: Learner
     batches: Iterator[Batch]
     driver: Driver
-    on_log: Callable[[int, dict[str, float]], None]
-    on_sample: Callable[[int], None]
-    on_save: Callable[[int], None]
-    on_evaluate: Callable[[int], None] = lambda _step: None
-    update_d: Callable[..., Statistics] = update_discriminator
-    step: int = 0
-    statistics: StatisticsSum = field(default_factory=StatisticsSum)
-    skipped: SkippedUpdates = field(kw_only=True)
+    hooks: Sequence[Hook] = ()
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(None))
+    step: int = 0
 
     def __post_init__(self) -> None:
-        self._status = Status(step=self.step, images=self._images(), total_images=self._images(num_steps(self.config)))
+        self.method = self.learner.method
+        self.statistics = StatisticsSum(self.learner.statistics)
+        self.measured: dict[str, float] = {}
+        self._clock = StepClock(self.ranks.device)
 
-    def resume_at(self, step: int) -> None:
-        """Go on after `step` optimizer steps."""
-        self.step = step
-        self._status = Status(step=step, images=self._images(), total_images=self._status.total_images)
+    @property
+    def images(self) -> int:
+        """Training images seen by all ranks."""
+        return self.step * self.share.global_batch_size
 
-    def _images(self, step: int | None = None) -> int:
-        return (self.step if step is None else step) * self.share.global_batch_size
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return num_steps(self.config)
 
-    def run(self) -> bool:
-        """Go to the planned end, or to the step after which the ranks agree to stop.
+    def run(self, last: int | None = None) -> bool:
+        """Train to the planned end, or to the step after which the ranks agree to stop.
+
+        Args:
+            last: the step to end at; None: the planned end.
 
         Returns:
-            Whether the planned end was reached.
+            Whether that step was reached.
 
         Raises:
             Diverged: on all ranks after the same step, because too many updates in a row were skipped.
         """
-        last, agreement, clock = num_steps(self.config), Agreement(self.ranks), StepClock(self.ranks.device)
+        last, agreement = self.num_steps if last is None else last, Agreement(self.ranks)
+        self._clock.start()
         while self.step < last:
             agreement.propose(self.driver.stop_requested())
-            self._one_step(clock)
+            self._one_step()
             stopping = agreement.reached()
             self.watchdog.end_step()
-            self._after_step(clock, at_end=self.step == last)
+            for hook in self.hooks:
+                if hook.due(self.step, self.images, self.step == self.num_steps):
+                    self.watchdog.enter(hook.phase)
+                    hook.run(self)
             if stopping and self.step < last:
                 log.info("asked to stop: step %d is done", self.step)
                 return False
         return True
 
-    def _one_step(self, clock: StepClock) -> None:
-        training, step = self.config.training, self.step
-        penalized = step % (training.r1_interval_steps or 1) == 0
-        for engine, schedule in (
-            (self.players.discriminator, training.learning_rate_d),
-            (self.players.generator, training.learning_rate_g),
-        ):
-            engine.set_learning_rate(learning_rate(schedule, self._images(), training.total_images))
-
-        clock.mark("other")  # logging, grids and checkpoints since the last step
+    def _one_step(self) -> None:
+        players, clock = self.learner.players, self._clock
+        for part, engine in players.engines.items():
+            engine.set_learning_rate(self._learning_rate(part, self.images))
+        clock.mark("other")  # hooks since the last step
         self.watchdog.enter("data")
         batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        micro_batches = [self._micro_batch(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
+        drawn = [self._draw(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
         # Every rank must come to each reduction: one with fewer images repeats some, with no weight.
         if missing := self.share.grad_accum_steps - len(batches):
             images, labels = (part[: self.share.group_size] for part in batches[0][:2])
-            micro_batches += [self._micro_batch(images, labels, 0, 0)] * missing
+            drawn += [self._draw(images, labels, 0, 0)] * missing
         clock.mark("other")
-        if training.objective == "gaussian":
-            self.watchdog.enter("g")
-            statistics = update_denoiser(self.players, micro_batches, training.prediction)
-        else:
-            self.watchdog.enter("d")
-            statistics = self.update_d(
-                self.players,
-                micro_batches,
-                with_r1=penalized and training.r1_gamma > 0,
-                with_r2=penalized and training.r2_gamma > 0,
-            )
-            self.statistics.add(self.skipped.take_in("d", self.players.discriminator.guard, statistics))
-            clock.mark("d")
-            self.watchdog.enter("g")
-            statistics = update_generator(self.players, micro_batches)
-        self.statistics.add(self.skipped.take_in("g", self.players.generator.guard, statistics))
-        clock.mark("g")
-        self.ema.update(step)
+        for part in self.method.parts:
+            self.watchdog.enter(part)
+            statistics = self.method.update(part, players, drawn, self.step)
+            self.statistics.add(self.learner.skipped.take_in(part, players.engines[part].guard, statistics))
+            clock.mark(part)
+        self.learner.ema.update(self.step)
         self.step += 1
         clock.end_step("other")
 
-    def _micro_batch(self, images: Tensor, labels: Tensor, index: int, weight: int) -> Any:
-        """What the objective's updates see of some images: a MicroBatch, or a NoisyBatch without a discriminator."""
-        first = self.share.start + index * self.share.micro_batch_size
-        samples = torch.arange(first, first + len(images), device=self.ranks.device)
-        num_classes, device = self.config.data.num_classes, self.ranks.device
-        classes = None
+    def _learning_rate(self, part: Part, images: int) -> float:
+        training = self.config.training
+        schedule = training.learning_rate_g if part == "g" else training.learning_rate_d
+        return learning_rate(schedule, images, training.total_images)
+
+    def _draw(self, images: Tensor, labels: Tensor, index: int, weight: int) -> Any:
+        """What the method's updates see of the micro-batch number `index`, of which `weight` images count."""
+        first, device = self.share.start + index * self.share.micro_batch_size, self.ranks.device
+        classes, num_classes = None, self.config.data.num_classes
         if num_classes:
             of_images = labels.to(device, non_blocking=True)
             classes = Labels(of_images, num_classes, self.config.training.label_dropout)
-        draw = draw_noisy_batch if self.config.training.objective == "gaussian" else draw_micro_batch
-        return draw(
-            images.to(self.ranks.device, non_blocking=True),
-            Draws(self.config.run.seed, self.step, samples),
-            self.players.diffusion,
+        return self.method.draw(
+            images.to(device, non_blocking=True),
+            Draws(self.config.run.seed, self.step, torch.arange(first, first + len(images), device=device)),
+            self.learner.players.diffusion,
             latent_dim=self.config.generator.latent_dim,
             flip=self.config.data.horizontal_flip,
             share=weight / self.share.global_batch_size,
             labels=classes,
         )
 
-    def _after_step(self, clock: StepClock, *, at_end: bool) -> None:
-        """What is due after a step. Every rank decides the same, from the step alone."""
-        tracking, save_every = self.config.tracking, self.config.checkpoint.save_interval_steps
-        losses, rate = self._status.losses, self._status.images_per_s
-        if at_end or self.step % tracking.log_interval_steps == 0:
-            metrics = self._measure(clock)
-            losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
-            rate = metrics["images_per_s"]
-            self.on_log(self.step, metrics)
-            self.skipped.check(self.step, self.ranks)
-        self._status = Status(self.step, self._images(), self._status.total_images, rate, losses)
-        if self.ranks.rank == 0:
-            self.driver.report(self._status)
-        if at_end or (tracking.sample_interval_steps and self.step % tracking.sample_interval_steps == 0):
-            self.watchdog.enter("sampling")
-            self.on_sample(self.step)
-        if is_due(self._images(), self.share.global_batch_size, self.config.evaluation.interval_images):
-            self.watchdog.enter("sampling")
-            self.on_evaluate(self.step)
-        if save_every and self.step % save_every == 0 and not at_end:  # the caller saves the end, and a stop
-            self.watchdog.enter("checkpoint")
-            self.on_save(self.step)
-
-    def _measure(self, clock: StepClock) -> dict[str, float]:
-        training = self.config.training
+    def measure(self) -> dict[str, float]:
+        """The curves' values of the steps since the last call. A collective, and a device sync."""
         metrics = self.statistics.take(self.ranks)
-        wall, split, timed = clock.take()
-        before = (self.step - 1) * self.share.global_batch_size
+        wall, split, timed = self._clock.take()
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
-        if training.objective != "gaussian":
-            metrics |= {
-                "gradient_norm_d": self.players.discriminator.guard.norm.item(),
-                "learning_rate_d": learning_rate(training.learning_rate_d, before, training.total_images),
-            }
+        for part, engine in self.learner.players.engines.items():
+            metrics[f"gradient_norm_{part}"] = engine.guard.norm.item()
+            metrics[f"learning_rate_{part}"] = self._learning_rate(part, self.images - self.share.global_batch_size)
         metrics |= {
-            "gradient_norm_g": self.players.generator.guard.norm.item(),
-            "learning_rate_g": learning_rate(training.learning_rate_g, before, training.total_images),
-            "images_seen": float(self._images()),
+            "images_seen": float(self.images),
             "images_per_s": timed * self.share.global_batch_size / wall,
             "peak_memory_gib": peak_memory_gib(self.ranks.device),
         }
         # The gradient norm of an update that was skipped need not be a number.
-        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.measured = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return self.measured

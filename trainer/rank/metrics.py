@@ -3,24 +3,29 @@
 import resource
 import sys
 import time
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from trainer.algorithm.step import Statistics
+from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.ranks import Ranks
 
 MAX_TIMESTEP_CURVES = 16
-"""With more timesteps, as objective gaussian has, no curve is drawn of each."""
-
-
+"""With more timesteps, as the gaussian method has, no curve is drawn of each."""
 _REPLACED = "replaced_samples"
 
 
 class StatisticsSum:
     """Sums of the steps' statistics since the last log point; checkpoints keep them, so a resumed run logs the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, declared: Iterable[Statistic]) -> None:
+        """Begin at zero.
+
+        Args:
+            declared: every statistic that will come.
+        """
+        self._declared = {statistic.name: statistic for statistic in declared}
         self._sums: Statistics = {}
         self._replaced_samples = 0
 
@@ -39,16 +44,20 @@ class StatisticsSum:
         return {**self._sums, **replaced}
 
     def load(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Take this rank's sums from a checkpoint."""
+        """Take this rank's sums from a checkpoint.
+
+        Sums of a version that counted otherwise are left out: the next point shows the steps since the start alone.
+        """
         self._replaced_samples = int(state.get(_REPLACED, torch.tensor(0.0)).item())
-        self._sums = {name: value.to(device) for name, value in state.items() if name != _REPLACED}
+        sums = {name: value.to(device) for name, value in state.items() if name != _REPLACED}
+        known = all(name in self._declared and (self._declared[name].over or name) in sums for name in sums)
+        self._sums = sums if known else {}
 
     def take(self, ranks: Ranks) -> dict[str, float]:
-        """Means over steps and ranks since the last call, as floats; clears the sums. A collective, and a device sync.
+        """The curves over steps and ranks since the last call; clears the sums. A collective, and a device sync.
 
-        `logit_real/t0` is the mean of D's logits over the real pairs whose timestep was 0, and so on where timesteps
-        are few; `r1` and `r2` are averaged over the steps that computed them. `replaced_samples`, and the two
-        `skipped_updates`, are sums. A mean without any step behind it is left out.
+        Each statistic becomes what its declaration says. The curve of a vector is one for each timestep, `NAME/t0` and
+        so on, where timesteps are few. A mean over nothing is left out. `replaced_samples` is a sum.
         """
         names = sorted(self._sums)
         sizes = [self._sums[name].numel() for name in names]
@@ -57,25 +66,25 @@ class StatisticsSum:
         *parts, replaced = ranks.sum(flat).split([*sizes, 1])
         sums = dict(zip(names, parts, strict=True))
         self._sums, self._replaced_samples = {}, 0
-        none = torch.zeros((), dtype=flat.dtype)
-        skipped_d, skipped_g = (sums.get(f"skipped_updates_{p}", none).sum().round() for p in "dg")
-        # The frequencies of one step sum to 1; of a skipped one, to 0. They are D's, or G's where there is no D.
-        updates_d = sums["frequency_t"].sum().round()
-        updates_g = updates_d if "errors" in sums else updates_d + skipped_d - skipped_g
-        losses = [name for name in names if name.startswith("loss_")]
-        counts = {name: updates_g if name == "loss_g" else updates_d for name in losses}
-        means = {name: (sums[name] / count).item() for name, count in counts.items() if count}
-        means |= {"skipped_updates_d": skipped_d.item(), "skipped_updates_g": skipped_g.item()}
-        means[_REPLACED] = replaced.item()
-        for penalty in ("r1", "r2"):
-            if sums.get(f"{penalty}_steps"):
-                means[penalty] = (sums[f"{penalty}_penalty"] / sums[f"{penalty}_steps"]).item()
-        curves = {"logits_real": "logit_real", "logits_fake": "logit_fake", "errors": "squared_error"}
-        for name in sorted(curves.keys() & sums.keys()):
-            by_timestep = (sums[name] / sums["frequency_t"]).tolist()
-            if len(by_timestep) <= MAX_TIMESTEP_CURVES:
-                means |= {f"{curves[name]}/t{t}": value for t, value in enumerate(by_timestep) if value == value}
-        return means
+        values = {_REPLACED: replaced.item()}
+        for name, total in sums.items():
+            values |= self._curves(self._declared[name], total, sums)
+        return values
+
+    def _curves(self, statistic: Statistic, total: Tensor, sums: Statistics) -> dict[str, float]:
+        if statistic.curve is None:
+            return {}
+        if statistic.over is None:
+            return {statistic.curve: total.sum().round().item()}
+        counted = sums[statistic.over]
+        if not statistic.by_timestep:
+            # The shares of the ranks and micro-batches sum to 1 for each update, to rounding.
+            updates = counted.sum().round()
+            return {statistic.curve: (total.sum() / updates).item()} if updates else {}
+        if len(total) > MAX_TIMESTEP_CURVES:
+            return {}
+        by_timestep = enumerate((total / counted).tolist())
+        return {f"{statistic.curve}/t{t}": value for t, value in by_timestep if value == value}
 
 
 class StepClock:
@@ -85,7 +94,7 @@ class StepClock:
         self._cuda = device.type == "cuda"
         self._device = device
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
-        self._start()
+        self.start()
 
     def _now(self) -> "float | torch.cuda.Event":
         if not self._cuda:
@@ -94,7 +103,8 @@ class StepClock:
         event.record()
         return event
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin anew: nothing has been timed."""
         self._began = time.perf_counter()
         self._marks = [("", self._now())]
         self._steps = 0
@@ -121,7 +131,7 @@ class StepClock:
                 seconds = after - before
             split[part] = split.get(part, 0.0) + seconds
         wall, steps = time.perf_counter() - self._began, self._steps
-        self._start()
+        self.start()
         return wall, split, steps
 
 

@@ -13,15 +13,14 @@ from torch import Tensor
 from data.shards.index import ShardIndex
 from data.storage.files import timestamp
 from data.storage.location import DataError, redact
-from trainer.algorithm.ema import Ema
-from trainer.algorithm.step import Players
+from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint
 from trainer.config.io import from_dict, to_dict
 from trainer.config.resume import check_resumable
 from trainer.config.train_config import TrainConfig
 from trainer.engine.interface import Fragment
 from trainer.engine.ranks import Ranks
-from trainer.rank.divergence import SkippedUpdates
+from trainer.rank.build import Learner
 from trainer.rank.metrics import StatisticsSum
 from trainer.tracking.provenance import library_versions
 
@@ -34,35 +33,29 @@ class TrainingState:
 
     Attributes:
         config, ranks, index: of the run.
-        players: the networks in their engines.
-        ema: the averaged generator.
-        skipped: the rows of skipped updates.
+        learner: networks, average, and the rows of skipped updates.
     """
 
     config: TrainConfig
     ranks: Ranks
     index: ShardIndex
-    players: Players
-    ema: Ema
-    skipped: SkippedUpdates
+    learner: Learner
 
     def parts(self, statistics: StatisticsSum) -> tuple[dict[str, Iterable[Fragment]], dict[str, dict[str, Tensor]]]:
         """What this rank saves: fragments by section, and groups of small tensors; see `CheckpointWriter.save`."""
-        sections = {
-            "generator": self.players.generator.fragments(),
-            "discriminator": self.players.discriminator.fragments(),
-            "ema": self.ema.fragments(),
-        }
-        return sections, {"statistics": statistics.state(), "buffers": self.buffers()}
+        engines = self.learner.players.engines
+        sections: dict[str, Iterable[Fragment]] = {PART_NAMES[part]: e.fragments() for part, e in engines.items()}
+        sections["ema"] = self.learner.ema.fragments()
+        return sections, {"statistics": statistics.state(), "buffers": self.learner.generator_buffers()}
 
     def expected_bytes(self) -> int:
         """About how much this rank saves: parameters, Adam's two moments, and the average of the generator."""
         total = 0
-        for engine, states in ((self.players.generator, 4), (self.players.discriminator, 3)):
+        for part, engine in self.learner.players.engines.items():
             held = sum(tensor.numel() for _, _, tensor in engine.live_parameters())
-            partitioned = getattr(engine, "stage", 0) == 3  # then what it holds is its own share
-            total += 4 * states * (held if partitioned else -(-held // self.ranks.world_size))
-        return total + total // 32 + 2**16  # ZeRO's shares are not even, and there are small tensors beside
+            share = held if engine.partitioned else -(-held // self.ranks.world_size)
+            total += 4 * share * (4 if part == "g" else 3)
+        return total + total // 32 + 2**16  # ZeRO's shares are not even, and small tensors come on top
 
     def manifest(self, step: int, mlflow_run_id: str | None) -> dict[str, Any]:
         """What the manifest says of the run after `step`."""
@@ -70,8 +63,8 @@ class TrainingState:
             "created": timestamp(),
             "images": step * self.config.training.global_batch_size,
             "cursor": {"batch": step},
-            "updates": {"g": self.players.generator.num_updates(), "d": self.players.discriminator.num_updates()},
-            "skipped_in_row": self.skipped.rows(),
+            "updates": {part: engine.num_updates() for part, engine in self.learner.players.engines.items()},
+            "skipped_in_row": self.learner.skipped.rows(),
             "seed": self.config.run.seed,
             "data": self.index.digest,
             "mlflow_run_id": mlflow_run_id,
@@ -95,14 +88,13 @@ class TrainingState:
                 f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
                 "index.json differs. Restore that data set, or start a run in another run.directory"
             )
-        done = checkpoint.step
-        updates = checkpoint.manifest.get("updates", {"g": done, "d": done})
-        self.players.generator.load(checkpoint.section("generator"), updates["g"])
-        self.players.discriminator.load(checkpoint.section("discriminator"), updates["d"])
-        self.skipped.load_rows(checkpoint.manifest.get("skipped_in_row", {}))
-        self.ema.load(checkpoint.section("ema"))
+        learner, updates = self.learner, checkpoint.manifest.get("updates", {})
+        for part, engine in learner.players.engines.items():
+            engine.load(checkpoint.section(PART_NAMES[part]), updates.get(part, checkpoint.step))
+        learner.skipped.load_rows(checkpoint.manifest.get("skipped_in_row", {}))
+        learner.ema.load(checkpoint.section("ema"))
         saved = checkpoint.extras("buffers", 0)
-        for name, buffer in self.buffers().items():
+        for name, buffer in learner.generator_buffers().items():
             buffer.copy_(saved[name])
         statistics.load(self._statistics_of(checkpoint), self.ranks.device)
         if self.ranks.rank == 0:
@@ -118,12 +110,6 @@ class TrainingState:
     def zero_stages(self) -> dict[str, int]:
         """Of both networks."""
         return {"g": self.config.engine.zero_stage_g, "d": self.config.engine.zero_stage_d}
-
-    def buffers(self) -> dict[str, Tensor]:
-        """What the generator's state holds beside its parameters: random but fixed frequencies, for one."""
-        module = self.players.generator.module
-        parameters = dict(module.named_parameters())
-        return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
     def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """The sums this rank had, or at another world size everyone's on rank 0: the reduction adds them up anyway."""

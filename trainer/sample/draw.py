@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion
 from models.sampling import Sampler, sample
 from models.shapes import Uint8Image
+from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
-from trainer.algorithm.regression import x0_predictor
 from trainer.checkpoint.snapshot import build_generator, is_snapshot, load_snapshot
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import averaged_generator
@@ -67,10 +67,11 @@ def sample_batches(
     """
     training = config.training
     in_turn = torch.tensor(_checked_classes(classes, config.data.num_classes))
-    if training.objective != "gaussian" and sampler != "ancestral":
+    method = make_method(training, config.generator)
+    if sampler not in method.samplers:
         raise ValueError(
-            f"sampler {sampler} is for runs with training.objective gaussian; this one has {training.objective}, whose "
-            "generator was trained on the posterior's samples: use ancestral"
+            f"sampler {sampler} does not fit this run, whose training.objective is {training.objective}: its generator "
+            f"can be sampled by {', '.join(method.samplers)} only"
         )
     batch = images_at_once(config.data.image_size, fast=fast)
     shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
@@ -85,10 +86,10 @@ def sample_batches(
             return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
 
         conditional = partial(forward, label=in_turn.to(device)[samples % len(in_turn)]) if len(in_turn) else forward
-        if training.objective == "gaussian":
-            conditional = x0_predictor(conditional, diffusion, training.prediction)
         noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
-        images = sample(conditional, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
+        images = sample(
+            method.x0_predictor(conditional, diffusion), diffusion, noise_T=noise_T, draw=draw, sampler=sampler
+        )
         yield to_uint8(images)[: num - first].cpu()
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from models.diffusion import Diffusion, DiffusionConfig
 from tests.trainer.engine.conformance_rank import networks
-from trainer.algorithm.step import Players
+from trainer.algorithm.method import Players
 
 
 class Accumulator:
@@ -23,4 +23,4 @@ class Accumulator:
 def make_players(bf16: bool = False) -> Players:
     generator, discriminator = (Accumulator(network) for network in networks())
     diffusion = Diffusion.from_config(DiffusionConfig(), torch.device("cpu"))
-    return Players(generator, discriminator, diffusion, r1_gamma=1.0, bf16=bf16)  # pyright: ignore[reportArgumentType]
+    return Players({"g": generator, "d": discriminator}, diffusion, bf16=bf16)  # pyright: ignore[reportArgumentType]

@@ -10,9 +10,10 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion, DiffusionConfig
+from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.losses import OBJECTIVES, gradient_penalty
+from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch, Pair
-from trainer.algorithm.step import Players, update_discriminator, update_generator
 from trainer.engine.plain import TorchEngine
 
 REAL, FAKE = torch.linspace(-4, 4, 9, dtype=torch.float64), torch.linspace(3, -2, 9, dtype=torch.float64)
@@ -199,20 +200,21 @@ def train_toy(name: str, *, r2: bool) -> tuple[float, float, float]:
     # The square of D's loss has a curvature, which bounds the rate.
     rate, steps = (0.1, 800) if name == "least_squares" else (0.3, 400)
     generator, discriminator = AffineGenerator(), Parabola()
-    engines = [
+    engine_g, engine_d = (
         TorchEngine(network, torch.optim.SGD(network.parameters(), lr=rate), 1, None)
         for network in (generator, discriminator)
-    ]
+    )
     diffusion = Diffusion.from_config(DiffusionConfig(num_timesteps=1))
     gamma_1, gamma_2 = (0.25, 0.25) if r2 else (0.5, 0.0)
-    players = Players(engines[0], engines[1], diffusion, r1_gamma=gamma_1, r2_gamma=gamma_2, objective=OBJECTIVES[name])
+    players = Players({"g": engine_g, "d": engine_d}, diffusion)
+    game = Adversarial(OBJECTIVES[name], gamma_1, gamma_2)
     x0 = (2 + 0.5 * quantiles(0))[:, None, None, None]
     t, nothing = torch.zeros(64, dtype=torch.int64), torch.zeros_like(x0)
     for step in range(steps):
         pairs = [Pair(t, x0, nothing, quantiles(2 * step + i)[:, None], nothing) for i in (1, 2)]
         batch = MicroBatch(pairs[0], pairs[1], share=1.0)
-        update_discriminator(players, [batch], with_r1=True, with_r2=r2)
-        update_generator(players, [batch])
+        for part in game.parts:
+            game.update(part, players, [batch], step)
     return generator.mean.item(), abs(generator.scale.item()), discriminator.linear.weight.abs().max().item()
 
 

@@ -5,8 +5,10 @@ import torch
 
 from models.diffusion import Diffusion, DiffusionConfig
 from tests.trainer.engine.conformance_rank import CPU, PlainEngine, micro_batches, networks
-from trainer.algorithm.step import Players, Statistics, update_discriminator
-from trainer.bench.authors_update import update_discriminator_through_generator
+from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.method import Players
+from trainer.algorithm.statistics import Statistics
+from trainer.bench.authors_update import AuthorsAdversarial
 from trainer.config.cost import measure_costs
 from trainer.config.io import load_config
 
@@ -15,7 +17,10 @@ from trainer.config.io import load_config
 @pytest.mark.parametrize(("name", "ratio"), [("cifar10", 1.35), ("lsun256", 1.16)])
 def test_an_iteration_costs_two_forwards_of_g_more(name, ratio):
     config = load_config(name)
-    ours, theirs = measure_costs(config), measure_costs(config, update_discriminator_through_generator)
+    ours, theirs = (
+        measure_costs(config),
+        measure_costs(config, AuthorsAdversarial.of(config.training, config.generator)),
+    )
     more = theirs.update_d.flops_per_image - ours.update_d.flops_per_image
     assert more == pytest.approx(2 * ours.forward_g, rel=0.01)
     assert theirs.flops_per_image(None) / ours.flops_per_image(None) == pytest.approx(ratio, abs=0.01)
@@ -24,15 +29,17 @@ def test_an_iteration_costs_two_forwards_of_g_more(name, ratio):
 
 @pytest.mark.parametrize("with_r1", [False, True])
 def test_what_d_learns_is_the_same_and_g_keeps_no_gradient(with_r1):
-    def learn(update) -> tuple[Players, Statistics]:
+    def learn(game: Adversarial) -> tuple[Players, Statistics]:
         generator, discriminator = networks()
-        engines = [PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1)) for n in (generator, discriminator)]
+        engine_g, engine_d = (
+            PlainEngine(n, torch.optim.SGD(n.parameters(), lr=0.1)) for n in (generator, discriminator)
+        )
         diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
-        players = Players(*engines, diffusion=diffusion, r1_gamma=2.0)  # pyright: ignore[reportArgumentType]
-        return players, update(players, micro_batches(0, 16, 16), with_r1=with_r1)
+        players = Players({"g": engine_g, "d": engine_d}, diffusion)  # pyright: ignore[reportArgumentType]
+        return players, game.update_discriminator(players, micro_batches(0, 16, 16), with_r1=with_r1)
 
     (ours, our_statistics), (theirs, their_statistics) = map(
-        learn, (update_discriminator, update_discriminator_through_generator)
+        learn, (Adversarial(r1_gamma=2.0), AuthorsAdversarial(r1_gamma=2.0))
     )
     for mine, other in zip(
         ours.discriminator.module.parameters(), theirs.discriminator.module.parameters(), strict=True

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import Discriminator, DiscriminatorConfig
 from models.generator import Generator, GeneratorConfig
+from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.losses import OBJECTIVES
+from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch, draw_micro_batch
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.step import Players, update_discriminator, update_generator
 from trainer.engine.interface import AdamConfig, Engine, EngineConfig, Fragment
 from trainer.engine.plain import make_adam
 from trainer.engine.ranks import Ranks
@@ -91,16 +92,13 @@ def optimizer_of(module: nn.Module, kind: str) -> torch.optim.Optimizer:
 def train_one_step(engines: tuple[Engine, Engine], batches: list[MicroBatch], *, loss: str, world_size: int):
     relativistic = loss == "relativistic r1 r2"
     players = Players(
-        generator=engines[0],
-        discriminator=engines[1],
-        diffusion=Diffusion.from_config(DiffusionConfig(), CPU),
-        r1_gamma=R1_GAMMA,
-        r2_gamma=R1_GAMMA,
-        objective=OBJECTIVES["relativistic" if relativistic else "non_saturating"],
+        {"g": engines[0], "d": engines[1]},
+        Diffusion.from_config(DiffusionConfig(), CPU),
         world_size=world_size,
     )
-    update_discriminator(players, batches, with_r1=loss != "no r1", with_r2=relativistic)
-    update_generator(players, batches)
+    game = Adversarial(OBJECTIVES["relativistic" if relativistic else "non_saturating"], R1_GAMMA, R1_GAMMA)
+    game.update_discriminator(players, batches, with_r1=loss != "no r1", with_r2=relativistic)
+    game.update_generator(players, batches)
 
 
 def largest_difference(engine: Engine, reference: nn.Module) -> float:

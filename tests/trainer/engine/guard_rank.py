@@ -12,8 +12,9 @@ import torch
 
 from models.diffusion import Diffusion, DiffusionConfig
 from tests.trainer.engine.conformance_rank import CPU, Copied, micro_batches, networks, optimizer_of
+from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.method import Part, Players
 from trainer.algorithm.pairs import MicroBatch
-from trainer.algorithm.step import Players, update_discriminator, update_generator
 from trainer.engine.interface import Engine, EngineConfig, Fragment
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import make_engine
@@ -34,7 +35,7 @@ def spoiled(batch: MicroBatch, kind: str) -> MicroBatch:
 
 def build(stage_g: int, stage_d: int, backend: str) -> Players:
     config = EngineConfig(backend=backend, zero_stage_g=stage_g, zero_stage_d=stage_d)  # pyright: ignore[reportArgumentType]
-    engines = [
+    generator, discriminator = (
         make_engine(
             network,
             optimizer_of(network, "adam"),
@@ -44,9 +45,10 @@ def build(stage_g: int, stage_d: int, backend: str) -> Players:
             max_gradient_norm=LARGEST_NORM,
         )
         for network, stage in zip(networks(), (stage_g, stage_d), strict=True)
-    ]
+    )
     diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
-    return Players(engines[0], engines[1], diffusion, r1_gamma=2.0, world_size=torch.distributed.get_world_size())
+    engines: dict[Part, Engine] = {"g": generator, "d": discriminator}
+    return Players(engines, diffusion, world_size=torch.distributed.get_world_size())
 
 
 def train(players: Players, ranks: Ranks, kinds: Sequence[str]) -> list[list[float]]:
@@ -61,8 +63,8 @@ def train(players: Players, ranks: Ranks, kinds: Sequence[str]) -> list[list[flo
         batches = micro_batches(ranks.rank * share, (ranks.rank + 1) * share, share // 2)
         if kind != "good" and ranks.rank == ranks.world_size - 1:
             batches[-1] = spoiled(batches[-1], kind)
-        update_discriminator(players, batches, with_r1=False)
-        update_generator(players, batches)
+        for part in ("d", "g"):
+            Adversarial().update(part, players, batches, 0)
         flags.append([players.discriminator.guard.skipped.item(), players.generator.guard.skipped.item()])
     return flags
 

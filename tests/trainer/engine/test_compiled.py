@@ -11,7 +11,8 @@ from torch._dynamo.backends.common import aot_autograd
 from tests.launch import run_python
 from tests.trainer.algorithm.small_players import make_players
 from tests.trainer.engine.conformance_rank import micro_batches, networks
-from trainer.algorithm.step import Players, update_discriminator, update_generator
+from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.method import Players
 from trainer.config.io import load_config
 from trainer.engine.compiled import CompiledForward, compiled_forward
 
@@ -81,19 +82,12 @@ class Counted:
 def test_what_a_penalty_differentiates_goes_past_the_compiled_discriminator(with_r1, with_r2, calls):
     plain = make_players()
     counted = [Counted(plain.generator.module), Counted(plain.discriminator.module)]
-    players = Players(
-        plain.generator,
-        plain.discriminator,
-        plain.diffusion,
-        r1_gamma=1.0,
-        r2_gamma=1.0,
-        compiled_g=counted[0],
-        compiled_d=counted[1],
-    )
+    players = Players(plain.engines, plain.diffusion, compiled={"g": counted[0], "d": counted[1]})
+    game = Adversarial(r1_gamma=1.0, r2_gamma=1.0)
     (batch,) = micro_batches(0, 8, 8)
-    update_discriminator(players, [batch], with_r1=with_r1, with_r2=with_r2)
+    game.update_discriminator(players, [batch], with_r1=with_r1, with_r2=with_r2)
     assert (counted[0].calls, counted[1].calls, counted[1].differentiated) == (1, calls, 0)
-    update_generator(players, [batch])
+    game.update_generator(players, [batch])
     assert (counted[0].calls, counted[1].calls) == (2, calls + 1)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.launch import run_ranks
+from trainer.algorithm.adversarial import STATISTICS
 from trainer.config.sections import GuardConfig
 from trainer.engine.plain import TorchEngine
 from trainer.rank.divergence import SkippedUpdates
@@ -107,7 +108,7 @@ def test_the_host_waits_for_no_device():
     device = torch.device("cuda")
     network, x = nn.Linear(4, 1).to(device), torch.ones(1, 4, device=device)
     engine = TorchEngine(network, torch.optim.Adam(network.parameters(), lr=0.1, fused=True), 1, 1e6)
-    skipped = SkippedUpdates(GuardConfig(), device)
+    skipped = SkippedUpdates(GuardConfig(), device, ("d", "g"), STATISTICS)
     before = network.weight.detach().clone()
     for step, factor in enumerate((1.0, NAN)):
         if step:  # the first update allocates Adam's state

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import trainer.rank.loop
+from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.method import Part, Players
 from trainer.config.io import load_config
 from trainer.engine.ranks import Ranks
 from trainer.rank.progress import SignalDriver
@@ -49,17 +50,14 @@ def main() -> None:
     }
     run_rank(configs["straight"], SignalDriver(None))  # when it is started anew, this finds all done
 
-    draw, update, steps = trainer.rank.loop.draw_micro_batch, trainer.rank.loop.update_generator, []
+    update = Adversarial.update
 
-    def noting_draw(images: Any, draws: Any, *rest: Any, **more: Any) -> Any:
-        steps.append(draws.step + 1)
-        return draw(images, draws, *rest, **more)
+    def hanging_update(self: Adversarial, part: Part, players: Players, batches: Any, step: int) -> Any:
+        if part == "g":
+            hang(step + 1)
+        return update(self, part, players, batches, step)
 
-    def hanging_update(*arguments: Any) -> Any:
-        hang(steps[-1])
-        return update(*arguments)
-
-    trainer.rank.loop.draw_micro_batch, trainer.rank.loop.update_generator = noting_draw, hanging_update
+    Adversarial.update = hanging_update
     run_rank(configs["hung"], SignalDriver(None))
     leave(Ranks(RANK, 2, configs["hung"].scaling.device, None))  # pyright: ignore[reportArgumentType]
 

@@ -14,9 +14,10 @@ from models.generator import GeneratorConfig
 from models.networks import build_discriminator, build_generator
 from tests.trainer.config.refusals import refusals
 from tests.trainer.runs import Stopper, configure, state_of, train
+from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import Labels, draw_micro_batch
 from trainer.algorithm.randomness import Draws, Purpose
-from trainer.algorithm.step import Players, update_discriminator, update_generator
 from trainer.config.cost import measure_costs
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.reference import read_all
@@ -106,9 +107,10 @@ def test_both_updates_hand_the_labels_to_both_networks():
         share=1.0,
         labels=Labels(of_images, 4, 0.0),
     )
-    players = Players(Quiet(Net("g")), Quiet(Net("d")), diffusion, r1_gamma=1.0)  # pyright: ignore[reportArgumentType]
-    update_discriminator(players, [batch], with_r1=True)
-    update_generator(players, [batch])
+    players = Players({"g": Quiet(Net("g")), "d": Quiet(Net("d"))}, diffusion)  # pyright: ignore[reportArgumentType]
+    game = Adversarial(r1_gamma=1.0)
+    for part in game.parts:
+        game.update(part, players, [batch], 0)
     assert [name for name, _ in seen] == ["g", "d", "d", "g", "d"]
     assert all(torch.equal(label, of_images) for _, label in seen)
 
@@ -119,13 +121,13 @@ def test_labels_that_reach_the_step_are_those_of_the_images(tiny, tiny_digits, t
     assert labels is not None
     label_of = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     pairs: list[tuple[bytes, int]] = []
-    draw = Loop._micro_batch
+    draw = Loop._draw
 
     def noting(self: Loop, x: torch.Tensor, y: torch.Tensor, *rest: int):
         pairs.extend((i.contiguous().numpy().tobytes(), int(label)) for i, label in zip(x, y, strict=True))
         return draw(self, x, y, *rest)
 
-    monkeypatch.setattr(Loop, "_micro_batch", noting)
+    monkeypatch.setattr(Loop, "_draw", noting)
     train(configure(tiny, tmp_path, *CLASSES, "training.total_images=64"))
     assert len(pairs) == 64
     assert all(label_of[pixels] == label for pixels, label in pairs)

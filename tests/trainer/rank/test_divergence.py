@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-import trainer.rank.loop
 from tests.trainer.engine.guard_rank import spoiled
 from tests.trainer.runs import Recorder, Stopper, assert_same_state, configure, state_of, train
+from trainer.algorithm.adversarial import STATISTICS, Adversarial
 from trainer.config.sections import GuardConfig
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.ranks import Ranks
@@ -29,15 +29,15 @@ def arrange_failures(patch: pytest.MonkeyPatch, *steps: int, once: bool = False)
     Returns:
         Where the steps that are made will stand.
     """
-    draw, made = trainer.rank.loop.draw_micro_batch, []
+    draw, made = Adversarial.draw, []
 
-    def failing(images: torch.Tensor, draws: Any, *rest: Any, **more: Any) -> Any:
-        batch, step = draw(images, draws, *rest, **more), draws.step + 1
+    def failing(game: Adversarial, images: torch.Tensor, draws: Any, *rest: Any, **more: Any) -> Any:
+        batch, step = draw(game, images, draws, *rest, **more), draws.step + 1
         if made[-1:] != [step]:
             made.append(step)
         return spoiled(batch, "nan") if step in steps and not (once and made.count(step) > 1) else batch
 
-    patch.setattr(trainer.rank.loop, "draw_micro_batch", failing)
+    patch.setattr(Adversarial, "draw", failing)
     return made
 
 
@@ -155,7 +155,7 @@ def follow(skipped: SkippedUpdates, *flags: float) -> None:
 
 
 def test_rollbacks_are_forgotten_once_the_run_is_past_the_steps(ranks):
-    skipped = SkippedUpdates(GuardConfig(max_skipped_in_row=2, max_rollbacks=1), CPU)
+    skipped = SkippedUpdates(GuardConfig(max_skipped_in_row=2, max_rollbacks=1), CPU, ("d", "g"), STATISTICS)
     for step in (10, 30):  # two faults, far apart
         follow(skipped, 0, 1, 1)
         with pytest.raises(Diverged) as caught:
@@ -176,14 +176,14 @@ def test_rollbacks_are_forgotten_once_the_run_is_past_the_steps(ranks):
 
 
 def test_null_never_goes_back(ranks):
-    skipped = SkippedUpdates(GuardConfig(max_skipped_in_row=None), CPU)
+    skipped = SkippedUpdates(GuardConfig(max_skipped_in_row=None), CPU, ("d", "g"), STATISTICS)
     follow(skipped, *[1.0] * 50)
     skipped.check(50, ranks)
     assert skipped.rows() == {"d": 50, "g": 50}
 
 
 def test_a_row_that_has_ended_by_itself_is_left_alone(ranks):
-    skipped = SkippedUpdates(GuardConfig(max_skipped_in_row=2), CPU)
+    skipped = SkippedUpdates(GuardConfig(max_skipped_in_row=2), CPU, ("d", "g"), STATISTICS)
     follow(skipped, 1, 1, 1, 0)
     skipped.check(4, ranks)
     assert skipped.rows() == {"d": 0, "g": 0}

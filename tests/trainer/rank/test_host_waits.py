@@ -42,9 +42,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> ScalarReads:
     """Counts what later steps of any loop read."""
     counter, one_step = ScalarReads(), Loop._one_step
 
-    def counted(loop: Loop, clock: Any) -> None:
+    def counted(loop: Loop) -> None:
         with counter if loop.step >= FIRST_STEPS else nullcontext():
-            one_step(loop, clock)
+            one_step(loop)
 
     monkeypatch.setattr(Loop, "_one_step", counted)
     return counter
@@ -91,16 +91,16 @@ import torch
 from tests.trainer.runs import Stopper
 from trainer.config.io import load_config
 from trainer.rank.loop import Loop
-from trainer.worker import run_rank
+from trainer.rank.worker import run_rank
 
 one_step = Loop._one_step
 
 
-def checked(self, clock):
+def checked(self):
     # The first steps build kernels and the optimizer's state.
     torch.cuda.set_sync_debug_mode("error" if self.step >= int(sys.argv[1]) else "default")
     try:
-        one_step(self, clock)
+        one_step(self)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -5,6 +5,8 @@ import time
 import pytest
 import torch
 
+from trainer.algorithm.adversarial import STATISTICS
+from trainer.algorithm.statistics import total
 from trainer.config.sections import GuardConfig
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.ranks import Ranks
@@ -12,6 +14,9 @@ from trainer.rank.divergence import SkippedUpdates
 from trainer.rank.metrics import StatisticsSum, StepClock, peak_memory_gib
 
 CPU = torch.device("cpu")
+DECLARED = (*STATISTICS, total("skipped_updates_d"), total("skipped_updates_g"))
+OF_G = ("loss_g", "updates_g")
+"""Statistics of G's updates; the others here are of D's."""
 
 
 @pytest.fixture
@@ -24,14 +29,14 @@ def ranks():
 def statistics(loss: float, r1: float | None = None) -> dict[str, torch.Tensor]:
     found = {name: torch.tensor(loss) for name in ("loss_d_real", "loss_d_fake", "loss_g")}
     found |= {"logits_real": torch.tensor([1.0, 3.0]), "logits_fake": torch.tensor([-1.0, 0.0])}
-    found["frequency_t"] = torch.tensor([0.25, 0.75])
+    found |= {"frequency_t": torch.tensor([0.25, 0.75]), "updates_g": torch.tensor(1.0)}
     if r1 is not None:
         found |= {"r1_penalty": torch.tensor(r1), "r1_steps": torch.tensor(1.0)}
     return found
 
 
 def test_losses_are_means_over_steps_and_r1_over_the_steps_that_have_it(ranks):
-    sums = StatisticsSum()
+    sums = StatisticsSum(DECLARED)
     for loss, r1 in ((1.0, 6.0), (2.0, None), (6.0, 8.0)):
         sums.add(statistics(loss, r1))
     means = sums.take(ranks)
@@ -43,10 +48,10 @@ def test_losses_are_means_over_steps_and_r1_over_the_steps_that_have_it(ranks):
 
 
 def test_means_are_over_the_updates_that_were_made(ranks):
-    sums = StatisticsSum()
+    sums = StatisticsSum(DECLARED)
     made, nothing = statistics(4.0), {name: torch.zeros_like(value) for name, value in statistics(4.0).items()}
     for g, d in ((made, made), (made, nothing), (made, nothing), (nothing, made)):
-        sums.add({name: value for name, value in d.items() if name != "loss_g"} | {"loss_g": g["loss_g"]})
+        sums.add({name: value for name, value in d.items() if name not in OF_G} | {name: g[name] for name in OF_G})
         sums.add({f"skipped_updates_{p}": torch.tensor(float(x is nothing)) for p, x in (("g", g), ("d", d))})
     means = sums.take(ranks)
     assert means["loss_g"] == means["loss_d_real"] == pytest.approx(4.0)
@@ -56,26 +61,29 @@ def test_means_are_over_the_updates_that_were_made(ranks):
 def test_sums_of_two_ranks_mean_the_same_on_one(ranks):
     """A run that goes on with another number of ranks adds up what each of the former had."""
     guard = UpdateGuard(None, partitioned=False)
-    total: dict[str, torch.Tensor] = {}
+    everyone: dict[str, torch.Tensor] = {}
     for rank_loss in (1.0, 2.0):
-        sums, skipped = StatisticsSum(), SkippedUpdates(GuardConfig(), CPU, world_size=2)
+        sums, skipped = (
+            StatisticsSum(DECLARED),
+            SkippedUpdates(GuardConfig(), CPU, ("d", "g"), STATISTICS, world_size=2),
+        )
         for bad in (False, True, False):
             guard.skipped = torch.tensor(float(bad))
             share = {name: 0.5 * value for name, value in statistics(rank_loss).items()}
-            of_g = {"loss_g": share.pop("loss_g")}
+            of_g = {name: share.pop(name) for name in OF_G}
             sums.add(skipped.take_in("d", guard, share))
             sums.add(skipped.take_in("g", guard, of_g))
         for name, value in sums.state().items():
-            total[name] = total[name] + value if name in total else value
-    one = StatisticsSum()
-    one.load(total, CPU)
+            everyone[name] = everyone[name] + value if name in everyone else value
+    one = StatisticsSum(DECLARED)
+    one.load(everyone, CPU)
     means = one.take(ranks)
     assert (means["skipped_updates_d"], means["skipped_updates_g"]) == (1, 1)
     assert means["loss_g"] == means["loss_d_fake"] == pytest.approx(1.5)
 
 
 def test_a_loss_that_does_not_fall_into_two_and_r2_are_averaged_alike(ranks):
-    sums = StatisticsSum()
+    sums = StatisticsSum(DECLARED)
     for loss, r2 in ((1.0, 5.0), (3.0, None)):
         found = {k: v for k, v in statistics(loss).items() if k not in ("loss_d_real", "loss_d_fake")}
         found["loss_d"] = torch.tensor(loss)
@@ -88,7 +96,7 @@ def test_a_loss_that_does_not_fall_into_two_and_r2_are_averaged_alike(ranks):
 
 
 def test_a_timestep_that_never_came_up_has_no_point(ranks):
-    sums = StatisticsSum()
+    sums = StatisticsSum(DECLARED)
     found = statistics(1.0)
     found |= {"frequency_t": torch.tensor([1.0, 0.0]), "logits_real": torch.tensor([2.0, 0.0])}
     sums.add(found)
@@ -98,7 +106,7 @@ def test_a_timestep_that_never_came_up_has_no_point(ranks):
 
 
 def test_saved_sums_go_on_where_they_were(ranks):
-    first, second = StatisticsSum(), StatisticsSum()
+    first, second = StatisticsSum(DECLARED), StatisticsSum(DECLARED)
     first.add(statistics(1.0))
     second.load(first.state(), CPU)
     second.add(statistics(3.0))
@@ -106,7 +114,7 @@ def test_saved_sums_go_on_where_they_were(ranks):
 
 
 def test_replaced_samples_are_summed_and_survive_a_checkpoint(ranks):
-    first, second = StatisticsSum(), StatisticsSum()
+    first, second = StatisticsSum(DECLARED), StatisticsSum(DECLARED)
     first.add(statistics(1.0))
     first.count_replaced(3)
     second.load(first.state(), CPU)
@@ -115,6 +123,21 @@ def test_replaced_samples_are_summed_and_survive_a_checkpoint(ranks):
     assert second.take(ranks)["replaced_samples"] == 5
     second.add(statistics(1.0))
     assert second.take(ranks)["replaced_samples"] == 0
+
+
+def test_sums_of_a_version_that_counted_otherwise_are_left_out(ranks):
+    sums = StatisticsSum(DECLARED)
+    sums.load({name: value for name, value in statistics(9.0).items() if name != "updates_g"}, CPU)
+    assert sums.state() == {}
+    sums.add(statistics(1.0))
+    assert sums.take(ranks)["loss_g"] == pytest.approx(1.0)
+
+
+def test_a_statistic_without_a_declaration_is_refused(ranks):
+    sums = StatisticsSum(())
+    sums.add({"loss_g": torch.tensor(1.0)})
+    with pytest.raises(KeyError, match="loss_g"):
+        sums.take(ranks)
 
 
 def test_parts_of_the_steps_add_up_to_their_time():

@@ -209,7 +209,7 @@ def test_weights_of_a_snapshot_start_a_new_run(tiny, tmp_path, straight):
     finally:
         ranks.leave()
     expected = load_file(weights)
-    for name, parameter in worker.players.generator.module.named_parameters():
+    for name, parameter in worker.learner.players.generator.module.named_parameters():
         assert torch.equal(parameter, expected[name])
 
 

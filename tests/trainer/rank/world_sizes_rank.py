@@ -22,6 +22,7 @@ import torch
 import torch.distributed.nn  # imported later, its default arguments would hold on to the group past its end
 from torch import Tensor
 
+from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.pairs import MicroBatch, Pair
 from trainer.algorithm.randomness import Draws
 from trainer.checkpoint.format import FORMAT_VERSION, Checkpoint, newest_valid, rank_file
@@ -29,7 +30,7 @@ from trainer.checkpoint.part import HashingChunks, HostMemory
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
-from trainer.rank import loop
+from trainer.rank.hooks import DrawGrid
 from trainer.rank.metrics import StatisticsSum
 from trainer.rank.progress import Status
 from trainer.rank.worker import Worker
@@ -70,10 +71,10 @@ class Curves(NullTracker):
 @contextmanager
 def recorded_draws(digests: dict[str, list[str]], dtype: torch.dtype) -> Iterator[None]:
     """Inside, what each sample draws is digested, by step and sample, and computed on in `dtype`."""
-    draw = loop.draw_micro_batch
+    draw = Adversarial.draw
 
-    def drawing(images: Tensor, draws: Draws, *arguments: Any, **options: Any) -> MicroBatch:
-        batch = draw(images, draws, *arguments, **options)
+    def drawing(self: Adversarial, images: Tensor, draws: Draws, *arguments: Any, **options: Any) -> MicroBatch:
+        batch = draw(self, images, draws, *arguments, **options)
         if batch.share > 0:
             drawn = [images.contiguous()]
             for pair in (batch.pair_d, batch.pair_g):
@@ -84,11 +85,22 @@ def recorded_draws(digests: dict[str, list[str]], dtype: torch.dtype) -> Iterato
                 digests[str(draws.step)].append(f"{sample} {hashlib.sha256(content).hexdigest()}")
         return replace(batch, pair_d=_in(dtype, batch.pair_d), pair_g=_in(dtype, batch.pair_g))
 
-    loop.draw_micro_batch = drawing
+    Adversarial.draw = drawing  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        loop.draw_micro_batch = draw
+        Adversarial.draw = draw
+
+
+@contextmanager
+def without_grids() -> Iterator[None]:
+    """Inside, no grid is drawn: that is done in float32."""
+    run = DrawGrid.run
+    DrawGrid.run = lambda self, loop: None
+    try:
+        yield
+    finally:
+        DrawGrid.run = run
 
 
 def _in(dtype: torch.dtype, pair: Pair) -> Pair:
@@ -117,10 +129,9 @@ class Runs:
         try:
             worker = Worker(config, self.ranks, StopAt(stop_at))
             worker.tracker = curves
-            worker._draw_grid = lambda step: None  # it draws in float32
             if worker.checkpoint:
                 worker.driver = StopAt(stop_at - worker.checkpoint.step)
-            with recorded_draws(digests, dtype):
+            with recorded_draws(digests, dtype), without_grids():
                 worker.run()
             worker.close()
         finally:
@@ -136,18 +147,19 @@ class Runs:
         name = f"state-{self.ranks.world_size}-{stage_g}-{stage_d}"
         stages = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
         worker = Worker(self.config(name, *stages), self.ranks, StopAt(1))
-        worker.state.restore(canonical, StatisticsSum())
+        sums = StatisticsSum(worker.learner.statistics)
+        worker.state.restore(canonical, sums)
         path = self.folder / name
         path.mkdir(exist_ok=True)
         file = rank_file(self.ranks.rank)
-        chunks = HashingChunks(HostMemory(self.ranks.device).take(*worker.state.parts(StatisticsSum())))
+        chunks = HashingChunks(HostMemory(self.ranks.device).take(*worker.state.parts(StatisticsSum(()))))
         (path / file).write_bytes(b"".join(chunks))
         files = {name: {} for name in self.ranks.gather(file)}
         written = Checkpoint(path, {"format_version": FORMAT_VERSION, "step": canonical.step, "files": files})
         different: list[str] = []
         if self.ranks.rank == 0:
-            engines = worker.players.generator, worker.players.discriminator
-            assert [getattr(engine, "stage", None) for engine in engines] == [stage_g, stage_d]
+            engines = worker.learner.players.engines
+            assert [getattr(engines[part], "_stage", None) for part in ("g", "d")] == [stage_g, stage_d]
             ours, theirs = (_whole_state(checkpoint) for checkpoint in (written, canonical))
             different = [key for key in ours | theirs if not torch.equal(ours[key], theirs[key])]
         worker.close()

@@ -1,4 +1,4 @@
-"""What an update may touch, build and read, beside its numbers, which `test_step.py` holds against the recorded run."""
+"""What an update may touch, build and read; `test_recorded_run.py` checks its numbers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from models.diffusion import sample_posterior
 from tests.trainer.algorithm.small_players import make_players
 from tests.trainer.engine.conformance_rank import micro_batches
+from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.losses import OBJECTIVES
-from trainer.algorithm.step import Players, update_discriminator, update_generator
+from trainer.algorithm.method import Players
+
+GAME = Adversarial(r1_gamma=1.0)
+update_discriminator, update_generator = GAME.update_discriminator, GAME.update_generator
 
 
 def gradients(players: Players) -> dict[str, list[Tensor | None]]:
@@ -118,8 +122,8 @@ def test_bf16_leaves_r2_in_float32():
 
 def test_r2_is_the_squared_slope_at_the_fakes_and_half_its_weight_enters_the_loss():
     batches = micro_batches(0, 16, 16)
-    plain, with_r2 = make_players(), replace(make_players(), r2_gamma=3.0)
-    found = update_discriminator(with_r2, batches, with_r1=False, with_r2=True)
+    plain, with_r2 = make_players(), make_players()
+    found = Adversarial(r2_gamma=3.0).update_discriminator(with_r2, batches, with_r1=False, with_r2=True)
     pair, (G, D) = batches[0].pair_d, (plain.generator.module, plain.discriminator.module)
     with torch.no_grad():
         fake = sample_posterior(plain.diffusion, G(pair.x_t, pair.t, pair.z), pair.x_t, pair.t, pair.noise_posterior)
@@ -128,18 +132,17 @@ def test_r2_is_the_squared_slope_at_the_fakes_and_half_its_weight_enters_the_los
     (slope,) = torch.autograd.grad(logits.sum(), fake, create_graph=True)
     penalty = slope.square().flatten(1).sum(1).mean()
     torch.testing.assert_close(found["r2_penalty"], penalty.detach())
-    losses = plain.objective.discriminator(D(pair.x_tm1, pair.x_t, pair.t), logits)
+    losses = GAME.objective.discriminator(D(pair.x_tm1, pair.x_t, pair.t), logits)
     (sum(losses.values()) + 1.5 * penalty).backward()  # pyright: ignore[reportAttributeAccessIssue]
     for a, b in zip(gradients(plain)["discriminator"], gradients(with_r2)["discriminator"], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
 def test_relativistic_generator_sees_the_reals_without_a_graph_through_them():
-    players = replace(make_players(), objective=OBJECTIVES["relativistic"])
-    grad_modes = []
+    players, grad_modes = make_players(), []
     players.discriminator.module.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
     batches = micro_batches(0, 16, 16)
-    statistics = update_generator(players, batches)
+    statistics = Adversarial(OBJECTIVES["relativistic"]).update_generator(players, batches)
     assert grad_modes == [True, False]
     pair, D = batches[0].pair_g, players.discriminator.module
     with torch.no_grad():

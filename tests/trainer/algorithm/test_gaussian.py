@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion, DiffusionConfig, noise_in, noisy, x0_without
 from models.sampling import Sampler, sample
 from tests.trainer.runs import Stopper, configure, state_of, train
+from trainer.algorithm.gaussian import Gaussian, NoisyBatch
+from trainer.algorithm.method import Players
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.regression import NoisyBatch, draw_noisy_batch, update_denoiser, x0_predictor
-from trainer.algorithm.step import Players
 from trainer.config.cost import measure_costs
 from trainer.config.plan import make_plan, render
-from trainer.engine.plain import IdleEngine, TorchEngine
+from trainer.engine.plain import TorchEngine
 from trainer.sample.draw import sample_run
 
 MANY = Diffusion.from_config(DiffusionConfig(num_timesteps=200))
@@ -70,7 +70,7 @@ def test_update_comes_to_the_conditional_mean(prediction):
     diffusion = Diffusion.from_config(DiffusionConfig(num_timesteps=2, beta_max=3.0))
     network = LinearDenoiser(2)
     engine = TorchEngine(network, torch.optim.SGD(network.parameters(), lr=0.5), 1, None)
-    players = Players(engine, IdleEngine(), diffusion, r1_gamma=0.0)
+    players, method = Players({"g": engine}, diffusion), Gaussian(prediction)
     generator = torch.Generator().manual_seed(0)
     for step in range(400):
         engine.set_learning_rate(0.5 if step < 200 else 0.05)
@@ -80,8 +80,8 @@ def test_update_comes_to_the_conditional_mean(prediction):
             torch.randn(512, 1, 1, 1, generator=generator),
         )
         batch = NoisyBatch(t, x0, noisy(diffusion, x0, t, noise), torch.zeros(512, 1), share=1.0)
-        update_denoiser(players, [batch], prediction)
-    predict = x0_predictor(network, diffusion, prediction)
+        method.update("g", players, [batch], step)
+    predict = method.x0_predictor(network, diffusion)
     slope, offset = best_line(diffusion, 0.3, 0.2)
     for t in (0, 1):
         x_t = torch.linspace(-1, 1, 5).view(-1, 1, 1, 1)
@@ -101,7 +101,7 @@ def test_noisy_batch_is_a_function_of_seed_step_and_sample():
 
     def draw(first: int, last: int) -> NoisyBatch:
         draws = Draws(1, 7, torch.arange(first, last))
-        return draw_noisy_batch(images[first:last], draws, MANY, latent_dim=3, flip=True, share=0.5)
+        return Gaussian().draw(images[first:last], draws, MANY, latent_dim=3, flip=True, share=0.5)
 
     whole, part = draw(0, 6), draw(2, 5)
     for name in ("t", "x0", "x_t", "z"):
@@ -139,7 +139,7 @@ def test_samples_come_by_both_samplers(tiny, tmp_path, prediction):
 
 def test_deterministic_sampler_is_refused_for_an_adversarial_run(tiny, tmp_path):
     train(configure(tiny, tmp_path, "training.total_images=16"))
-    with pytest.raises(ValueError, match=r"sampler deterministic is for runs with training\.objective gaussian"):
+    with pytest.raises(ValueError, match=r"sampler deterministic does not fit this run, .* sampled by ancestral only"):
         sample_run(tmp_path, 4, seed=0, sampler="deterministic")
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion, DiffusionConfig, forward_pair
 from models.published import state_dict as published
 from tests.launch import ROOT
+from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.ema import Ema
+from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch, Pair
-from trainer.algorithm.step import Players, update_discriminator, update_generator
 from trainer.engine.interface import AdamConfig, Engine, EngineConfig
 from trainer.engine.plain import make_adam
 from trainer.engine.ranks import Ranks
@@ -67,17 +68,18 @@ class Trained:
             return made
 
         self.players = Players(
-            generator=engine(generator, stage_g, settings["lr_g"]),
-            discriminator=engine(discriminator, stage_d, settings["lr_d"]),
-            diffusion=Diffusion.from_config(DiffusionConfig(num_timesteps=settings["num_timesteps"]), CPU),
-            r1_gamma=settings["r1_gamma"],
+            {
+                "g": engine(generator, stage_g, settings["lr_g"]),
+                "d": engine(discriminator, stage_d, settings["lr_d"]),
+            },
+            Diffusion.from_config(DiffusionConfig(num_timesteps=settings["num_timesteps"]), CPU),
         )
+        game = Adversarial(r1_gamma=settings["r1_gamma"], penalty_interval_steps=settings["lazy_reg"])
         self.ema = Ema(self.players.generator, settings["ema_decay"])
         self.log: list[dict[str, float]] = []
         for step in range(settings["steps"]):
             batch = _micro_batch(trace, step, self.players.diffusion)
-            stats = update_discriminator(self.players, [batch], with_r1=step % settings["lazy_reg"] == 0)
-            stats |= update_generator(self.players, [batch])
+            stats = game.update("d", self.players, [batch], step) | game.update("g", self.players, [batch], step)
             self.ema.update(step)
             self.log.append({k: v.item() for k, v in stats.items() if v.numel() == 1})
         self.r1_gamma = settings["r1_gamma"]

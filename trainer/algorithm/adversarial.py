@@ -1,0 +1,227 @@
+"""The adversarial method: one update of D and one of G (DDGAN, arXiv 2112.07804, section 4 and appendix).
+
+The engines decide how gradients are reduced and parameters updated; this file decides what is computed. It draws no
+random number and reads no scalar off the device: pairs come in drawn, sums of statistics go out as tensors.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from models.diffusion import Diffusion, sample_posterior
+from models.dropout import masks_from
+from models.generator import GeneratorConfig
+from models.sampling import Sampler
+from models.shapes import Image, Latent, Logits, Timestep
+from trainer.algorithm.losses import OBJECTIVES, Objective, gradient_penalty
+from trainer.algorithm.method import MethodSettings, Part, Players
+from trainer.algorithm.pairs import Labels, MicroBatch, Pair, draw_micro_batch
+from trainer.algorithm.randomness import Draws
+from trainer.algorithm.statistics import (
+    Statistic,
+    Statistics,
+    add_statistics,
+    by_timestep,
+    count,
+    diagnostic,
+    mean,
+    mean_by_timestep,
+)
+
+STATISTICS = (
+    count("frequency_t", by_timestep=True),
+    count("updates_g"),
+    count("r1_steps"),
+    count("r2_steps"),
+    mean("loss_d", over="frequency_t"),
+    mean("loss_d_real", over="frequency_t"),
+    mean("loss_d_fake", over="frequency_t"),
+    mean("r1_penalty", over="r1_steps", curve="r1"),
+    mean("r2_penalty", over="r2_steps", curve="r2"),
+    mean_by_timestep("logits_real", over="frequency_t", curve="logit_real", label="logits of real pairs"),
+    mean_by_timestep("logits_fake", over="frequency_t", curve="logit_fake", label="logits of fake pairs"),
+    mean("loss_g", over="updates_g"),
+    diagnostic("logits_g", label="logits of generated pairs"),
+)
+"""`frequency_t` counts D's updates, timestep by timestep, `updates_g` those of G; a skipped one counts in neither."""
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """A game between G and D over the denoising steps.
+
+    Attributes:
+        objective: the losses of both.
+        r1_gamma, r2_gamma: weights of R1 and R2; half of each multiplies the squared gradient norm.
+        penalty_interval_steps: R1 and R2 are part of D's loss at the steps 0, n, 2n, ...; they are not multiplied by n.
+    """
+
+    objective: Objective = OBJECTIVES["non_saturating"]
+    r1_gamma: float = 0.0
+    r2_gamma: float = 0.0
+    penalty_interval_steps: int = 1
+
+    parts: tuple[Part, ...] = ("d", "g")
+    statistics: tuple[Statistic, ...] = STATISTICS
+    samplers: tuple[Sampler, ...] = ("ancestral",)
+
+    @classmethod
+    def of(cls, settings: MethodSettings, generator: GeneratorConfig) -> "Adversarial":
+        """The game that a config names.
+
+        Raises:
+            ValueError: the settings do not fit each other.
+        """
+        if settings.prediction != "x0":
+            raise ValueError(
+                f"training.prediction is {settings.prediction}, but with training.objective {settings.objective} the "
+                "generator makes x0: set training.prediction to x0, or training.objective to gaussian"
+            )
+        objective = OBJECTIVES[settings.objective]
+        if not objective.bounded and settings.r1_gamma == settings.r2_gamma == 0:
+            raise ValueError(
+                f"training.objective is {settings.objective}, whose discriminator's loss has no lower bound unless a "
+                "penalty holds its slope, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
+            )
+        return cls(objective, settings.r1_gamma, settings.r2_gamma, settings.r1_interval_steps or 1)
+
+    @property
+    def penalties(self) -> tuple[str, ...]:
+        """Those with a weight."""
+        return tuple(name for name, gamma in (("r1", self.r1_gamma), ("r2", self.r2_gamma)) if gamma > 0)
+
+    def without_penalties(self) -> "Adversarial":
+        """The same game without R1 and R2."""
+        return replace(self, r1_gamma=0.0, r2_gamma=0.0)
+
+    def draw(
+        self,
+        images: UInt8[Tensor, "b c h w"],
+        draws: Draws,
+        diffusion: Diffusion,
+        *,
+        latent_dim: int,
+        flip: bool,
+        share: float,
+        labels: Labels | None = None,
+    ) -> MicroBatch:
+        """A pair for each update; see `draw_micro_batch`."""
+        return draw_micro_batch(images, draws, diffusion, latent_dim=latent_dim, flip=flip, share=share, labels=labels)
+
+    def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
+        """One update of D, with the penalties where they are due, or of G."""
+        if part == "g":
+            return self.update_generator(players, batches)
+        due = step % self.penalty_interval_steps == 0
+        with_r1, with_r2 = due and self.r1_gamma > 0, due and self.r2_gamma > 0
+        return self.update_discriminator(players, batches, with_r1=with_r1, with_r2=with_r2)
+
+    def update_discriminator(
+        self, players: Players, batches: Sequence[MicroBatch], *, with_r1: bool, with_r2: bool = False
+    ) -> Statistics:
+        """One update of D: real pairs (x_tm1, x_t) against pairs whose x_tm1 comes from G and the posterior.
+
+        Args:
+            players: the networks.
+            batches: as many as the engines accumulate.
+            with_r1: add the R1 penalty on the real x_tm1, in float32.
+            with_r2: add the same on the generated x_tm1.
+        """
+        total: Statistics = {}
+        for batch in batches:
+            pair = batch.pair_d
+            with torch.no_grad():
+                x_tm1_fake = generated(players, pair)
+            real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=with_r1)
+            fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=with_r2)
+            statistics = self.objective.discriminator(logits_real, logits_fake)
+            loss = reduce(add, statistics.values())
+            for name, gamma, x_tm1, logits in (
+                *([("r1", self.r1_gamma, real, logits_real)] if with_r1 else []),
+                *([("r2", self.r2_gamma, fake, logits_fake)] if with_r2 else []),
+            ):
+                penalty = gradient_penalty(logits, x_tm1)
+                loss = loss + 0.5 * gamma * penalty
+                statistics |= {f"{name}_penalty": penalty, f"{name}_steps": torch.ones_like(penalty)}
+            players.discriminator.backward(loss * (batch.share * players.world_size))
+            players.discriminator.step()
+            statistics |= logit_statistics(players.diffusion, pair.t, logits_real, logits_fake)
+            add_statistics(total, statistics, batch.share)
+        return total
+
+    def update_generator(self, players: Players, batches: Sequence[MicroBatch]) -> Statistics:
+        """One update of G, through a discriminator whose parameters stand still."""
+        D, num_timesteps = players.forward("d"), players.diffusion.num_timesteps
+        total: Statistics = {}
+        with _frozen(players.discriminator.module):
+            for batch in batches:
+                pair, t, x_t = batch.pair_g, batch.pair_g.t, batch.pair_g.x_t
+                x_tm1_fake = generated(players, pair)
+                with players.autocast(x_t):
+                    logits = D(x_tm1_fake, x_t, t, pair.label)
+                logits_real = None
+                if self.objective.compares:
+                    with torch.no_grad(), players.autocast(x_t):
+                        logits_real = D(pair.x_tm1, x_t, t, pair.label)
+                loss = self.objective.generator(logits, logits_real)
+                players.generator.backward(loss * (batch.share * players.world_size))
+                players.generator.step()
+                statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, t, logits)}
+                add_statistics(total, statistics | {"updates_g": torch.ones_like(loss)}, batch.share)
+        return total
+
+    def x0_predictor(
+        self, generator: Callable[[Image, Timestep, Latent], Image], diffusion: Diffusion
+    ) -> Callable[[Image, Timestep, Latent], Image]:
+        """G predicts x0 itself."""
+        return generator
+
+
+def generated(players: Players, pair: Pair) -> Image:
+    """The fake x_tm1 of a pair: G's x0_pred, and a sample of q(x_tm1 | x_t, x0_pred)."""
+    with players.autocast(pair.x_t), masks_from(players.generator.module, pair.dropout):
+        x0_pred = players.forward("g")(pair.x_t, pair.t, pair.z, pair.label).to(pair.x_t.dtype)
+        return sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
+
+
+def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tuple[Image, Logits]:
+    """D's logits of one side of a pair, real or fake.
+
+    Args:
+        players: the networks.
+        pair: x_t, t and label.
+        x_tm1: the cleaner image, without a graph behind it.
+        penalized: its logits will be differentiated by it, which asks for D itself in float32: bf16 would put an error
+            of several per cent into a penalty, and compiled code has no second derivative.
+
+    Returns:
+        x_tm1, which requires grad if it is penalized, and the logits.
+    """
+    x_tm1 = x_tm1.requires_grad_(penalized)
+    D = players.discriminator.module if penalized else players.forward("d")
+    with nullcontext() if penalized else players.autocast(pair.x_t):
+        return x_tm1, D(x_tm1, pair.x_t, pair.t, pair.label)
+
+
+def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:
+    """D's logits on both sides by timestep, and how often each timestep came."""
+    of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
+    return {name: by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
+
+
+@contextmanager
+def _frozen(module: torch.nn.Module) -> Iterator[None]:
+    """No gradient for the parameters of `module`, so that none is computed and no engine hook fires for them."""
+    for p in module.parameters():
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in module.parameters():
+            p.requires_grad_(True)

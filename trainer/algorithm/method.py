@@ -1,0 +1,153 @@
+"""What a method of training is: which networks it trains, what it draws for a batch, and the updates of a step.
+
+A method is a value: its settings and nothing else. The networks come to it in their engines, as `Players`. Each method
+has a file of its own, and `methods.py` finds it by the name in the config.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from models.diffusion import Diffusion
+from models.sampling import Sampler
+from models.shapes import Image, Latent, Timestep
+from trainer.algorithm.pairs import Labels
+from trainer.algorithm.randomness import Draws
+from trainer.algorithm.statistics import Statistic, Statistics
+from trainer.engine.interface import Engine
+
+Part = Literal["d", "g"]
+"""A network that is trained: the discriminator or the generator."""
+PART_NAMES: dict[Part, str] = {"d": "discriminator", "g": "generator"}
+BatchT = TypeVar("BatchT")
+
+
+@dataclass(frozen=True)
+class Players:
+    """The networks of a step in their engines, and what every update needs.
+
+    Attributes:
+        engines: by part.
+        diffusion: tables of the forward process and its posterior, on the device.
+        world_size: number of ranks over which the engines average gradients.
+        bf16: compute in bfloat16 except R1, R2 and the losses.
+        compiled: compiled forward passes of the engines' modules, of the parts that have one.
+    """
+
+    engines: Mapping[Part, Engine]
+    diffusion: Diffusion
+    world_size: int = 1
+    bf16: bool = False
+    compiled: Mapping[Part, Callable[..., Tensor]] = field(default_factory=dict)
+
+    @property
+    def generator(self) -> Engine:
+        """The generator's engine."""
+        return self.engines["g"]
+
+    @property
+    def discriminator(self) -> Engine:
+        """The discriminator's engine, of a method that has one."""
+        return self.engines["d"]
+
+    def forward(self, part: Part) -> Callable[..., Tensor]:
+        """A network's forward pass, the compiled one if there is one; not for what is differentiated twice."""
+        return self.compiled.get(part) or self.engines[part].module
+
+    def autocast(self, x_t: Image) -> AbstractContextManager:
+        """The region of low-precision compute. Engines are bypassed in the forward pass, so it is opened here."""
+        return torch.autocast(x_t.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+
+class MethodSettings(Protocol):
+    """What methods are made of: the training section of a config, which says what each value means."""
+
+    @property
+    def objective(self) -> str: ...  # noqa: D102
+    @property
+    def prediction(self) -> Literal["x0", "epsilon"]: ...  # noqa: D102
+    @property
+    def r1_gamma(self) -> float: ...  # noqa: D102
+    @property
+    def r2_gamma(self) -> float: ...  # noqa: D102
+    @property
+    def r1_interval_steps(self) -> int | None: ...  # noqa: D102
+
+
+class Method(Protocol[BatchT]):
+    """A method of training; `BatchT` is what its updates see of a micro-batch."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks that it trains, in the order of their updates within a step."""
+        ...
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What its updates count."""
+        ...
+
+    @property
+    def penalties(self) -> tuple[str, ...]:
+        """Names of the penalties with a weight, such as r1."""
+        ...
+
+    @property
+    def penalty_interval_steps(self) -> int:
+        """Penalties are part of the steps 0, n, 2n, ..."""
+        ...
+
+    @property
+    def samplers(self) -> tuple[Sampler, ...]:
+        """Samplers that the trained generator knows."""
+        ...
+
+    def without_penalties(self) -> "Method[BatchT]":
+        """The same method, whose steps have no penalty."""
+        ...
+
+    def draw(
+        self,
+        images: UInt8[Tensor, "b c h w"],
+        draws: Draws,
+        diffusion: Diffusion,
+        *,
+        latent_dim: int,
+        flip: bool,
+        share: float,
+        labels: Labels | None = None,
+    ) -> BatchT:
+        """What the updates of a step see of a micro-batch: a pure function of images and (seed, step, sample).
+
+        Args:
+            images: on the device of the draws.
+            draws: of these samples.
+            diffusion: tables on the same device.
+            latent_dim: length of z.
+            flip: mirror each image or not, by its own coin.
+            share: of the global batch; 0 for a micro-batch that only fills up the number of forward passes.
+            labels: of the images; None without classes.
+        """
+        ...
+
+    def update(self, part: Part, players: Players, batches: Sequence[BatchT], step: int) -> Statistics:
+        """One update of one network.
+
+        Args:
+            part: which.
+            players: the networks.
+            batches: as many as the engines accumulate.
+            step: counts from 0; decides whether penalties are due.
+        """
+        ...
+
+    def x0_predictor(
+        self, generator: Callable[[Image, Timestep, Latent], Image], diffusion: Diffusion
+    ) -> Callable[[Image, Timestep, Latent], Image]:
+        """The trained generator as a map from (x_t, t, z) to x0_pred, for sampling."""
+        ...

@@ -1,0 +1,111 @@
+"""What learns: the networks in their engines, the average, and the guard over their updates."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import Diffusion
+from models.networks import build_discriminator
+from trainer.algorithm.ema import Ema
+from trainer.algorithm.method import Method, Part, Players
+from trainer.algorithm.methods import make_method
+from trainer.algorithm.randomness import fold_seed
+from trainer.algorithm.statistics import Statistic
+from trainer.checkpoint.snapshot import build_generator, load_initial_weights
+from trainer.config.train_config import TrainConfig, split_batch
+from trainer.engine.compiled import CompiledForward, compiled_forward
+from trainer.engine.interface import Engine
+from trainer.engine.plain import make_adam
+from trainer.engine.ranks import Ranks
+from trainer.engine.zero import make_engine
+from trainer.rank.divergence import SkippedUpdates
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a step changes.
+
+    Attributes:
+        method: of training.
+        players: the networks in their engines.
+        ema: the averaged generator.
+        skipped: follows the updates that were skipped.
+    """
+
+    method: Method[Any]
+    players: Players
+    ema: Ema
+    skipped: SkippedUpdates
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """All that a step counts."""
+        return (*self.method.statistics, *self.skipped.statistics)
+
+    def generator_buffers(self) -> dict[str, Tensor]:
+        """What the generator's state holds in addition to parameters: random but fixed frequencies, for one."""
+        module = self.players.generator.module
+        parameters = dict(module.named_parameters())
+        return {name: value for name, value in module.state_dict().items() if name not in parameters}
+
+    def averaged_generator(self) -> dict[str, Tensor]:
+        """The averaged generator's whole state. At ZeRO stage 3 a collective that every rank must reach."""
+        return self.generator_buffers() | self.ema.full_state()
+
+    def close(self) -> None:
+        """Release the engines."""
+        for engine in self.players.engines.values():
+            engine.close()
+
+
+def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
+    """Build what a config describes, with fresh weights.
+
+    Args:
+        config: of the run.
+        ranks: that train; every one of them builds the same weights.
+        fresh: weights of `run.init_from` are taken; not for a run that will take those of a checkpoint.
+
+    Raises:
+        WeightsError: the weights of `run.init_from` cannot be used.
+    """
+    device, training = ranks.device, config.training
+    method = make_method(training, config.generator)
+    # One seed for all: each rank builds the same weights, and nothing has to be sent.
+    torch.manual_seed(fold_seed(config.run.seed, 1))
+    networks: dict[Part, nn.Module] = {"g": build_generator(config)}
+    if "d" in method.parts:
+        form = {name: getattr(config.data, name) for name in ("image_size", "image_channels", "num_classes")}
+        networks["d"] = build_discriminator(config.discriminator, **form)
+    if config.run.init_from and fresh:
+        load_initial_weights(networks["g"], Path(config.run.init_from))
+    stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
+    engines: dict[Part, Engine] = {
+        part: make_engine(
+            network,
+            make_adam(network.to(device), training.adam, device),
+            config.engine,
+            zero_stage=stages[part],
+            grad_accum_steps=split_batch(config).grad_accum_steps,
+            max_gradient_norm=config.guard.max_gradient_norm,
+        )
+        for part, network in networks.items()
+    }
+    compiled: dict[Part, CompiledForward | None] = {
+        part: compiled_forward(
+            engine.module, config.engine, deterministic=config.run.deterministic, zero_stage=stages[part]
+        )
+        for part, engine in engines.items()
+    }
+    players = Players(
+        engines,
+        Diffusion.from_config(config.diffusion, device),
+        world_size=ranks.world_size,
+        bf16=training.precision == "bf16",
+        compiled={part: forward for part, forward in compiled.items() if forward},
+    )
+    skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
+    return Learner(method, players, Ema(players.generator, training.ema_decay), skipped)

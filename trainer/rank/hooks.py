@@ -1,0 +1,200 @@
+"""What a run does between steps: logs its curves, reports to its driver, draws grids, evaluates and saves."""
+
+from pathlib import Path
+
+from torch import nn
+
+from trainer.checkpoint.snapshot import build_generator, save_snapshot
+from trainer.config.sections import FIGURES
+from trainer.config.train_config import TrainConfig
+from trainer.engine.ranks import Ranks
+from trainer.evaluate.during_training import RunEvaluation, is_due
+from trainer.rank.build import Learner
+from trainer.rank.loop import Loop
+from trainer.rank.progress import Driver, Status
+from trainer.rank.replaced import ReplacedSamples
+from trainer.rank.run_checkpoints import RunCheckpoints
+from trainer.rank.state import TrainingState
+from trainer.rank.watchdog import Phase
+from trainer.sample.draw import sample_images
+from trainer.sample.images import save_grid
+from trainer.tracking.tracker import Tracker
+
+
+class Curves:
+    """The newest values of the curves, which checkpoints keep.
+
+    Attributes:
+        metrics: of the last log point.
+    """
+
+    def __init__(self, metrics: dict[str, float]) -> None:
+        """Begin with those of the checkpoint that the run resumes from."""
+        self.metrics = {name: value for name, value in metrics.items() if name not in FIGURES}
+        self._figures: tuple[int, dict[str, float]] = (0, {})
+
+    def note_figures(self, step: int, figures: dict[str, float]) -> None:
+        """Take in the figures of merit of the weights after `step`; they belong to these weights alone."""
+        self._figures = step, figures
+
+    def after(self, step: int) -> dict[str, float]:
+        """All that is known of the weights after `step`."""
+        return self.metrics | (self._figures[1] if self._figures[0] == step else {})
+
+
+class AveragedGenerator:
+    """A generator of its own that takes the averaged weights, to draw with."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, learner: Learner) -> None:
+        """Build it, on the ranks that draw: rank 0, and all of them where figures of merit are measured."""
+        self._learner = learner
+        self._draws = ranks.rank == 0 or config.evaluation.interval_images is not None
+        self._network = build_generator(config, ranks.device).eval().requires_grad_(False) if self._draws else None
+
+    def filled(self) -> nn.Module | None:
+        """With the average as it is now; None on a rank that does not draw. A collective."""
+        state = self._learner.averaged_generator()
+        if self._network is not None:
+            self._network.load_state_dict(state)
+        return self._network
+
+
+class LogCurves:
+    """Logs means since the last point, and looks whether too many updates in a row were skipped."""
+
+    phase: Phase = "log"
+
+    def __init__(
+        self,
+        interval_steps: int,
+        tracker: Tracker,
+        curves: Curves,
+        checkpoints: RunCheckpoints,
+        replaced: ReplacedSamples,
+    ) -> None:
+        self._interval_steps, self._tracker, self._curves = interval_steps, tracker, curves
+        self._checkpoints, self._replaced = checkpoints, replaced
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """Every so many steps, and at the end."""
+        return at_end or step % self._interval_steps == 0
+
+    def run(self, loop: Loop) -> None:
+        """Measure and log. Raises Diverged on all ranks alike."""
+        metrics = self._curves.metrics = loop.measure()
+        saves = {f"checkpoint/{name}": seconds for name, seconds in self._checkpoints.take_times().items()}
+        failures = {"checkpoint_failures": float(self._checkpoints.take_failures())}
+        self._tracker.log_metrics(loop.step, metrics | failures | saves)
+        if metrics["replaced_samples"]:  # the sum over the ranks: all of them see it
+            self._replaced.publish(self._tracker)
+        loop.learner.skipped.check(loop.step, loop.ranks)
+
+
+class ReportStatus:
+    """Tells the driver how far the run is, after every step."""
+
+    phase: Phase = "log"
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """Always."""
+        return True
+
+    def run(self, loop: Loop) -> None:
+        """Report, from rank 0."""
+        if loop.ranks.rank != 0:
+            return
+        losses = {name: value for name, value in loop.measured.items() if name.startswith("loss_")}
+        rate, total = loop.measured.get("images_per_s", 0.0), loop.num_steps * loop.share.global_batch_size
+        self._driver.report(Status(loop.step, loop.images, total, rate, losses))
+
+
+class DrawGrid:
+    """Draws a grid of samples with the averaged weights, always of the same noises."""
+
+    phase: Phase = "sampling"
+
+    def __init__(self, config: TrainConfig, averaged: AveragedGenerator, tracker: Tracker) -> None:
+        self._config, self._averaged, self._tracker = config, averaged, tracker
+        self._interval_steps = config.tracking.sample_interval_steps
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """Every so many steps, and at the end."""
+        return at_end or bool(self._interval_steps and step % self._interval_steps == 0)
+
+    def run(self, loop: Loop) -> None:
+        """Draw, on rank 0."""
+        generator, config = self._averaged.filled(), self._config
+        if generator is None or loop.ranks.rank != 0:
+            return
+        num = config.tracking.num_samples
+        images = sample_images(generator, loop.learner.players.diffusion, config, num=num, seed=0)
+        file = Path(config.run.directory) / "samples" / f"step-{loop.step:08d}.png"
+        save_grid(file, images)
+        self._tracker.log_image(loop.step, "samples", file)
+
+
+class Evaluate:
+    """Measures figures of merit with the averaged weights, before the step's checkpoint is saved."""
+
+    phase: Phase = "sampling"
+
+    def __init__(
+        self, config: TrainConfig, ranks: Ranks, averaged: AveragedGenerator, tracker: Tracker, curves: Curves
+    ) -> None:
+        self._averaged, self._tracker, self._curves = averaged, tracker, curves
+        self._step_images, self._interval = config.training.global_batch_size, config.evaluation.interval_images
+        self._evaluation = RunEvaluation(config, ranks)
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """Every so many images."""
+        return is_due(images, self._step_images, self._interval)
+
+    def run(self, loop: Loop) -> None:
+        """Measure, over all ranks."""
+        generator = self._averaged.filled()
+        assert generator is not None
+        figures = self._evaluation.measure(generator, loop.learner.players.diffusion)
+        self._curves.note_figures(loop.step, figures)
+        self._tracker.log_metrics(loop.step, figures)
+
+
+class SaveCheckpoint:
+    """Has the state written while the steps that follow are made."""
+
+    phase: Phase = "checkpoint"
+
+    def __init__(
+        self,
+        interval_steps: int | None,
+        checkpoints: RunCheckpoints,
+        state: TrainingState,
+        tracker: Tracker,
+        curves: Curves,
+        replaced: ReplacedSamples,
+    ) -> None:
+        self._interval_steps, self._checkpoints, self._state = interval_steps, checkpoints, state
+        self._tracker, self._curves, self._replaced = tracker, curves, replaced
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """Every so many steps; the caller of the loop saves the end, and a stop."""
+        return bool(self._interval_steps and step % self._interval_steps == 0) and not at_end
+
+    def run(self, loop: Loop) -> None:
+        """Begin to save."""
+        self._replaced.publish(self._tracker)  # a run that resumes from here does not meet them again
+        self._checkpoints.note(self._curves.after(loop.step))
+        self._checkpoints.save(self._state, loop.statistics, loop.step, self._tracker.run_id)
+
+
+def write_snapshot(config: TrainConfig, averaged: AveragedGenerator, ranks: Ranks, tracker: Tracker, step: int) -> None:
+    """Write the averaged generator and its config, at the end of a run; a collective."""
+    generator = averaged.filled()
+    if generator is None or ranks.rank != 0:
+        return
+    folder = Path(config.run.directory) / "snapshots" / f"step-{step:08d}"
+    save_snapshot(folder, generator.state_dict(), config, step)
+    for file in sorted(folder.iterdir()):
+        tracker.log_artifact(file, "snapshot")
