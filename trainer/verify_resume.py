@@ -24,7 +24,7 @@ from trainer.checkpoint.format import list_checkpoints, newest_valid
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import ConfigError, load_config
 from trainer.config.train_config import TrainConfig, num_steps
-from trainer.rank.strike import MARK, Strike
+from trainer.rank.fault_injection import MARK, Kill
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ class Trial:
     ranks: int
     out: Path
 
-    def start(self, name: str, strike: Strike | None) -> bool:
-        """Start the run `name` from where it stands, to its end or to the strike.
+    def start(self, name: str, kill: Kill | None) -> bool:
+        """Start the run `name` from where it stands, to its end or to the kill.
 
         Returns:
-            Whether it was struck.
+            Whether the kill hit it.
 
         Raises:
             StartFailedError: it failed of itself; the message ends with the log's last lines.
@@ -74,8 +74,8 @@ class Trial:
         command = [sys.executable, "-m"]
         if self.ranks > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m"]
-        command += ["trainer.rank.strike", *self.arguments, "--set", f"run.directory={self.out / name}"]
-        command += ["--strike", strike.to_json()] if strike else []
+        command += ["trainer.rank.fault_injection", *self.arguments, "--set", f"run.directory={self.out / name}"]
+        command += ["--kill", kill.to_json()] if kill else []
         file = self.out / f"{name}.log"
         with file.open("ab") as output:
             before = output.tell()
@@ -85,10 +85,10 @@ class Trial:
             finally:
                 process.terminate()  # torchrun takes its ranks with it
         printed = file.read_bytes()[before:].decode(errors="replace")
-        struck = MARK in printed
-        if code and not (struck and strike and strike.signal == "SIGKILL"):
+        killed = MARK in printed
+        if code and not (killed and kill and kill.signal == "SIGKILL"):
             raise StartFailedError(f"a start of {name} ended with {code}; {file} ends:\n{printed[-2000:]}")
-        return struck
+        return killed
 
     def checkpoints(self, name: str) -> Path:
         """Where the run `name` saves."""
@@ -104,7 +104,7 @@ class Trial:
         return {checkpoint.step: fingerprint(checkpoint) for checkpoint in list_checkpoints(self.checkpoints(name))}
 
 
-def plan_strikes(seed: int, kills: int, *, ranks: int, total_steps: int) -> Iterator[Strike]:
+def plan_kills(seed: int, kills: int, *, ranks: int, total_steps: int) -> Iterator[Kill]:
     """Kills in the order of a run, their steps counted from the beginning of the run.
 
     Args:
@@ -117,11 +117,11 @@ def plan_strikes(seed: int, kills: int, *, ranks: int, total_steps: int) -> Iter
     for number, due in enumerate(sorted(dice.randint(1, total_steps) for _ in range(kills))):
         kind = KINDS[number % len(KINDS)]
         alone = (dice.randrange(ranks),)
-        struck = dice.choice((alone, tuple(range(ranks))))
-        events = FILE_EVENTS_OF_A_SAVE if 0 in struck else FILE_EVENTS_OF_A_PART
-        yield Strike(
+        victims = dice.choice((alone, tuple(range(ranks))))
+        events = FILE_EVENTS_OF_A_SAVE if 0 in victims else FILE_EVENTS_OF_A_PART
+        yield Kill(
             signal="SIGTERM" if kind == "SIGTERM" else "SIGKILL",
-            ranks=struck,
+            ranks=victims,
             step=due,
             file_event=dice.randrange(events) if kind == "checkpoint" else None,
             delay=dice.random(),
@@ -129,23 +129,23 @@ def plan_strikes(seed: int, kills: int, *, ranks: int, total_steps: int) -> Iter
 
 
 def run_killed(trial: Trial, name: str, seed: int, kills: int) -> int:
-    """Train with kills to the end; returns how many struck."""
-    total, struck = num_steps(trial.config), 0
-    for planned in plan_strikes(seed, kills, ranks=trial.ranks, total_steps=total):
+    """Train with kills to the end; returns how many of them hit."""
+    total, hits = num_steps(trial.config), 0
+    for planned in plan_kills(seed, kills, ranks=trial.ranks, total_steps=total):
         first = trial.step(name)
         if first >= total:
             break
         # Its step may lie behind already: a kill that was armed earlier came later.
-        strike = replace(planned, step=max(1, planned.step - first))
-        hit = trial.start(name, strike)
-        struck += hit
-        place = f"step {first + strike.step}" if strike.file_event is None else "a checkpoint"
-        whom = "all ranks" if len(strike.ranks) == trial.ranks else f"rank {strike.ranks[0]}"
-        said = f"{strike.signal} of {whom} in {place}" if hit else "the end came before the kill"
+        kill = replace(planned, step=max(1, planned.step - first))
+        hit = trial.start(name, kill)
+        hits += hit
+        place = f"step {first + kill.step}" if kill.file_event is None else "a checkpoint"
+        whom = "all ranks" if len(kill.ranks) == trial.ranks else f"rank {kill.ranks[0]}"
+        said = f"{kill.signal} of {whom} in {place}" if hit else "the end came before the kill"
         log.info("%s: from step %d, %s; resumes at step %d", name, first, said, trial.step(name))
     if trial.step(name) < total:
         trial.start(name, None)
-    return struck
+    return hits
 
 
 def compare(straight: dict[int, Fingerprint], killed: dict[int, Fingerprint]) -> tuple[list[str], bool]:
@@ -171,11 +171,11 @@ def verify(trial: Trial, *, seed: int, kills: int, soak_s: float) -> bool:
     straight = trial.fingerprints("straight")
     while True:
         name = f"killed-{seed}"
-        struck = run_killed(trial, name, seed, kills)
+        hits = run_killed(trial, name, seed, kills)
         lines, equal = compare(straight, trial.fingerprints(name))
         print("\n".join(lines))
         verdict = "all equal" if equal else f"DIFFERENT, see {trial.out / name}"
-        print(f"seed {seed}, {trial.ranks} ranks, {struck} kills: {verdict}", flush=True)
+        print(f"seed {seed}, {trial.ranks} ranks, {hits} kills: {verdict}", flush=True)
         if not equal or time.monotonic() > ends_at:
             return equal
         shutil.rmtree(trial.out / name)

@@ -12,7 +12,7 @@ from data.shards.index import load_index
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
-from trainer.rank.progress import Status
+from trainer.rank.progress import RunStatus
 from trainer.rank.run_folder import Outcome
 from trainer.rank.worker import Worker
 
@@ -23,7 +23,7 @@ class Stopper:
     def __init__(self, at: int | None = None) -> None:
         self.at, self.asked, self.seen = at, 0, []
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         self.seen.append(status)
 
     def stop_requested(self) -> bool:

@@ -9,33 +9,33 @@ import pytest
 
 from tests.launch import run_python
 from trainer.checkpoint.fingerprint import Fingerprint
-from trainer.rank.strike import Strike
-from trainer.verify_resume import KINDS, compare, main, plan_strikes
+from trainer.rank.fault_injection import Kill
+from trainer.verify_resume import KINDS, compare, main, plan_kills
 
 A = Fingerprint(weights="a" * 64, ema="b" * 64, optimizer="c" * 64, metrics="d" * 64)
 
 
 def test_kills_are_a_function_of_the_seed_and_come_in_the_order_of_the_run():
-    plan = list(plan_strikes(7, 25, ranks=3, total_steps=100))
-    assert plan == list(plan_strikes(7, 25, ranks=3, total_steps=100))
-    assert plan != list(plan_strikes(8, 25, ranks=3, total_steps=100))
-    assert [strike.step for strike in plan] == sorted(strike.step for strike in plan)
-    assert all(1 <= strike.step <= 100 and 0 <= strike.delay <= 1 for strike in plan)
-    assert all(set(strike.ranks) <= {0, 1, 2} and strike.ranks for strike in plan)
+    plan = list(plan_kills(7, 25, ranks=3, total_steps=100))
+    assert plan == list(plan_kills(7, 25, ranks=3, total_steps=100))
+    assert plan != list(plan_kills(8, 25, ranks=3, total_steps=100))
+    assert [kill.step for kill in plan] == sorted(kill.step for kill in plan)
+    assert all(1 <= kill.step <= 100 and 0 <= kill.delay <= 1 for kill in plan)
+    assert all(set(kill.ranks) <= {0, 1, 2} and kill.ranks for kill in plan)
 
 
 def test_every_kind_of_kill_comes_and_a_checkpoint_is_struck_in_several_phases():
-    plan = list(plan_strikes(0, 50, ranks=2, total_steps=1000))
-    assert [strike.signal == "SIGTERM" for strike in plan[:5]] == [kind == "SIGTERM" for kind in KINDS]
-    events = [strike.file_event for strike in plan if strike.file_event is not None]
+    plan = list(plan_kills(0, 50, ranks=2, total_steps=1000))
+    assert [kill.signal == "SIGTERM" for kill in plan[:5]] == [kind == "SIGTERM" for kind in KINDS]
+    events = [kill.file_event for kill in plan if kill.file_event is not None]
     assert len(events) == 20
     assert len(set(events)) > 5
-    assert {len(strike.ranks) for strike in plan} == {1, 2}
+    assert {len(kill.ranks) for kill in plan} == {1, 2}
 
 
 def test_a_strike_passes_through_the_command_line_unchanged():
-    for strike in plan_strikes(3, 10, ranks=4, total_steps=50):
-        assert Strike.from_json(strike.to_json()) == strike
+    for kill in plan_kills(3, 10, ranks=4, total_steps=50):
+        assert Kill.from_json(kill.to_json()) == kill
 
 
 def test_table_says_which_part_of_which_step_differs():

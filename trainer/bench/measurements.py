@@ -20,7 +20,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.rank.build import build
 from trainer.rank.loop import Loop, Share, open_share
-from trainer.rank.progress import Status
+from trainer.rank.progress import RunStatus
 from trainer.rank.worker import prepare_torch
 from trainer.sample.draw import sample_batches
 
@@ -30,7 +30,7 @@ Report = dict[str, float]
 class _Driver:
     """Neither reports nor stops."""
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         """Nobody looks."""
 
     def stop_requested(self) -> bool:

@@ -1,8 +1,8 @@
 """The process that starts the ranks.
 
 Files:
-    board      where driver and workers meet; what failures lead to
-    growth     when a run that lost ranks takes new ones
-    ray_train  Ray Train, signals, the line between worker and driver
-    start      what is checked and set before Ray or a GPU is touched
+    ray_train    Ray Train, signals, the line between worker and driver
+    scale_up     when a run that lost ranks takes new ones
+    start        what is checked and set before Ray or a GPU is touched
+    state_actor  the state that driver and workers share; what failures lead to
 """

@@ -1,7 +1,7 @@
 """Ray's side of a run: a local Ray or a cluster, one Ray Train worker per rank, the line between worker and driver.
 
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended; each rank gets its place in the
-group from Ray Train's environment and talks to the driver through a small actor, the board, without waiting for it.
+group from Ray Train's environment and talks to the driver through a small actor, `StateActor`, without waiting for it.
 Ray reads its settings from the environment when it is imported: `run.set_up_ray` comes first.
 
 A group that fails is started again by Ray Train, with as many ranks as find room. Ray would also kill a healthy group
@@ -35,10 +35,10 @@ from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
-from trainer.driver.board import Board, FinalError, Snapshot
-from trainer.driver.growth import Growth
+from trainer.driver.scale_up import ScaleUp
+from trainer.driver.state_actor import FinalError, Snapshot, StateActor
 from trainer.rank.divergence import DivergenceError
-from trainer.rank.progress import ProgressBar, Status
+from trainer.rank.progress import ProgressBar, RunStatus
 from trainer.rank.run_folder import Outcome
 from trainer.rank.worker import run_rank
 
@@ -66,19 +66,19 @@ class RunFailedError(RuntimeError):
 
 
 class RayDriver:
-    """A worker's line to the board: sends at most a few times a second, and looks for the answer without waiting."""
+    """A worker's line to the state actor: sends a few times a second at most, and never waits for the answer."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, state: Any) -> None:
+        self._state = state
         self._sent_at = float("-inf")
-        self._stop_asked = board.stop_asked.remote()
+        self._stop_asked = state.stop_asked.remote()
         self.step: int | None = None
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         """Post `status` unless one has just been posted; the last step is always posted."""
         self.step = status.step
         if time.monotonic() - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images:
-            self._board.post.remote(status)
+            self._state.post.remote(status)
             self._sent_at = time.monotonic()
 
     def stop_requested(self) -> bool:
@@ -92,15 +92,15 @@ class RayDriver:
 
 def _train_rank(arguments: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""
-    config, board = arguments["config"], arguments["board"]
+    config, state = arguments["config"], arguments["state"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank()), "WORLD_SIZE": str(world_size)}
     os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a group that is started again takes its own lease over
     config = replace(config, scaling=replace(config.scaling, world_size=world_size))
     start_logging(rank)
-    driver = RayDriver(board)
-    if rank == 0 and not _await_turn(driver, board, world_size):  # the others wait for it in their first collective
+    driver = RayDriver(state)
+    if rank == 0 and not _await_turn(driver, state, world_size):  # the others wait for it in their first collective
         return _await_the_end()
     try:
         result: Outcome | FinalError = run_rank(config, driver)
@@ -110,18 +110,18 @@ def _train_rank(arguments: dict[str, Any]) -> None:
         result = FinalError(str(error), is_refusal=False)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
-        ray.get(board.post_error.remote(f"rank {rank}: {type(error).__name__}: {first_line}", driver.step))
+        ray.get(state.post_error.remote(f"rank {rank}: {type(error).__name__}: {first_line}", driver.step))
         raise
     if rank == 0 or isinstance(result, FinalError):
-        ray.get(board.post_result.remote(result))
+        ray.get(state.post_result.remote(result))
     if isinstance(result, FinalError):
         _await_the_end()
     return None
 
 
-def _await_turn(driver: RayDriver, board: Any, world_size: int) -> bool:
+def _await_turn(driver: RayDriver, state: Any, world_size: int) -> bool:
     """Hold a group back that follows on failures; a stop ends the pause. False: it should not start at all."""
-    pause_s: float | None = ray.get(board.begin.remote(world_size))
+    pause_s: float | None = ray.get(state.begin.remote(world_size))
     if pause_s:
         log.warning("the workers have failed repeatedly: going on in %.0f s", pause_s)
         driver.wait_for_stop(pause_s)
@@ -247,21 +247,21 @@ def fit(config: TrainConfig) -> Outcome:
     """
     with connected():
         check_resources(config)
-        board = _start_board()
-        growth = Growth(partial(_possible_ranks, config.scaling))
-        with _stop_on_signals(board) as stop, ProgressBar() as bar:
+        state = _start_state_actor()
+        scale_up = ScaleUp(partial(_possible_ranks, config.scaling))
+        with _stop_on_signals(state) as stop, ProgressBar() as bar:
             while True:
-                outcome = _fit_group(config, board, growth, bar)
+                outcome = _fit_group(config, state, scale_up, bar)
                 if outcome.finished or stop.asked:
                     return outcome
-                ray.get(board.go_on.remote())  # it stopped because there is room for more ranks
-                if stop.asked:  # meanwhile: the board may have forgotten it
+                ray.get(state.go_on.remote())  # it stopped because there is room for more ranks
+                if stop.asked:  # meanwhile: the actor may have forgotten it
                     return outcome
 
 
-def _fit_group(config: TrainConfig, board: Any, growth: Growth, bar: ProgressBar) -> Outcome:
+def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: ProgressBar) -> Outcome:
     """One call of Ray Train, with all the restarts that it does on its own; ends early if the run can grow."""
-    trainer = _make_trainer(config, board)
+    trainer = _make_trainer(config, state)
     failure: list[BaseException] = []
 
     def call_fit() -> None:
@@ -273,46 +273,46 @@ def _fit_group(config: TrainConfig, board: Any, growth: Growth, bar: ProgressBar
     # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
     thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
     thread.start()
-    seen = _read(board)
+    seen = _read(state)
     while thread.is_alive() and not isinstance(seen.result, FinalError):
         thread.join(timeout=0.5)
-        seen = _read(board)
+        seen = _read(state)
         if seen.status:
             bar.show(seen.status)
-        if ranks := growth.possible(seen.world_size):
+        if ranks := scale_up.possible(seen.world_size):
             log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
-            board.ask_to_stop.remote()
-    seen = _read(board)  # the last words of the ranks may have come after the last look
+            state.ask_to_stop.remote()
+    seen = _read(state)  # the last words of the ranks may have come after the last look
     if isinstance(seen.result, FinalError):
         raise ConfigError([seen.result.message]) if seen.result.is_refusal else RunFailedError(seen.result.message)
     if not failure and isinstance(seen.result, Outcome):
         return seen.result
-    summary = ray.get(board.summarize_failures.remote(config.scaling.max_failures))
+    summary = ray.get(state.summarize_failures.remote(config.scaling.max_failures))
     raise RunFailedError(summary or f"the workers failed: {failure[0] if failure else 'no result was reported'}")
 
 
-def _start_board() -> Any:
-    """The board on the driver's own node, so that no other node's end takes it away."""
+def _start_state_actor() -> Any:
+    """The actor on the driver's own node, so that no other node's end takes it away."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(Board)
+    actor: Any = ray.remote(StateActor)
     # Each rank of each attempt leaves a call that waits for a stop; they must not use up the calls that may be open.
     return actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=1_000_000).remote()
 
 
-def _read(board: Any) -> Snapshot:
+def _read(state: Any) -> Snapshot:
     try:
-        return ray.get(board.read.remote())
+        return ray.get(state.read.remote())
     except RayError as error:
         raise RunFailedError(f"the driver's own Ray process is gone: {error}") from error
 
 
-def _make_trainer(config: TrainConfig, board: Any) -> TorchTrainer:
+def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
     scaling = config.scaling
-    failures_before: Any = ray.get(board.count_failures.remote())  # the limit is one for all calls of Ray Train
+    failures_before: Any = ray.get(state.count_failures.remote())  # the limit is one for all calls of Ray Train
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
     return TorchTrainer(
         _train_rank,
-        train_loop_config={"config": config, "launch": this_process(), "board": board},
+        train_loop_config={"config": config, "launch": this_process(), "state": state},
         torch_config=TorchConfig(backend="nccl" if scaling.device == "gpu" else "gloo", timeout_s=scaling.timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scaling.min_world_size, scaling.world_size) if scaling.min_world_size else scaling.world_size,
@@ -337,7 +337,7 @@ class _Stop:
 
 
 @contextmanager
-def _stop_on_signals(board: Any) -> Iterator[_Stop]:
+def _stop_on_signals(state: Any) -> Iterator[_Stop]:
     """The first SIGINT or SIGTERM asks the workers to stop after a checkpoint; the second ends the driver at once."""
     stop = _Stop()
 
@@ -348,7 +348,7 @@ def _stop_on_signals(board: Any) -> Iterator[_Stop]:
         log.warning(
             "%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name
         )
-        board.ask_to_stop.remote()
+        state.ask_to_stop.remote()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

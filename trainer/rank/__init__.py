@@ -3,6 +3,7 @@
 Files:
     build            the networks in their engines, the average and the guard
     divergence       updates skipped in a row: counted, undone, explained
+    fault_injection  a worker that kills itself, for trainer.verify_resume
     hooks            what happens between steps: curves, grids, figures, checkpoints
     loop             the loop of one rank
     metrics          sums of statistics, times of a step
@@ -11,7 +12,6 @@ Files:
     run_checkpoints  the checkpoints of a run, as a rank sees them
     run_folder       the folder of a run, who may read it, what it holds
     state            what a checkpoint holds of a run, and how a rank takes it up
-    strike           a worker that kills itself, for that proof
     watchdog         ends a rank that stands still, with its stacks
     worker           builds, resumes, trains, closes
 """

@@ -11,7 +11,7 @@ from trainer.engine.ranks import Ranks
 from trainer.evaluate.during_training import RunEvaluation, is_due
 from trainer.rank.build import Learner
 from trainer.rank.loop import Loop
-from trainer.rank.progress import Driver, Status
+from trainer.rank.progress import Driver, RunStatus
 from trainer.rank.replaced import ReplacedSamples
 from trainer.rank.run_checkpoints import RunCheckpoints
 from trainer.rank.state import TrainingState
@@ -108,7 +108,7 @@ class ReportStatus:
             return
         losses = {name: value for name, value in loop.measured.items() if name.startswith("loss_")}
         rate, total = loop.measured.get("images_per_s", 0.0), loop.num_steps * loop.share.global_batch_size
-        self._driver.report(Status(loop.step, loop.images, total, rate, losses))
+        self._driver.report(RunStatus(loop.step, loop.images, total, rate, losses))
 
 
 class DrawGrid:

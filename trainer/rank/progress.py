@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """State of a run after a step.
 
     Attributes:
@@ -32,7 +32,7 @@ class Status:
 class Driver(Protocol):
     """The worker's line to whoever started it."""
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         """Called by rank 0 after each step; must return at once."""
         ...
 
@@ -69,7 +69,7 @@ class ProgressBar:
         if self._terminal:
             self._progress.stop()
 
-    def show(self, status: Status) -> None:
+    def show(self, status: RunStatus) -> None:
         """Draw `status`."""
         losses = "  ".join(f"{name} {value:.3f}" for name, value in status.losses.items())
         detail = f"{status.images_per_s:.0f} images/s  {losses}"
@@ -97,7 +97,7 @@ class SignalDriver:
             os.kill(os.getpid(), number)
         self._stop = True
 
-    def report(self, status: Status) -> None:
+    def report(self, status: RunStatus) -> None:
         """Draw the bar."""
         if self._bar:
             self._bar.show(status)

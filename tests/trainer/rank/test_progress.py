@@ -3,13 +3,13 @@
 import logging
 import sys
 
-from trainer.rank.progress import ProgressBar, Status
+from trainer.rank.progress import ProgressBar, RunStatus
 
 LOSSES = {"loss_d_real": 0.5, "loss_g": 1.25}
 
 
-def status(images: int) -> Status:
-    return Status(step=images, images=images, total_images=100, images_per_s=20.0, losses=LOSSES)
+def status(images: int) -> RunStatus:
+    return RunStatus(step=images, images=images, total_images=100, images_per_s=20.0, losses=LOSSES)
 
 
 def test_a_log_gets_a_bounded_number_of_lines_with_rate_losses_and_time_left(caplog):

@@ -32,7 +32,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.rank.hooks import DrawGrid
 from trainer.rank.metrics import StatisticsSum
-from trainer.rank.progress import Status
+from trainer.rank.progress import RunStatus
 from trainer.rank.worker import Worker
 from trainer.tracking.tracker import NullTracker
 
@@ -51,7 +51,7 @@ class StopAt:
     def __init__(self, step: int) -> None:
         self._step, self._begun = step, 0
 
-    def report(self, status: Status) -> None: ...
+    def report(self, status: RunStatus) -> None: ...
 
     def stop_requested(self) -> bool:
         self._begun += 1

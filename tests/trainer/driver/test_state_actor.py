@@ -4,23 +4,23 @@ import asyncio
 
 import pytest
 
-from trainer.driver.board import Board, Failure, Failures, FinalError
-from trainer.rank.progress import Status
+from trainer.driver.state_actor import Failure, Failures, FinalError, StateActor
+from trainer.rank.progress import RunStatus
 from trainer.rank.run_folder import Outcome
 
 LOST = "rank 1: RuntimeError: [gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:4711"
 
 
-def status(step: int) -> Status:
-    return Status(step=step, images=step * 16, total_images=1600)
+def status(step: int) -> RunStatus:
+    return RunStatus(step=step, images=step * 16, total_images=1600)
 
 
-async def fail_group(board: Board, *, step: int | None, error: str = "rank 0: OSError: broken") -> float | None:
+async def fail_group(state: StateActor, *, step: int | None, error: str = "rank 0: OSError: broken") -> float | None:
     """One group that starts, reaches a step and fails; returns the pause before it."""
-    pause_s = await board.begin(2)
+    pause_s = await state.begin(2)
     if step is not None:
-        await board.post(status(step))
-    await board.post_error(error, None)
+        await state.post(status(step))
+    await state.post_error(error, None)
     return pause_s
 
 
@@ -46,10 +46,10 @@ def test_first_restart_is_at_once_and_the_next_ones_back_off(steps: list[int | N
 
 def test_third_failure_at_a_step_ends_the_run_with_step_number_and_cause() -> None:
     async def play() -> tuple[list[float | None], Outcome | FinalError | None]:
-        board = Board()
-        pauses = [await fail_group(board, step=step) for step in (8, 3, 8, 8)]
-        pauses.append(await board.begin(2))
-        return pauses, (await board.read()).result
+        state = StateActor()
+        pauses = [await fail_group(state, step=step) for step in (8, 3, 8, 8)]
+        pauses.append(await state.begin(2))
+        return pauses, (await state.read()).result
 
     pauses, result = asyncio.run(play())
     assert pauses == [0, 0, 2, 4, None]
@@ -60,14 +60,14 @@ def test_third_failure_at_a_step_ends_the_run_with_step_number_and_cause() -> No
 
 def test_groups_that_never_reach_a_step_are_counted_together() -> None:
     async def play() -> Outcome | FinalError | None:
-        board = Board()
-        await board.begin(1)
-        await board.post(status(8))
+        state = StateActor()
+        await state.begin(1)
+        await state.post(status(8))
         for _ in range(3):  # killed without a word, the first one at step 8
-            await board.begin(1)
-        assert (await board.read()).result is None
-        await board.begin(1)
-        return (await board.read()).result
+            await state.begin(1)
+        assert (await state.read()).result is None
+        await state.begin(1)
+        return (await state.read()).result
 
     result = asyncio.run(play())
     assert isinstance(result, FinalError)
@@ -90,11 +90,11 @@ def test_starts_that_fail_early_now_and_then_do_not_end_a_run_that_gets_on_betwe
 
 def test_limit_of_failures_holds_over_all_calls_of_ray_train() -> None:
     async def play() -> list[int]:
-        board, counts = Board(), []
+        state, counts = StateActor(), []
         for step in (3, 5):
-            await fail_group(board, step=step)
-            counts.append(await board.count_failures())
-            counts.append(await board.count_failures())  # to look does not count
+            await fail_group(state, step=step)
+            counts.append(await state.count_failures())
+            counts.append(await state.count_failures())  # to look does not count
         return counts
 
     assert asyncio.run(play()) == [1, 1, 2, 2]
@@ -103,13 +103,13 @@ def test_limit_of_failures_holds_over_all_calls_of_ray_train() -> None:
 @pytest.mark.parametrize("cause_first", [True, False])
 def test_cause_is_what_a_rank_says_that_did_not_merely_lose_another(cause_first: bool) -> None:
     async def play() -> str | None:
-        board = Board()
-        await board.begin(2)
-        await board.post(status(4))
+        state = StateActor()
+        await state.begin(2)
+        await state.post(status(4))
         words = [("rank 1: OSError: no space", None), (LOST, 6)]
         for error, step in words if cause_first else reversed(words):
-            await board.post_error(error, step)
-        return await board.summarize_failures(0)
+            await state.post_error(error, step)
+        return await state.summarize_failures(0)
 
     assert asyncio.run(play()) == (
         "the workers failed 1 times, more often than scaling.max_failures (0) allows; the last time after step 6 with: "
@@ -119,31 +119,31 @@ def test_cause_is_what_a_rank_says_that_did_not_merely_lose_another(cause_first:
 
 def test_groups_that_stop_when_asked_are_no_failures() -> None:
     async def play() -> str | None:
-        board = Board()
-        waiting = asyncio.create_task(board.stop_asked())
+        state = StateActor()
+        waiting = asyncio.create_task(state.stop_asked())
         for _ in range(4):
-            await board.begin(2)
-            await board.ask_to_stop()
+            await state.begin(2)
+            await state.ask_to_stop()
             assert await waiting
-            await board.post_result(Outcome(False, 4, 64, "step-4", None, None))
-            assert (await board.read()).world_size is None
-            await board.go_on()
-            assert (await board.read()).result is None
-            waiting = asyncio.create_task(board.stop_asked())
+            await state.post_result(Outcome(False, 4, 64, "step-4", None, None))
+            assert (await state.read()).world_size is None
+            await state.go_on()
+            assert (await state.read()).result is None
+            waiting = asyncio.create_task(state.stop_asked())
             await asyncio.sleep(0)
             assert not waiting.done()
         waiting.cancel()
-        return await board.summarize_failures(3)
+        return await state.summarize_failures(3)
 
     assert asyncio.run(play()) is None
 
 
 def test_an_error_that_ends_the_run_stays_whatever_the_other_ranks_say() -> None:
     async def play() -> Outcome | FinalError | None:
-        board, final = Board(), FinalError("data.path is gone", is_refusal=True)
-        await board.begin(2)
-        await board.post_result(final)
-        await board.post_result(Outcome(True, 10, 160, "step-10", None, None))
-        return (await board.read()).result
+        state, final = StateActor(), FinalError("data.path is gone", is_refusal=True)
+        await state.begin(2)
+        await state.post_result(final)
+        await state.post_result(Outcome(True, 10, 160, "step-10", None, None))
+        return (await state.read()).result
 
     assert asyncio.run(play()) == FinalError("data.path is gone", is_refusal=True)

@@ -15,7 +15,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
 """Until room that came to nothing is tried again; each time twice as long."""
 
 
-class Growth:
+class ScaleUp:
     """Looks now and then whether the cluster has room for more ranks than the run has."""
 
     def __init__(self, count_ranks: Callable[[int], int], *, clock: Callable[[], float] = time.monotonic) -> None:

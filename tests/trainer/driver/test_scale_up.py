@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from trainer.driver.growth import CHECK_INTERVAL_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, SETTLED_S, Growth
+from trainer.driver.scale_up import CHECK_INTERVAL_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, SETTLED_S, ScaleUp
 
 
 class Cluster:
@@ -10,7 +10,7 @@ class Cluster:
 
     def __init__(self, places: int) -> None:
         self.time_s, self.places, self.looks = 100.0, places, 0
-        self.growth = Growth(self._look, clock=lambda: self.time_s)
+        self.scale_up = ScaleUp(self._look, clock=lambda: self.time_s)
 
     def _look(self, world_size: int) -> int:
         self.looks += 1
@@ -21,7 +21,7 @@ class Cluster:
         began, asked = self.time_s, []
         while self.time_s < began + seconds:
             self.time_s += 0.5
-            if ranks := self.growth.possible(world_size):
+            if ranks := self.scale_up.possible(world_size):
                 assert ranks == self.places
                 asked.append(self.time_s - began)
         return asked

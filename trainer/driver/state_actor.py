@@ -1,6 +1,6 @@
 """Where the driver and the workers of a run meet, and what is known there of groups of workers that failed.
 
-Ray makes an actor of `Board`; nothing here needs Ray.
+Ray makes an actor of `StateActor`; nothing here needs Ray.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from trainer.rank.progress import Status
+from trainer.rank.progress import RunStatus
 from trainer.rank.run_folder import Outcome
 
 SAME_STEP_LIMIT = 3
@@ -38,7 +38,7 @@ class Failure:
     """How a group of workers ended too early.
 
     Attributes:
-        step: optimizer steps that the run had done, as far as the board was told; None: the group did none.
+        step: optimizer steps that the run had done, as far as the actor was told; None: the group did none.
         error: its first line.
     """
 
@@ -97,7 +97,7 @@ class Failures:
         return len(self._all)
 
     def summary(self, max_failures: int) -> str | None:
-        """Why a run ended that Ray does not restart any more; None where the board knows of no failure."""
+        """Why a run ended that Ray does not restart any more; None where the actor knows of no failure."""
         if not self._all:
             return None
         last = self._all[-1]
@@ -117,16 +117,16 @@ class Snapshot:
         world_size: ranks of the group that runs, or None between two groups.
     """
 
-    status: Status | None
+    status: RunStatus | None
     result: Outcome | FinalError | None
     world_size: int | None
 
 
-class Board:
+class StateActor:
     """The newest status one way, the request to stop the other way. Its methods are called from other processes."""
 
     def __init__(self) -> None:
-        self._status: Status | None = None
+        self._status: RunStatus | None = None
         self._stop = asyncio.Event()
         self._result: Outcome | FinalError | None = None
         self._world_size: int | None = None
@@ -149,7 +149,7 @@ class Board:
         self._running, self._world_size, self._step = True, world_size, None
         return self._failures.pause_s()
 
-    async def post(self, status: Status) -> None:
+    async def post(self, status: RunStatus) -> None:
         """Keep the newest status."""
         self._status, self._step = status, status.step
 
