@@ -64,9 +64,9 @@ def test_each_command_is_accepted_by_its_program(page: str, line: str, monkeypat
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_named_by_commands_exist(page: str):
-    named = [word for line in lines_of(PAGES[page]) for word in line.split() if re.match(r"(tests|cluster)/.+\.", word)]
-    assert [word for word in named if not (ROOT / word).exists()] == []
+def test_files_that_a_page_names_exist(page: str):
+    named = re.findall(r"(?<![\w/.-])(?:trainer|models|data|cluster|tests|docs)/[\w/.-]+\.\w+", PAGES[page])
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.slow
