@@ -81,8 +81,10 @@ def open_share(config: TrainConfig, index: ShardIndex, share: Share, first_batch
 class Hook(Protocol):
     """What is done now and then between two steps. Every rank has the same hooks and comes to the same ones."""
 
-    phase: Phase
-    """What the watchdog is told; `log` has no allowance for slow work."""
+    @property
+    def phase(self) -> Phase:
+        """What the watchdog is told; `log` has no allowance for slow work."""
+        ...
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
         """Whether to run after `step` optimizer steps and `images` images; at_end: it was the last planned step."""
