@@ -5,9 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -15,32 +13,21 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.import_graph import (
+    ARROWS,
+    FLOORS,
+    circle,
+    floor_of,
+    folder_graph,
+    folder_of,
+    import_graph,
+    imports_of,
+    picture,
+    python_files,
+    targets,
+)
 from tests.launch import ROOT
 
-ARROWS = {
-    "models": set[str](),
-    "data": set[str](),
-    "trainer": {"models", "data"},
-    "cluster": {"trainer", "models", "data"},
-    "tests": {"cluster", "trainer", "models", "data"},
-}
-"""What each package may import of ours, beside itself."""
-FLOORS = (
-    {"models", "data/storage"},
-    {"models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
-    {"trainer/algorithm", "data/stream", "data/prepare"},
-    {"trainer/config", "data"},
-    {"trainer/checkpoint", "trainer/tracking"},
-    {"trainer/sample"},
-    {"trainer/evaluate"},
-    {"trainer/rank"},
-    {"trainer/driver", "trainer/bench"},
-    {"trainer"},
-    {"cluster"},
-    {"tests"},
-)
-"""Every folder with Python, lowest first: a folder imports folders on floors below its own. `trainer` and `data` stand
-for the files directly in them, the commands; `cluster` and `tests` for all that lies in them."""
 DOORS = {
     "deepspeed": {"trainer/engine/zero.py"},
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
@@ -51,73 +38,10 @@ DOORS = {
 MAX_FILES = 13
 """Python files of one folder, without `__init__` and `__main__`."""
 MAX_LINES = 400
-LONG = {"tests/test_architecture.py": "the rules of the layout, each with its test of itself"}
+LONG: dict[str, str] = {}
 """Files that may be longer, each with the reason why it is one thing."""
 # Put together from halves, so that this file does not hold them.
 UNFINISHED = re.compile(rf"\b(TO{'DO'}|FIX{'ME'}|XX{'X'}|HA{'CK'}|raise NotImple{'mented'}(?:Error)?)\b")
-
-
-@dataclass(frozen=True)
-class Imported:
-    """One module that a file imports, wherever in the file.
-
-    Attributes:
-        line: of the statement.
-        module: dotted.
-        names: what is taken of it; some may be modules as well.
-    """
-
-    line: int
-    module: str
-    names: tuple[str, ...] = ()
-
-    @property
-    def top(self) -> str:
-        return self.module.split(".")[0]
-
-
-def imports_of(source: str, path: str) -> Iterator[Imported]:
-    """Every import, also in functions, under TYPE_CHECKING, relative, and by a name given to importlib."""
-    package = path.split("/")[:-1]
-    for node in ast.walk(ast.parse(source, path)):
-        if isinstance(node, ast.Import):
-            yield from (Imported(node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            names = tuple(alias.name for alias in node.names)
-            if node.module:
-                yield Imported(node.lineno, ".".join([*base, node.module]), names)
-            else:
-                yield from (Imported(node.lineno, ".".join([*base, name])) for name in names)
-        elif isinstance(node, ast.Call):
-            match node:
-                case ast.Call(
-                    func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
-                    args=[ast.Constant(value=str(module)), *_],
-                ):
-                    yield Imported(node.lineno, module)
-
-
-def folder_of(path: str) -> str:
-    """The name in `FLOORS` of the folder that a file lies in."""
-    parts = path.split("/")[:-1]
-    return parts[0] if parts[0] in {"cluster", "tests"} else "/".join(parts)
-
-
-def floor_of(folder: str) -> int:
-    """How high a folder is; one that no floor has is refused."""
-    (floor,) = [number for number, folders in enumerate(FLOORS) if folder in folders]
-    return floor
-
-
-def targets(imported: Imported, paths: Iterable[str]) -> set[str]:
-    """The files of ours that an import reads."""
-    base = imported.module.replace(".", "/")
-    candidates = [f"{base}/{name}" for name in imported.names] or [base]
-    found = {file for c in candidates for file in (f"{c}.py", f"{c}/__init__.py") if file in paths}
-    if len(found) < len(candidates):  # at least one name is no module
-        found |= {file for file in (f"{base}.py", f"{base}/__init__.py") if file in paths}
-    return found
 
 
 def violations(source: str, path: str, paths: Iterable[str] = ()) -> list[str]:
@@ -144,32 +68,9 @@ def violations(source: str, path: str, paths: Iterable[str] = ()) -> list[str]:
     return found
 
 
-def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Nodes of one circle in a graph of imports; empty if there is none."""
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return error.args[1]
-    return []
-
-
-def import_graph(files: Mapping[str, str]) -> dict[str, set[str]]:
-    """For each file the files of ours that it imports."""
-    return {
-        path: {target for imported in imports_of(source, path) for target in targets(imported, files)} - {path}
-        for path, source in files.items()
-    }
-
-
 def listed_in(docstring: str) -> list[str]:
     """The names that a folder's docstring explains, one a line: `    name  what it is`."""
     return re.findall(r"(?m)^    ([\w.]+/?)  +\S", docstring)
-
-
-def python_files() -> dict[str, str]:
-    """Text of every Python file of the project, by path."""
-    files = (file for package in ARROWS for file in (ROOT / package).rglob("*.py"))
-    return {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
 
 
 def written_files() -> dict[str, str]:
@@ -190,10 +91,12 @@ def test_no_file_and_no_folder_imports_in_a_circle() -> None:
     files = {path: source for path, source in python_files().items() if not path.startswith("tests/")}
     graph = import_graph(files)
     assert not circle(graph)
-    folders: dict[str, set[str]] = {}
-    for path, others in graph.items():
-        folders.setdefault(folder_of(path), set()).update(folder_of(other) for other in others)
-    assert not circle({folder: others - {folder} for folder, others in folders.items()})
+    assert not circle(folder_graph(files))
+
+
+def test_picture_of_the_imports_is_that_of_the_source() -> None:
+    drawn = (ROOT / "docs/images/imports.svg").read_text()
+    assert drawn == picture(python_files()), "python -m tests.import_graph >docs/images/imports.svg"
 
 
 def test_every_folder_is_on_one_floor() -> None:

@@ -1,9 +1,11 @@
-"""The README: its commands run as written, its tables and its list of files are those of the code."""
+"""README and docs: commands are taken as written, links lead somewhere, tables are those of the code."""
 
+import argparse
 import importlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,27 +17,56 @@ from trainer.config.cost import measure_costs
 from trainer.config.io import config_names, load_config
 from trainer.evaluate import command as evaluate
 
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README, EVALUATION = PAGES["README.md"], PAGES["docs/evaluation.md"]
 
 
-COMMANDS = ("run", "sample", "evaluate", "points", "ablation", "modes")
+def lines_of(text: str) -> list[str]:
+    """The lines of a page's indented blocks, continuation lines joined, comments cut."""
+    return [line.split("  #")[0].strip() for line in re.findall(r"(?m)^    (.+)$", text.replace("\\\n", " "))]
 
 
-def commands() -> list[str]:
-    """The lines of the indented blocks that call our modules, continuation lines joined, comments cut."""
-    blocks = re.findall(r"(?m)^    (.+)$", README.replace("\\\n", " "))
-    return [line.split("  #")[0].strip() for line in blocks if " -m " in line]
+def commands(text: str) -> list[str]:
+    """Those that call our modules."""
+    return [line for line in lines_of(text) if re.search(r" -m (trainer|data|cluster)\.", line)]
 
 
-def arguments(module: str, number: int = 0) -> list[str]:
-    """What follows `python -m MODULE` in its first command, or in a later one."""
-    line = [line for line in commands() if f"-m {module}" in line][number]
+def arguments(text: str, module: str, number: int = 0) -> list[str]:
+    """What follows `python -m MODULE` in its first command on a page, or in a later one."""
+    line = [line for line in commands(text) if f"-m {module}" in line][number]
     return ["-m", *shlex.split(line[line.index(module) :])]
 
 
-def test_no_command_is_left_out_by_the_tests_below():
-    modules = {re.search(r"-m ([a-z]+\.[a-z]+)", line).group(1) for line in commands()}  # pyright: ignore
-    assert modules == {"data.prepare", "cluster.preflight", *(f"trainer.{name}" for name in COMMANDS)}
+class Parsed(BaseException):
+    """Arguments were accepted; nothing was done with them."""
+
+
+@pytest.mark.parametrize(("page", "line"), [(page, line) for page, text in PAGES.items() for line in commands(text)])
+def test_each_command_is_accepted_by_its_program(page: str, line: str, monkeypatch, capsys):
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop_after_parsing(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        raise Parsed(parse(parser, *args, **kwargs))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_after_parsing)
+    module, *words = shlex.split(line.rpartition(" -m ")[2])
+    if (ROOT / module.replace(".", "/") / "command.py").exists():
+        module = f"{module}.command"
+    with pytest.raises(Parsed) as accepted:
+        importlib.import_module(module).main([word for word in words if word != "..."])
+        pytest.fail(f"{page}: {line}: {capsys.readouterr().err}")
+    options = vars(accepted.value.args[0])
+    if "config" in options:
+        load_config(options["config"], options.get("set", []))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page: str):
+    named = re.findall(r"(?<![\w/.-])(?:trainer|models|data|cluster|tests|docs)/[\w/.-]+\.\w+", PAGES[page])
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.slow
@@ -45,13 +76,13 @@ def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
     for i in range(3):
         noise = np.random.default_rng(i).integers(0, 256, (8, 9, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((290, 260)).save(photographs / f"{i}.jpg")
-    prepare = [a.replace("~/photographs", str(photographs)) for a in arguments("data.prepare")]
+    prepare = [a.replace("~/photographs", str(photographs)) for a in arguments(README, "data.prepare")]
     done = run_python(prepare, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    inspected = run_python(arguments("data.prepare", 1), cwd=tmp_path)
+    inspected = run_python(arguments(README, "data.prepare", 1), cwd=tmp_path)
     assert inspected.returncode == 0, inspected.stderr
     assert (tmp_path / "contact-sheet-mine.png").exists()
-    planned = run_python([*arguments("trainer.run"), "--dry-run"], cwd=tmp_path)
+    planned = run_python([*arguments(README, "trainer.run"), "--dry-run"], cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert "datasets/mine" in planned.stdout
     assert "not readable" not in planned.stdout
@@ -61,13 +92,13 @@ def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
 def test_samples_are_drawn_and_measured_by_the_commands(tiny, tiny_digits, tmp_path, monkeypatch, capsys):
     for name in ("mine", "digits"):
         train(configure(tiny, tmp_path / "runs" / name, "training.total_images=32"))
-    done = run_python(arguments("trainer.sample"), cwd=tmp_path)
+    done = run_python(arguments(README, "trainer.sample"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "grid.png").exists()
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "digits").symlink_to(tiny_digits)
     monkeypatch.chdir(tmp_path)
-    assert evaluate.main(arguments("trainer.evaluate")[2:]) == 0
+    assert evaluate.main(arguments(EVALUATION, "trainer.evaluate")[2:]) == 0
     assert "samples    500 images, from runs/digits" in capsys.readouterr().out
 
 
@@ -80,24 +111,16 @@ def test_arguments_of_what_measures_are_taken_and_only_the_data_are_missed(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "inception.pt").touch()
     module = "trainer.evaluate.command" if command == "evaluate" else f"trainer.{command}"
-    assert importlib.import_module(module).main(arguments(f"trainer.{command}", number)[2:]) == 2
+    assert importlib.import_module(module).main(arguments(EVALUATION, f"trainer.{command}", number)[2:]) == 2
     said = capsys.readouterr().err
     assert str(tmp_path) in said or "runs/" in said or "inception.pt" in said
     assert "usage" not in said
 
 
-def test_submitted_command_names_a_config_and_fields_that_exist():
-    (line,) = [line for line in commands() if line.startswith("ray job submit")]
-    words = shlex.split(line)
-    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    config = load_config(words[words.index("--config") + 1], overrides)
-    assert config.run.directory == "/shared/runs/mine"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_table_of_configs_states_the_figures_of_the_dry_run(name):
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}`")]
+    (row,) = [line for line in PAGES["docs/configs.md"].splitlines() if line.startswith(f"| `{name}`")]
     config = load_config(name)
     costs = measure_costs(config)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -114,9 +137,30 @@ def test_table_of_configs_states_the_figures_of_the_dry_run(name):
         assert found == [pytest.approx(parameters / 1e6, abs=0.006), pytest.approx(flops / 1e9, abs=0.06)], cell
 
 
-def test_list_of_pages_is_complete():
-    listed = set(re.findall(r"(?m)^    (docs/[\w/]+\.md) ", README))
-    assert listed == {str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")}
+def heading_anchors(text: str) -> set[str]:
+    """The fragments that GitHub gives the headings of a page."""
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", text)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_to_files_and_headings(page: str):
+    broken = []
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        if not file.exists() or (anchor and anchor not in heading_anchors(file.read_text())):
+            broken.append(target)
+    assert not broken
+
+
+def test_readme_links_to_every_page():
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\((docs/[^)]+\.md)", README)}
+    assert linked == {page for page in PAGES if page.startswith("docs/")}
+
+
+def test_readme_and_contributing_stay_short():
+    assert README.count("\n") <= 130
+    assert PAGES["CONTRIBUTING.md"].count("\n") <= 60
 
 
 def test_list_of_folders_is_complete():
@@ -125,13 +169,22 @@ def test_list_of_folders_is_complete():
     assert listed == {*there, "trainer/", "models/", "data/", "cluster/", "tests/"}
 
 
-def test_direct_dependencies_are_named():
+def test_direct_dependencies_are_named_with_their_reason():
     text = (ROOT / "pyproject.toml").read_text()
     names = set(re.findall(r'(?m)^    "([a-z0-9-]+)[\[>]', text))
-    table = README[README.index("## Dependencies") :]
-    assert not [name for name in names if not re.search(rf"\b{name}\b", table)]
+    rows = [line.split("|")[1] for line in PAGES["docs/dependencies.md"].splitlines() if line.startswith("|")]
+    listed = {name for cell in rows for name in re.findall(r"[a-z0-9-]+", cell)} - {"library"}
+    assert {name for name in listed if name.strip("-")} == names
 
 
-def test_picture_is_there():
-    for picture in re.findall(r"!\[.*\]\((.+)\)", README):
-        assert Path(ROOT / picture).is_file()
+def test_glossary_explains_each_term_once():
+    terms = re.findall(r"(?m)^\| (?!term )([^|]+) \|", PAGES["docs/glossary.md"].replace("\\|", ""))
+    words = [word.strip(" `") for term in terms for word in term.split(",") if word.strip(" -")]
+    assert sorted(words) == sorted(set(words))
+
+
+def test_pictures_are_readable():
+    for path in Path(ROOT / "docs/images").iterdir():
+        assert path.suffix in {".png", ".svg"}
+        if path.suffix == ".png":
+            Image.open(path).verify()

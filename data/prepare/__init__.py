@@ -1,4 +1,4 @@
-"""Images to shards, and a look at them.
+"""From images to shards, and ways to inspect them.
 
 Files:
     arguments    its arguments

@@ -1,4 +1,4 @@
-"""Processes of ours; all end with their parent.
+"""Child processes; all end with their parent.
 
 Files:
     child   ends a process with its parent

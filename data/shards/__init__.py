@@ -1,4 +1,4 @@
-"""A prepared data set: its index, its files, one sample of it.
+"""A prepared data set: its index, files and samples.
 
 Files:
     cache         bounded folder that the processes of a host share

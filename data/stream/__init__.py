@@ -1,4 +1,4 @@
-"""Which samples, in which order, and the processes that bring them.
+"""Which samples, in which order. Also the loader processes that bring them.
 
 Files:
     batches          micro-batches, shared memory, bad samples
