@@ -105,10 +105,10 @@ def train(arguments: Sequence[str], config: TrainConfig) -> float | None:
         finally:
             signal.signal(signal.SIGTERM, previous)
     if code == 2:
-        raise UserError(f"the run in {config.run.directory} was refused, see above: mend that, or give another --runs")
+        raise UserError(f"the run in {config.run.directory} was refused, see above: fix that, or give another --runs")
     if code or not is_finished(config):
         raise OperationError(
-            f"the run in {config.run.directory} ended with code {code} before it was done: the same command goes on "
+            f"the run in {config.run.directory} exited with code {code} before it was finished: repeat the command to "
             "resume it"
         )
     return None if was_finished else time.perf_counter() - began
@@ -131,9 +131,9 @@ def _check(config: TrainConfig, num_samples: int) -> None:
     check_data(config)
     check_device(config)
     if config.checkpoint.directory is not None:
-        raise UserError("checkpoint.directory is set, but each run keeps its checkpoints in its own folder of --runs")
+        raise UserError("checkpoint.directory is set, but each run keeps its checkpoints in --runs: set it to null")
     if num_samples < 2:
-        raise UserError(f"--num is {num_samples}; at least 2 samples are needed")
+        raise UserError(f"--num is {num_samples}: give 2 or more")
     if load_index(config.data.path).num_classes is None:
         raise UserError(f"{config.data.path}: {NO_LABELS}")
 
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(str(error)) from error
         lines.append(cell.row(evaluate_samples(samples, reference, labels, 0, classifier=classifier), seconds))
         sys.stdout.write(f"{lines[-1]}\n")
-        options.out.write_text("\n".join(lines) + "\n")  # each time: a stop loses no row
+        options.out.write_text("\n".join(lines) + "\n")  # after each run, so that an interruption loses no row
     return 0
 
 

@@ -47,7 +47,7 @@ def point_quality(points: UInt8[Tensor, "n 2 1 1"]) -> PointQuality:
         points: uint8 [N, 2, 1, 1], coordinates as levels.
     """
     if points.ndim != 4 or points.shape[1:] != (2, 1, 1) or not len(points):
-        raise UserError(f"samples are {list(points.shape)}, expected points of the plane, [N, 2, 1, 1]")
+        raise UserError(f"samples are {list(points.shape)}, but 2-D points [N, 2, 1, 1] are expected")
     centres = torch.cartesian_prod(*[torch.tensor(MODE_LEVELS, dtype=torch.float64)] * 2)
     distances = torch.cdist(points.flatten(1).double(), centres)
     nearest, mode = distances.min(dim=1)

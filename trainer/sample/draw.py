@@ -98,7 +98,7 @@ def _fast_forward(generator: nn.Module) -> Callable[..., Tensor]:
     """The generator in bfloat16, compiled if possible."""
     device = next(generator.parameters()).device
     if device.type != "cuda":
-        raise UserError(f"fast sampling is for a GPU; the generator is on the device {device}")
+        raise UserError(f"fast sampling needs a GPU, but the generator is on the device {device}")
     forward = CompiledForward(generator) if can_compile(generator) else generator
 
     def run(x_t: Tensor, t: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -112,7 +112,7 @@ def _checked_classes(classes: Sequence[int] | None, num_classes: int) -> list[in
     if classes is None:
         return list(range(num_classes))
     if not num_classes:
-        raise UserError("classes are asked for, but this run was trained without: data.num_classes is 0")
+        raise UserError("classes are given, but this run was trained without classes: data.num_classes is 0")
     wrong = [label for label in classes if not 0 <= label < num_classes]
     if wrong or not classes:
         raise UserError(f"classes are {', '.join(map(str, classes)) or 'none'}; allowed: 0 to {num_classes - 1}")

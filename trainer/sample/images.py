@@ -129,7 +129,7 @@ def load_images(path: Path) -> Uint8Image:
     if path.is_dir():
         return _load_folder(path)
     if not path.exists():
-        raise UserError(f"cannot read images from {path}: there is nothing of that name")
+        raise UserError(f"cannot read images from {path}: no such file or folder")
     if path.suffix != ".npz":
         raise UserError(f"cannot read images from {path}: expected a .npz file or a folder of PNGs")
     try:
@@ -151,7 +151,7 @@ def load_images(path: Path) -> Uint8Image:
 def _load_folder(folder: Path) -> Uint8Image:
     files = sorted(folder.glob("*.png"))
     if not files:
-        raise UserError(f"the folder {folder} holds no .png file; other formats change the pixels and are not read")
+        raise UserError(f"the folder {folder} holds no .png file: only PNG is read, since other formats change pixels")
     arrays = []
     for file in files:
         try:
@@ -164,7 +164,7 @@ def _load_folder(folder: Path) -> Uint8Image:
         array = array if mode == "RGB" else array[:, :, None]
         if arrays and array.shape != arrays[0].shape:
             raise UserError(
-                f"{file} has height, width, channels {array.shape} but {files[0].name} {arrays[0].shape}: "
+                f"{file} has (height, width, channels) {array.shape}, but {files[0].name} has {arrays[0].shape}: "
                 "all images must have the same shape"
             )
         arrays.append(array)
@@ -180,7 +180,7 @@ def _check_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write images into {path}: it is a file; allowed: {FORMS}")
     if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"cannot write images into {path}: the folder is not empty; empty it or choose another one")
+        raise UserError(f"cannot write images into {path}: the folder is not empty. Empty it, or choose another one")
 
 
 def _check_images(images: Tensor) -> None:

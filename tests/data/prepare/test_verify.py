@@ -219,8 +219,10 @@ def run_apart(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_data_set_at_a_url_is_inspected_and_verified(own_copy: ShardIndex, url: str, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
+def test_data_set_at_a_url_is_inspected_and_verified(
+    own_copy: ShardIndex, url: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = tmp_path_factory.mktemp("c")  # short: processes meet at sockets in it, whose paths have 107 characters
     shown = run_apart("inspect", url, "--sheet", str(tmp_path / "there.png"), cache=cache)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith(f"location      {url}\n")

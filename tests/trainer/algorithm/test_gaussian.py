@@ -139,7 +139,7 @@ def test_samples_come_by_both_samplers(tiny, tmp_path, prediction):
 
 def test_deterministic_sampler_is_refused_for_an_adversarial_run(tiny, tmp_path):
     train(configure(tiny, tmp_path, "training.total_images=16"))
-    with pytest.raises(ValueError, match=r"sampler deterministic does not fit this run, .* sampled by ancestral only"):
+    with pytest.raises(ValueError, match=r"sampler deterministic does not fit this run, .* works only with ancestral"):
         sample_run(tmp_path, 4, seed=0, sampler="deterministic")
 
 
