@@ -35,7 +35,8 @@ from webdataset.compat import WebDataset
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.index import ShardIndex, load_index
-from data.shards.reader import IMAGE_EXTENSIONS, BadSampleError, EncodedSample, samples_in_order
+from data.shards.offsets import IMAGE_EXTENSIONS
+from data.shards.reader import BadSampleError, EncodedSample, samples_in_order
 from data.storage.errors import as_command
 from data.storage.location import DataError
 from data.stream.pipeline import DataConfig, open_batches

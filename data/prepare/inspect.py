@@ -14,7 +14,7 @@ from data.prepare.terminal import progress_bar
 from data.prepare.work_folder import OutputError
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
-from data.shards.index import FORMAT_NAME, FORMAT_VERSION, ShardIndex
+from data.shards.index import FORMAT_NAME, ShardIndex
 from data.shards.reader import ShardReader
 from data.sources.source import shown_name
 from data.storage.files import replaced
@@ -123,7 +123,7 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
             end = first + shard.num_samples
             # Without classes there is nothing to count.
             if index.num_classes is not None or (shown < len(wanted) and wanted[shown] < end):
-                with contextlib.closing(ShardReader(files.open(shard), shard)) as reader:
+                with contextlib.closing(ShardReader(files.open, shard)) as reader:
                     values, counts = np.unique(reader.labels, return_counts=True)
                     labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
                     while shown < len(wanted) and wanted[shown] < end:
@@ -167,7 +167,7 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
         *_class_lines(index, labels),
         f"shards        {len(samples)} of {of_each}",
         f"bytes         {num_bytes}, {num_bytes / index.num_samples:.0f} per image with its tar header",
-        f"format        {FORMAT_NAME} version {FORMAT_VERSION}",
+        f"format        {FORMAT_NAME} version {index.version}",
         f"digest        {index.digest}",
     ]
 

@@ -7,7 +7,7 @@ import PIL
 
 from data.prepare.encode import ImageForm
 from data.prepare.work_folder import OutputError
-from data.shards.index import INDEX_NAME, ShardIndex, load_index, verify_present
+from data.shards.index import FORMAT_VERSION, INDEX_NAME, ShardIndex, load_index, verify_present
 from data.sources.source import Source, SourceError, shown_name
 from data.storage.location import DataError
 
@@ -65,7 +65,7 @@ class Preparation:
     def identity(self) -> dict[str, Option]:
         """Everything that decides on the bytes of the result."""
         # Another version of the encoder may give other bytes for the same pixels.
-        return {**self._stated(), "pillow": PIL.__version__}
+        return {**self._stated(), "format_version": FORMAT_VERSION, "pillow": PIL.__version__}
 
     def difference_from(self, index: ShardIndex) -> str:
         """How a prepared data set differs from what is asked for, empty if it does not."""

@@ -1,7 +1,8 @@
-"""`python -m data.prepare verify DIR`: hash every shard, decode every image, and name all that is wrong."""
+"""`python -m data.prepare verify DIR`: hash every file, decode every image, and name all that is wrong."""
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from rich.console import Console
 from data.prepare.terminal import progress_bar
 from data.processes.pool import map_in_order
 from data.shards.decode import decode_into
-from data.shards.files import shard_files
+from data.shards.files import ShardFiles, shard_files
 from data.shards.index import Shard, ShardIndex
+from data.shards.offsets import Table, read_offsets, scan
 from data.shards.reader import EncodedSample, ShardReader
 from data.storage.files import sha256_of
 from data.storage.location import DataError
@@ -84,8 +86,12 @@ def _check_shard(index: ShardIndex, number: int) -> _Findings:
                 contextlib.closing(shard_files(index, cache_directory=None, cache_gb=_CACHE_GB))
             )
             descriptor = files.open(shard)
+            stack.callback(os.close, descriptor)
             findings.shard_faults.extend(_wrong_hash(descriptor, shard))
-            reader = stack.enter_context(contextlib.closing(ShardReader(descriptor, shard)))
+            # Not as the offsets say: what they say is in question too.
+            table = scan(descriptor, shard)
+            findings.shard_faults.extend(_wrong_offsets(files, shard, table))
+            reader = stack.enter_context(contextlib.closing(ShardReader(files.open, shard, table)))
         except DataError as error:
             findings.shard_faults.append(str(error))
             return findings
@@ -110,6 +116,19 @@ def _wrong_hash(descriptor: int, shard: Shard) -> Iterator[str]:
         return
     if found != shard.sha256:
         yield f"shard {shard.name}: its SHA-256 is {found}, the index says {shard.sha256}"
+
+
+def _wrong_offsets(files: ShardFiles, shard: Shard, table: Table) -> Iterator[str]:
+    if shard.offsets is None:
+        return
+    try:
+        found = read_offsets(shard, files.open)
+    except DataError as error:
+        yield str(error)
+        return
+    if not np.array_equal(found, table):
+        sample = int(np.flatnonzero((found != table).any(axis=1))[0])
+        yield f"{shard.offsets.title}: the shard has sample {sample} in another place, or with another size or label"
 
 
 def _check_label(index: ShardIndex, sample: EncodedSample) -> None:
@@ -140,7 +159,7 @@ def _repeated_keys(index: ShardIndex, hashes: list[npt.NDArray[np.uint64]]) -> I
             continue
         with (
             contextlib.closing(shard_files(index, cache_directory=None, cache_gb=_CACHE_GB)) as files,
-            contextlib.closing(ShardReader(files.open(shard), shard)) as reader,
+            contextlib.closing(ShardReader(files.open, shard)) as reader,
         ):
             # Equal hashes are only a hint.
             for key in (reader.read(place).key for place in places):

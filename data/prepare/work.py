@@ -23,7 +23,7 @@ from data.prepare.terminal import progress_bar
 from data.prepare.work_folder import WorkFolder, remove_emptied
 from data.prepare.writer import ShardSequence, write_index
 from data.processes.pool import WorkerError, map_in_order
-from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
+from data.shards.index import FORMAT_NAME, FORMAT_VERSION, DataFile, IndexDocument, Shard, ShardIndex, load_index
 from data.sources.source import Item, SourceError, shown_name
 from data.storage.errors import OperationError, StoppedError
 from data.storage.files import sha256_of
@@ -163,8 +163,9 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     intact = 0
     task = progress.add_task("checking finished shards", total=len(journal.finished), visible=bool(journal.finished))
     for entry in journal.finished:
-        if not _is_intact(work.result / entry.shard.name, entry.shard):
-            note(f"{work.result / entry.shard.name} is damaged; it and those after it are prepared again")
+        damaged = [work.result / file.name for file in entry.shard.files if not _is_intact(work.result, file)]
+        if damaged:
+            note(f"{damaged[0]} is damaged; shard {entry.shard.name} and those after it are prepared again")
             break
         intact += 1
         progress.advance(task)
@@ -172,15 +173,15 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     journal = replace(journal, finished=journal.finished[:intact])
     # The journal first: it never names what is not there.
     journal.save(work.journal)
-    work.discard(keep=frozenset(shard.name for shard in journal.shards))
+    work.discard(keep=frozenset(file.name for shard in journal.shards for file in shard.files))
     if intact:
         note(f"going on after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
     return journal
 
 
-def _is_intact(file: Path, shard: Shard) -> bool:
+def _is_intact(folder: Path, file: DataFile) -> bool:
     try:
-        return sha256_of(file) == shard.sha256
+        return sha256_of(folder / file.name) == file.sha256
     except OSError:
         return False
 

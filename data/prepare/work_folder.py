@@ -16,7 +16,7 @@ from data.storage.files import sync_folder
 _LOCK_NAME = "lock"
 
 
-_OWN_NAMES = re.compile(r"lock|journal\.json(\.unfinished)?|set(/(\d{5,}\.tar|index\.json(\.unfinished)?))?")
+_OWN_NAMES = re.compile(r"lock|journal\.json(\.unfinished)?|set(/(\d{5,}\.(tar|offsets)|index\.json(\.unfinished)?))?")
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)

@@ -1,16 +1,17 @@
-"""Tar shards and JSON files, written so that equal input gives equal bytes and what counts as done is on the disk."""
+"""Tar shards, their offsets and JSON files: equal input gives equal bytes, and what counts as done is on the disk."""
 
 import contextlib
 import hashlib
 import os
 import tarfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from data.shards.index import INDEX_NAME, IndexDocument, Shard
+from data.shards.index import INDEX_NAME, IndexDocument, Offsets, Shard, offsets_name
+from data.shards.offsets import scan
 from data.storage.files import sync_folder, write_json
 
 
@@ -46,7 +47,7 @@ class HashingFile:
 
 
 class ShardSequence:
-    """Writes samples to 00000.tar, 00001.tar, ... In a `with` statement; `finish` ends the last one."""
+    """Writes samples to 00000.tar, 00001.tar, ... and offsets. In a `with` statement; `finish` ends the last one."""
 
     def __init__(
         self, directory: Path, *, shard_samples: int | None, shard_bytes: int | None, finished: Sequence[Shard] = ()
@@ -94,13 +95,14 @@ class ShardSequence:
         end = self._file.num_bytes + 2 * tarfile.BLOCKSIZE
         self._file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
         self._file.close()
-        sync_folder(self._directory)
         shard = Shard(
             name=self._next_name(),
             num_samples=self._num_samples,
             num_bytes=self._file.num_bytes,
             sha256=self._file.sha256,
         )
+        shard = replace(shard, offsets=self._write_offsets(shard))
+        sync_folder(self._directory)
         self.shards.append(shard)
         self._file, self._num_samples = None, 0
         return shard
@@ -114,6 +116,22 @@ class ShardSequence:
 
     def _next_name(self) -> str:
         return f"{len(self.shards):05d}.tar"
+
+    def _write_offsets(self, shard: Shard) -> Offsets:
+        """Write what a reader would find by scanning the finished shard, which is still in memory."""
+        descriptor = os.open(self._directory / shard.name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            table = scan(descriptor, shard)
+        finally:
+            os.close(descriptor)
+        file = HashingFile(self._directory / offsets_name(shard.name))
+        try:
+            file.write(table.tobytes())
+            file.close()
+        except BaseException:
+            file.discard()
+            raise
+        return Offsets(name=offsets_name(shard.name), num_bytes=file.num_bytes, sha256=file.sha256)
 
     @staticmethod
     def _write_member(file: HashingFile, name: str, content: bytes) -> None:

@@ -1,14 +1,14 @@
-"""A bounded folder of downloaded shards that all processes of a host share.
+"""A bounded folder of downloaded shards and offsets that all processes of a host share.
 
-It holds, for a shard with SHA-256 h of n bytes:
+It holds, for a file with SHA-256 h of n bytes:
 
-    h.tar       the whole, verified file; renamed into place. Its time of change is when it was last opened
+    h.tar       or h.offsets: the whole, verified file, renamed into place. Its time of change is when it was opened
     h.n.part    what is downloaded so far; n bytes count as taken from the moment it is there
     h.lock      locked by the process that downloads, hence a part without a locked one is a leftover
     lock        locked for the moment in which room is made or a file gets its name
 
 All locks are flocks: they end with the process, however it ends. A descriptor of an h.tar holds a shared lock for its
-life, and only a file that can be locked exclusively is evicted.
+life, and only a file that can be locked exclusively is evicted. Offsets count and are evicted like shards.
 """
 
 import errno
@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data.shards.index import Shard
+from data.shards.index import OFFSETS_SUFFIX, DataFile
 from data.storage.location import DataError
 
 WAIT_FOR_ROOM_S = 600.0
@@ -33,7 +33,7 @@ _POLL_S = 0.1
 
 
 # The folder may hold anything else beside these, and that is none of ours to remove.
-_SHARD = re.compile(r"[0-9a-f]{64}\.tar")
+_FILE = re.compile(rf"[0-9a-f]{{64}}(\.tar|{re.escape(OFFSETS_SUFFIX)})")
 
 
 _PART = re.compile(r"([0-9a-f]{64})\.([0-9]+)\.part")
@@ -44,7 +44,7 @@ class NoRoomError(Exception):
 
 
 class DownloadingError(Exception):
-    """Another process is downloading the shard."""
+    """Another process is downloading the file."""
 
 
 def cache_folder(configured: str | None) -> Path:
@@ -88,33 +88,33 @@ class CacheDirectory:
                 f"data.cache_directory {directory} cannot be used: {error.strerror}; name a folder that you can write"
             ) from None
 
-    def open(self, shard: Shard) -> int | None:
-        """A descriptor of a shard's file that protects it from eviction; None if it is not there.
+    def open(self, file: DataFile) -> int | None:
+        """A descriptor of a file that protects it from eviction; None if it is not there.
 
         Raises:
             DataError: the folder cannot be read any more.
         """
-        with self._errors_explained(shard):
-            return self._open(shard)
+        with self._errors_explained(file):
+            return self._open(file)
 
-    def holds(self, shard: Shard) -> bool:
-        """Whether the shard's file is there."""
-        return self._file(shard).exists()
+    def holds(self, file: DataFile) -> bool:
+        """Whether the file is there."""
+        return self._path(file).exists()
 
     def add(
         self,
-        shard: Shard,
+        file: DataFile,
         fill: Callable[[Path], None],
         *,
-        needed: Collection[Shard] = (),
+        needed: Collection[DataFile] = (),
         wait: bool = True,
     ) -> int:
-        """Have a shard put there, unless another process does so meanwhile.
+        """Have a file put there, unless another process does so meanwhile.
 
         Args:
-            shard: which one.
+            file: which one.
             fill: writes it to a path, and verifies it. What it raises is passed on, and leaves nothing behind.
-            needed: shards that are evicted last, or never without `wait`.
+            needed: files that are evicted last, or never without `wait`.
             wait: for another process that downloads it, and for room.
 
         Returns:
@@ -124,53 +124,53 @@ class CacheDirectory:
             DataError: there is no room, and none is made in ten minutes; or the folder's disk is full.
             DownloadingError, NoRoomError: without `wait`.
         """
-        with self._errors_explained(shard), self._downloading(shard, wait=wait):
-            descriptor = self._open(shard)
+        with self._errors_explained(file), self._downloading(file, wait=wait):
+            descriptor = self._open(file)
             if descriptor is not None:
                 return descriptor
-            part = self._reserve(shard, needed, wait=wait)
+            part = self._reserve(file, needed, wait=wait)
             try:
                 fill(part)
                 with self._locked():
-                    part.rename(self._file(shard))
+                    part.rename(self._path(file))
                     # Before anybody else could evict it.
-                    descriptor = self._open(shard)
+                    descriptor = self._open(file)
             finally:
                 part.unlink(missing_ok=True)
-            assert descriptor is not None, f"{self._file(shard)} is gone"
+            assert descriptor is not None, f"{self._path(file)} is gone"
             return descriptor
 
-    def _file(self, shard: Shard) -> Path:
-        return self.directory / f"{shard.sha256}.tar"
+    def _path(self, file: DataFile) -> Path:
+        return self.directory / f"{file.sha256}{Path(file.name).suffix}"
 
-    def _open(self, shard: Shard) -> int | None:
-        file = self._file(shard)
+    def _open(self, file: DataFile) -> int | None:
+        path = self._path(file)
         while True:
             try:
-                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             found = os.fstat(descriptor)
-            if found.st_nlink and found.st_size == shard.num_bytes:
+            if found.st_nlink and found.st_size == file.num_bytes:
                 with suppress(PermissionError):
                     os.utime(descriptor)
                 return descriptor
             os.close(descriptor)
             if found.st_nlink:
                 # Damaged after it was verified, by a crash of the host for one.
-                file.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     @contextmanager
-    def _errors_explained(self, shard: Shard) -> Iterator[None]:
+    def _errors_explained(self, file: DataFile) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             reason, advice = error.strerror or str(error), "set data.cache_directory to another folder"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = f"no space left on its disk for {shard.num_bytes} bytes"
+                reason = f"no space left on its disk for {file.num_bytes} bytes"
                 advice = "free some, set data.cache_directory to a larger disk, or lower data.cache_gb"
-            raise DataError(f"shard {shard.name}: cache {self.directory}: {reason}; {advice}") from None
+            raise DataError(f"{file.title}: cache {self.directory}: {reason}; {advice}") from None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -183,45 +183,45 @@ class CacheDirectory:
             os.close(descriptor)
 
     @contextmanager
-    def _downloading(self, shard: Shard, *, wait: bool) -> Iterator[None]:
-        """Hold the lock of a shard."""
-        file = self.directory / f"{shard.sha256}.lock"
-        descriptor = _lock(file, wait=wait)
+    def _downloading(self, file: DataFile, *, wait: bool) -> Iterator[None]:
+        """Hold the lock of a file's download."""
+        lock = self.directory / f"{file.sha256}.lock"
+        descriptor = _lock(lock, wait=wait)
         if descriptor is None:
             raise DownloadingError
         try:
             yield
         finally:
-            file.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
             os.close(descriptor)
 
-    def _reserve(self, shard: Shard, needed: Collection[Shard], *, wait: bool) -> Path:
-        """An empty file in whose name the room for a shard is taken."""
+    def _reserve(self, file: DataFile, needed: Collection[DataFile], *, wait: bool) -> Path:
+        """An empty file in whose name the room for another one is taken."""
         deadline = time.monotonic() + WAIT_FOR_ROOM_S
-        part = self.directory / f"{shard.sha256}.{shard.num_bytes}.part"
+        part = self.directory / f"{file.sha256}.{file.num_bytes}.part"
         # What a killed process left would count as taken, since its lock is ours now.
         part.unlink(missing_ok=True)
         while True:
             with self._locked():
-                if self._make_room(shard.num_bytes, needed, evict_needed=wait):
+                if self._make_room(file.num_bytes, needed, evict_needed=wait):
                     part.touch(mode=0o600)
                     return part
             if not wait:
                 raise NoRoomError
             if time.monotonic() > deadline:
                 raise DataError(
-                    f"shard {shard.name}: the cache {self.directory} is full of shards that are open, and none was "
+                    f"{file.title}: the cache {self.directory} is full of shards that are open, and none was "
                     f"closed in {WAIT_FOR_ROOM_S:g} s: raise data.cache_gb ({self._capacity_bytes / 1e9:g} now), or "
                     "lower data.shuffle_window_shards"
                 )
             time.sleep(_POLL_S)
 
-    def _make_room(self, num_bytes: int, needed: Collection[Shard], *, evict_needed: bool) -> bool:
+    def _make_room(self, num_bytes: int, needed: Collection[DataFile], *, evict_needed: bool) -> bool:
         """Evict files until so many bytes fit; the least recently opened first, but needed ones last."""
         excess = self._taken_bytes() + num_bytes - self._capacity_bytes
         if excess <= 0:
             return True
-        last = {self._file(shard) for shard in needed}
+        last = {self._path(file) for file in needed}
         for is_needed, _, size, file in sorted((found[-1] in last, *found) for found in self._files()):
             if is_needed and not evict_needed:
                 break
@@ -241,9 +241,9 @@ class CacheDirectory:
         return taken
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """Last use, bytes and path of each shard's file."""
+        """Last use, bytes and path of each shard and offsets file."""
         for file in self.directory.iterdir():
-            if _SHARD.fullmatch(file.name):
+            if _FILE.fullmatch(file.name):
                 with suppress(FileNotFoundError):
                     found = file.stat()
                     yield found.st_mtime_ns, found.st_size, file

@@ -1,16 +1,17 @@
-"""Where the files of shards come from: the data set's own folder, or a cache of what was downloaded."""
+"""Where shards and their offsets come from: the data set's own folder, or a cache of what was downloaded."""
 
 import logging
 import math
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from data.shards.cache import CacheDirectory, DownloadingError, NoRoomError, cache_folder
-from data.shards.index import Shard, ShardIndex
+from data.shards.index import DataFile, Offsets, Shard, ShardIndex
 from data.storage.files import sha256_of
 from data.storage.location import DataError
 from data.storage.remote import AbandonedError, Storage
@@ -27,13 +28,17 @@ _WINDOWS = 3
 _DOWNLOADS = 2
 
 
+_OFFSETS_REQUESTS = 8
+"""Offsets downloaded at once: they are small, so that asking for them takes longer than the bytes."""
+
+
 _CLOSE_S = 5.0
 
 
 class ShardFiles(Protocol):
-    """Gives local files of shards."""
+    """Gives local files of a data set."""
 
-    def open(self, shard: Shard) -> int:
+    def open(self, file: DataFile) -> int:
         """A descriptor of the whole file, open for reading; the caller closes it.
 
         Raises:
@@ -42,7 +47,7 @@ class ShardFiles(Protocol):
         ...
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
-        """Say which shards will be opened next, in that order; returns at once."""
+        """Say which shards will be opened next, with their offsets, in that order; returns at once."""
         ...
 
     def close(self) -> None:
@@ -56,14 +61,14 @@ class LocalShards:
     def __init__(self, index: ShardIndex) -> None:
         self._directory = index.directory
 
-    def open(self, shard: Shard) -> int:
+    def open(self, file: DataFile) -> int:
         """See `ShardFiles`."""
-        file = self._directory / shard.name
+        path = self._directory / file.name
         try:
-            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise DataError(
-                f"shard {shard.name}: cannot open {file}: {error.strerror}; copy it again or prepare the data again"
+                f"{file.title}: cannot open {path}: {error.strerror}; copy it again or prepare the data again"
             ) from None
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
@@ -91,22 +96,23 @@ class CachedShards:
         self._storage = Storage(index.location)
         self._cache = CacheDirectory(directory, capacity_bytes)
         self._changed = threading.Condition()
-        self._wanted: tuple[Shard, ...] = ()
+        self._wanted: tuple[DataFile, ...] = ()
+        self._failed: set[DataFile] = set()
         self._is_new = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def open(self, shard: Shard) -> int:
-        """See `ShardFiles`. Downloads the shard, or waits for the process that does."""
-        descriptor = self._cache.open(shard)
+    def open(self, file: DataFile) -> int:
+        """See `ShardFiles`. Downloads the file, or waits for the process that does."""
+        descriptor = self._cache.open(file)
         if descriptor is None:
-            descriptor = self._cache.add(shard, partial(self._download, shard), needed=self._wanted)
+            descriptor = self._cache.add(file, partial(self._download, file), needed=self._wanted)
         return descriptor
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
         """See `ShardFiles`. They replace those of an earlier call, and take no room from one another."""
         with self._changed:
-            self._wanted = tuple(shards)
+            self._wanted = tuple(file for shard in shards for file in shard.files)
             self._is_new = True
             self._changed.notify()
             if self._thread is None and not self._closed.is_set():
@@ -122,46 +128,53 @@ class CachedShards:
             self._thread.join(_CLOSE_S)
 
     def _prefetch(self) -> None:
-        """The thread: one list after the other, each shard tried once."""
-        failed: set[Shard] = set()
+        """The thread: one list after the other, each file tried once."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_new or self._closed.is_set())
                 self._is_new = False
                 wanted = self._wanted
-            for shard in wanted:
-                if self._closed.is_set():
-                    return
-                if self._is_new:
+            if self._closed.is_set():
+                return
+            fetch = partial(self._fetch_ahead, wanted=wanted)
+            # Before the shards, since no sample can be read without them.
+            with ThreadPoolExecutor(_OFFSETS_REQUESTS, thread_name_prefix="prefetch-offsets") as executor:
+                list(executor.map(fetch, (file for file in wanted if isinstance(file, Offsets))))
+            for shard in (file for file in wanted if isinstance(file, Shard)):
+                if not fetch(shard):
                     break
-                if shard in failed or self._cache.holds(shard):
-                    continue
-                try:
-                    fill = partial(self._download, shard, stop=self._closed)
-                    os.close(self._cache.add(shard, fill, needed=wanted, wait=False))
-                except DownloadingError:
-                    continue
-                except NoRoomError:
-                    break
-                except AbandonedError:
-                    return
-                except DataError as error:
-                    failed.add(shard)
-                    log.warning("fetching ahead: %s. It is tried again when it is read", error)
 
-    def _download(self, shard: Shard, target: Path, *, stop: threading.Event | None = None) -> None:
-        """Fill a file with a shard whose hash is right."""
+    def _fetch_ahead(self, file: DataFile, *, wanted: Sequence[DataFile]) -> bool:
+        """Have a file in the cache; False if the rest of the list should not be tried."""
+        if self._closed.is_set() or self._is_new:
+            return False
+        if file in self._failed or self._cache.holds(file):
+            return True
+        try:
+            fill = partial(self._download, file, stop=self._closed)
+            os.close(self._cache.add(file, fill, needed=wanted, wait=False))
+        except DownloadingError:
+            pass
+        except (NoRoomError, AbandonedError):
+            return False
+        except DataError as error:
+            self._failed.add(file)
+            log.warning("fetching ahead: %s. It is tried again when it is read", error)
+        return True
+
+    def _download(self, file: DataFile, target: Path, *, stop: threading.Event | None = None) -> None:
+        """Fill `target` with a file whose hash is right."""
         found = ""
         for attempt in range(_DOWNLOADS):
-            self._storage.download(shard.name, target, num_bytes=shard.num_bytes, stop=stop)
+            self._storage.download(file.name, target, num_bytes=file.num_bytes, stop=stop)
             found = sha256_of(target)
-            if found == shard.sha256:
+            if found == file.sha256:
                 return
             if attempt + 1 < _DOWNLOADS:
-                log.warning("shard %s: what arrived has another SHA-256 than the index says; once more", shard.name)
+                log.warning("%s: what arrived has another SHA-256 than the index says; once more", file.title)
         raise DataError(
-            f"shard {shard.name}: {self._storage.url}/{shard.name} was altered: its SHA-256 is {found}, the "
-            f"index says {shard.sha256}; upload it again"
+            f"{file.title}: {self._storage.url}/{file.name} was altered: its SHA-256 is {found}, the "
+            f"index says {file.sha256}; upload it again"
         )
 
 
@@ -182,10 +195,14 @@ def shard_files(index: ShardIndex, *, cache_directory: str | None, cache_gb: flo
 
 
 def required_bytes(index: ShardIndex, window_shards: int) -> int:
-    """Room for three windows of the largest shards, or for all: what is read, what comes next, and what ranks behind
-    still hold."""
-    largest = sorted((shard.num_bytes for shard in index.shards), reverse=True)
+    """Room for three windows of the largest shards with their offsets, or for all: what is read, what comes next, and
+    what ranks behind still hold."""
+    largest = sorted(map(_num_bytes, index.shards), reverse=True)
     return sum(largest[: _WINDOWS * window_shards])
+
+
+def _num_bytes(shard: Shard) -> int:
+    return sum(file.num_bytes for file in shard.files)
 
 
 def check_room(index: ShardIndex, *, cache_gb: float, window_shards: int) -> None:
@@ -206,7 +223,7 @@ def check_room(index: ShardIndex, *, cache_gb: float, window_shards: int) -> Non
 def _check_room(index: ShardIndex, capacity_bytes: int, *, window_shards: int | None) -> None:
     """As `check_room`; for the largest shard alone without `window_shards`."""
     if window_shards is None:
-        needed, what = max(shard.num_bytes for shard in index.shards), "its largest shard"
+        needed, what = max(map(_num_bytes, index.shards)), "its largest shard"
     else:
         needed = required_bytes(index, window_shards)
         what = f"{_WINDOWS} windows of data.shuffle_window_shards={window_shards} shards"

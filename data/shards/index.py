@@ -1,7 +1,8 @@
 """Prepared data sets, in a folder or at a URL: index.json and the list of their shards."""
 
 import hashlib
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,32 @@ INDEX_NAME = "index.json"
 FORMAT_NAME = "ddgan-shards"
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. Version 1 has no offsets files, and is read as well."""
+
+
+OFFSETS_SUFFIX = ".offsets"
+
+
+OFFSETS_SAMPLE_BYTES = 12
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, kw_only=True)
+class Offsets:
+    """The file next to a shard that says where its samples are."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.offsets$")]
+    """Name of the shard with .offsets for .tar."""
+    num_bytes: Annotated[int, Field(gt=0)]
+    """Size of the file, 12 for each sample."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Hash of the file."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"offsets {self.name} of shard {self.name.removesuffix(OFFSETS_SUFFIX)}.tar"
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -33,6 +59,22 @@ class Shard:
     """Size of the file."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of the file."""
+    offsets: Offsets | None = None
+    """Where its samples are; absent in version 1."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"shard {self.name}"
+
+    @property
+    def files(self) -> tuple["DataFile", ...]:
+        """The shard and its offsets."""
+        return (self,) if self.offsets is None else (self, self.offsets)
+
+
+DataFile = Shard | Offsets
+"""A file of a data set, with its name, size and hash."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -42,7 +84,7 @@ class IndexDocument:
 
     format: Literal["ddgan-shards"]
     """Tells the file from others of its name."""
-    version: Literal[1]
+    version: Literal[1, 2]
     """Version of this format."""
     image_size: Annotated[int, Field(ge=1)]
     """Height and width of every image."""
@@ -88,8 +130,16 @@ class ShardIndex:
     """Options of the preparation that decide on its bytes."""
     shards: tuple[Shard, ...]
     """The tar files."""
+    version: int
+    """Version of the format."""
     digest: str
-    """SHA-256 of index.json; it covers the hashes of the shards, and so stands for the whole data set."""
+    """Identifies the data set: SHA-256 of index.json as version 1 of the format has it, with the hashes of all shards.
+    Offsets follow from the shards, so the same images have one digest in both versions."""
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """All files but index.json."""
+        return tuple(file for shard in self.shards for file in shard.files)
 
     @property
     def is_remote(self) -> bool:
@@ -126,15 +176,47 @@ def _parse(content: bytes, where: str) -> IndexDocument:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DataError(
-            f"{where}: {place}: {first['msg']}. This program reads {FORMAT_NAME} version {FORMAT_VERSION} as "
+            f"{where}: {place}: {first['msg']}. This program reads {FORMAT_NAME} version 1 and {FORMAT_VERSION} as "
             "written by `python -m data.prepare`: prepare the data set again"
         ) from None
     names = [shard.name for shard in document.shards]
     if len(set(names)) != len(names):
         raise DataError(f"{where}: shards: a name is listed twice: prepare the data set again")
+    for number, shard in enumerate(document.shards):
+        if problem := _offsets_problem(shard, document.version):
+            raise DataError(f"{where}: shards.{number}.offsets: {problem}: prepare the data set again")
     if (len(document.class_names) if document.class_names is not None else None) != document.num_classes:
         raise DataError(f"{where}: class_names do not number {document.num_classes}: prepare the data set again")
     return document
+
+
+def _offsets_problem(shard: Shard, version: int) -> str:
+    """What is wrong with what the index says of a shard's offsets; empty if nothing is."""
+    if version == 1:
+        return "version 1 has none" if shard.offsets else ""
+    if shard.offsets is None:
+        return f"version {version} needs them"
+    if shard.offsets.name != (name := offsets_name(shard.name)):
+        return f"the name is {shard.offsets.name}, expected is {name}"
+    if shard.offsets.num_bytes != (num_bytes := OFFSETS_SAMPLE_BYTES * shard.num_samples):
+        return f"num_bytes is {shard.offsets.num_bytes}, {shard.num_samples} samples have {num_bytes}"
+    return ""
+
+
+def offsets_name(shard: str) -> str:
+    """Name of the offsets file of a shard."""
+    return shard.removesuffix(".tar") + OFFSETS_SUFFIX
+
+
+def _digest(document: IndexDocument, content: bytes) -> str:
+    """The digest of an index.json with this content."""
+    if document.version > 1:
+        first = {**asdict(document), "version": 1}
+        for shard in first["shards"]:
+            del shard["offsets"]
+        # As version 1 was written: another layout would be another digest, and runs on version 1 would not resume.
+        content = (json.dumps(first, indent=1, ensure_ascii=False) + "\n").encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_index(path: str | Path) -> ShardIndex:
@@ -163,7 +245,8 @@ def load_index(path: str | Path) -> ShardIndex:
         source_fingerprint=document.source_fingerprint,
         options=document.options,
         shards=tuple(document.shards),
-        digest=hashlib.sha256(content).hexdigest(),
+        version=document.version,
+        digest=_digest(document, content),
     )
 
 
@@ -182,17 +265,17 @@ def _read_local(directory: Path) -> bytes:
 
 
 def verify_present(index: ShardIndex) -> None:
-    """Check that every shard of a local data set is there with its stated size; contents are not read.
+    """Check that every file of a local data set is there with its stated size; contents are not read.
 
     Raises:
-        DataError: names the first shard that is not.
+        DataError: names the first one that is not.
     """
-    for shard in index.shards:
-        file = index.directory / shard.name
+    for stated in index.files:
+        file = index.directory / stated.name
         advice = "copy it again, or remove the folder and prepare the data set again"
         try:
             found = file.stat().st_size
         except OSError as error:
-            raise DataError(f"shard {shard.name}: cannot read {file}: {error.strerror}; {advice}") from None
-        if found != shard.num_bytes:
-            raise DataError(f"shard {shard.name}: {file} has {found} bytes, the index says {shard.num_bytes}; {advice}")
+            raise DataError(f"{stated.title}: cannot read {file}: {error.strerror}; {advice}") from None
+        if found != stated.num_bytes:
+            raise DataError(f"{stated.title}: {file} has {found} bytes, the index says {stated.num_bytes}; {advice}")

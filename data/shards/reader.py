@@ -1,39 +1,17 @@
-"""Random access to the samples of local tar shards, so that a rank reads only the images of its own share.
-
-A tar has no table of contents, so the headers of a shard are scanned once by each process that reads it: some 20 ms for
-4,096 samples. A thread does it for the next shards while the present ones are read, and the tables are kept.
-"""
+"""Random access to the samples of local tar shards, so that a rank reads only the images of its own share."""
 
 import contextlib
 import os
-import re
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data.shards.index import Shard
+from data.shards.offsets import BLOCK, IMAGE_EXTENSIONS, NO_NUMBER, OpenFile, Table, find_samples, parse_header, pread
 from data.storage.location import DataError
-
-IMAGE_EXTENSIONS = ("jpg", "png")
-
-
-LABEL_EXTENSION = "cls"
-
-
-_BLOCK = 512
-
-
-_END = bytes(_BLOCK)
-
-
-_NO_NUMBER = 2**32 - 2
-"""Stands for a damaged label, which is the fault of one sample: the others of its shard stay readable."""
-
 
 _MAX_TABLE_SAMPLES = 4_000_000
 """Samples whose places a process remembers: 48 MB."""
@@ -53,111 +31,24 @@ class EncodedSample(NamedTuple):
     label: int | None
 
 
-class _Member(NamedTuple):
-    key: str
-    extension: str
-    size: int
-
-
-def _parse_header(block: bytes) -> _Member | None:
-    """Name and size of a ustar header as data.prepare makes it; None for anything else. The checksum is not checked."""
-    key, dot, extension = block[:100].rstrip(b"\0").partition(b".")
-    try:
-        # 12 octal digits, magic, a regular file, and no part of the name in the prefix field.
-        size = int(block[124:136].rstrip(b" \0"), 8)
-        if not dot or block[156:157] not in b"0\0" or block[257:262] != b"ustar" or block[345:346] != b"\0" or size < 0:
-            return None
-        return _Member(key.decode("ascii"), extension.decode("ascii"), size)
-    except ValueError:
-        return None
-
-
-Table = npt.NDArray[np.uint32]
-"""[N, 3]: block of the header, size of the image, label + 1 (0: none) of each sample. Compact: it is kept for ever."""
-
-
-def scan(descriptor: int, shard: Shard) -> Table:
-    """Read all headers of an open shard.
-
-    Raises:
-        DataError: the file is not what the index says.
-    """
-    rows: list[tuple[int, int, int]] = []
-    label, label_key = -1, ""
-    for offset, member, content in _members(descriptor, shard):
-        if member.extension == LABEL_EXTENSION:
-            digits = re.fullmatch(rb"\d{1,9}", content[: member.size])
-            label, label_key = int(digits[0]) if digits else _NO_NUMBER, member.key
-        elif member.extension in IMAGE_EXTENSIONS:
-            rows.append((offset // _BLOCK, member.size, 1 + label if label_key == member.key else 0))
-        else:
-            raise DataError(f"shard {shard.name}, key {member.key}: unknown member .{member.extension}")
-    if len(rows) != shard.num_samples:
-        raise DataError(
-            f"shard {shard.name} has {len(rows)} samples, the index says {shard.num_samples}; "
-            "copy it again or prepare the data again"
-        )
-    return np.asarray(rows, dtype=np.uint32)
-
-
-def _members(descriptor: int, shard: Shard) -> Iterator[tuple[int, _Member, bytes]]:
-    """Offset, header and first block of each member; the headers' checksums are compared at the end, all at once."""
-    headers: list[bytes] = []
-    offsets: list[int] = []
-    offset = 0
-    while True:
-        # A label and its header fit in two blocks, so this one call reads both.
-        blocks = _pread(descriptor, shard, 2 * _BLOCK, offset)
-        header = blocks[:_BLOCK]
-        if header == _END:
-            break
-        member = _parse_header(header)
-        if member is None:
-            raise _damaged(shard, offset)
-        headers.append(header)
-        offsets.append(offset)
-        yield offset, member, blocks[_BLOCK:]
-        offset += _BLOCK + -(-member.size // _BLOCK) * _BLOCK
-    fields = np.frombuffer(b"".join(headers), dtype=np.uint8).reshape(-1, _BLOCK)
-    # Six octal digits; the sum counts its own eight bytes as spaces.
-    stated = (fields[:, 148:154].astype(np.int64) - ord("0")) @ (8 ** np.arange(5, -1, -1))
-    found = fields.sum(axis=1, dtype=np.int64) - fields[:, 148:156].sum(axis=1, dtype=np.int64) + 8 * 0x20
-    if (wrong := np.flatnonzero(stated != found)).size:
-        raise _damaged(shard, offsets[wrong[0]])
-
-
-def _damaged(shard: Shard, offset: int) -> DataError:
-    return DataError(
-        f"shard {shard.name} at byte {offset}: damaged, or no tar member as `python -m data.prepare` writes them; "
-        "copy it again or prepare the data again"
-    )
-
-
-def _pread(descriptor: int, shard: Shard, count: int, offset: int) -> bytes:
-    try:
-        return os.pread(descriptor, count, offset)
-    except OSError as error:
-        raise DataError(f"shard {shard.name} at byte {offset}: {error.strerror}") from None
-
-
 class ShardReader:
-    """Reads single samples of one open shard, each by one system call."""
+    """Reads single samples of one shard, each by one system call."""
 
-    def __init__(self, descriptor: int, shard: Shard, table: Table | None = None) -> None:
-        """Take over an open file.
+    def __init__(self, open_file: OpenFile, shard: Shard, table: Table | None = None) -> None:
+        """Open a shard.
 
         Args:
-            descriptor: the whole shard, open for reading; closed by `close`, and on an error here.
+            open_file: opens the shard, and its offsets if `table` is not given.
             shard: what the index says of it.
-            table: what `scan` found; None scans now.
+            table: where its samples are; None finds them.
 
         Raises:
-            DataError: the file is not what the index says.
+            DataError: a file is missing, or is not what the index says.
         """
         self._shard = shard
-        self._descriptor = descriptor
+        self._descriptor = open_file(shard)
         try:
-            self.table = scan(descriptor, shard) if table is None else table
+            self.table = find_samples(self._descriptor, shard, open_file) if table is None else table
         except BaseException:
             self.close()
             raise
@@ -166,29 +57,36 @@ class ShardReader:
     def labels(self) -> npt.NDArray[np.int64]:
         """int64 [N]: the label of each sample, -1 where it has none that is a number."""
         labels = self.table[:, 2].astype(np.int64) - 1
-        return np.where(labels == _NO_NUMBER, -1, labels)
+        return np.where(labels == NO_NUMBER, -1, labels)
 
     def read(self, sample: int) -> EncodedSample:
         """The encoded image and label of a sample, counted from 0 in the order of the archive.
 
         Raises:
             BadSampleError: its label is no number.
-            DataError: the file cannot be read, or has changed.
+            DataError: the file cannot be read, has changed, or is not the one that the offsets were made for.
         """
         block, size, label = self.table[sample].tolist()
-        content = _pread(self._descriptor, self._shard, _BLOCK + size, block * _BLOCK)
-        member = _parse_header(content[:_BLOCK])
-        if member is None or member.size != size or len(content) != _BLOCK + size:
+        content = pread(self._descriptor, self._shard, BLOCK + size, block * BLOCK)
+        member = parse_header(content[:BLOCK])
+        if (
+            member is None
+            or member.extension not in IMAGE_EXTENSIONS
+            or member.size != size
+            or len(content) != BLOCK + size
+        ):
+            offsets = self._shard.offsets
+            problem = "the file changed while it was read" if offsets is None else f"not as {offsets.name} says"
             raise DataError(
-                f"shard {self._shard.name} at byte {block * _BLOCK}: the file changed while it was read; copy it again"
+                f"shard {self._shard.name} at byte {block * BLOCK}: {problem}; copy it again or prepare the data again"
             )
-        if label == _NO_NUMBER + 1:
-            digits = _pread(self._descriptor, self._shard, _BLOCK, (block - 1) * _BLOCK).rstrip(b"\0")
+        if label == NO_NUMBER + 1:
+            digits = pread(self._descriptor, self._shard, BLOCK, (block - 1) * BLOCK).rstrip(b"\0")
             raise BadSampleError(
                 f"shard {self._shard.name}, key {member.key}: label {digits!r} is no number; prepare the data set again"
             )
         return EncodedSample(
-            self._shard.name, member.key, member.extension, content[_BLOCK:], None if label == 0 else label - 1
+            self._shard.name, member.key, member.extension, content[BLOCK:], None if label == 0 else label - 1
         )
 
     def close(self) -> None:
@@ -198,32 +96,29 @@ class ShardReader:
             self._descriptor = -1
 
 
-def samples_in_order(shards: Sequence[Shard], open_shard: Callable[[Shard], int]) -> Iterator[EncodedSample]:
+def samples_in_order(shards: Sequence[Shard], open_file: OpenFile) -> Iterator[EncodedSample]:
     """All samples as they lie in the shards, one shard after the other."""
     for shard in shards:
-        with contextlib.closing(ShardReader(open_shard(shard), shard)) as reader:
+        with contextlib.closing(ShardReader(open_file, shard)) as reader:
             yield from map(reader.read, range(shard.num_samples))
 
 
 class OpenShards:
     """The readers of one process, for the shards of the windows that it is reading; others are closed."""
 
-    def __init__(self, open_shard: Callable[[Shard], int], shards: Sequence[Shard], capacity: int) -> None:
+    def __init__(self, open_file: OpenFile, shards: Sequence[Shard], capacity: int) -> None:
         """Nothing is opened yet.
 
         Args:
-            open_shard: gives the descriptor of a shard's local file.
+            open_file: gives the descriptor of a local file of the data set.
             shards: the list that shard numbers refer to.
             capacity: files open at once; past it the least recently used one is closed.
         """
-        self._open_shard = open_shard
+        self._open_file = open_file
         self._shards = shards
         self._capacity = capacity
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._tables: OrderedDict[int, Table] = OrderedDict()
-        self._lock = threading.Lock()
-        self._ahead: tuple[int, ...] = ()
-        self._scanner: threading.Thread | None = None
 
     def read(self, shard: int, sample: int) -> EncodedSample:
         """A sample of a shard, both by number."""
@@ -231,40 +126,21 @@ class OpenShards:
         if reader is None:
             while len(self._readers) >= self._capacity:
                 self._readers.popitem(last=False)[1].close()
-            descriptor = self._open_shard(self._shards[shard])
-            reader = ShardReader(descriptor, self._shards[shard], self._tables.get(shard))
+            reader = ShardReader(self._open_file, self._shards[shard], self._tables.get(shard))
             self._remember(shard, reader.table)
         self._readers[shard] = reader
         return reader.read(sample)
 
-    def keep(self, shards: Collection[int], ahead: Sequence[int] = ()) -> None:
-        """Close the readers of all other shards, and scan those that come next, in a thread."""
+    def keep(self, shards: Collection[int]) -> None:
+        """Close the readers of all other shards."""
         for shard in set(self._readers).difference(shards):
             self._readers.pop(shard).close()
-        # No more than what is remembered: the first tables would be forgotten for the last ones, and so on for ever.
-        ends = accumulate(self._shards[shard].num_samples for shard in ahead)
-        self._ahead = tuple(shard for shard, end in zip(ahead, ends, strict=True) if end <= _MAX_TABLE_SAMPLES)
-        unknown = any(shard not in self._tables for shard in self._ahead)
-        if unknown and not (self._scanner and self._scanner.is_alive()):
-            self._scanner = threading.Thread(target=self._scan_ahead, name="scan-ahead", daemon=True)
-            self._scanner.start()
 
     def close(self) -> None:
         """Close all."""
         self.keep(())
 
     def _remember(self, shard: int, table: Table) -> None:
-        with self._lock:
-            self._tables[shard] = table
-            while sum(map(len, self._tables.values())) > _MAX_TABLE_SAMPLES and len(self._tables) > 1:
-                self._tables.popitem(last=False)
-
-    def _scan_ahead(self) -> None:
-        # What goes wrong here is left to `read`, which meets it again and says so.
-        with contextlib.suppress(DataError):
-            while unknown := [shard for shard in self._ahead if shard not in self._tables]:
-                descriptor = self._open_shard(self._shards[unknown[0]])
-                try:
-                    self._remember(unknown[0], scan(descriptor, self._shards[unknown[0]]))
-                finally:
-                    os.close(descriptor)
+        self._tables[shard] = table
+        while sum(map(len, self._tables.values())) > _MAX_TABLE_SAMPLES and len(self._tables) > 1:
+            self._tables.popitem(last=False)

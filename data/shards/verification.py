@@ -1,4 +1,4 @@
-"""Are all shards there, and are they those of the index? Asked before training starts."""
+"""Are all shards and offsets there, and are they those of the index? Asked before training starts."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.shards.cache import cache_folder
-from data.shards.index import Shard, ShardIndex
+from data.shards.index import DataFile, ShardIndex
 from data.storage.files import replaced, sha256_of
 from data.storage.location import DataError
 from data.storage.remote import Storage
@@ -29,63 +29,61 @@ Stamp = list[int]
 
 
 def verify_shards(index: ShardIndex, *, by: Literal["hash", "size"], cache_directory: str | None) -> None:
-    """Check every shard of a data set.
+    """Check every shard of a data set, and its offsets.
 
     Args:
         index: the data set. Of a remote one presence and size are asked for: contents are checked when downloaded.
-        by: "hash" reads each local shard once, and again only after its file has changed; "size" reads none.
+        by: "hash" reads each local file once, and again only after its file has changed; "size" reads none.
         cache_directory: data.cache_directory, where it is noted which files have been read.
 
     Raises:
-        DataError: shards are missing or altered; names the first few and says what to do.
+        DataError: files are missing or altered; names the first few and says what to do.
     """
     if index.is_remote:
-        found = Storage(index.location).sizes([shard.name for shard in index.shards])
-        bad = [_wrong_size(shard, found.get(shard.name, -1)) for shard in index.shards]
+        found = Storage(index.location).sizes([file.name for file in index.files])
+        bad = [_wrong_size(file, found.get(file.name, -1)) for file in index.files]
         _refuse(index, bad, "upload them again")
         return
-    stamps = {shard: _stamp(index.directory / shard.name) for shard in index.shards}
+    stamps = {file: _stamp(file, index.directory / file.name) for file in index.files}
     advice = "copy them again, or remove the folder and prepare the data set again"
-    _refuse(index, [_wrong_size(shard, stamp[0]) for shard, stamp in stamps.items()], advice)
+    _refuse(index, [_wrong_size(file, stamp[0]) for file, stamp in stamps.items()], advice)
     if by == "hash":
         record = _Record(index, cache_directory)
         known = record.read()
-        unread = [shard for shard, stamp in stamps.items() if known.get(shard.name) != stamp]
+        unread = [file for file, stamp in stamps.items() if known.get(file.name) != stamp]
         if unread:
-            size_gb = sum(shard.num_bytes for shard in unread) / 1e9
-            log.info("checking the hashes of %d shards, %.3g GB", len(unread), size_gb)
+            size_gb = sum(file.num_bytes for file in unread) / 1e9
+            log.info("checking the hashes of %d files, %.3g GB", len(unread), size_gb)
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as executor:
-                bad = list(executor.map(lambda shard: _wrong_hash(index.directory, shard), unread))
+                bad = list(executor.map(lambda file: _wrong_hash(index.directory, file), unread))
             _refuse(index, bad, advice)
             # The stamps from before the reading: a file that changed during it is read again next time.
-            record.write({shard.name: stamp for shard, stamp in stamps.items()})
+            record.write({file.name: stamp for file, stamp in stamps.items()})
 
 
-def _stamp(file: Path) -> Stamp:
+def _stamp(file: DataFile, path: Path) -> Stamp:
     try:
-        found = file.stat()
+        found = path.stat()
     except FileNotFoundError:
         return [-1, 0, 0]
     except OSError as error:
-        raise DataError(f"shard {file.name}: cannot read {file}: {error.strerror}") from None
+        raise DataError(f"{file.title}: cannot read {path}: {error.strerror}") from None
     return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
-def _wrong_size(shard: Shard, found: int | None) -> str:
-    """What is wrong with a shard of so many bytes, -1 being none at all; nothing if the server does not tell."""
-    if found is None or found == shard.num_bytes:
+def _wrong_size(file: DataFile, found: int | None) -> str:
+    """What is wrong with a file of so many bytes, -1 being none at all; nothing if the server does not tell."""
+    if found is None or found == file.num_bytes:
         return ""
-    return f"{shard.name} is missing" if found < 0 else f"{shard.name} has {found} bytes instead of {shard.num_bytes}"
+    return f"{file.title} is missing" if found < 0 else f"{file.title} has {found} bytes instead of {file.num_bytes}"
 
 
-def _wrong_hash(directory: Path, shard: Shard) -> str:
+def _wrong_hash(directory: Path, file: DataFile) -> str:
     try:
-        found = sha256_of(directory / shard.name)
+        found = sha256_of(directory / file.name)
     except OSError as error:
-        return f"{shard.name} cannot be read ({error.strerror})"
-    return (
-        "" if found == shard.sha256 else f"{shard.name} was altered, its SHA-256 is {found} instead of {shard.sha256}"
-    )
+        return f"{file.title} cannot be read ({error.strerror})"
+    return "" if found == file.sha256 else f"{file.title} was altered, its SHA-256 is {found} instead of {file.sha256}"
 
 
 def _refuse(index: ShardIndex, findings: Iterable[str], advice: str) -> None:
@@ -94,13 +92,13 @@ def _refuse(index: ShardIndex, findings: Iterable[str], advice: str) -> None:
     if bad:
         more = f", and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
         raise DataError(
-            f"{len(bad)} of {len(index.shards)} shards in {index.shown_location} are missing or altered: shard "
+            f"{len(bad)} of {len(index.files)} files in {index.shown_location} are missing or altered: "
             f"{', '.join(bad[:_LISTED])}{more}; {advice}"
         )
 
 
 class _Record:
-    """A small file that says which shards were read, and found right, when they had which stamp."""
+    """A small file that says which files were read, and found right, when they had which stamp."""
 
     def __init__(self, index: ShardIndex, cache_directory: str | None) -> None:
         self._cache_directory = cache_directory
@@ -109,7 +107,7 @@ class _Record:
         self._name = f"{index.digest}-{place[:16]}.json"
 
     def read(self) -> dict[str, Stamp]:
-        """Stamp by shard; empty without such a file."""
+        """Stamp by file; empty without such a file."""
         try:
             content = json.loads((self._folder() / self._name).read_bytes())
         except (OSError, ValueError):

@@ -289,4 +289,5 @@ async def _supervise(transfer: Coroutine[Any, Any, Any], progress: _Progress) ->
 
 
 def _label(name: str) -> str:
-    return f"shard {name}" if name.endswith(".tar") else name
+    kinds = {".tar": "shard ", ".offsets": "offsets "}
+    return kinds.get(Path(name).suffix, "") + name

@@ -167,7 +167,7 @@ def _load(
             if windows != (windows := sample_order.windows(span.stop - 1)):
                 # A micro-batch may reach from one window into the next one.
                 needed = list(dict.fromkeys([*shards, *windows[0], *windows[1]]))
-                readers.keep({*shards, *windows[0]}, ahead=needed)
+                readers.keep({*shards, *windows[0]})
                 files.prefetch([index.shards[number] for number in needed])
             if slots is None or process is None:
                 shape = (len(shards), index.image_size, index.image_size, index.image_channels)

@@ -1,6 +1,5 @@
 """Tiny sources and prepared data sets in temporary folders."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,17 +8,19 @@ import pytest
 from PIL import Image
 
 from data.prepare.command import main
+from data.shards.files import LocalShards
 from data.shards.index import Shard, ShardIndex, load_index
 from data.shards.reader import ShardReader
 from data.storage import remote as storage
 from tests.data.servers import FaultyServer, serve
+from tests.data.versions import write_version_1
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
 
 
 def open_shard(index: ShardIndex, shard: Shard) -> ShardReader:
     """A reader of a local shard."""
-    return ShardReader(os.open(index.directory / shard.name, os.O_RDONLY), shard)
+    return ShardReader(LocalShards(index).open, shard)
 
 
 @pytest.fixture
@@ -74,6 +75,12 @@ def own_copy(prepared: ShardIndex, tmp_path: Path) -> ShardIndex:
     for file in prepared.directory.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     return load_index(target)
+
+
+@pytest.fixture
+def version_1(prepared: ShardIndex, tmp_path: Path) -> ShardIndex:
+    """The prepared shards as a data set of version 1, without offsets; a test may damage it."""
+    return write_version_1(prepared, tmp_path / "version-1")
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
 """An HTTP server on loopback that serves a folder, and fails when it is told to."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
 
 _PLACES = ("/data/set", "/images/set")
 """Paths under which the folder is served; the second one as a bucket of S3."""
+
+_CHUNK_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class FaultyServer:
     """By file name: each GET takes the first one, until none is left."""
     always: Fault | None = None
     """For every request that has none of its own."""
+    delay_s: float = 0.0
+    """Time before each answer, as on the way to a server far away."""
+    bytes_per_s: float | None = None
+    """Bound on what all connections together carry; None: none."""
     gets: Counter[str] = field(default_factory=Counter)
     """GET requests by file name."""
     authorizations: set[str | None] = field(default_factory=set)
@@ -49,6 +57,8 @@ class FaultyServer:
     released: threading.Event = field(default_factory=threading.Event)
     """Set to go on with those that stall."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    free_at: float = 0.0
+    """When the line has carried everything so far, on the monotonic clock."""
 
     def fault(self, name: str, *, is_get: bool) -> Fault:
         """The fault of a request that has come in."""
@@ -58,6 +68,17 @@ class FaultyServer:
                 if self.faults.get(name):
                     return self.faults[name].pop(0)
             return self.always or Fault()
+
+    def carry(self, stream: BufferedIOBase, content: bytes) -> None:
+        """Write bytes to a connection no faster than the line is."""
+        for start in range(0, len(content), _CHUNK_BYTES):
+            chunk = content[start : start + _CHUNK_BYTES]
+            if self.bytes_per_s is not None:
+                with self.lock:
+                    self.free_at = max(self.free_at, time.monotonic()) + len(chunk) / self.bytes_per_s
+                    wait_s = self.free_at - time.monotonic()
+                time.sleep(max(0.0, wait_s))
+            stream.write(chunk)
 
 
 @contextmanager
@@ -86,13 +107,14 @@ def serve(folder: Path) -> Iterator[FaultyServer]:
             content = (fault.content or file.read_bytes()) if status == 200 else b"no"
             if fault.altered:
                 content = content[:600] + bytes([content[600] ^ 1]) + content[601:]
+            time.sleep(state.delay_s)
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if not is_get:
                 return
             stops_at = fault.cut_after if fault.stall_after is None else fault.stall_after
-            self.wfile.write(content[:stops_at])
+            state.carry(self.wfile, content[:stops_at])
             self.wfile.flush()
             if fault.stall_after is not None:
                 state.stalled.set()

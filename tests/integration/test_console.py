@@ -13,7 +13,7 @@ RUN = [
     r"\(RayTrainWorker pid=\d+\) \d\d:\d\d:\d\d rank 0 INFO training on 2 ranks",
     # On a busy machine.
     r"\(RayTrainWorker pid=\d+\) \d\d:\d\d:\d\d rank 0 WARNING \d+ records of the run are not at sqlite.* yet\. .*",
-    r"\d\d:\d\d:\d\d rank 0 INFO checking the hashes of 1 shards, .* GB",
+    r"\d\d:\d\d:\d\d rank 0 INFO checking the hashes of 2 files, .* GB",
     r"\d\d:\d\d:\d\d rank 0 INFO \d+ of 160 images  .*",
     r"finished: step 10, 160 images",
     r"(samples|checkpoint|snapshot) +/.*/step-00000010(\.png)?",

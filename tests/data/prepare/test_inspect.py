@@ -50,11 +50,21 @@ def test_summary_says_what_was_prepared(
         "       1  dog: 20 (50.0%)",
         "shards        8 of 5 images each",
         f"bytes         {num_bytes}, {num_bytes / 40:.0f} per image with its tar header",
-        "format        ddgan-shards version 1",
+        "format        ddgan-shards version 2",
         f"digest        {prepared.digest}",
         f"sheet         {tmp_path}/sheet.png (40 images)",
     ]
     assert captured.err == ""
+
+
+def test_data_set_of_version_1_has_the_same_summary_but_for_its_version(
+    prepared: ShardIndex, version_1: ShardIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for index in (prepared, version_1):
+        assert main(["inspect", str(index.directory), "--sheet", str(tmp_path / "sheet.png")]) == 0
+        shown.append(capsys.readouterr().out.replace(index.location, "DIR"))
+    assert shown[0].replace("version 2", "version 1") == shown[1] != shown[0]
 
 
 def test_sheet_shows_the_images_of_the_shards(prepared: ShardIndex, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image
 
 from data.prepare.command import main
 from data.prepare.writer import ShardSequence
-from data.shards.index import ShardIndex
+from data.shards.index import Shard, ShardIndex, load_index, offsets_name
 from tests.launch import ROOT
 
 Verify = Callable[..., list[str]]
@@ -59,23 +60,27 @@ def rewrite_shard(index: ShardIndex, number: int, change: Callable[[Members], ob
             samples.setdefault(key, {})[extension] = archive.extractfile(member).read()  # pyright: ignore
     changed = list(samples.items())
     change(changed)
-    (index.directory / name).unlink()
+    files = [file.name for file in index.shards[number].files]
+    for file in files:
+        (index.directory / file).unlink()
     other = index.directory / "other"
     other.mkdir()
     with ShardSequence(other, shard_samples=None, shard_bytes=None) as shards:
         for key, members in changed:
             shards.write(key, members)
         shards.finish()
-    (other / "00000.tar").rename(index.directory / name)
+    (written,) = shards.shards
+    for file, old in zip(files, written.files, strict=True):
+        (other / old.name).rename(index.directory / file)
     other.rmdir()
-    content = (index.directory / name).read_bytes()
-    edit_index(
-        index,
-        lambda document: document["shards"][number].update(
-            num_samples=len(changed), num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
-        ),
-    )
+    edit_index(index, lambda document: document["shards"].__setitem__(number, renamed(written, name)))
     return changed
+
+
+def renamed(shard: Shard, name: str) -> dict[str, Any]:
+    """What index.json says of a shard that has got another name."""
+    assert shard.offsets is not None
+    return asdict(replace(shard, name=name, offsets=replace(shard.offsets, name=offsets_name(name))))
 
 
 def file_of(image: Image.Image) -> bytes:
@@ -163,9 +168,42 @@ def test_label_that_is_no_number_is_named(own_copy: ShardIndex, verify: Verify) 
     assert f"shard 00000.tar, key {keys[2]}: label b'cat' is no number" in verify(own_copy, code=1)[0]
 
 
-def test_wrong_number_of_samples_is_named(own_copy: ShardIndex, verify: Verify) -> None:
-    edit_index(own_copy, lambda content: content["shards"][5].update(num_samples=6))
-    assert verify(own_copy, code=1)[0].startswith("shard 00005.tar has 5 samples, the index says 6")
+def test_wrong_number_of_samples_is_named(version_1: ShardIndex, verify: Verify) -> None:
+    edit_index(version_1, lambda content: content["shards"][5].update(num_samples=6))
+    assert verify(version_1, code=1)[0].startswith("shard 00005.tar has 5 samples, the index says 6")
+
+
+def test_data_set_of_version_1_passes(version_1: ShardIndex, verify: Verify) -> None:
+    assert verify(version_1, code=0) == [f"{version_1.directory}: 40 images in 8 shards: all is well"]
+
+
+def test_damaged_and_missing_offsets_are_named(own_copy: ShardIndex, verify: Verify) -> None:
+    file = own_copy.directory / "00001.offsets"
+    content = bytearray(file.read_bytes())
+    content[20] ^= 1
+    file.write_bytes(content)
+    (own_copy.directory / "00004.offsets").unlink()
+    lines = verify(own_copy, code=1)
+    found = hashlib.sha256(content).hexdigest()
+    assert lines[0].startswith(f"offsets 00001.offsets of shard 00001.tar: the file is damaged: its SHA-256 is {found}")
+    told = f"offsets 00004.offsets of shard 00004.tar: cannot open {own_copy.directory}/00004.offsets: No such file"
+    assert lines[1].startswith(told)
+    assert "bad shards: 2, bad images: 0" in lines[2]
+
+
+def test_offsets_of_a_right_hash_that_do_not_fit_the_shard_are_named(own_copy: ShardIndex, verify: Verify) -> None:
+    file = own_copy.directory / "00002.offsets"
+    rows = np.fromfile(file, "<u4").reshape(-1, 3)
+    rows[[3, 4]] = rows[[4, 3]]
+    file.write_bytes(rows.tobytes())
+    right = hashlib.sha256(rows.tobytes()).hexdigest()
+    edit_index(own_copy, lambda content: content["shards"][2]["offsets"].update(sha256=right))
+    assert verify(load_index(own_copy.directory), code=1) == [
+        "offsets 00002.offsets of shard 00002.tar: the shard has sample 3 in another place, or with another size or "
+        "label",
+        f"{own_copy.directory}: 40 images in 8 shards: bad shards: 1, bad images: 0; "
+        "prepare the data set again or copy it again",
+    ]
 
 
 def test_repeated_keys_are_named_within_and_across_shards(own_copy: ShardIndex, verify: Verify) -> None:
@@ -253,12 +291,13 @@ def test_interrupt_is_one_line(tmp_path: Path, workers: str) -> None:
     out = tmp_path / "set"
     assert main([str(tmp_path / "source"), "--out", str(out), "--size", "256", "--workers", "0"]) == 0
     # The same shard 500 times is enough work to be stopped in. The first one is wrong, so that there is a first line.
-    index = json.loads((out / "index.json").read_text())
-    (shard,) = index["shards"]
-    index["shards"] = [{**shard, "sha256": "0" * 64}, *({**shard, "name": f"{n:05d}.tar"} for n in range(1, 500))]
-    for number in range(1, 500):
-        (out / f"{number:05d}.tar").hardlink_to(out / "00000.tar")
-    (out / "index.json").write_text(json.dumps(index))
+    (shard,) = load_index(out).shards
+    shards = [renamed(shard, f"{number:05d}.tar") for number in range(500)]
+    for other in shards[1:]:
+        (out / other["name"]).hardlink_to(out / "00000.tar")
+        (out / other["offsets"]["name"]).hardlink_to(out / "00000.offsets")
+    shards[0]["sha256"] = "0" * 64
+    edit_index(load_index(out), lambda content: content.update(shards=shards))
     process = subprocess.Popen(
         [sys.executable, "-m", "data.prepare", "verify", str(out), "--workers", workers],
         cwd=ROOT,

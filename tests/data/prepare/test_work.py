@@ -1,6 +1,7 @@
 """A preparation that stopped anywhere goes on after its last finished shard, and ends with the same bytes."""
 
 import io
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,10 @@ from data.prepare.job import Preparation, PrepareOptions
 from data.prepare.journal import load_journal
 from data.prepare.work import InterruptedPreparationError, Outcome, PreparationError, prepare
 from data.processes.pool import WorkerError
+from data.shards.index import load_index
 from data.sources.find import open_source
 from data.sources.source import BaseSource, Item, SourceError, fingerprint
+from tests.data.versions import write_version_1
 
 NUM_ITEMS = 45
 BAD = {3, 17, 18, 30, 44}
@@ -156,31 +159,47 @@ def test_interrupted_preparation_says_what_is_kept(tmp_path: Path, console: Cons
 
 def damage_byte(file: Path) -> None:
     content = bytearray(file.read_bytes())
-    content[700] ^= 1
+    content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
 def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 512)
+    os.truncate(file, file.stat().st_size // 2)
 
 
 @pytest.mark.usefixtures("chunks_of_one")
+@pytest.mark.parametrize("name", ["00001.tar", "00001.offsets"])
 @pytest.mark.parametrize("damage", [damage_byte, truncate, Path.unlink])
 def test_damaged_finished_shard_is_made_again(
-    tmp_path: Path, console: Console, unbroken: tuple[Path, Outcome], damage: object
+    tmp_path: Path, console: Console, unbroken: tuple[Path, Outcome], damage: object, name: str
 ) -> None:
     assert callable(damage)
     work = stop(tmp_path / "set", console, at=40)
     journal = load_journal(work / "journal.json")
     assert journal is not None
     assert len(journal.finished) >= 4
-    damage(work / "set" / "00001.tar")
+    damage(work / "set" / name)
     source = CountingSource()
     outcome = prepare(job(tmp_path / "set", source), console)
-    assert f"{work}/set/00001.tar is damaged; it and those after it are prepared again" in notes(console)
+    told = f"{work}/set/{name} is damaged; shard 00001.tar and those after it are prepared again"
+    assert told in notes(console)
     assert len(source.reads) == NUM_ITEMS - journal.finished[0].num_items
     assert contents(tmp_path / "set") == contents(unbroken[0])
     assert outcome.bad == unbroken[1].bad
+
+
+@pytest.mark.usefixtures("chunks_of_one")
+@pytest.mark.parametrize("offsets", [None, b"", b"half of them"])
+def test_shard_that_was_finished_but_not_entered_is_made_again(
+    tmp_path: Path, console: Console, unbroken: tuple[Path, Outcome], offsets: bytes | None
+) -> None:
+    work = stop(tmp_path / "set", console, at=20)
+    (work / "set" / "00002.tar").write_bytes((unbroken[0] / "00002.tar").read_bytes())
+    if offsets is not None:
+        (work / "set" / "00002.offsets").write_bytes(offsets)
+    prepare(job(tmp_path / "set"), console)
+    assert notes(console).startswith("data.prepare: going on after 2 finished shards, ")
+    assert contents(tmp_path / "set") == contents(unbroken[0])
 
 
 @pytest.mark.usefixtures("chunks_of_one")
@@ -196,6 +215,33 @@ def test_work_of_another_job_is_discarded_with_a_word(
     told = f"other unfinished work in {tmp_path}/.set.unfinished is discarded"
     assert notes(console) == f"data.prepare: {told} (seed is 3 there, 0 here, shard_samples is 5 there, 7 here)\n"
     assert contents(target) == contents(unbroken[0])
+
+
+@pytest.mark.usefixtures("chunks_of_one")
+def test_work_of_version_1_is_discarded_with_a_word(
+    tmp_path: Path, console: Console, unbroken: tuple[Path, Outcome]
+) -> None:
+    work = stop(tmp_path / "set", console, at=30)
+    journal = json.loads((work / "journal.json").read_text())
+    del journal["job"]["format_version"]
+    for entry in journal["finished"]:
+        del entry["shard"]["offsets"]
+    (work / "journal.json").write_text(json.dumps(journal))
+    for file in (work / "set").glob("*.offsets"):
+        file.unlink()
+    prepare(job(tmp_path / "set"), console)
+    assert "is discarded (format_version is None there, 2 here)" in notes(console)
+    assert contents(tmp_path / "set") == contents(unbroken[0])
+
+
+def test_data_set_of_version_1_counts_as_there(
+    tmp_path: Path, console: Console, unbroken: tuple[Path, Outcome]
+) -> None:
+    index = write_version_1(load_index(unbroken[0]), tmp_path / "set")
+    before = contents(tmp_path / "set")
+    outcome = prepare(job(tmp_path / "set"), console)
+    assert (outcome.was_there, outcome.index) == (True, index)
+    assert contents(tmp_path / "set") == before
 
 
 @pytest.mark.usefixtures("chunks_of_one")

@@ -24,7 +24,8 @@ def caches(folder: Path, index: ShardIndex) -> Iterator[Callable[[int], CachedSh
     made: list[CachedShards] = []
 
     def make(num_shards: int) -> CachedShards:
-        made.append(CachedShards(index, folder, num_shards * size_of(index)))
+        # And for all offsets, which are small.
+        made.append(CachedShards(index, folder, num_shards * size_of(index) + size_of(index) // 2))
         return made[-1]
 
     yield make
@@ -47,6 +48,10 @@ def names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
+def shards_in(folder: Path) -> set[str]:
+    return {name for name in names(folder) if not name.endswith(".offsets")}
+
+
 def cached(index: ShardIndex, folder: Path) -> set[int]:
     """Numbers of the shards whose files are in the folder."""
     return {number for number, shard in enumerate(index.shards) if (folder / f"{shard.sha256}.tar").exists()}
@@ -64,7 +69,7 @@ def test_samples_of_downloaded_shards_are_those_of_local_ones(
 ) -> None:
     local, remote = LocalShards(prepared), caches(8)
     for shard in prepared.shards:
-        readers = [ShardReader(files.open(shard), shard) for files in (local, remote)]
+        readers = [ShardReader(files.open, shard) for files in (local, remote)]
         for sample in range(shard.num_samples):
             one, two = (reader.read(sample) for reader in readers)
             assert one == two
@@ -83,8 +88,8 @@ def test_location_decides_where_files_come_from(prepared: ShardIndex, index: Sha
 def test_cache_that_cannot_hold_what_a_run_keeps_open_is_refused_before_it_starts(
     prepared: ShardIndex, index: ShardIndex, folder: Path
 ) -> None:
-    size = size_of(index)
-    large = replace(index, shards=(*index.shards[1:], replace(index.shards[0], num_bytes=10 * size)))
+    size = size_of(index) + 60  # with the offsets of five samples
+    large = replace(index, shards=(*index.shards[1:], replace(index.shards[0], num_bytes=10 * size - 60)))
     assert required_bytes(large, 1) == 12 * size
     assert required_bytes(large, 2) == 15 * size
     assert required_bytes(large, 8) == 17 * size
@@ -147,9 +152,11 @@ def test_shards_are_fetched_ahead_in_order_and_opened_without_another_download(
     assert cached(index, folder) == set()
     server.released.set()
     wait_until(lambda: cached(index, folder) == {5, 2, 7}, "three shards are there")
-    assert list(server.gets) == ["index.json", "00005.tar", "00002.tar", "00007.tar"]
+    assert [name for name in server.gets if name.endswith(".tar")] == ["00005.tar", "00002.tar", "00007.tar"]
     os.close(cache.open(index.shards[2]))
     assert server.gets["00002.tar"] == 1
+    # The offsets came first: the first shard stalled.
+    assert set(list(server.gets)[1:4]) == {"00005.offsets", "00002.offsets", "00007.offsets"}
 
 
 def test_fetching_ahead_passes_over_what_another_process_downloads(
@@ -206,11 +213,11 @@ def test_closing_abandons_a_download_at_once(
     began = time.monotonic()
     cache.close()
     assert time.monotonic() - began < 2
-    assert names(folder) == {"lock"}
+    assert shards_in(folder) == {"lock"}
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch-shards"]
     cache.prefetch(index.shards)
     cache.close()
-    assert names(folder) == {"lock"}
+    assert shards_in(folder) == {"lock"}
 
 
 def test_error_of_fetching_ahead_is_logged_once_and_left_to_opening(
@@ -233,3 +240,46 @@ def test_error_of_fetching_ahead_is_logged_once_and_left_to_opening(
         f"fetching ahead: shard 00000.tar: cannot read {server.url}/00000.tar: permission denied"
     )
     os.close(cache.open(index.shards[0]))
+
+
+def test_offsets_are_downloaded_once_and_count_in_the_cache(
+    server: FaultyServer, index: ShardIndex, folder: Path, caches: Callable[[int], CachedShards]
+) -> None:
+    for cache in (caches(8), caches(8)):
+        for shard in index.shards[:3]:
+            ShardReader(cache.open, shard).close()
+    wanted = [file for shard in index.shards[:3] for file in shard.files]
+    assert {file.name: server.gets[file.name] for file in wanted} == {file.name: 1 for file in wanted}
+    suffixes = {file.sha256: Path(file.name).suffix for file in wanted}
+    assert names(folder) == {f"{sha256}{suffix}" for sha256, suffix in suffixes.items()} | {"lock"}
+    # A folder that is full of offsets and shards makes room by both.
+    tight = CachedShards(index, folder, size_of(index) + 60)
+    ShardReader(tight.open, index.shards[7]).close()
+    last = {f"{file.sha256}{Path(file.name).suffix}" for file in index.shards[7].files}
+    assert names(folder) == last | {"lock"}
+    tight.close()
+
+
+@pytest.mark.parametrize(
+    ("faults", "told"),
+    [
+        ([Fault(status=404)], "there is no such file"),
+        ([Fault(content=bytes(60))] * 2, "was altered: its SHA-256 is .*; upload it again"),
+        ([Fault(content=bytes(72))], "it has .*, the index says 60; upload it again"),
+    ],
+)
+def test_missing_and_altered_offsets_at_a_url_are_named(
+    server: FaultyServer,
+    index: ShardIndex,
+    folder: Path,
+    caches: Callable[[int], CachedShards],
+    faults: list[Fault],
+    told: str,
+) -> None:
+    server.faults["00003.offsets"] = list(faults)
+    with pytest.raises(DataError, match=rf"^offsets 00003\.offsets.*{told}") as caught:
+        ShardReader(caches(8).open, index.shards[3])
+    assert f"{server.url}/00003.offsets" in str(caught.value)
+    assert names(folder) == {f"{index.shards[3].sha256}.tar", "lock"}
+    # It is whole now.
+    ShardReader(caches(8).open, index.shards[3]).close()

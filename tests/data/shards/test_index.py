@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from data.shards.index import ShardIndex, load_index, verify_present
 from data.storage.location import DataError
+from tests.launch import ROOT
 
 
 def test_index_says_what_was_prepared(prepared: ShardIndex) -> None:
@@ -18,11 +20,44 @@ def test_index_says_what_was_prepared(prepared: ShardIndex) -> None:
     assert (prepared.num_classes, prepared.class_names) == (2, ("cat", "dog"))
     assert prepared.num_samples == 40
     assert [shard.num_samples for shard in prepared.shards] == [5] * 8
-    assert prepared.digest == hashlib.sha256((prepared.directory / "index.json").read_bytes()).hexdigest()
-    for shard in prepared.shards:
-        content = (prepared.directory / shard.name).read_bytes()
-        assert (shard.num_bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert prepared.version == 2
+    names = [f"0000{number}.{kind}" for number in range(8) for kind in ("tar", "offsets")]
+    assert [file.name for file in prepared.files] == names
+    for file in prepared.files:
+        content = (prepared.directory / file.name).read_bytes()
+        assert (file.num_bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     verify_present(prepared)
+
+
+def test_version_1_is_read_and_the_same_shards_have_one_digest(prepared: ShardIndex, version_1: ShardIndex) -> None:
+    assert (version_1.version, version_1.num_samples, version_1.class_names) == (1, 40, ("cat", "dog"))
+    assert version_1.shards == version_1.files == tuple(replace(shard, offsets=None) for shard in prepared.shards)
+    content = (version_1.directory / "index.json").read_bytes()
+    assert prepared.digest == version_1.digest == hashlib.sha256(content).hexdigest()
+    assert prepared.digest != hashlib.sha256((prepared.directory / "index.json").read_bytes()).hexdigest()
+
+
+def test_index_that_version_1_of_the_program_wrote_keeps_its_digest_with_offsets(tmp_path: Path) -> None:
+    with tarfile.open(ROOT / "tests" / "golden" / "run-format-1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    old = load_index(tmp_path / "points")
+    assert old.version == 1
+    document = json.loads((old.directory / "index.json").read_text())
+    for shard in document["shards"]:
+        num_bytes = 12 * shard["num_samples"]
+        name = shard["name"].replace(".tar", ".offsets")
+        shard["offsets"] = {"name": name, "num_bytes": num_bytes, "sha256": "0" * 64}
+    (old.directory / "index.json").write_text(json.dumps({**document, "version": 2}))
+    new = load_index(old.directory)
+    assert (new.version, new.digest) == (2, old.digest)
+
+
+def test_digest_tells_shards_and_labels_apart(own_copy: ShardIndex) -> None:
+    file = own_copy.directory / "index.json"
+    original = file.read_text()
+    for old, new in ((own_copy.shards[0].sha256, "0" * 64), ('"dog"', '"fox"'), ('"seed": 0', '"seed": 1')):
+        file.write_text(original.replace(old, new))
+        assert load_index(own_copy.directory).digest != own_copy.digest
 
 
 def test_location_is_absolute(prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,10 +86,21 @@ def change_shard(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["shards"][1].update({key: value})
 
 
+def change_offsets(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["shards"][1]["offsets"].update({key: value})
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (change("version", 2), "version: .*reads ddgan-shards version 1"),
+        (change("version", 3), "version: .*reads ddgan-shards version 1 and 2"),
+        (change("version", 1), r"shards\.0\.offsets: version 1 has none"),
+        (change_shard("offsets", None), r"shards\.1\.offsets: version 2 needs them"),
+        (change_offsets("name", "00002.offsets"), "the name is 00002.offsets, expected is 00001.offsets"),
+        (change_offsets("name", "../00001.offsets"), r"shards\.1\.offsets\.name: "),
+        (change_offsets("num_bytes", 72), "num_bytes is 72, 5 samples have 60"),
+        (change_offsets("sha256", "abc"), r"shards\.1\.offsets\.sha256: "),
+        (change_offsets("surprise", 1), r"shards\.1\.offsets\.surprise: "),
         (change("format", "other"), "format: "),
         (change("image_size", "8"), "image_size: .*valid integer"),
         (change("image_channels", 4), "image_channels: "),
@@ -95,6 +141,12 @@ def test_missing_shard_is_named(own_copy: ShardIndex) -> None:
     with pytest.raises(DataError, match=r"shard 00003\.tar: cannot read .*No such file.*; copy it again") as caught:
         verify_present(own_copy)
     assert str(file) in str(caught.value)
+
+
+def test_missing_offsets_are_named_with_their_shard(own_copy: ShardIndex) -> None:
+    (own_copy.directory / "00003.offsets").unlink()
+    with pytest.raises(DataError, match=r"offsets 00003\.offsets of shard 00003\.tar: cannot read .*; copy it again"):
+        verify_present(own_copy)
 
 
 def test_truncated_shard_is_named_with_both_sizes(own_copy: ShardIndex) -> None:

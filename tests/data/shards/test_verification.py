@@ -46,11 +46,30 @@ def test_altered_shard_is_named_by_its_hash_alone(own_copy: ShardIndex, tmp_path
     verify_shards(own_copy, by="size", cache_directory=str(tmp_path))
     for _ in range(2):
         with pytest.raises(
-            DataError, match=r"1 of 8 shards in .*: shard 00002\.tar was altered, its SHA-256 is"
+            DataError, match=r"1 of 16 files in .*: shard 00002\.tar was altered, its SHA-256 is"
         ) as caught:
             verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
         assert f"instead of {own_copy.shards[2].sha256}; copy them again, or remove the folder" in str(caught.value)
         assert str(own_copy.directory) in str(caught.value)
+
+
+def test_altered_offsets_are_named_like_shards(own_copy: ShardIndex, tmp_path: Path) -> None:
+    file = own_copy.directory / "00002.offsets"
+    file.write_bytes(bytes(60))
+    verify_shards(own_copy, by="size", cache_directory=str(tmp_path))
+    told = r"1 of 16 files in .*: offsets 00002\.offsets of shard 00002\.tar was altered, its SHA-256 is"
+    with pytest.raises(DataError, match=told):
+        verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
+    file.unlink()
+    with pytest.raises(DataError, match=r"offsets 00002\.offsets of shard 00002\.tar is missing; copy them again"):
+        verify_shards(own_copy, by="size", cache_directory=str(tmp_path))
+
+
+def test_shards_of_version_1_pass_and_are_counted_alone(version_1: ShardIndex, tmp_path: Path) -> None:
+    verify_shards(version_1, by="hash", cache_directory=str(tmp_path))
+    alter(version_1.directory / "00002.tar")
+    with pytest.raises(DataError, match=r"1 of 8 files in .*: shard 00002\.tar was altered"):
+        verify_shards(version_1, by="hash", cache_directory=str(tmp_path))
 
 
 @pytest.mark.parametrize("by", ["hash", "size"])
@@ -60,8 +79,8 @@ def test_missing_and_cut_shards_are_counted_and_the_first_few_named(own_copy: Sh
     for number in (2, 3, 4, 5, 6, 7):
         (own_copy.directory / f"0000{number}.tar").unlink()
     told = (
-        rf"7 of 8 shards in .* are missing or altered: shard 00001\.tar has {size - 512} bytes instead of {size}, "
-        r"00002\.tar is missing, .*00005\.tar is missing, and 2 more; copy them again"
+        rf"7 of 16 files in .* are missing or altered: shard 00001\.tar has {size - 512} bytes instead of {size}, "
+        r"shard 00002\.tar is missing, .*00005\.tar is missing, and 2 more; copy them again"
     )
     with pytest.raises(DataError, match=told):
         verify_shards(own_copy, by=by, cache_directory=str(tmp_path))
@@ -71,9 +90,10 @@ def test_shards_are_read_once_and_again_only_after_a_change(
     own_copy: ShardIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     size_gb = own_copy.shards[0].num_bytes / 1e9
+    whole_gb = sum(file.num_bytes for file in own_copy.files) / 1e9
     with caplog.at_level(logging.INFO):
         verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
-    assert caplog.messages == [f"checking the hashes of 8 shards, {8 * size_gb:.3g} GB"]
+    assert caplog.messages == [f"checking the hashes of 16 files, {whole_gb:.3g} GB"]
     caplog.clear()
 
     # What a reading would see is not seen: nothing that is known of the file has changed.
@@ -85,7 +105,7 @@ def test_shards_are_read_once_and_again_only_after_a_change(
     os.utime(own_copy.directory / "00003.tar")
     with caplog.at_level(logging.INFO), pytest.raises(DataError, match=r"shard 00003\.tar was altered"):
         verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
-    assert caplog.messages == [f"checking the hashes of 1 shards, {size_gb:.3g} GB"]
+    assert caplog.messages == [f"checking the hashes of 1 files, {size_gb:.3g} GB"]
 
 
 def test_file_that_was_replaced_is_read_again(own_copy: ShardIndex, tmp_path: Path) -> None:
@@ -112,7 +132,7 @@ def test_what_was_read_is_remembered_for_each_copy(
     assert len(files) == 2
     for file in files:
         assert file.name.startswith(prepared.digest)
-        assert set(json.loads(file.read_text())) == {shard.name for shard in prepared.shards}
+        assert set(json.loads(file.read_text())) == {file.name for file in prepared.files}
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"00000.tar": 7}', b"\xff"])
@@ -147,19 +167,23 @@ def test_remote_shards_are_asked_for_and_not_read(
     size = own_copy.shards[1].num_bytes
     (own_copy.directory / "00001.tar").write_bytes(bytes(size + 512))
     (own_copy.directory / "00004.tar").unlink()
+    (own_copy.directory / "00005.offsets").unlink()
     told = (
-        rf"2 of 8 shards in {server.url} are missing or altered: shard 00001\.tar has {size + 512} bytes instead of "
-        rf"{size}, 00004\.tar is missing; upload them again"
+        rf"3 of 16 files in {server.url} are missing or altered: shard 00001\.tar has {size + 512} bytes instead of "
+        rf"{size}, shard 00004\.tar is missing, offsets 00005\.offsets of shard 00005\.tar is missing; upload them"
     )
     with pytest.raises(DataError, match=told):
         verify_shards(index, by=by, cache_directory=str(tmp_path))
-    # One of the missing shard: fsspec asks again with GET where HEAD fails.
-    assert {name: count for name, count in server.gets.items() if count} == {"index.json": 1, "00004.tar": 1}
+    # One of each missing file: fsspec asks again with GET where HEAD fails.
+    gets = {name: count for name, count in server.gets.items() if count}
+    assert gets == {"index.json": 1, "00004.tar": 1, "00005.offsets": 1}
     assert list(tmp_path.glob("verified/*")) == []
 
 
 def test_remote_that_refuses_is_told(server: FaultyServer, tmp_path: Path) -> None:
     index = load_index(server.url)
     server.always = Fault(status=403)
-    with pytest.raises(DataError, match=rf"shard 0000\d\.tar: cannot read {server.url}/.*: permission denied"):
+    with pytest.raises(
+        DataError, match=rf"(shard 0000\d\.tar|offsets 0000\d\.offsets): cannot read {server.url}/.*: permission denied"
+    ):
         verify_shards(index, by="hash", cache_directory=str(tmp_path))

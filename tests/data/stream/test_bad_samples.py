@@ -70,7 +70,8 @@ def test_shard_without_any_good_sample_is_an_error_in_its_place(own_copy: ShardI
             next(batches)
 
 
-def test_sample_with_a_bad_label_is_replaced_by_the_next_good_one(own_copy: ShardIndex) -> None:
+def test_sample_with_a_bad_label_is_replaced_by_the_next_good_one(version_1: ShardIndex) -> None:
+    own_copy = version_1  # with offsets the label in the tar is not read
     good = take(10, stream(own_copy))
     garbage, outside = change_label(own_copy, 3, 1, b"\xff"), change_label(own_copy, 6, 4, b"7")
     stands_in = {garbage: key_of(own_copy, 3, 2), outside: key_of(own_copy, 6, 0)}

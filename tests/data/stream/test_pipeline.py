@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data.prepare.command import main as prepare
 from data.shards.files import LocalShards
-from data.shards.index import Shard, ShardIndex, load_index
+from data.shards.index import DataFile, ShardIndex, load_index
 from data.storage.location import DataError
 from data.stream.batches import Batch, BatchIterator, Loaded, LoaderError
 from data.stream.partition import SampleOrder
@@ -86,9 +86,9 @@ def test_no_shard_is_opened_beyond_the_window_that_is_read_and_the_next_one(
     opened: set[str] = set()
     open_local = LocalShards.open
 
-    def opening(files: LocalShards, shard: Shard) -> int:
-        opened.add(shard.name)
-        return open_local(files, shard)
+    def opening(files: LocalShards, file: DataFile) -> int:
+        opened.add(file.name)
+        return open_local(files, file)
 
     monkeypatch.setattr(LocalShards, "open", opening)
     order = SampleOrder([5] * 8, seed=11, window_shards=2)
@@ -99,9 +99,16 @@ def test_no_shard_is_opened_beyond_the_window_that_is_read_and_the_next_one(
         next(batches)
         needed = set(order.locate(4 * first_batch, 4 * first_batch + 4)[0].tolist())
         current, following = order.windows(4 * first_batch + 3)
-    allowed = {prepared.shards[number].name for number in {*needed, *current, *following}}
-    assert {prepared.shards[number].name for number in needed} <= opened <= allowed
-    assert len(allowed) < 8
+    allowed = {file.name for number in {*needed, *current, *following} for file in prepared.shards[number].files}
+    assert {file.name for number in needed for file in prepared.shards[number].files} <= opened <= allowed
+    assert len(allowed) < 16
+
+
+def test_both_versions_of_the_format_give_the_same_batches(prepared: ShardIndex, version_1: ShardIndex) -> None:
+    assert all(shard.offsets for shard in prepared.shards)
+    assert not any(shard.offsets for shard in version_1.shards)
+    batches = [take(15, stream(index, first_batch=3)) for index in (prepared, version_1)]  # three epochs
+    assert same(*batches)
 
 
 def test_opening_at_a_batch_opens_only_the_shards_that_it_needs(own_copy: ShardIndex) -> None:
