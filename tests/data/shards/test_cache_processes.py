@@ -51,9 +51,9 @@ def stored_bytes(folder: Path) -> int:
 READER = """
 import hashlib, sys
 from pathlib import Path
-from data import storage
-from data.cache import CachedShards
-from data.shards import load_index
+from data.storage import remote as storage
+from data.shards.files import CachedShards
+from data.shards.index import load_index
 storage.FIRST_WAIT_S = 0.01
 url, folder, capacity = sys.argv[1:4]
 index = load_index(url)

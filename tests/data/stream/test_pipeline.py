@@ -190,7 +190,7 @@ def test_processes_survive_the_signals_that_are_meant_for_the_rank(prepared: Sha
 KILLED_RANK = """
 import os, signal, sys
 from data.stream.pipeline import DataConfig, open_batches
-from data.shards import load_index
+from data.shards.index import load_index
 path = sys.argv[1]
 config = DataConfig(path=path, image_size=8, loader_workers=2)
 batches = open_batches(config, load_index(path), seed=0, global_batch_size=8, share=(0, 8),

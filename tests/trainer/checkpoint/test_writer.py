@@ -214,8 +214,8 @@ import errno, sys, time
 from pathlib import Path
 import torch
 from tests.trainer.checkpoint.saved import save, write, writer
-from trainer import checkpoint_writer, lease as leases
-from trainer.checkpoint import newest_valid
+from trainer.checkpoint import lease as leases, writer as checkpoint_writer
+from trainer.checkpoint.format import newest_valid
 from trainer.engine.interface import Fragment
 from trainer.checkpoint.lease import acquire
 from trainer.checkpoint.lease_places import FolderLease

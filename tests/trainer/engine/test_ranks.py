@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import EngineConfig
+from trainer.engine.interface import EngineConfig
 from trainer.engine.zero import make_engine
 from trainer.engine.ranks import Agreement, Ranks
 

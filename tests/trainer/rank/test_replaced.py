@@ -43,7 +43,7 @@ RANK = """
 import sys
 from pathlib import Path
 from data.stream.batches import BadSampleLimit, Replaced
-from data.shards import DataError
+from data.storage.location import DataError
 from trainer.engine.ranks import Ranks
 from trainer.rank.replaced import ReplacedSamples
 from trainer.tracking.tracker import NullTracker
