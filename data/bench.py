@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +35,7 @@ from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.index import ShardIndex, load_index
 from data.shards.reader import IMAGE_EXTENSIONS, BadSampleError, EncodedSample, samples_in_order
+from data.storage.arguments import whole_number
 from data.storage.errors import as_command
 from data.storage.location import DataError
 from data.stream.pipeline import DataConfig, open_batches
@@ -296,14 +296,13 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 1: failed; 2: wrong arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
-    positive = partial(_number_from, 1)
     parser.add_argument("directory", metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(
-        "--workers", type=partial(_number_from, 0), nargs="+", default=[0, 1, 2], help="numbers of loader processes"
+        "--workers", type=whole_number(0), nargs="+", default=[0, 1, 2], help="numbers of loader processes"
     )
-    parser.add_argument("--micro-batch", type=positive, default=64, help="images of a batch (64)")
-    parser.add_argument("--seconds", type=positive, default=4, help="length of a round (4)")
-    parser.add_argument("--rounds", type=positive, default=3, help="rounds of each way of reading (3)")
+    parser.add_argument("--micro-batch", type=whole_number(1), default=64, help="images of a batch (64)")
+    parser.add_argument("--seconds", type=whole_number(1), default=4, help="length of a round (4)")
+    parser.add_argument("--rounds", type=whole_number(1), default=3, help="rounds of each way of reading (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
     index = load_index(options.directory)
@@ -325,12 +324,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         _show(index, rates, shuffle)
     return 0
-
-
-def _number_from(low: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of {low} or more")
-    return int(text)
 
 
 if __name__ == "__main__":

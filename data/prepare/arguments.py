@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NoReturn, cast
 
 from data.prepare.encode import ImageForm
 from data.prepare.job import PrepareOptions
 from data.sources.source import Source
+from data.storage.arguments import whole_number
 from data.storage.errors import UserError
 
 COMMANDS = ("inspect", "verify")
@@ -67,16 +67,6 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        allowed = f"{low} or more" if high is None else f"{low} to {high}"
-        if not re.fullmatch(r"-?\d{1,20}", text) or int(text) < low or (high is not None and int(text) > high):
-            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of {allowed}")
-        return int(text)
-
-    return parse
-
-
 def _path(text: str) -> str:
     # An unset variable of a shell script would else mean the current folder.
     if not text:
@@ -122,30 +112,30 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--size",
-        type=_whole_number(_MIN_SIZE, _MAX_SIZE),
+        type=whole_number(_MIN_SIZE, _MAX_SIZE),
         help=f"height and width in pixels, {_MIN_SIZE} to {_MAX_SIZE} (default: the source's)",
     )
     parser.add_argument(
-        "--channels", type=_whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
+        "--channels", type=whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
     )
     parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
     parser.add_argument(
-        "--max-images", type=_whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
+        "--max-images", type=whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
     )
     parser.add_argument("--split", choices=("train", "test"), help="part of CIFAR-10 or a kind of MNIST (train)")
     shards = parser.add_mutually_exclusive_group()
     shards.add_argument(
-        "--shard-samples", type=_whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"
+        "--shard-samples", type=whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"
     )
-    shards.add_argument("--shard-mb", type=_whole_number(1), metavar="N", help="or: its size in 10^6 bytes")
+    shards.add_argument("--shard-mb", type=whole_number(1), metavar="N", help="or: its size in 10^6 bytes")
     parser.add_argument(
         "--workers",
-        type=_whole_number(0, _MAX_WORKERS),
+        type=whole_number(0, _MAX_WORKERS),
         metavar="N",
         help="processes that encode (default: by CPUs and images)",
     )
     parser.add_argument(
-        "--seed", type=_whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"
+        "--seed", type=whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"
     )
     parser.add_argument(
         "--max-bad", type=_percent, default=1.0, metavar="PERCENT", help="unusable images to leave out at most (1)"
@@ -178,7 +168,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
     parser.add_argument(
         "--workers",
-        type=_whole_number(0, _MAX_WORKERS),
+        type=whole_number(0, _MAX_WORKERS),
         metavar="N",
         help="processes that decode (default: by CPUs and images)",
     )

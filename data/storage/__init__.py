@@ -1,6 +1,7 @@
 """Files and folders, here or at a URL. Knows no data set.
 
 Files:
+    arguments  whole numbers on the command line
     errors     what a user can mend, and how a command ends: message and exit code
     failures   what passes, what does not, and in which words
     files      files that appear as a whole, their hashes, the time

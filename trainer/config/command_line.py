@@ -10,6 +10,7 @@ import torch
 from data.shards.files import check_room
 from data.shards.index import ShardIndex, load_index
 from data.shards.verification import verify_shards
+from data.storage.arguments import whole_number
 from data.storage.redaction import redact
 from data.stream.pipeline import check_form
 from trainer.config.explain import explain, schema
@@ -49,13 +50,7 @@ class _Print(argparse.Action):
 
 def add_seed_argument(parser: argparse.ArgumentParser, help: str) -> None:
     """--seed, 0 unless it is given: what the random numbers of samples take."""
-    parser.add_argument("--seed", type=_seed, default=0, help=f"{help} (default: 0)")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, expected is a whole number from 0 to 2**63 - 1")
-    return int(text)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help=f"{help} (default: 0)")
 
 
 class _ShownFormatter(logging.Formatter):
