@@ -14,6 +14,7 @@ from data.prepare.terminal import progress_bar
 from data.prepare.work_folder import OutputError
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
+from data.shards.grid import lay_out
 from data.shards.index import FORMAT_NAME, FORMAT_VERSION, ShardIndex
 from data.shards.reader import ShardReader
 from data.sources.source import shown_name
@@ -24,13 +25,6 @@ _SHEET_IMAGES = 64
 
 _SHEET_IMAGE_PIXELS = 256
 """Larger images are reduced to this height and width: 64 of 1024 px would be a picture that no viewer opens."""
-
-
-_GAP_PIXELS = 2
-
-
-_GAP_LEVEL = 128
-"""Grey of the gaps, to be seen beside black and white images."""
 
 
 _SHEET_WIDTH_PIXELS = 512
@@ -74,25 +68,12 @@ def sheet_samples(num_samples: int) -> list[int]:
 
 
 def contact_sheet(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Lay out images row by row, as many in a row as there are rows, small ones enlarged by a whole factor.
+    """A grid with as many columns as rows, or one more: uint8 [sheet height, sheet width, C].
 
     Args:
         images: uint8 [N, H, W, C], N > 0.
-
-    Returns:
-        uint8 [sheet height, sheet width, C].
     """
-    num_images, height, width, channels = images.shape
-    columns = math.isqrt(num_images - 1) + 1
-    rows = -(-num_images // columns)
-    scale = -(-_SHEET_WIDTH_PIXELS // (columns * width))
-    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    step_y, step_x = height * scale + _GAP_PIXELS, width * scale + _GAP_PIXELS
-    sheet = np.full((rows * step_y - _GAP_PIXELS, columns * step_x - _GAP_PIXELS, channels), _GAP_LEVEL, dtype=np.uint8)
-    for i, image in enumerate(enlarged):
-        y, x = i // columns * step_y, i % columns * step_x
-        sheet[y : y + height * scale, x : x + width * scale] = image
-    return sheet
+    return lay_out(images, columns=math.isqrt(len(images) - 1) + 1, min_width=_SHEET_WIDTH_PIXELS)
 
 
 def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
