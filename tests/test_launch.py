@@ -88,7 +88,7 @@ def test_quickstart_evaluates_no_run_that_was_stopped(ready: Machine) -> None:
     stop = "if [[ $2 = trainer.run ]]; then exit 75; fi"
     code, output, errors = ready.launch("quickstart", RECORD="1", ON_RUN=stop)
     assert (code, output) == (75, "")
-    assert errors.endswith("launch.sh: training was stopped before its end; the same command goes on with it\n")
+    assert errors.endswith("launch.sh: training was stopped before its end; the same command resumes it\n")
     assert "trainer.run" in ready.calls()[-1]
 
 

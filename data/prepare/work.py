@@ -109,7 +109,7 @@ def _keep(job: Preparation, work: WorkFolder) -> str:
     if journal is None or not journal.finished or journal.job != job.identity():
         work.remove()
         return "nothing is left behind, run the same command again"
-    return f"{len(journal.finished)} finished shards are kept in {work.path}: the same command goes on after them"
+    return f"{len(journal.finished)} finished shards are kept in {work.path}: the same command continues after them"
 
 
 def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
@@ -174,7 +174,7 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     journal.save(work.journal)
     work.discard(keep=frozenset(shard.name for shard in journal.shards))
     if intact:
-        note(f"going on after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
+        note(f"continuing after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
     return journal
 
 

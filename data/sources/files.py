@@ -186,7 +186,7 @@ def _classify(where: str, files: dict[str, int], num_skipped: int) -> tuple[tupl
         return tuple(Item(name, files[name], None) for name in names), None
     if loose:
         raise SourceError(
-            f"{where}: {len(loose)} images, such as {shown_name(loose[0])}, lie beside the class folders; "
+            f"{where}: {len(loose)} images, such as {shown_name(loose[0])}, lie next to the class folders; "
             "move them into one, or all images into a single folder to have no classes"
         )
     class_names = tuple(sorted({parts[depth] for parts in split.values()}))

@@ -135,7 +135,7 @@ def _kind_of_folder(path: Path) -> str:
         return "folder"
     if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in names):
         raise SourceError(
-            f"source {path}: holds tar files beside folders or images; say what to read: webdataset:{path} or "
+            f"source {path}: holds tar files next to folders or images; say what to read: webdataset:{path} or "
             f"folder:{path}"
         )
     return "webdataset"

@@ -39,7 +39,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "verify": "hash everything; exit code 1 if something is damaged",
         "prune": "delete all but what the rules keep, and never the last valid one",
         "convert": "rewrite one checkpoint as a single file, independent of ranks and ZeRO",
-        "export": "write the averaged generator as safetensors beside its config",
+        "export": "write the averaged generator as safetensors, with its config",
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
     for command in parsers.values():

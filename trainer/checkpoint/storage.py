@@ -222,7 +222,7 @@ def check_not_moved(config: TrainConfig) -> None:
             [
                 f"checkpoint.directory is {now.shown}, which holds no checkpoint, but the run in {run} has kept its "
                 f"own in {before.shown}, the newest of step {found.step}. Copy them, set checkpoint.directory back, or "
-                "start anew in another run.directory"
+                "start again in another run.directory"
             ]
         )
 

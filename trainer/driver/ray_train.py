@@ -126,7 +126,7 @@ def _await_turn(driver: RayDriver, state: Any, world_size: int) -> bool:
     """Hold a group back that follows on failures; a stop ends the pause. False: it should not start at all."""
     pause_s: float | None = ray.get(state.begin.remote(world_size))
     if pause_s:
-        log.warning("the workers have failed repeatedly: going on in %.0f s", pause_s)
+        log.warning("the workers have failed repeatedly: restarting in %.0f s", pause_s)
         driver.wait_for_stop(pause_s)
     return pause_s is not None
 
@@ -299,7 +299,7 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: Progress
             log.warning("%s: starting the ranks again", seen.failure)
             told = seen.failure
         if ranks := scale_up.possible(seen.world_size):
-            log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
+            log.warning("there is room for %d ranks: saving a checkpoint and continuing with them", ranks)
             state.ask_to_stop.remote()
     seen = _read(state)  # the last words of the ranks may have come after the last look
     if isinstance(seen.result, FinalError):
