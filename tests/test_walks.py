@@ -17,7 +17,7 @@ WALKS = {
 
 
 def definition(source: str, name: str) -> str | None:
-    """The source of a function or class, such as `build` or `Loop.run`; None if there is none of that name."""
+    """The source of a function or class, such as `build` or `Loop.run`; None if it does not exist."""
     scope: list[ast.stmt] = ast.parse(source).body
     found: ast.stmt | None = None
     for part in name.split("."):
