@@ -1,4 +1,4 @@
-"""README and docs: commands are taken as written, links lead somewhere, tables are those of the code."""
+"""README and docs: commands are accepted as written, links have targets, and tables match the code."""
 
 import argparse
 import ast
@@ -26,23 +26,23 @@ README, EVALUATION = PAGES["README.md"], PAGES["docs/evaluation.md"]
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a page's indented blocks, continuation lines joined, comments cut."""
+    """The lines of a page's indented blocks, with continuation lines joined and comments removed."""
     return [line.split("  #")[0].strip() for line in re.findall(r"(?m)^    (.+)$", text.replace("\\\n", " "))]
 
 
 def commands(text: str) -> list[str]:
-    """Those that call our modules."""
+    """The lines that call this project's modules."""
     return [line for line in lines_of(text) if re.search(r" -m (trainer|data|cluster)\.", line)]
 
 
 def arguments(text: str, module: str, number: int = 0) -> list[str]:
-    """What follows `python -m MODULE` in its first command on a page, or in a later one."""
+    """The arguments of `python -m MODULE` in its first command on a page, or in a later one."""
     line = [line for line in commands(text) if f"-m {module}" in line][number]
     return ["-m", *shlex.split(line[line.index(module) :])]
 
 
 class Parsed(BaseException):
-    """Arguments were accepted; nothing was done with them."""
+    """Raised once arguments are accepted, to end there."""
 
 
 @pytest.mark.parametrize(("page", "line"), [(page, line) for page, text in PAGES.items() for line in commands(text)])

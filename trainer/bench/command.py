@@ -1,6 +1,6 @@
 """How fast a config runs on this machine: `python -m trainer.bench steps|sampling|pace|overhead|checkpoint`.
 
-One process, without Ray but for `overhead`. On a machine without a GPU the CPU is measured.
+One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured.
 """
 
 import argparse
@@ -30,16 +30,16 @@ COMMANDS = ("steps", "sampling", "pace", "overhead", "checkpoint")
 def _config_of_one_rank(
     options: argparse.Namespace, folder: Path, *, steps: int | None = None, rounds: int = 1, more: Sequence[str] = ()
 ) -> TrainConfig:
-    """The config of one rank that keeps nothing: its share of the global batch stays what it is on all ranks.
+    """A config for one rank that saves nothing; the rank's share of the global batch is the same as with all ranks.
 
     Args:
-        options: of the command.
-        folder: for the run, and for made images.
-        steps: between two points of the curves; None: whole intervals of R1, so that it counts with its real frequency.
+        options: command options.
+        folder: for the run, and for generated images.
+        steps: steps between two points of the curves; None: whole intervals of R1, for its real frequency.
         rounds: points of the curves.
         more: overrides.
     """
-    # What the machine has is measured, unless the user says which device it should be.
+    # Measure the machine's own device unless the user chose one.
     overrides = [*([] if torch.cuda.is_available() else ["scaling.device=cpu"]), *options.set]
     config = load_config(options.config, overrides)
     share = Share.of(config, 0, config.scaling.world_size)
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
+    """Run the command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
