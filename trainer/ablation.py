@@ -26,11 +26,7 @@ from trainer.evaluate.reference import read_all
 from trainer.sample.draw import sample_run
 
 TIMESTEPS = (1, 2, 4, 8)
-
-
 NUM_SAMPLES = 500
-
-
 HEADER = (
     "| T | z | seed | distance | of noise's | smallest class | recall | coverage | training |\n"
     "|---|---|---|---|---|---|---|---|---|"

@@ -174,8 +174,6 @@ def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) ->
 
 
 _SIZES = {"cuda": 8192, "cpu": 1024}
-
-
 _ROUNDS = 10
 
 

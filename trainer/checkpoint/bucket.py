@@ -16,7 +16,6 @@ from trainer.checkpoint.format import MANIFEST, Checkpoint, CheckpointError, is_
 
 log = logging.getLogger(__name__)
 
-
 _PROBE = "writable"
 
 

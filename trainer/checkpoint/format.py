@@ -27,16 +27,9 @@ from data.storage.files import sha256_of
 
 log = logging.getLogger(__name__)
 
-
 FORMAT_VERSION = 1
-
-
 MANIFEST = "manifest.json"
-
-
 _SEAL = "manifest_sha256"
-
-
 _NAME = re.compile(r"step-(\d{8,})")
 
 

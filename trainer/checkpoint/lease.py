@@ -23,22 +23,13 @@ from trainer.config.io import ConfigError
 
 log = logging.getLogger(__name__)
 
-
 HEARTBEAT_S = 5.0
 """Time between two heartbeats."""
-
-
 STALE_S = 60.0
 """A lease unchanged for this long counts as abandoned if its holder's process cannot be checked from this host."""
-
-
 LAUNCH_VARIABLE = "DDGAN_LAUNCH"
 """Environment variable with the ID of the launch that a worker belongs to."""
-
-
 _POLL_S = 0.5
-
-
 _RECORD_BYTES = 1024
 
 

@@ -17,7 +17,6 @@ from trainer.config.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-
 LEASE = "lease.json"
 
 

@@ -28,11 +28,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
 _CHUNK_BYTES = 2**23
-
-
 _ALIGNMENT = 8
 
 

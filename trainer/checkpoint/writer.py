@@ -36,14 +36,9 @@ from trainer.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-
 T = TypeVar("T")
-
-
 PAUSES_S = (1.0, 4.0)
 """Pauses before a failed write is retried; after the last one the save fails."""
-
-
 CLOSE_S = 60.0
 """How long a rank waits at its end for a save in progress."""
 

@@ -25,8 +25,6 @@ from trainer.config.train_config import TrainConfig
 
 CONFIG_FOLDER = FilePath(__file__).parents[1] / "configs"
 """Folder of the configs that can be given by name."""
-
-
 _ADAPTER = TypeAdapter(TrainConfig)
 
 

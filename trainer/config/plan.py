@@ -12,8 +12,6 @@ from trainer.config.cost import Costs, measure_costs
 from trainer.config.train_config import TrainConfig, num_steps, split_batch
 
 FP32_BYTES = 4
-
-
 OUTPUTS = ("checkpoints", "samples", "snapshots", "tracking")
 """Folders that a run creates in its directory."""
 

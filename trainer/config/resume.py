@@ -46,8 +46,6 @@ def _fixed(reason: str) -> Rule:
 
 
 _LEARNING_RATE = _fixed("the learning rate is a function of images seen over the whole run")
-
-
 RULES: dict[str, Rule] = {
     "run.directory": _may("the folder may have been moved"),
     "run.group": _may("it says who may read the folder when it is made"),

@@ -15,24 +15,12 @@ import yaml
 
 Path = tuple[str | int, ...]
 """Path from the top of a document to a value: keys of mappings and indices of sequences."""
-
-
 MAX_DEPTH = 32
 """Maximum nesting depth; far more than any config has and far less than any reader fails at."""
-
-
 _TAG = "tag:yaml.org,2002:"
-
-
 _FLOAT = re.compile(r"[-+]?(?:(?:0|[1-9][0-9_]*)(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$")
-
-
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$")
-
-
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
-
-
 _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
 
 

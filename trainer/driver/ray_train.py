@@ -45,16 +45,9 @@ from trainer.rank.worker import run_rank
 
 log = logging.getLogger(__name__)
 
-
 REPORT_INTERVAL_S = 0.2
-
-
 FINAL_PAUSE_S = 30.0
-
-
 NEVER_S = 1e9
-
-
 LOOPBACK = "127.0.0.1"
 
 

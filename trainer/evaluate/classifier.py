@@ -17,24 +17,12 @@ from trainer.evaluate.quality import Quality, frechet_distance, measure, statist
 from trainer.sample.images import to_uint8
 
 NUM_FEATURES = 64
-
-
 TRAINING_STEPS = 200
 """Enough to distinguish digits. More steps separate the classes further, and unseen real images then score worse."""
-
-
 BATCH_SIZE = 64
-
-
 PEAK_LEARNING_RATE = 3e-3
-
-
 EVALUATION_BATCH_SIZE = 256
-
-
 HELD_OUT_SHARE = 0.2
-
-
 MIN_IMAGES = 10
 
 

@@ -19,8 +19,6 @@ from models.shapes import Uint8Image
 from trainer.evaluate.classifier import TrainedClassifier
 
 Codec = Literal["none", "png", "jpeg"]
-
-
 JPEG_QUALITY = 75
 """PIL's default. The authors of DDGAN saved the samples that they measured with it."""
 

@@ -18,27 +18,15 @@ from torch import Tensor, nn
 warnings.filterwarnings("ignore", "Metric .* will save all extracted features in buffer", UserWarning)
 
 KID_SUBSETS = 100
-
-
 KID_SUBSET_SIZE = 1000
 """Number of images of a subset; fewer if the smaller set has fewer."""
-
-
 SCORE_SPLITS = 10
-
-
 PRECISION_NEIGHBOURS = 3
 """k of precision and recall, as in 1904.06991."""
-
-
 DENSITY_NEIGHBOURS = 5
 """k of density and coverage, as in 2002.09797."""
-
-
 ROWS_AT_ONCE = 1024
 """Rows of the distance matrix per chunk."""
-
-
 Features = Float[Tensor, "n d"]
 
 

@@ -31,8 +31,6 @@ from trainer.evaluate.quality import Quality, Statistics, measure
 from trainer.sample.images import load_images
 
 BATCH_SIZE = 64
-
-
 Numbered = Iterable[tuple[int, Uint8Image]]
 
 

@@ -10,8 +10,6 @@ from trainer.evaluate.reference import Measured
 
 MAX_LISTED_CLASSES = 20
 """With more classes the table summarizes their shares; --json has all."""
-
-
 CODEC_WORDS: dict[Codec, str] = {
     "none": "no file codec",
     "png": "PNG, lossless",

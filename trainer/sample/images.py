@@ -24,8 +24,6 @@ from trainer.sample.scatter import scatter
 
 GRID_WIDTH_PIXELS = 512
 """Grids of small images are enlarged to at least this width, and to less than twice this width."""
-
-
 FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
 
 

@@ -24,7 +24,6 @@ from data.storage.files import replaced
 
 log = logging.getLogger(__name__)
 
-
 Kind = Literal["open", "metrics", "image", "artifact", "close"]
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 

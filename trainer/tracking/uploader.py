@@ -32,7 +32,6 @@ from trainer.tracking.spool import (
 
 log = logging.getLogger(__name__)
 
-
 MAX_RECORDS = 200  # read, and confirmed, at a time
 FIRST_REQUEST_S, LONGEST_REQUEST_S = 10.0, 120.0
 LONGEST_CALL_S, LONGEST_UPLOAD_S = 600.0, 3600.0  # total for all requests of one call
