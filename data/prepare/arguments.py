@@ -18,7 +18,7 @@ _MIN_SIZE = 4
 
 
 _MAX_SIZE = 8192
-"""A batch of larger images fits no memory, and every decoder reads an image of this size."""
+"""No memory holds a batch of larger images. Every decoder reads images of this size."""
 
 
 _MAX_WORKERS = 1024
@@ -28,7 +28,7 @@ _DEFAULT_SHARD_SAMPLES = 4096
 
 
 _IMAGES_WORTH_A_WORKER = 500
-"""A process takes about as long to start as a few hundred images take."""
+"""Starting a process takes about as long as a few hundred images."""
 
 
 _EPILOG = """sources:
@@ -57,11 +57,11 @@ exit codes: 0 done or already there, 1 failed (bad images, full disk), 2 wrong a
 
 
 class UsageError(UserError):
-    """A mistake in the arguments; the message says what, where, what is allowed and what to do."""
+    """Wrong arguments; the message says what, where, what is allowed and what to do."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage text before it."""
+    """Reports errors in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -78,7 +78,7 @@ def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def _path(text: str) -> str:
-    # An unset variable of a shell script would else mean the current folder.
+    # Otherwise an unset shell variable would mean the current folder.
     if not text:
         raise argparse.ArgumentTypeError("'' is given, expected is a path")
     return text
@@ -95,7 +95,7 @@ def _percent(text: str) -> float:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with `command` being "prepare", "inspect" or "verify".
+    """Parse the arguments; `command` is "prepare", "inspect" or "verify".
 
     Raises:
         UsageError: they are wrong.
@@ -186,7 +186,7 @@ def _verify_parser() -> argparse.ArgumentParser:
 
 
 def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOptions:
-    """Fill in what depends on the source."""
+    """Fill in the source's defaults."""
     size: int | None = arguments.size or source.defaults.size
     if size is None:
         raise UsageError(
@@ -210,6 +210,6 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
 
 
 def default_workers(num_images: int) -> int:
-    """As many processes as there are CPUs, fewer for few images, and none rather than one."""
+    """One process per CPU, fewer for few images; 0 instead of 1."""
     workers = min(len(os.sched_getaffinity(0)), num_images // _IMAGES_WORTH_A_WORKER)
     return 0 if workers <= 1 else workers
