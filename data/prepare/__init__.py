@@ -5,8 +5,8 @@ Files:
     command      python -m data.prepare
     encode       crop, resize, encode
     inspect      summary and contact sheet
-    job          the requested result; is it done already?
-    journal      list of finished shards, for a restart
+    job          the task, and whether it is done
+    journal      finished shards, for a restart
     terminal     messages and progress bars
     verify       hashes and decodes everything
     work         runs a preparation

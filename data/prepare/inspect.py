@@ -68,7 +68,7 @@ def inspect(index: ShardIndex, sheet: str | None, console: Console) -> str:
 
 
 def sheet_samples(num_samples: int) -> list[int]:
-    """Numbers of the samples on the sheet, evenly spread over the data set."""
+    """Sample numbers on the sheet, evenly spread over the data set."""
     shown = min(_SHEET_IMAGES, num_samples)
     return [(2 * i + 1) * num_samples // (2 * shown) for i in range(shown)]
 
@@ -121,7 +121,7 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
     ):
         for shard in progress.track(index.shards, description="reading shards"):
             end = first + shard.num_samples
-            # Without classes no labels are counted.
+            # Without classes, read only shards with shown images.
             if index.num_classes is not None or (shown < len(wanted) and wanted[shown] < end):
                 with contextlib.closing(ShardReader(files.open(shard), shard)) as reader:
                     values, counts = np.unique(reader.labels, return_counts=True)

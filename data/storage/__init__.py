@@ -1,4 +1,4 @@
-"""Files and folders, local or at a URL. Imports no code for data sets.
+"""Files and folders, local or at a URL. Imports no data set code.
 
 Files:
     errors     expected errors of a command, with message and exit code

@@ -45,7 +45,7 @@ def _hidden(user: re.Match[str]) -> str:
 
 
 def redact(text: str) -> str:
-    """Replace possible secrets in a text by ***: users and passwords in URLs, and secret fields.
+    """Replace possible secrets by ***: users and passwords in URLs, and secret fields.
 
     Works on one URL or on a message with several. In doubt it hides more: from the start of a password to the last @
     before a blank. Other text is unchanged. Redacting twice equals redacting once.
