@@ -95,7 +95,7 @@ def prepare(job: Preparation, console: Console) -> Outcome:
 
 
 def shorten(lines: list[str]) -> list[str]:
-    """Indent a list of files, and cut it to about one screen."""
+    """Indent a list of files, and cut it to a screen or two."""
     rest = [f"  and {len(lines) - _SHOWN_BAD} more"] if len(lines) > _SHOWN_BAD else []
     return [f"  {line}" for line in lines[:_SHOWN_BAD]] + rest
 

@@ -48,7 +48,7 @@ class DownloadingError(Exception):
 
 
 def cache_folder(configured: str | None) -> Path:
-    """The folder that data.cache_directory names; by default this user's own temporary folder.
+    """The folder that data.cache_directory names; by default a private folder among the temporary files.
 
     Raises:
         DataError: the default folder cannot be made, is a link, or others may write to it.

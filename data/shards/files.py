@@ -170,7 +170,7 @@ def shard_files(index: ShardIndex, *, cache_directory: str | None, cache_gb: flo
 
     Args:
         index: the data set.
-        cache_directory: folder for shards of a remote data set; None: this user's own temporary folder.
+        cache_directory: folder for shards of a remote data set; None: a folder of this user among the temporary files.
         cache_gb: bound on that folder, in 10^9 bytes.
 
     Raises:
