@@ -8,7 +8,7 @@ import ssl
 from data.storage.redaction import redact
 
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors of this host's disk and memory, never of a server. So are errors that name a local file."""
+"""Errors of this host's disk and memory. Like errors that name a local file, no server causes them."""
 
 
 _S3_ACCESS = (
