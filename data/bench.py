@@ -1,8 +1,8 @@
 """How fast a prepared data set is read: `python -m data.bench DIR`.
 
 Prints images per second of a bare decoder loop, of this project's reader with several numbers of loader processes, of
-plain WebDataset and of a torch Dataset over image files, all on the same images and in turn within one run: the ratios
-are what to compare, the rates belong to the machine. The images come from the page cache, as from a warm run.
+plain WebDataset and of a torch Dataset over image files. All read the same images and take turns within one run.
+Compare the ratios; the rates depend on the machine. The images come from the page cache, as in a warm run.
 """
 
 import argparse
@@ -42,33 +42,31 @@ from data.stream.pipeline import DataConfig, open_batches
 from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
 
 _SAMPLES = 1024
-"""Images of the bare loop and of the folder of files; more make no difference to a rate."""
-
-
+"""Images for the bare loop and the folder of files; more do not change the rate."""
 Step = Callable[[], int]
-"""Reads a batch and says how many images it had."""
+"""Reads a batch and returns its number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What one way of reading reaches."""
+    """Result of one way of reading."""
 
     reader: str
-    """Which way."""
+    """Its name."""
     loader_workers: int
-    """Processes beside the one that takes the batches; 0: it does all itself."""
+    """Processes in addition to the consumer; 0: the consumer does everything."""
     images_per_s: float
-    """Median of the rounds."""
+    """Median over rounds."""
     private_mb: float | None
-    """Memory of the largest loader process that it shares with no other, in 10^6 bytes; None where not looked at."""
+    """Largest private memory of a loader process, in 10^6 bytes; None if not measured."""
     taker_us: float
-    """Processor time of the process that takes the batches, in 10^-6 s an image; median of the rounds."""
+    """CPU time of the process that takes the batches, in 10^-6 s per image; median over rounds."""
     loaders_us: float | None
-    """Processor time of all loader processes together, likewise; None where not looked at."""
+    """The same for all loader processes together; None if not measured."""
 
 
 class ImageFiles(Dataset[torch.Tensor]):
-    """Images in files, decoded by PIL: what an ImageFolder does, without its transforms."""
+    """Image files decoded by PIL, like an ImageFolder without transforms."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -83,7 +81,7 @@ class ImageFiles(Dataset[torch.Tensor]):
 
 
 class _Bench:
-    """The ways of reading one data set. Each method opens one, and registers what has to be closed in `stack`."""
+    """The ways of reading one data set. Each method opens one and registers its cleanup in `stack`."""
 
     def __init__(self, index: ShardIndex, micro_batch_size: int, stack: ExitStack) -> None:
         self._index = index
@@ -92,7 +90,7 @@ class _Bench:
         self._samples = _some_samples(index)
 
     def bare(self) -> Step:
-        """Nothing but the decoder, over bytes in memory."""
+        """Only the decoder, on bytes in memory."""
         decode = simplejpeg.decode_jpeg if self._samples[0].extension == "jpg" else _decode_with_pil
         contents = cycle(sample.content for sample in self._samples)
 
@@ -104,7 +102,7 @@ class _Bench:
         return step
 
     def ours(self, loader_workers: int, pin_memory: bool) -> tuple[Step, tuple[int, ...]]:
-        """This project's reader, and the ids of its processes."""
+        """This project's reader, and its process ids."""
         size = self._micro_batch_size
         batches = open_batches(
             DataConfig(
@@ -158,7 +156,7 @@ def _decode_with_pil(content: bytes) -> np.ndarray:
 
 
 def _some_samples(index: ShardIndex) -> list[EncodedSample]:
-    """The first images of the data set that can be decoded."""
+    """The first decodable images of the data set."""
     pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
     good: list[EncodedSample] = []
     with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
@@ -180,7 +178,7 @@ class _Round(NamedTuple):
 
 
 def _timed(step: Step, seconds: float, loaders: Sequence[psutil.Process] = ()) -> _Round:
-    """One round; processor times are an image's."""
+    """Run one round; CPU times are per image."""
 
     def processor_s() -> float:
         return sum(sum(process.cpu_times()[:2]) for process in loaders)
@@ -199,10 +197,10 @@ def measure(
 
     Args:
         index: a local prepared data set.
-        loader_workers: numbers of loader processes to try of this project's reader.
-        micro_batch_size: images of a batch.
-        seconds: length of a round, after a quarter of that to warm up.
-        rounds: rounds of each; they are taken in turn, so that a machine that slows down slows all of them.
+        loader_workers: numbers of loader processes to try with this project's reader.
+        micro_batch_size: images per batch.
+        seconds: length of a round; a warm-up of a quarter of that precedes it.
+        rounds: rounds of each way. They take turns, so that a slowdown affects all ways.
     """
     pin_memory = torch.cuda.is_available()
     ours = f"this reader{', pinned' if pin_memory else ''}"
@@ -212,7 +210,7 @@ def measure(
     private: dict[tuple[str, int], float] = {}
     for _ in range(rounds):
         for way in ways:
-            # One at a time: idle loader processes of another one would still fill their queues.
+            # One at a time: idle loader processes of another way would still fill their queues.
             with ExitStack() as stack:
                 bench = _Bench(index, micro_batch_size, stack)
                 pids: tuple[int, ...] = ()
@@ -246,7 +244,7 @@ def _summary(way: tuple[str, int], rounds: Sequence[_Round], private_mb: float |
 
 
 def _machine() -> str:
-    """What the rates belong to."""
+    """Describe the hardware."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next(
@@ -256,7 +254,7 @@ def _machine() -> str:
 
 
 def _shuffle(index: ShardIndex, batch_size: int) -> ShuffleQuality | None:
-    """The order that the reader gives, at the default window; None if no shard has two samples."""
+    """Quality of the reader's order at the default window; None if no shard has two samples."""
     sizes = [shard.num_samples for shard in index.shards]
     if max(sizes) < 2:
         return None
@@ -270,7 +268,7 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
         f"{index.image_size}x{index.image_size}x{index.image_channels}; {_machine()}",
         soft_wrap=True,
     )
-    # 80 columns, "pinned" included.
+    # 80 columns, including "pinned".
     processor = "CPU us an\nimage: taker\n+ loaders"
     table = Table("reader", "loaders", "images/s", "of bare\ndecoder", "private\nMB each", processor)
     for rate in rates:
@@ -294,7 +292,7 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
 
 @as_command(name="data.bench")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 1: failed; 2: wrong arguments or data."""
+    """Run the command. Exit code 1: failed; 2: wrong arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(

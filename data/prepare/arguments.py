@@ -12,25 +12,13 @@ from data.storage.arguments import whole_number
 from data.storage.errors import UserError
 
 COMMANDS = ("inspect", "verify")
-
-
 _MIN_SIZE = 4
-
-
 _MAX_SIZE = 8192
-"""A batch of larger images fits no memory, and every decoder reads an image of this size."""
-
-
+"""No memory holds a batch of larger images. Every decoder reads images of this size."""
 _MAX_WORKERS = 1024
-
-
 _DEFAULT_SHARD_SAMPLES = 4096
-
-
 _IMAGES_WORTH_A_WORKER = 500
-"""A process takes about as long to start as a few hundred images take."""
-
-
+"""Starting a process takes about as long as a few hundred images."""
 _EPILOG = """sources:
   gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
   digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
@@ -57,18 +45,18 @@ exit codes: 0 done or already there, 1 failed (bad images, full disk), 2 wrong a
 
 
 class UsageError(UserError):
-    """A mistake in the arguments; the message says what, where, what is allowed and what to do."""
+    """Wrong arguments; the message says what, where, what is allowed and what to do."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage text before it."""
+    """Reports errors in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def _path(text: str) -> str:
-    # An unset variable of a shell script would else mean the current folder.
+    # Otherwise an unset shell variable would mean the current folder.
     if not text:
         raise argparse.ArgumentTypeError("'' is given, expected is a path")
     return text
@@ -85,7 +73,7 @@ def _percent(text: str) -> float:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with `command` being "prepare", "inspect" or "verify".
+    """Parse the arguments; `command` is "prepare", "inspect" or "verify".
 
     Raises:
         UsageError: they are wrong.
@@ -176,7 +164,7 @@ def _verify_parser() -> argparse.ArgumentParser:
 
 
 def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOptions:
-    """Fill in what depends on the source."""
+    """Fill in the source's defaults."""
     size: int | None = arguments.size or source.defaults.size
     if size is None:
         raise UsageError(
@@ -200,6 +188,6 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
 
 
 def default_workers(num_images: int) -> int:
-    """As many processes as there are CPUs, fewer for few images, and none rather than one."""
+    """One process per CPU, fewer for few images; 0 instead of 1."""
     workers = min(len(os.sched_getaffinity(0)), num_images // _IMAGES_WORTH_A_WORKER)
     return 0 if workers <= 1 else workers

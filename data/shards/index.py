@@ -1,4 +1,4 @@
-"""Prepared data sets, in a folder or at a URL: index.json and the list of their shards."""
+"""Index of a prepared data set, in a folder or at a URL: index.json with the list of shards."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -12,11 +12,7 @@ from data.storage.redaction import redact
 from data.storage.remote import Storage
 
 INDEX_NAME = "index.json"
-
-
 FORMAT_NAME = "ddgan-shards"
-
-
 FORMAT_VERSION = 1
 
 
@@ -26,7 +22,7 @@ class Shard:
     """One tar file of a data set."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$")]
-    """Plain file name beside index.json. Anything else, a path or WebDataset's `pipe:`, is refused."""
+    """Plain file name next to index.json. Anything else, e.g. a path or WebDataset's `pipe:`, is refused."""
     num_samples: Annotated[int, Field(gt=0)]
     """Images in it."""
     num_bytes: Annotated[int, Field(gt=0)]
@@ -38,26 +34,26 @@ class Shard:
 @with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True, kw_only=True)
 class IndexDocument:
-    """What index.json holds, in this order."""
+    """Content of index.json, in this order."""
 
     format: Literal["ddgan-shards"]
-    """Tells the file from others of its name."""
+    """Identifies the file format."""
     version: Literal[1]
     """Version of this format."""
     image_size: Annotated[int, Field(ge=1)]
     """Height and width of every image."""
     image_channels: Literal[1, 2, 3]
-    """1 grey, 3 RGB; 2 for points of the plane."""
+    """1 grey, 3 RGB; 2 for points in the plane."""
     num_classes: Annotated[int, Field(gt=0)] | None
     """Labels are 0 .. num_classes - 1; null without labels."""
     class_names: list[str] | None
-    """Name of each class, in the order of the labels."""
+    """Name of each class, in label order."""
     source: str
-    """Kind and name of what was prepared."""
+    """Kind and name of the source."""
     source_fingerprint: str
     """Hash over the names and sizes of the source's images."""
     options: dict[str, int | float | str | bool | None]
-    """Options of the preparation that decide on its bytes."""
+    """Preparation options that determine the bytes."""
     shards: Annotated[list[Shard], Field(min_length=1)]
     """The tar files."""
 
@@ -67,7 +63,7 @@ _DOCUMENT = TypeAdapter(IndexDocument)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """A prepared data set: where it is and what it holds."""
+    """A prepared data set: its location and content."""
 
     location: str = field(repr=False)
     """Absolute folder of index.json and the shards, or their URL without a trailing slash. A URL may hold a password:
@@ -81,15 +77,15 @@ class ShardIndex:
     class_names: tuple[str, ...] | None
     """Name of each class."""
     source: str
-    """Kind and name of what was prepared."""
+    """Kind and name of the source."""
     source_fingerprint: str
     """Hash over the names and sizes of the source's images."""
     options: dict[str, int | float | str | bool | None]
-    """Options of the preparation that decide on its bytes."""
+    """Preparation options that determine the bytes."""
     shards: tuple[Shard, ...]
     """The tar files."""
     digest: str
-    """SHA-256 of index.json; it covers the hashes of the shards, and so stands for the whole data set."""
+    """SHA-256 of index.json. It covers the hashes of the shards, and so identifies the whole data set."""
 
     @property
     def is_remote(self) -> bool:
@@ -109,7 +105,7 @@ class ShardIndex:
 
     @property
     def shown_location(self) -> str:
-        """The location as it may be printed."""
+        """The location, safe to print."""
         return redact(self.location)
 
     @property
@@ -138,7 +134,7 @@ def _parse(content: bytes, where: str) -> IndexDocument:
 
 
 def load_index(path: str | Path) -> ShardIndex:
-    """Read the index of a prepared data set; the shards are not touched.
+    """Read the index of a prepared data set, but not its shards.
 
     Args:
         path: folder, or URL such as s3://bucket/folder or https://host/folder.
@@ -182,10 +178,10 @@ def _read_local(directory: Path) -> bytes:
 
 
 def verify_present(index: ShardIndex) -> None:
-    """Check that every shard of a local data set is there with its stated size; contents are not read.
+    """Check that every shard of a local data set exists with its stated size; contents are not read.
 
     Raises:
-        DataError: names the first shard that is not.
+        DataError: names the first missing or wrong shard.
     """
     for shard in index.shards:
         file = index.directory / shard.name

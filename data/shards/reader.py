@@ -1,7 +1,7 @@
-"""Random access to the samples of local tar shards, so that a rank reads only the images of its own share.
+"""Random access to the samples of local tar shards, so that a rank reads only the images of its share.
 
-A tar has no table of contents, so the headers of a shard are scanned once by each process that reads it: some 20 ms for
-4,096 samples. A thread does it for the next shards while the present ones are read, and the tables are kept.
+A tar has no table of contents. So each process scans the headers of a shard once: about 20 ms for 4,096 samples. A
+thread scans the next shards while the current ones are read, and the tables are kept.
 """
 
 import contextlib
@@ -20,31 +20,21 @@ from data.shards.index import Shard
 from data.storage.location import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "png")
-
-
 LABEL_EXTENSION = "cls"
-
-
 _BLOCK = 512
-
-
 _END = bytes(_BLOCK)
-
-
 _NO_NUMBER = 2**32 - 2
-"""Stands for a damaged label, which is the fault of one sample: the others of its shard stay readable."""
-
-
+"""Marks a damaged label: only that sample is bad, the rest of its shard stays readable."""
 _MAX_TABLE_SAMPLES = 4_000_000
-"""Samples whose places a process remembers: 48 MB."""
+"""Samples whose positions a process keeps: 48 MB."""
 
 
 class BadSampleError(DataError):
-    """One sample that cannot be used; the rest of its shard may be good."""
+    """One sample cannot be used; the rest of its shard may be good."""
 
 
 class EncodedSample(NamedTuple):
-    """A sample as the shard holds it."""
+    """A sample as stored in the shard."""
 
     shard: str
     key: str
@@ -60,7 +50,7 @@ class _Member(NamedTuple):
 
 
 def _parse_header(block: bytes) -> _Member | None:
-    """Name and size of a ustar header as data.prepare makes it; None for anything else. The checksum is not checked."""
+    """Name and size from a ustar header as data.prepare writes it; None for anything else. Ignores the checksum."""
     key, dot, extension = block[:100].rstrip(b"\0").partition(b".")
     try:
         # 12 octal digits, magic, a regular file, and no part of the name in the prefix field.
@@ -73,14 +63,14 @@ def _parse_header(block: bytes) -> _Member | None:
 
 
 Table = npt.NDArray[np.uint32]
-"""[N, 3]: block of the header, size of the image, label + 1 (0: none) of each sample. Compact: it is kept for ever."""
+"""[N, 3]: header block, image size in bytes, label + 1 (0: none) of each sample. Compact, since it is kept."""
 
 
 def scan(descriptor: int, shard: Shard) -> Table:
     """Read all headers of an open shard.
 
     Raises:
-        DataError: the file is not what the index says.
+        DataError: the file does not match the index.
     """
     rows: list[tuple[int, int, int]] = []
     label, label_key = -1, ""
@@ -101,12 +91,12 @@ def scan(descriptor: int, shard: Shard) -> Table:
 
 
 def _members(descriptor: int, shard: Shard) -> Iterator[tuple[int, _Member, bytes]]:
-    """Offset, header and first block of each member; the headers' checksums are compared at the end, all at once."""
+    """Offset, header and first block of each member. All header checksums are checked together at the end."""
     headers: list[bytes] = []
     offsets: list[int] = []
     offset = 0
     while True:
-        # A label and its header fit in two blocks, so this one call reads both.
+        # A label and its header fit in two blocks, so one call reads both.
         blocks = _pread(descriptor, shard, 2 * _BLOCK, offset)
         header = blocks[:_BLOCK]
         if header == _END:
@@ -141,18 +131,18 @@ def _pread(descriptor: int, shard: Shard, count: int, offset: int) -> bytes:
 
 
 class ShardReader:
-    """Reads single samples of one open shard, each by one system call."""
+    """Reads single samples of one open shard, each with one system call."""
 
     def __init__(self, descriptor: int, shard: Shard, table: Table | None = None) -> None:
         """Take over an open file.
 
         Args:
             descriptor: the whole shard, open for reading; closed by `close`, and on an error here.
-            shard: what the index says of it.
-            table: what `scan` found; None scans now.
+            shard: its entry in the index.
+            table: result of `scan`; None scans now.
 
         Raises:
-            DataError: the file is not what the index says.
+            DataError: the file does not match the index.
         """
         self._shard = shard
         self._descriptor = descriptor
@@ -164,15 +154,15 @@ class ShardReader:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 [N]: the label of each sample, -1 where it has none that is a number."""
+        """int64 [N]: the label of each sample, -1 if missing or damaged."""
         labels = self.table[:, 2].astype(np.int64) - 1
         return np.where(labels == _NO_NUMBER, -1, labels)
 
     def read(self, sample: int) -> EncodedSample:
-        """The encoded image and label of a sample, counted from 0 in the order of the archive.
+        """The encoded image and label of a sample, counted from 0 in archive order.
 
         Raises:
-            BadSampleError: its label is no number.
+            BadSampleError: its label is not a number.
             DataError: the file cannot be read, or has changed.
         """
         block, size, label = self.table[sample].tolist()
@@ -192,29 +182,29 @@ class ShardReader:
         )
 
     def close(self) -> None:
-        """Close the file; reading is over."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def samples_in_order(shards: Sequence[Shard], open_shard: Callable[[Shard], int]) -> Iterator[EncodedSample]:
-    """All samples as they lie in the shards, one shard after the other."""
+    """All samples in archive order, one shard after another."""
     for shard in shards:
         with contextlib.closing(ShardReader(open_shard(shard), shard)) as reader:
             yield from map(reader.read, range(shard.num_samples))
 
 
 class OpenShards:
-    """The readers of one process, for the shards of the windows that it is reading; others are closed."""
+    """The readers of one process for the shards of its current windows; others are closed."""
 
     def __init__(self, open_shard: Callable[[Shard], int], shards: Sequence[Shard], capacity: int) -> None:
-        """Nothing is opened yet.
+        """Open nothing yet.
 
         Args:
-            open_shard: gives the descriptor of a shard's local file.
+            open_shard: returns a descriptor of a shard's local file.
             shards: the list that shard numbers refer to.
-            capacity: files open at once; past it the least recently used one is closed.
+            capacity: files open at once; above it the least recently used one is closed.
         """
         self._open_shard = open_shard
         self._shards = shards
@@ -226,7 +216,7 @@ class OpenShards:
         self._scanner: threading.Thread | None = None
 
     def read(self, shard: int, sample: int) -> EncodedSample:
-        """A sample of a shard, both by number."""
+        """Read a sample of a shard, both by number."""
         reader = self._readers.pop(shard, None)
         if reader is None:
             while len(self._readers) >= self._capacity:
@@ -238,10 +228,10 @@ class OpenShards:
         return reader.read(sample)
 
     def keep(self, shards: Collection[int], ahead: Sequence[int] = ()) -> None:
-        """Close the readers of all other shards, and scan those that come next, in a thread."""
+        """Close the readers of all other shards, and scan the shards `ahead` in a thread."""
         for shard in set(self._readers).difference(shards):
             self._readers.pop(shard).close()
-        # No more than what is remembered: the first tables would be forgotten for the last ones, and so on for ever.
+        # Scan no more than fits in the table memory: later tables would evict earlier ones, again and again.
         ends = accumulate(self._shards[shard].num_samples for shard in ahead)
         self._ahead = tuple(shard for shard, end in zip(ahead, ends, strict=True) if end <= _MAX_TABLE_SAMPLES)
         unknown = any(shard not in self._tables for shard in self._ahead)
@@ -250,7 +240,7 @@ class OpenShards:
             self._scanner.start()
 
     def close(self) -> None:
-        """Close all."""
+        """Close all readers."""
         self.keep(())
 
     def _remember(self, shard: int, table: Table) -> None:
@@ -260,7 +250,7 @@ class OpenShards:
                 self._tables.popitem(last=False)
 
     def _scan_ahead(self) -> None:
-        # What goes wrong here is left to `read`, which meets it again and says so.
+        # `read` meets the same error again and reports it.
         with contextlib.suppress(DataError):
             while unknown := [shard for shard in self._ahead if shard not in self._tables]:
                 descriptor = self._open_shard(self._shards[unknown[0]])
