@@ -101,4 +101,4 @@ def test_two_ranks_killed_in_a_step_and_in_a_save_are_equal_in_every_checkpoint(
     assert [int(row[0]) for row in rows] == list(range(4, 41, 4))
     assert len({row[1] for row in rows}) == 10  # it learnt between the points
     assert f"seed {seed}, 2 ranks, 2 kills: all equal" in done.stdout
-    assert re.search(r"from step 0, SIGKILL of .* in step \d+; resumes at step", done.stderr), done.stderr[-3000:]
+    assert re.search(r"from step 0, SIGKILL to .* in step \d+; resumes at step", done.stderr), done.stderr[-3000:]
