@@ -55,7 +55,7 @@ Set-up makes a virtual environment once, from requirements.lock, and again only 
                the CPU build; PIP_EXTRA_INDEX_URL, set to PyTorch's index of CPU builds, gets that one
 
 Exit codes: 0 done; 2 wrong arguments or an unfit machine (Python, port, folder); 75 training was stopped after a checkpoint,
-the same command goes on; otherwise that of what failed.
+the same command resumes; otherwise that of what failed.
 EOF
 }
 
@@ -102,10 +102,10 @@ no_arguments() { # COMMAND ARGUMENTS
 quickstart() {
     say "preparing the digits in datasets/digits"
     "$venv_python" -m data.prepare digits --out datasets/digits
-    say "training on 2 workers; stop it with Ctrl-C, and the same command goes on from the last checkpoint"
+    say "training on 2 workers; stop it with Ctrl-C, and the same command resumes from the last checkpoint"
     "$venv_python" -m trainer.run --config digits || {
         local code=$?
-        [[ $code -ne 75 ]] || say "training was stopped before its end; the same command goes on with it"
+        [[ $code -ne 75 ]] || say "training was stopped before its end; the same command resumes it"
         exit "$code"
     }
     say "evaluating the samples"
@@ -292,7 +292,7 @@ free_mb() { # FOLDER: free space on its disk, also where the folder is still to 
 
 run_pip() { # ARGUMENTS of pip install
     local words
-    # PIP_USER, which some clusters set, would install beside the environment.
+    # PIP_USER, which some clusters set, would install outside of the environment.
     if words=$(PIP_USER=0 "$venv_python" -m pip install --no-input --disable-pip-version-check "$@" 2>&1 | sift); then
         return
     fi

@@ -17,8 +17,9 @@ from cluster import preflight
 from cluster.kubernetes import submit as kubernetes
 from cluster.ray import submit as ray
 from cluster.record import Record, find, known
-from cluster.request import Request, job_config, make_request, name_of, not_negative, positive
+from cluster.request import Request, job_config, make_request, name_of
 from cluster.slurm import submit as slurm
+from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from trainer import run
 from trainer.checkpoint.lease import Holder, is_alive
@@ -76,9 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", metavar="0-4", help="submit a job array, with a run per seed in run.directory/seed-N"
     )
     by_slurm.add_argument(
-        "--grace-s", type=positive, default=180, help="seconds before the time limit to start saving (default: 180)"
+        "--grace-s",
+        type=whole_number(1),
+        default=180,
+        help="save so many seconds before the time limit (default: 180)",
     )
-    by_slurm.add_argument("--max-requeues", type=not_negative, help="how often the job may restart (default: 20)")
+    by_slurm.add_argument("--max-requeues", type=whole_number(0), help="how often the job may restart (default: 20)")
     by_slurm.add_argument("--modules", help='environment modules to load, such as "python/3.11 cuda/12.4"')
     by_slurm.add_argument("--container", help="Apptainer image to run in")
     by_slurm.add_argument("--interface", help="network interface between the nodes, such as ib0")
@@ -114,8 +118,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_nodes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=positive, required=True, help="number of nodes")
-    parser.add_argument("--gpus-per-node", type=not_negative, help="ranks per node, one GPU each; 0: train on CPUs")
+    parser.add_argument("--nodes", type=whole_number(1), required=True, help="number of nodes")
+    parser.add_argument("--gpus-per-node", type=whole_number(0), help="ranks per node, one GPU each; 0: train on CPUs")
 
 
 # ---- launchers ----

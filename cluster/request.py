@@ -1,6 +1,5 @@
 """What a launcher asks a cluster for: a config, the arguments of trainer.run, nodes, and a name."""
 
-import argparse
 import hashlib
 import math
 import re
@@ -126,20 +125,6 @@ def _check_config_file(config: str) -> None:
         raise ConfigError(
             [f"--config is {config}, but only files in {ROOT} are sent to the cluster: copy the file there"]
         )
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return int(text)
 
 
 def job_config(arguments: Sequence[str]) -> TrainConfig:

@@ -1,8 +1,8 @@
 """How fast a prepared data set is read: `python -m data.bench DIR`.
 
 Prints images per second of a bare decoder loop, of this project's reader with several numbers of loader processes, of
-plain WebDataset and of a torch Dataset over image files, all on the same images and in turn within one run: the ratios
-are what to compare, the rates belong to the machine. The images come from the page cache, as from a warm run.
+plain WebDataset and of a torch Dataset over image files. All read the same images and take turns within one run.
+Compare the ratios; the rates depend on the machine. The images come from the page cache, as in a warm run.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,39 +36,38 @@ from data.shards.files import shard_files
 from data.shards.index import ShardIndex, load_index
 from data.shards.offsets import IMAGE_EXTENSIONS
 from data.shards.reader import BadSampleError, EncodedSample, samples_in_order
+from data.storage.arguments import whole_number
 from data.storage.errors import as_command
 from data.storage.location import DataError
 from data.stream.pipeline import DataConfig, open_batches
 from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
 
 _SAMPLES = 1024
-"""Images of the bare loop and of the folder of files; more make no difference to a rate."""
-
-
+"""Images for the bare loop and the folder of files; more do not change the rate."""
 Step = Callable[[], int]
-"""Reads a batch and says how many images it had."""
+"""Reads a batch and returns its number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What one way of reading reaches."""
+    """Result of one way of reading."""
 
     reader: str
-    """Which way."""
+    """Its name."""
     loader_workers: int
-    """Processes beside the one that takes the batches; 0: it does all itself."""
+    """Processes in addition to the consumer; 0: the consumer does everything."""
     images_per_s: float
-    """Median of the rounds."""
+    """Median over rounds."""
     private_mb: float | None
-    """Memory of the largest loader process that it shares with no other, in 10^6 bytes; None where not looked at."""
+    """Largest private memory of a loader process, in 10^6 bytes; None if not measured."""
     taker_us: float
-    """Processor time of the process that takes the batches, in 10^-6 s an image; median of the rounds."""
+    """CPU time of the process that takes the batches, in 10^-6 s per image; median over rounds."""
     loaders_us: float | None
-    """Processor time of all loader processes together, likewise; None where not looked at."""
+    """The same for all loader processes together; None if not measured."""
 
 
 class ImageFiles(Dataset[torch.Tensor]):
-    """Images in files, decoded by PIL: what an ImageFolder does, without its transforms."""
+    """Image files decoded by PIL, like an ImageFolder without transforms."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -84,7 +82,7 @@ class ImageFiles(Dataset[torch.Tensor]):
 
 
 class _Bench:
-    """The ways of reading one data set. Each method opens one, and registers what has to be closed in `stack`."""
+    """The ways of reading one data set. Each method opens one and registers its cleanup in `stack`."""
 
     def __init__(self, index: ShardIndex, micro_batch_size: int, stack: ExitStack) -> None:
         self._index = index
@@ -93,7 +91,7 @@ class _Bench:
         self._samples = _some_samples(index)
 
     def bare(self) -> Step:
-        """Nothing but the decoder, over bytes in memory."""
+        """Only the decoder, on bytes in memory."""
         decode = simplejpeg.decode_jpeg if self._samples[0].extension == "jpg" else _decode_with_pil
         contents = cycle(sample.content for sample in self._samples)
 
@@ -105,7 +103,7 @@ class _Bench:
         return step
 
     def ours(self, loader_workers: int, pin_memory: bool) -> tuple[Step, tuple[int, ...]]:
-        """This project's reader, and the ids of its processes."""
+        """This project's reader, and its process ids."""
         size = self._micro_batch_size
         batches = open_batches(
             DataConfig(
@@ -159,7 +157,7 @@ def _decode_with_pil(content: bytes) -> np.ndarray:
 
 
 def _some_samples(index: ShardIndex) -> list[EncodedSample]:
-    """The first images of the data set that can be decoded."""
+    """The first decodable images of the data set."""
     pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
     good: list[EncodedSample] = []
     with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
@@ -181,7 +179,7 @@ class _Round(NamedTuple):
 
 
 def _timed(step: Step, seconds: float, loaders: Sequence[psutil.Process] = ()) -> _Round:
-    """One round; processor times are an image's."""
+    """Run one round; CPU times are per image."""
 
     def processor_s() -> float:
         return sum(sum(process.cpu_times()[:2]) for process in loaders)
@@ -200,10 +198,10 @@ def measure(
 
     Args:
         index: a local prepared data set.
-        loader_workers: numbers of loader processes to try of this project's reader.
-        micro_batch_size: images of a batch.
-        seconds: length of a round, after a quarter of that to warm up.
-        rounds: rounds of each; they are taken in turn, so that a machine that slows down slows all of them.
+        loader_workers: numbers of loader processes to try with this project's reader.
+        micro_batch_size: images per batch.
+        seconds: length of a round; a warm-up of a quarter of that precedes it.
+        rounds: rounds of each way. They take turns, so that a slowdown affects all ways.
     """
     pin_memory = torch.cuda.is_available()
     ours = f"this reader{', pinned' if pin_memory else ''}"
@@ -213,7 +211,7 @@ def measure(
     private: dict[tuple[str, int], float] = {}
     for _ in range(rounds):
         for way in ways:
-            # One at a time: idle loader processes of another one would still fill their queues.
+            # One at a time: idle loader processes of another way would still fill their queues.
             with ExitStack() as stack:
                 bench = _Bench(index, micro_batch_size, stack)
                 pids: tuple[int, ...] = ()
@@ -247,7 +245,7 @@ def _summary(way: tuple[str, int], rounds: Sequence[_Round], private_mb: float |
 
 
 def _machine() -> str:
-    """What the rates belong to."""
+    """Describe the hardware."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next(
@@ -257,7 +255,7 @@ def _machine() -> str:
 
 
 def _shuffle(index: ShardIndex, batch_size: int) -> ShuffleQuality | None:
-    """The order that the reader gives, at the default window; None if no shard has two samples."""
+    """Quality of the reader's order at the default window; None if no shard has two samples."""
     sizes = [shard.num_samples for shard in index.shards]
     if max(sizes) < 2:
         return None
@@ -271,7 +269,7 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
         f"{index.image_size}x{index.image_size}x{index.image_channels}; {_machine()}",
         soft_wrap=True,
     )
-    # 80 columns, "pinned" included.
+    # 80 columns, including "pinned".
     processor = "CPU us an\nimage: taker\n+ loaders"
     table = Table("reader", "loaders", "images/s", "of bare\ndecoder", "private\nMB each", processor)
     for rate in rates:
@@ -295,16 +293,15 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
 
 @as_command(name="data.bench")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 1: failed; 2: wrong arguments or data."""
+    """Run the command. Exit code 1: failed; 2: wrong arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
-    positive = partial(_number_from, 1)
     parser.add_argument("directory", metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(
-        "--workers", type=partial(_number_from, 0), nargs="+", default=[0, 1, 2], help="numbers of loader processes"
+        "--workers", type=whole_number(0), nargs="+", default=[0, 1, 2], help="numbers of loader processes"
     )
-    parser.add_argument("--micro-batch", type=positive, default=64, help="images of a batch (64)")
-    parser.add_argument("--seconds", type=positive, default=4, help="length of a round (4)")
-    parser.add_argument("--rounds", type=positive, default=3, help="rounds of each way of reading (3)")
+    parser.add_argument("--micro-batch", type=whole_number(1), default=64, help="images of a batch (64)")
+    parser.add_argument("--seconds", type=whole_number(1), default=4, help="length of a round (4)")
+    parser.add_argument("--rounds", type=whole_number(1), default=3, help="rounds of each way of reading (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
     index = load_index(options.directory)
@@ -326,12 +323,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         _show(index, rates, shuffle)
     return 0
-
-
-def _number_from(low: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of {low} or more")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 DropProbability = Annotated[float, Field(ge=0, lt=1)]
 """Probability of dropping something; at 1 nothing would be left."""
-
-
 KeepMask = Callable[[int, tuple[int, ...], float], Tensor]
 """Maps (layer number, shape of one sample's features, drop probability) to the layer's mask: bool [B, *shape], True
 where a feature is kept."""

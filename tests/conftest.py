@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures shared by several test folders."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
 
-# The networks are small: a second thread gains nothing, and beside other work it waits for a core, spinning.
+# The networks are small: a second thread gains nothing, and on a busy machine it spins while it waits for a core.
 torch.set_num_threads(1)
 
-# How long an example takes says how busy the machine is: a deadline would fail at random beside other work.
+# An example's duration depends on how busy the machine is: a deadline would fail at random.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
@@ -39,30 +39,30 @@ TINY = (
     "grids.interval_steps=null",
     "checkpoint.save_interval_steps=null",
 )
-"""Overrides of `digits` for nets and runs of ten steps that take a second or two."""
+"""Overrides of `digits` for tiny networks and runs of ten steps that take a second or two."""
 
 
 CLUSTERS = "tests/integration"
-"""Tests that start Ray, Slurm or two hosts. They wait more than they compute, and share ports and cores."""
+"""Tests that start Ray, Slurm or two hosts. They mostly wait, and share ports and cores."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes long first, whole files at a time, so that two processes end at about the same time."""
+    """Run slow tests first, whole files at a time, so that two processes end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.nodeid.startswith(CLUSTERS), item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
-    """Share the tests out among processes (`-n 2`): all clusters to one of them, each other file to one."""
+    """Distribute the tests over processes (`-n 2`): all cluster tests to one process, each other file to one."""
     from xdist.scheduler import LoadFileScheduling
 
     class ClustersInOne(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return CLUSTERS if nodeid.startswith(CLUSTERS) else super()._split_scope(nodeid)
 
-    config.option.loadscopereorder = False  # the order of the collection, see above
+    config.option.loadscopereorder = False  # keep the order of the collection, set above
     return ClustersInOne(config, log)
 
 
@@ -76,5 +76,5 @@ def tiny_digits(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_digits) -> tuple[str, ...]:
-    """`TINY` with the data in place; a test adds its own run.directory."""
+    """`TINY` with the prepared data; a test adds its own run.directory."""
     return (*TINY, f"data.path={tiny_digits}")

@@ -1,6 +1,6 @@
-"""A copy of launch.sh in a folder of its own, with a stand-in for Python that records what it is called for.
+"""A copy of launch.sh in its own folder, with a fake Python that records its calls.
 
-With it no environment is really installed in the tests; `./launch.sh test` on a fresh checkout does that.
+So the tests never install a real environment; `./launch.sh test` on a fresh checkout does that.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ esac
 
 
 class Machine:
-    """A checkout of the front door and its lock in a folder of its own, and a Python that records."""
+    """A checkout of launch.sh and the lock file in its own folder, and a Python that records its calls."""
 
     def __init__(self, folder: Path) -> None:
-        self.checkout = folder / "check out"  # a blank in a path is common enough
+        self.checkout = folder / "check out"  # spaces in paths are common
         (self.checkout / ".ci").mkdir(parents=True)
         for name in ("launch.sh", "requirements.lock", ".ci/run"):
             shutil.copy(ROOT / name, self.checkout / name)
@@ -46,7 +46,7 @@ class Machine:
         self.calls_file.touch()
 
     def finish_set_up(self) -> None:
-        """Leave what a finished set-up leaves, so that the front door starts a command at once."""
+        """Create what a finished set-up leaves, so that launch.sh starts a command at once."""
         (self.venv / "bin").mkdir(parents=True)
         shutil.copy(self.python, self.venv / "bin/python")
         (self.venv / "pyvenv.cfg").touch()
@@ -54,7 +54,7 @@ class Machine:
         (self.venv / "ddgan-setup").write_text(f"{self.checkout}\n{lock}")
 
     def start(self, *arguments: str, program: str = "launch.sh", **variables: str) -> subprocess.Popen[str]:
-        """Start the front door from another current directory, as a group of processes of its own."""
+        """Start launch.sh from another current directory, in its own process group."""
         variables = {"PYTHON": str(self.python), "DDGAN_VENV": "", "CALLS": str(self.calls_file)} | variables
         return subprocess.Popen(
             [self.checkout / program, *arguments],
@@ -67,7 +67,7 @@ class Machine:
         )
 
     def launch(self, *arguments: str, program: str = "launch.sh", **variables: str) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error of the front door."""
+        """Exit code, standard output and standard error of launch.sh."""
         process = self.start(*arguments, program=program, **variables)
         try:
             output, errors = process.communicate(timeout=120)
@@ -77,13 +77,13 @@ class Machine:
         return process.returncode, output, errors
 
     def calls(self) -> list[str]:
-        """What the stand-in was called for since the last look."""
+        """The fake Python's calls since the last time this was called."""
         lines = self.calls_file.read_text().splitlines()
         self.calls_file.write_text("")
         return lines
 
     def installs(self) -> list[str]:
-        """Like `calls`, each of pip's by the words that tell it from the others."""
+        """Like `calls`, with each pip call shortened to its distinguishing option."""
         return [next((option for option in INSTALLING if option in line), line) for line in self.calls()]
 
 

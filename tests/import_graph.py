@@ -1,4 +1,4 @@
-"""The import graph of the project: read from the source, and drawn as docs/images/imports.svg.
+"""The project's import graph: read from the source, and drawn as docs/images/imports.svg.
 
 python -m tests.import_graph >docs/images/imports.svg
 """
@@ -21,7 +21,7 @@ ARROWS = {
     "cluster": {"trainer", "models", "data"},
     "tests": {"cluster", "trainer", "models", "data"},
 }
-"""What each package may import of ours, beside itself."""
+"""Our other packages that each package may import."""
 FLOORS = (
     {"models", "data/storage"},
     {"models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
@@ -36,18 +36,18 @@ FLOORS = (
     {"cluster"},
     {"tests"},
 )
-"""Every folder with Python, lowest first: a folder imports folders on floors below its own. `trainer` and `data` stand
-for the files directly in them, the commands; `cluster` and `tests` for all that lies in them."""
+"""Every folder with Python files, lowest first: a folder imports folders on floors below its own. `trainer` and `data`
+mean the files directly in them, the commands; `cluster` and `tests` include their subfolders."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """One module that a file imports, wherever in the file.
+    """One module that a file imports, anywhere in the file.
 
     Attributes:
-        line: of the statement.
-        module: dotted.
-        names: what is taken of it; some may be modules as well.
+        line: line of the statement.
+        module: dotted name.
+        names: names imported from it; some may be modules as well.
     """
 
     line: int
@@ -60,7 +60,7 @@ class Imported:
 
 
 def imports_of(source: str, path: str) -> Iterator[Imported]:
-    """Every import, also in functions, under TYPE_CHECKING, relative, and by a name given to importlib."""
+    """Every import, including those in functions, under TYPE_CHECKING, relative, and by name through importlib."""
     package = path.split("/")[:-1]
     for node in ast.walk(ast.parse(source, path)):
         if isinstance(node, ast.Import):
@@ -82,29 +82,29 @@ def imports_of(source: str, path: str) -> Iterator[Imported]:
 
 
 def folder_of(path: str) -> str:
-    """The name in `FLOORS` of the folder that a file lies in."""
+    """The name in `FLOORS` of the folder that contains a file."""
     parts = path.split("/")[:-1]
     return parts[0] if parts[0] in {"cluster", "tests"} else "/".join(parts)
 
 
 def floor_of(folder: str) -> int:
-    """How high a folder is; one that no floor has is refused."""
+    """Number of a folder's floor; ValueError if it has none."""
     (floor,) = [number for number, folders in enumerate(FLOORS) if folder in folders]
     return floor
 
 
 def targets(imported: Imported, paths: Iterable[str]) -> set[str]:
-    """The files of ours that an import reads."""
+    """The project's files that an import reads."""
     base = imported.module.replace(".", "/")
     candidates = [f"{base}/{name}" for name in imported.names] or [base]
     found = {file for c in candidates for file in (f"{c}.py", f"{c}/__init__.py") if file in paths}
-    if len(found) < len(candidates):  # at least one name is no module
+    if len(found) < len(candidates):  # at least one name is not a module
         found |= {file for file in (f"{base}.py", f"{base}/__init__.py") if file in paths}
     return found
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Nodes of one circle in a graph of imports; empty if there is none."""
+    """The nodes of one cycle in an import graph, if any."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -113,7 +113,7 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def import_graph(files: Mapping[str, str]) -> dict[str, set[str]]:
-    """For each file the files of ours that it imports."""
+    """Our files that each file imports."""
     return {
         path: {target for imported in imports_of(source, path) for target in targets(imported, files)} - {path}
         for path, source in files.items()
@@ -127,7 +127,7 @@ def python_files() -> dict[str, str]:
 
 
 def folder_graph(files: Mapping[str, str]) -> dict[str, set[str]]:
-    """For each folder the folders that its files import."""
+    """The folders that each folder's files import."""
     folders: dict[str, set[str]] = {}
     for path, others in import_graph(files).items():
         folders.setdefault(folder_of(path), set()).update(folder_of(other) for other in others)
@@ -135,7 +135,7 @@ def folder_graph(files: Mapping[str, str]) -> dict[str, set[str]]:
 
 
 def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The arrows of a graph without circles that no longer path implies."""
+    """Transitive reduction of an acyclic graph."""
 
     def reached(node: str) -> set[str]:
         return graph[node].union(*map(reached, graph[node]))
@@ -155,12 +155,12 @@ COLUMNS = {
     "data/processes": 4,
     **dict.fromkeys(("data/prepare", "data/sources"), 5),
 }
-"""Where in its row the picture has each folder, left to right; the row is its floor."""
+"""The position of each folder in its row of the picture, left to right; the row is its floor."""
 COLOURS = {"models": "#e3f1e1", "data": "#e1ecf7", "trainer": "#fdf0d9", "cluster": "#f0e6f5"}
 WIDTH, HEIGHT = 164, 54
-"""Of a box, in pixels."""
+"""Size of a box, in pixels."""
 GAP, ROW_GAP, MARGIN = 14, 30, 20
-"""Between boxes side by side, between rows, and around them all, in pixels."""
+"""Space between boxes in a row, between rows, and around the picture, in pixels."""
 HEAD = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" text-anchor="middle">
 <title>Imports between the folders; an arrow that a longer path implies is left out</title>
@@ -175,7 +175,7 @@ BOX = """\
 
 
 def picture(files: Mapping[str, str]) -> str:
-    """The folders as boxes, a row for each floor, and an arrow from each to those that it imports, as SVG."""
+    """The folders as boxes, one row per floor, with an arrow from each to the folders it imports, as SVG."""
     graph = reduced({folder: others for folder, others in folder_graph(files).items() if folder != "tests"})
     top = max(map(floor_of, graph))
     corners = {
@@ -194,9 +194,9 @@ def picture(files: Mapping[str, str]) -> str:
 
 
 def _arrow(start: tuple[int, int], end: tuple[int, int], sources: Sequence[tuple[int, int]]) -> str:
-    """From one box to another, by their upper left corners; `sources` are all the boxes with an arrow to `end`."""
+    """An arrow between two boxes, given by upper left corners; `sources` are all boxes with an arrow to `end`."""
     to_x = end[0] + WIDTH * (sources.index(start) + 1) // (len(sources) + 1)
-    if end[1] - start[1] > HEIGHT + ROW_GAP and start[0] != end[0]:  # past a row: sideways, then down its column
+    if end[1] - start[1] > HEIGHT + ROW_GAP and start[0] != end[0]:  # skips a row: sideways, then down its column
         from_x, from_y = start[0] + (WIDTH if end[0] > start[0] else 0), start[1] + HEIGHT // 2
         bends = f"{to_x} {from_y} {to_x} {from_y}"
     else:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: this checkout importable, one thread, no rank of a surrounding group."""
+    """The environment of a child: this checkout importable, one thread, no rank variables of a surrounding group."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
     return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(extra or {})}
@@ -28,27 +28,27 @@ def run_python(
     timeout_s: float = 300,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` to its end, with its output as text."""
+    """Run `python ARGUMENTS` to its end, with its output as text."""
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout_s
     )
 
 
 def run_ranks(num_ranks: int, arguments: Sequence[str], *, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """`torchrun ARGUMENTS` with real processes that talk over gloo."""
+    """Run `torchrun ARGUMENTS` with real processes that communicate over gloo."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     return run_python([*torchrun, *arguments], timeout_s=timeout_s)
 
 
 def train_command(config: str, overrides: Sequence[str], directory: Path, *more: str) -> list[str]:
-    """`trainer.run` with overrides, logging to MLflow beside `directory`."""
+    """A `trainer.run` command with overrides, logging to MLflow next to `directory`."""
     overrides = [*overrides, f"run.directory={directory}", "tracking.backend=mlflow", *more]
     return ["-m", "trainer.run", "--config", config, *(x for o in overrides for x in ("--set", o))]
 
 
 @contextmanager
 def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
-    """A command in a process group of its own, as in a terminal; whatever is left of it is killed."""
+    """A command in its own process group, as in a terminal; remaining processes are killed at the end."""
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -67,7 +67,7 @@ def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
 
 
 def wait_for_checkpoint(directory: Path, process: subprocess.Popen, log: Path) -> None:
-    """Until the run has one, or has ended, or has taken three minutes."""
+    """Wait until the run has a checkpoint or has ended, for at most three minutes."""
     deadline = time.monotonic() + 180
     while not list_checkpoints(directory / "checkpoints"):
         assert process.poll() is None, log.read_text()[-3000:]

@@ -1,7 +1,7 @@
-"""Two hosts on one machine: network namespaces with an address each, and a link between them that can be made worse.
+"""Two hosts on one machine: network namespaces with an address each, joined by a link that can be degraded.
 
-The link is two TUN devices and a thread that carries packets from one to the other: late, or not at all, as it is told.
-The kernel's own way to delay and lose (netem) is a module that many machines lack.
+The link is two TUN devices and a thread that forwards packets between them, and can delay or drop them. The kernel's
+own module for delay and loss (netem) is missing on many machines.
 """
 
 import fcntl
@@ -22,45 +22,45 @@ from pathlib import Path
 import pytest
 
 INTERFACE = "wire0"
-"""Name of the interface to the other host, in each of them."""
+"""Name of the interface to the other host, in each namespace."""
 MTU = 9000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
 @dataclass(frozen=True)
 class Host:
-    """One of them.
+    """One of the two hosts.
 
     Attributes:
-        name: of its namespace.
-        address: on the link.
+        name: its namespace.
+        address: its address on the link.
     """
 
     name: str
     address: str
 
     def command(self, *words: str) -> list[str]:
-        """A command line that runs there."""
+        """A command line that runs on this host."""
         return ["ip", "netns", "exec", self.name, *words]
 
     def run(self, *words: str) -> str:
         return subprocess.run(self.command(*words), check=True, capture_output=True, text=True).stdout
 
     def end_processes(self) -> None:
-        """Kill whatever runs there."""
+        """Kill all processes on this host."""
         pids = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split()
         if pids:
             subprocess.run(["kill", "-KILL", *pids], capture_output=True)
 
 
 class Link:
-    """Carries packets between two devices. Its settings may be changed at any time.
+    """Forwards packets between two devices. Its settings may be changed at any time.
 
     Attributes:
-        is_cut: nothing arrives, and neither side is told.
-        delay_s: of each packet, one way.
-        loss: share of the packets that never arrive.
-        carried, lost: packets so far.
+        is_cut: drop everything, without errors.
+        delay_s: one-way delay of each packet.
+        loss: share of the packets that are dropped.
+        carried, lost: number of packets so far.
     """
 
     def __init__(self, devices: tuple[int, int]) -> None:
@@ -99,7 +99,7 @@ class Link:
             try:
                 os.write(device, packet)
                 self.carried += 1
-            except OSError:  # the device is not up
+            except OSError:  # the device is down
                 self.lost += 1
 
     def end(self) -> None:
@@ -110,14 +110,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Network:
-    """Both, and what joins them."""
+    """The two hosts and their link."""
 
     link: Link
     hosts: tuple[Host, Host]
 
 
 def missing() -> str | None:
-    """Why no namespaces can be made here."""
+    """Why namespaces cannot be created, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if not shutil.which("ip"):
@@ -138,7 +138,7 @@ def ip(*words: str) -> None:
 
 @contextmanager
 def two_hosts() -> Iterator[Network]:
-    """Make them, and take them away with all that runs there."""
+    """Create the hosts; afterwards remove them and kill their processes."""
     if reason := missing():
         pytest.skip(reason)
     number = os.getpid() % 1_000_000

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine: its own daemons, ports, key and folders."""
+"""A real Slurm with two nodes on this machine, with its own daemons, ports, key and folders."""
 
 import os
 import secrets
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge"}
-"""What is started, and the Debian package that has it."""
+"""The programs that are started, and the Debian package of each."""
 NODES = ("n1", "n2")
 
 CONF = """\
@@ -60,7 +60,7 @@ PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=60 State=
 
 @dataclass(frozen=True)
 class Slurm:
-    """What a client of the cluster needs."""
+    """The data that a client of the cluster needs."""
 
     folder: Path
 
@@ -69,18 +69,18 @@ class Slurm:
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def run(self, *command: str, timeout_s: float = 60) -> str:
-        """A command of Slurm, its output."""
+        """Run a Slurm command; returns its output."""
         done = subprocess.run(command, env=os.environ | self.env, capture_output=True, text=True, timeout=timeout_s)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm says of a job, by field."""
+        """Slurm's description of a job, by field."""
         shown = self.run("scontrol", "--oneliner", "show", "job", number)
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
     def wait_for(self, number: str, condition: Callable[[dict[str, str]], bool], timeout_s: float) -> dict[str, str]:
-        """Until what Slurm says of a job fulfils `condition`."""
+        """Wait until Slurm's description of a job satisfies `condition`."""
         deadline = time.monotonic() + timeout_s
         while not condition(job := self.job(number)):
             assert time.monotonic() < deadline, job
@@ -95,7 +95,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL"
 
 
 def missing() -> str | None:
-    """Why no Slurm can be started here."""
+    """Why Slurm cannot be started, or None."""
     if os.geteuid() != 0:
         return "a Slurm of its own needs root"
     absent = sorted({package for program, package in PROGRAMS.items() if not which(program)})
@@ -108,7 +108,7 @@ def which(program: str) -> str | None:
 
 @contextmanager
 def slurm(folder: Path, *, cpus: int = 2) -> Iterator[Slurm]:
-    """Start the daemons; whatever they have started is gone afterwards."""
+    """Start the daemons; afterwards all their processes are ended."""
     if reason := missing():
         pytest.skip(reason)
     ports = free_ports(1 + len(NODES))
@@ -134,7 +134,7 @@ def slurm(folder: Path, *, cpus: int = 2) -> Iterator[Slurm]:
 
 
 def start_munge(folder: Path, stack: ExitStack) -> None:
-    """The daemon that signs messages between the others, with a key of its own; as root, since all of them are."""
+    """Start the daemon that signs messages between the others, with its own key; as root, like the others."""
     folder.mkdir(mode=0o700)
     key = folder / "key"
     key.touch(mode=0o600)
@@ -165,7 +165,7 @@ def daemon(command: list[str], folder: Path, name: str, env: dict[str, str]) -> 
 
 
 def wait_until_idle(found: Slurm, timeout_s: float = 60) -> None:
-    """Until all nodes have nothing to do."""
+    """Wait until all nodes are idle."""
     deadline = time.monotonic() + timeout_s
     while True:
         done = subprocess.run(
@@ -182,7 +182,7 @@ def wait_until_idle(found: Slurm, timeout_s: float = 60) -> None:
 
 
 def end_jobs(found: Slurm) -> None:
-    """Until no job is left; their processes end with them."""
+    """Wait until no job is left; a job's processes end with it."""
     deadline = time.monotonic() + 60
     while found.run("squeue", "--noheader") and time.monotonic() < deadline:
         time.sleep(0.3)

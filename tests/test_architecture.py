@@ -1,4 +1,4 @@
-"""The rules of the layout: which way imports run, where a library enters, how full a folder and a file may be."""
+"""Layout rules: direction of imports, which files import a library, and limits on folder and file sizes."""
 
 import ast
 import re
@@ -34,22 +34,22 @@ DOORS = {
     "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py"},
     "webdataset": {"data/stream/batches.py", "data/stream/pipeline.py", "data/bench.py"},
 }
-"""The files that may import a library; tests may too."""
+"""The files that may import a library; tests may as well."""
 MAX_FILES = 13
-"""Python files of one folder, without `__init__` and `__main__`."""
+"""Python files in one folder, without `__init__` and `__main__`."""
 MAX_LINES = 400
 LONG: dict[str, str] = {}
-"""Files that may be longer, each with the reason why it is one thing."""
-# Put together from halves, so that this file does not hold them.
+"""Files that may be longer, each with the reason why it cannot be split."""
+# Assembled from halves, so that this file does not match.
 UNFINISHED = re.compile(rf"\b(TO{'DO'}|FIX{'ME'}|XX{'X'}|HA{'CK'}|raise NotImple{'mented'}(?:Error)?)\b")
 
 
 def violations(source: str, path: str, paths: Iterable[str] = ()) -> list[str]:
-    """What a file imports against the arrows, up the floors or past a door, each as `path:line: words`.
+    """The imports of a file that break the package, floor or library rules, each as `path:line: words`.
 
     Args:
         source: text of the file.
-        path: of the file, from the root.
+        path: path of the file, from the root.
         paths: all Python files of the project, for the floors.
     """
     package, folder, found = path.split("/")[0], folder_of(path), []
@@ -69,12 +69,12 @@ def violations(source: str, path: str, paths: Iterable[str] = ()) -> list[str]:
 
 
 def listed_in(docstring: str) -> list[str]:
-    """The names that a folder's docstring explains, one a line: `    name  what it is`."""
+    """The names that a folder's docstring lists, one per line: `    name  what it is`."""
     return re.findall(r"(?m)^    ([\w.]+/?)  +\S", docstring)
 
 
 def written_files() -> dict[str, str]:
-    """Text of every file that somebody wrote: code, configs, launch specs, documents."""
+    """Text of every hand-written file: code, configs, launch specs, documents."""
     suffixes = {".py", ".sh", ".yaml", ".yml", ".toml", ".md", ".sbatch"}
     inside = (file for package in ARROWS for file in (ROOT / package).rglob("*"))
     files = [file for file in (*ROOT.iterdir(), *inside) if file.suffix in suffixes and file.is_file()]
@@ -268,7 +268,7 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def undeclared(requirements: list[str], paths: Iterable[str]) -> dict[str, str]:
-    """Third-party modules that no requirement brings, each with a file that imports it."""
+    """Third-party modules that no requirement provides, each with a file that imports it."""
     declared = {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
     sources, providers = python_files(), packages_distributions()
     known = {*ARROWS, *sys.stdlib_module_names}
@@ -286,7 +286,7 @@ def test_no_file_is_longer_than_it_can_be_read() -> None:
 
 
 def test_every_public_module_class_and_function_is_documented() -> None:
-    """Methods are documented by their protocol where they have one, so the lint itself looks after them."""
+    """Not methods: a method may be documented by its protocol, which the lint settings take into account."""
     packages = [package for package in ARROWS if package != "tests"]
     ruff = [
         sys.executable,

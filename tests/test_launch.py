@@ -1,4 +1,4 @@
-"""The commands of launch.sh: their arguments, and what they start."""
+"""The commands of launch.sh: their arguments, and the programs they start."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ LISTED = ", ".join(COMMANDS)
 
 
 def answers(port: int) -> bool:
-    """Whether a server of MLflow on this machine says that it is healthy."""
+    """Whether an MLflow server on this machine reports that it is healthy."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
             return answer.status == 200
@@ -68,7 +68,7 @@ def test_wrong_arguments_are_told_in_one_line(machine: Machine, arguments: list[
     assert machine.calls() == [], "nothing is set up for a wrong command"
 
 
-# ---- what the commands start ----
+# ---- programs started by the commands ----
 
 
 def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(ready: Machine) -> None:
@@ -88,13 +88,13 @@ def test_quickstart_evaluates_no_run_that_was_stopped(ready: Machine) -> None:
     stop = "if [[ $2 = trainer.run ]]; then exit 75; fi"
     code, output, errors = ready.launch("quickstart", RECORD="1", ON_RUN=stop)
     assert (code, output) == (75, "")
-    assert errors.endswith("launch.sh: training was stopped before its end; the same command goes on with it\n")
+    assert errors.endswith("launch.sh: training was stopped before its end; the same command resumes it\n")
     assert "trainer.run" in ready.calls()[-1]
 
 
 @pytest.mark.parametrize(("program", "command"), [("launch.sh", ["test"]), (".ci/run", [])])
 def test_test_lints_checks_types_and_runs_the_suite(ready: Machine, program: str, command: list[str]) -> None:
-    # All packages are there, so that nothing is installed.
+    # All Debian packages are present, so nothing is installed.
     script(ready.elsewhere / "dpkg-query", "#!/bin/sh\necho installed\n")
     path = f"{ready.elsewhere}:{os.environ['PATH']}"
     code, _, errors = ready.launch(*command, "-m", "not slow", program=program, RECORD="1", PATH=path)
@@ -102,7 +102,7 @@ def test_test_lints_checks_types_and_runs_the_suite(ready: Machine, program: str
     calls = ready.calls()
     lints = ("[ruff] [check] [.]", "[ruff] [format] [--check] [.]")
     assert calls[-4:-2] == [f"{ready.checkout}: {words}" for words in lints]
-    assert set(calls[-2:]) == {  # side by side
+    assert set(calls[-2:]) == {  # run in parallel
         f"{ready.checkout}: [pyright] [--pythonpath] [{ready.venv}/bin/python]",
         f"{ready.checkout}: [pytest] [-n] [2] [-m] [not slow]",
     }
@@ -179,7 +179,7 @@ def test_ui_serves_the_store_on_this_machine_only(ready: Machine) -> None:
     try:
         wait_for(lambda: process.poll() is not None or answers(port), timeout_s=120)
         assert answers(port)
-        with socket.socket() as probe:  # another address of this ready
+        with socket.socket() as probe:  # another address of this machine
             assert probe.connect_ex(("127.0.0.2", port)) != 0
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The set-up by launch.sh: what is installed when, and what it says when the machine is not fit."""
+"""The set-up by launch.sh: what it installs and when, and its messages on an unsuitable machine."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-# ---- what is installed when ----
+# ---- what is installed and when ----
 
 
 def test_second_start_installs_nothing(machine: Machine) -> None:
@@ -104,7 +104,7 @@ def test_pythons_own_environment_is_relative_to_the_callers_folder(machine: Mach
     assert (machine.elsewhere / "own/ddgan-setup").is_file()
 
 
-# ---- a machine that is not fit ----
+# ---- unsuitable machines ----
 
 
 def test_a_python_that_is_too_old_is_named_with_the_way_out(machine: Machine, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_python_that_is_not_there_is_named(machine: Machine) -> None:
 def test_the_first_python_that_fits_is_taken(machine: Machine, tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
-    script(folder / "python3.13", "#!/bin/sh\nexit 127\n")  # as the stand-ins of version managers do
+    script(folder / "python3.13", "#!/bin/sh\nexit 127\n")  # like the shims of version managers
     script(folder / "python3.12", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\necho 3.12.1\n')
     shutil.copy(machine.python, folder / "python3.11")
     code, _, errors = machine.launch("test", RECORD="1", PYTHON="", PATH=f"{folder}:{os.environ['PATH']}")
@@ -151,7 +151,7 @@ def test_an_environment_of_another_python_is_refused(machine: Machine, tmp_path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB."""
+    """An 8 MB file system."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = subprocess.run(
@@ -172,7 +172,7 @@ def test_a_full_disk_is_told_before_anything_is_installed(machine: Machine, smal
 
 
 def test_a_disk_that_fills_up_during_set_up_is_told(machine: Machine, small_disk: Path) -> None:
-    write = f"dd if=/dev/zero of='{small_disk}/file' bs=1M count=9 2>&1; exit 1"  # what dd says is what pip says
+    write = f"dd if=/dev/zero of='{small_disk}/file' bs=1M count=9 2>&1; exit 1"  # pip reports the same error as dd
     code, _, errors = machine.launch("test", RECORD="1", ON_INSTALL=write, TMPDIR=str(small_disk))
     assert code == 1
     assert "the disk became full during set-up: " in errors

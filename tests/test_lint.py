@@ -1,4 +1,4 @@
-"""The linter reads jaxtyping's shapes and still finds names that do not exist."""
+"""The linter accepts jaxtyping's shapes and still finds undefined names."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def mean(x: Float[Tensor, "b c"], weights: Float[Tensor, " b"]) -> "Float[Tensor
 
 
 def found_by_ruff(text: str, file: str) -> list[str]:
-    """Rules broken by a module of this text in place of `file`, under the project's settings."""
+    """Rules broken by a module with this text in place of `file`, under the project's settings."""
     command = [sys.executable, "-m", "ruff", "check", "--ignore=D", "--output-format=concise"]
     done = subprocess.run(
         [*command, f"--stdin-filename={file}", "-"], input=text, cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -1,6 +1,7 @@
-"""README and docs: commands are taken as written, links lead somewhere, tables are those of the code."""
+"""README and docs: commands are accepted as written, links have targets, and tables match the code."""
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -25,23 +26,23 @@ README, EVALUATION = PAGES["README.md"], PAGES["docs/evaluation.md"]
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a page's indented blocks, continuation lines joined, comments cut."""
+    """The lines of a page's indented blocks, with continuation lines joined and comments removed."""
     return [line.split("  #")[0].strip() for line in re.findall(r"(?m)^    (.+)$", text.replace("\\\n", " "))]
 
 
 def commands(text: str) -> list[str]:
-    """Those that call our modules."""
+    """The lines that call this project's modules."""
     return [line for line in lines_of(text) if re.search(r" -m (trainer|data|cluster)\.", line)]
 
 
 def arguments(text: str, module: str, number: int = 0) -> list[str]:
-    """What follows `python -m MODULE` in its first command on a page, or in a later one."""
+    """The arguments of `python -m MODULE` in its first command on a page, or in a later one."""
     line = [line for line in commands(text) if f"-m {module}" in line][number]
     return ["-m", *shlex.split(line[line.index(module) :])]
 
 
 class Parsed(BaseException):
-    """Arguments were accepted; nothing was done with them."""
+    """Raised once arguments are accepted, to end there."""
 
 
 @pytest.mark.parametrize(("page", "line"), [(page, line) for page, text in PAGES.items() for line in commands(text)])
@@ -188,3 +189,48 @@ def test_pictures_are_readable():
         assert path.suffix in {".png", ".svg"}
         if path.suffix == ".png":
             Image.open(path).verify()
+
+
+# A line of a walk: number, file, definition, what happens there.
+LINE = re.compile(r"(?m)^\d+\. `([\w/.]+)` `([\w.]+)`: (.+)$")
+WALKS = {
+    title: LINE.findall(text)
+    for title, _, text in (section.partition("\n") for section in PAGES["docs/architecture.md"].split("\n## "))
+    if title.startswith("A walk of ")
+}
+
+
+def definition(source: str, name: str) -> str | None:
+    """The source of a function or class, such as `build` or `Loop.run`; None if there is none of that name."""
+    scope: list[ast.stmt] = ast.parse(source).body
+    found: ast.stmt | None = None
+    for part in name.split("."):
+        named = (node for node in scope if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == part)
+        if (found := next(named, None)) is None:
+            return None
+        scope = found.body
+    return ast.get_source_segment(source, found) if found else None
+
+
+def test_each_walk_has_ten_lines() -> None:
+    assert {title: len(lines) for title, lines in WALKS.items()} == {"A walk of x0": 10, "A walk of a config key": 10}
+
+
+@pytest.mark.parametrize(("path", "name", "text"), [line for lines in WALKS.values() for line in lines])
+def test_the_place_exists_and_uses_the_words_of_its_line(path: str, name: str, text: str) -> None:
+    source = (ROOT / path).read_text()
+    if path.endswith(".yaml"):
+        assert re.search(rf"(?m)^ +{name}: ", source)
+        return
+    code = definition(source, name)
+    assert code is not None, f"{path} defines no {name}"
+    words: list[str] = re.findall(r"`(\w+)`", text)
+    missing = [word for word in words if not re.search(rf"\b{word}\b", code)]
+    assert not missing, f"{path}: {name} does not mention {missing}"
+
+
+def test_a_name_that_is_not_defined_is_found() -> None:
+    source = "class A:\n    def f(self):\n        return x0\n"
+    assert definition(source, "A.f") == "def f(self):\n        return x0"
+    assert definition(source, "A.g") is None
+    assert definition(source, "f") is None

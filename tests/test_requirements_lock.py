@@ -1,4 +1,4 @@
-"""The lock pins everything that pyproject.toml asks for, at versions that it allows, and CI runs with just these."""
+"""The lock file pins everything that pyproject.toml requires, at allowed versions, and CI uses only these."""
 
 import re
 import tomllib
@@ -28,7 +28,7 @@ def asked_for() -> list[Requirement]:
 
 
 def needed(python: str) -> dict[str, list[Requirement]]:
-    """What pyproject.toml asks for and what that asks for in turn, by name, as the installed metadata tell."""
+    """All direct and indirect requirements of pyproject.toml, by name, from the installed metadata."""
     found: dict[str, list[Requirement]] = {}
     waiting, done = asked_for(), set[tuple[str, str]]()
     while waiting:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.shards.index import load_index
+from data.storage.arguments import whole_numbers
 from data.storage.errors import OperationError, UserError, as_command
 from trainer.checkpoint.format import CheckpointError, list_checkpoints
 from trainer.config.command_line import add_config_arguments, check_data, check_device
@@ -25,11 +26,7 @@ from trainer.evaluate.reference import read_all
 from trainer.sample.draw import sample_run
 
 TIMESTEPS = (1, 2, 4, 8)
-
-
 NUM_SAMPLES = 500
-
-
 HEADER = (
     "| T | z | seed | distance | of noise's | smallest class | recall | coverage | training |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -120,12 +117,6 @@ def is_finished(config: TrainConfig) -> bool:
     return bool(found) and found[-1].step >= num_steps(config)
 
 
-def _numbers(text: str) -> list[int]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers: give numbers such as 1,2,4,8")
-    return [int(part) for part in text.split(",")]
-
-
 def _check(config: TrainConfig, num_samples: int) -> None:
     """Refuse unusable settings before anything is trained."""
     check_data(config)
@@ -145,8 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m trainer.ablation", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
     add_config_arguments(parser)
-    parser.add_argument("--timesteps", type=_numbers, default=list(TIMESTEPS), metavar="1,2", help="default: 1,2,4,8")
-    parser.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1", help="default: 0")
+    parser.add_argument(
+        "--timesteps", type=whole_numbers, default=list(TIMESTEPS), metavar="1,2", help="default: 1,2,4,8"
+    )
+    parser.add_argument("--seeds", type=whole_numbers, default=[0], metavar="0,1", help="default: 0")
     parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples per run (default: {NUM_SAMPLES})")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder for the runs")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="file for the table")

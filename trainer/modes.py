@@ -28,15 +28,9 @@ from trainer.sample.draw import sample_run
 from trainer.sample.images import load_images
 
 NUM_MODES = 1000
-
-
 NUM_SAMPLES = 25_600
 """As published. Divergences for other numbers of samples cannot be compared with the published ones."""
-
-
 NEEDED_ACCURACY = 0.99
-
-
 TRAINING_STEPS = 4000
 
 

@@ -27,17 +27,10 @@ from trainer.rank.fault_injection import MARK, Kill
 
 log = logging.getLogger(__name__)
 
-
 KINDS = ("step", "checkpoint", "SIGTERM", "checkpoint", "step")
-
-
 FILE_EVENTS_OF_A_SAVE = 10
 """Approximate number of file operations in a save on rank 0; on other ranks it is `FILE_EVENTS_OF_A_PART`."""
-
-
 FILE_EVENTS_OF_A_PART = 3
-
-
 NUM_CHECKPOINTS = 20
 
 

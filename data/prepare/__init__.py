@@ -1,15 +1,15 @@
-"""From images to shards, and ways to inspect them.
+"""Turns images into shards; inspects and verifies them.
 
 Files:
-    arguments    its arguments
+    arguments    command-line arguments
     command      python -m data.prepare
     encode       crop, resize, encode
     inspect      summary and contact sheet
-    job          what is asked for, and whether it is there
-    journal      what is finished, for the next start
+    job          the task, and whether it is done
+    journal      finished shards, for a restart
     terminal     messages and progress bars
-    verify       hash and decode everything
-    work         the work behind it
+    verify       hashes and decodes everything
+    work         runs a preparation
     work_folder  hidden folder of unfinished work, and its lock
-    writer       tar shards and index
+    writer       writes tar shards and the index
 """

@@ -2,35 +2,23 @@
 
 import argparse
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NoReturn, cast
 
 from data.prepare.encode import ImageForm
 from data.prepare.job import PrepareOptions
 from data.sources.source import Source
+from data.storage.arguments import whole_number
 from data.storage.errors import UserError
 
 COMMANDS = ("inspect", "verify")
-
-
 _MIN_SIZE = 4
-
-
 _MAX_SIZE = 8192
-"""A batch of larger images fits no memory, and every decoder reads an image of this size."""
-
-
+"""No memory holds a batch of larger images. Every decoder reads images of this size."""
 _MAX_WORKERS = 1024
-
-
 _DEFAULT_SHARD_SAMPLES = 4096
-
-
 _IMAGES_WORTH_A_WORKER = 500
-"""A process takes about as long to start as a few hundred images take."""
-
-
+"""Starting a process takes about as long as a few hundred images."""
 _EPILOG = """sources:
   gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
   digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
@@ -57,28 +45,18 @@ exit codes: 0 done or already there, 1 failed (bad images, full disk), 2 wrong a
 
 
 class UsageError(UserError):
-    """A mistake in the arguments; the message says what, where, what is allowed and what to do."""
+    """Wrong arguments; the message says what, where, what is allowed and what to do."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage text before it."""
+    """Reports errors in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        allowed = f"{low} or more" if high is None else f"{low} to {high}"
-        if not re.fullmatch(r"-?\d{1,20}", text) or int(text) < low or (high is not None and int(text) > high):
-            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of {allowed}")
-        return int(text)
-
-    return parse
-
-
 def _path(text: str) -> str:
-    # An unset variable of a shell script would else mean the current folder.
+    # Otherwise an unset shell variable would mean the current folder.
     if not text:
         raise argparse.ArgumentTypeError("'' is given, expected is a path")
     return text
@@ -95,7 +73,7 @@ def _percent(text: str) -> float:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with `command` being "prepare", "inspect" or "verify".
+    """Parse the arguments; `command` is "prepare", "inspect" or "verify".
 
     Raises:
         UsageError: they are wrong.
@@ -122,30 +100,30 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--size",
-        type=_whole_number(_MIN_SIZE, _MAX_SIZE),
+        type=whole_number(_MIN_SIZE, _MAX_SIZE),
         help=f"height and width in pixels, {_MIN_SIZE} to {_MAX_SIZE} (default: the source's)",
     )
     parser.add_argument(
-        "--channels", type=_whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
+        "--channels", type=whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
     )
     parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
     parser.add_argument(
-        "--max-images", type=_whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
+        "--max-images", type=whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
     )
     parser.add_argument("--split", choices=("train", "test"), help="part of CIFAR-10 or a kind of MNIST (train)")
     shards = parser.add_mutually_exclusive_group()
     shards.add_argument(
-        "--shard-samples", type=_whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"
+        "--shard-samples", type=whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"
     )
-    shards.add_argument("--shard-mb", type=_whole_number(1), metavar="N", help="or: its size in 10^6 bytes")
+    shards.add_argument("--shard-mb", type=whole_number(1), metavar="N", help="or: its size in 10^6 bytes")
     parser.add_argument(
         "--workers",
-        type=_whole_number(0, _MAX_WORKERS),
+        type=whole_number(0, _MAX_WORKERS),
         metavar="N",
         help="processes that encode (default: by CPUs and images)",
     )
     parser.add_argument(
-        "--seed", type=_whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"
+        "--seed", type=whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"
     )
     parser.add_argument(
         "--max-bad", type=_percent, default=1.0, metavar="PERCENT", help="unusable images to leave out at most (1)"
@@ -178,7 +156,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
     parser.add_argument(
         "--workers",
-        type=_whole_number(0, _MAX_WORKERS),
+        type=whole_number(0, _MAX_WORKERS),
         metavar="N",
         help="processes that decode (default: by CPUs and images)",
     )
@@ -186,7 +164,7 @@ def _verify_parser() -> argparse.ArgumentParser:
 
 
 def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOptions:
-    """Fill in what depends on the source."""
+    """Fill in the source's defaults."""
     size: int | None = arguments.size or source.defaults.size
     if size is None:
         raise UsageError(
@@ -210,6 +188,6 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
 
 
 def default_workers(num_images: int) -> int:
-    """As many processes as there are CPUs, fewer for few images, and none rather than one."""
+    """One process per CPU, fewer for few images; 0 instead of 1."""
     workers = min(len(os.sched_getaffinity(0)), num_images // _IMAGES_WORTH_A_WORKER)
     return 0 if workers <= 1 else workers

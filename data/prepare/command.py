@@ -1,7 +1,7 @@
 """Turn images into a prepared data set: `python -m data.prepare SOURCE --out DIR`; then `inspect DIR` or `verify DIR`.
 
-The same source and options give the same bytes, whatever the number of workers and however often the command was
-stopped and given again. The result appears as a whole or not at all; the same command again finds it and does nothing.
+The same source and options give the same bytes, for any number of workers and of restarts. The result appears as a
+whole or not at all. If it exists already, the same command does nothing.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from data.storage.redaction import redact
 
 @as_command(name="data.prepare", interrupted="interrupted; run the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     out, err = plain_console(), plain_console(stderr=True)
 
     with _signals_interrupt():
@@ -93,7 +93,7 @@ def _target(out: str) -> Path:
 
 
 def _inspect(arguments: argparse.Namespace, out: Console, err: Console) -> int:
-    # Imported where they are used: a preparation needs neither the reader nor a decoder.
+    # Imported here: a preparation needs neither the reader nor a decoder.
     from data.prepare.inspect import inspect
 
     index = load_index(arguments.directory)
@@ -114,7 +114,7 @@ def _verify(arguments: argparse.Namespace, out: Console, err: Console) -> int:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Let a polite kill and a terminal that is closed clean up as Ctrl-C does."""
+    """Make SIGTERM and a closed terminal clean up like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""One image file -> one prepared sample: square, of the wanted size, encoded. Runs in the workers of `data.prepare`."""
+"""One image file -> one prepared sample: square, resized, encoded. Runs in the workers of `data.prepare`."""
 
 import io
 import warnings
@@ -11,23 +11,13 @@ from PIL import ExifTags, Image
 from data.sources.source import Item, Source
 
 _FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
-"""Decoders that may see a file: some others run programs."""
-
-
+"""Allowed decoders: some others run programs."""
 _MAX_PIXELS = 200_000_000
-
-
 _JPEG_MIN_SIZE = 64
-"""Below this, PNG: JPEG's 8 px blocks show, and hardly anything is saved."""
-
-
+"""Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
-
-
 TOO_SMALL = "is too small"
-"""How the reason begins for which `ImageForm.upscale` is the remedy."""
-
-
+"""Start of the reason that `ImageForm.upscale` remedies."""
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,23 +27,23 @@ _TURNS: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its Exif orientation."""
+"""Exif orientation -> transpose that makes the image upright."""
 
 
 class BadImageError(ValueError):
-    """An image that cannot be used; the message says why."""
+    """An image cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageForm:
-    """What a prepared image looks like."""
+    """Form of a prepared image."""
 
     size: int
     """Height and width in pixels."""
     channels: Literal[1, 2, 3]
-    """1 grey, 3 RGB; 2 for points of the plane, which PNG calls grey and alpha."""
+    """1 grey, 3 RGB; 2 for points in the plane, stored as PNG grey and alpha."""
     upscale: bool
-    """Enlarge smaller images rather than refuse them."""
+    """Enlarge smaller images instead of refusing them."""
 
     @property
     def extension(self) -> str:
@@ -62,7 +52,7 @@ class ImageForm:
 
 
 class Prepared(NamedTuple):
-    """A sample ready to be written, or the reason why there is none."""
+    """A sample ready to be written, or the reason for its absence."""
 
     item: Item
     content: bytes
@@ -70,7 +60,7 @@ class Prepared(NamedTuple):
 
 
 def prepare_items(source: Source, items: list[Item], form: ImageForm) -> list[Prepared]:
-    """Read and encode some images of a source; one that cannot be used is reported, not raised."""
+    """Read and encode some images of a source; unusable ones are reported, not raised."""
     prepared: list[Prepared] = []
     for item in items:
         try:
@@ -87,14 +77,14 @@ def encode_image(content: bytes, form: ImageForm) -> bytes:
 
     Args:
         content: an image file in one of the known formats.
-        form: what the result looks like.
+        form: form of the result.
 
     Raises:
-        BadImageError: unreadable, truncated, too small, or of a kind that has no plain grey or RGB form.
+        BadImageError: unreadable, truncated, too small, or without a plain grey or RGB form.
     """
     try:
         with warnings.catch_warnings():
-            # PIL warns of sizes that _MAX_PIXELS allows, and of metadata that is not used here.
+            # PIL warns about sizes that _MAX_PIXELS allows, and about unused metadata.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 return _encode(_resize(_load(image, form), form), form)
@@ -106,7 +96,7 @@ def encode_image(content: bytes, form: ImageForm) -> bytes:
         raise BadImageError(f"has more than {_MAX_PIXELS} pixels") from None
     except MemoryError:
         raise
-    # On damaged input the decoders raise nearly anything, TypeError and struct.error included.
+    # On damaged input the decoders raise nearly anything, including TypeError and struct.error.
     except Exception as error:
         raise BadImageError(f"is damaged: {error}") from None
 
@@ -117,10 +107,10 @@ def _load(image: Image.Image, form: ImageForm) -> Image.Image:
         raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
     if min(width, height) < form.size and not form.upscale:
         raise BadImageError(f"{TOO_SMALL}: {width}x{height}, the short side must be at least {form.size}")
-    # Not `image.draft`: a JPEG decoded at a fraction of its size is faster, but differs from the filtered whole image
-    # by up to 2.5 grey levels in the mean (photographs, to 64 px), as much as the encoding at the end.
+    # Not `image.draft`: decoding a JPEG at a fraction of its size is faster, but the result differs from the filtered
+    # full image by up to 2.5 grey levels on average (photographs, to 64 px), as much as the final encoding.
     image.load()
-    # Not `ImageOps.exif_transpose`: it writes the Exif block anew, and fails if a good photograph's has a wrong type.
+    # Not `ImageOps.exif_transpose`: it rewrites the Exif block, and fails if a good photograph has a wrong type there.
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     if turn is not None:
         image = image.transpose(turn)
@@ -143,7 +133,7 @@ def _resize(image: Image.Image, form: ImageForm) -> Image.Image:
     square = (left, top, left + side, top + side)
     if side == form.size:
         return image.crop(square)
-    # Lanczos widens with the reduction, so that it averages over what it drops.
+    # Lanczos widens with the reduction, so it averages over dropped pixels.
     filtering = Image.Resampling.LANCZOS if side > form.size else Image.Resampling.BICUBIC
     return image.resize((form.size, form.size), filtering, box=square)
 

@@ -1,4 +1,4 @@
-"""`python -m data.prepare inspect DIR`: what a prepared data set holds, in numbers and as a contact sheet."""
+"""`python -m data.prepare inspect DIR`: summary and contact sheet of a prepared data set."""
 
 import contextlib
 import math
@@ -14,35 +14,19 @@ from data.prepare.terminal import progress_bar
 from data.prepare.work_folder import OutputError
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
+from data.shards.grid import lay_out
 from data.shards.index import FORMAT_NAME, ShardIndex
 from data.shards.reader import ShardReader
 from data.sources.source import shown_name
 from data.storage.files import replaced
 
 _SHEET_IMAGES = 64
-
-
 _SHEET_IMAGE_PIXELS = 256
-"""Larger images are reduced to this height and width: 64 of 1024 px would be a picture that no viewer opens."""
-
-
-_GAP_PIXELS = 2
-
-
-_GAP_LEVEL = 128
-"""Grey of the gaps, to be seen beside black and white images."""
-
-
+"""Larger images are reduced to this height and width: no viewer opens a sheet of 64 images of 1024 px."""
 _SHEET_WIDTH_PIXELS = 512
 """Small images are enlarged until the sheet is at least this wide."""
-
-
 _LISTED_CLASSES = 18
-
-
 _CACHE_GB = 50.0
-
-
 _FORMS = {1: "grey", 2: "points of the plane", 3: "RGB"}
 
 
@@ -51,14 +35,14 @@ def inspect(index: ShardIndex, sheet: str | None, console: Console) -> str:
 
     Args:
         index: the data set.
-        sheet: file of the sheet, None for `contact-sheet-NAME.png` in the current folder; replaced if it is there.
+        sheet: file of the sheet, replaced if it exists; None: `contact-sheet-NAME.png` in the current folder.
         console: where the progress bar goes.
 
     Returns:
         The summary, some lines of text.
 
     Raises:
-        OutputError: the sheet cannot be written where it should go.
+        OutputError: the sheet cannot be written there.
         DataError: a shard or an image of the sheet is damaged.
     """
     file = _sheet_file(index, sheet)
@@ -68,31 +52,18 @@ def inspect(index: ShardIndex, sheet: str | None, console: Console) -> str:
 
 
 def sheet_samples(num_samples: int) -> list[int]:
-    """The samples on the sheet, evenly spread over the data set."""
+    """Sample numbers on the sheet, evenly spread over the data set."""
     shown = min(_SHEET_IMAGES, num_samples)
     return [(2 * i + 1) * num_samples // (2 * shown) for i in range(shown)]
 
 
 def contact_sheet(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Lay out images row by row, as many in a row as there are rows, small ones enlarged by a whole factor.
+    """A grid with as many columns as rows, or one more: uint8 [sheet height, sheet width, C].
 
     Args:
         images: uint8 [N, H, W, C], N > 0.
-
-    Returns:
-        uint8 [sheet height, sheet width, C].
     """
-    num_images, height, width, channels = images.shape
-    columns = math.isqrt(num_images - 1) + 1
-    rows = -(-num_images // columns)
-    scale = -(-_SHEET_WIDTH_PIXELS // (columns * width))
-    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    step_y, step_x = height * scale + _GAP_PIXELS, width * scale + _GAP_PIXELS
-    sheet = np.full((rows * step_y - _GAP_PIXELS, columns * step_x - _GAP_PIXELS, channels), _GAP_LEVEL, dtype=np.uint8)
-    for i, image in enumerate(enlarged):
-        y, x = i // columns * step_y, i % columns * step_x
-        sheet[y : y + height * scale, x : x + width * scale] = image
-    return sheet
+    return lay_out(images, columns=math.isqrt(len(images) - 1) + 1, min_width=_SHEET_WIDTH_PIXELS)
 
 
 def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
@@ -108,7 +79,7 @@ def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
 
 
 def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], Counter[int]]:
-    """The images of the sheet [N, H, W, C], and how often each label is there (-1 for none)."""
+    """The images of the sheet [N, H, W, C], and the count of each label (-1 for none)."""
     wanted = sheet_samples(index.num_samples)
     pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
     side = min(index.image_size, _SHEET_IMAGE_PIXELS)
@@ -121,7 +92,7 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
     ):
         for shard in progress.track(index.shards, description="reading shards"):
             end = first + shard.num_samples
-            # Without classes there is nothing to count.
+            # Without classes, read only shards with shown images.
             if index.num_classes is not None or (shown < len(wanted) and wanted[shown] < end):
                 with contextlib.closing(ShardReader(files.open, shard)) as reader:
                     values, counts = np.unique(reader.labels, return_counts=True)
@@ -135,7 +106,7 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
 
 
 def _reduced(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    """An image [H, W, C] with another height and width; as it is where they are the same."""
+    """Resize an image [H, W, C]; unchanged if the size is the same."""
     if len(pixels) == side:
         return pixels
     return np.asarray(_picture(pixels).resize((side, side), Image.Resampling.LANCZOS)).reshape(side, side, -1)
@@ -183,6 +154,6 @@ def _class_lines(index: ShardIndex, labels: Counter[int]) -> list[str]:
     if rest := list(known.values())[_LISTED_CLASSES:]:
         lines.append(f"  and {len(rest)} more with {min(rest)} to {max(rest)} images each")
     if labels:
-        # Those that are left are no label of the index.
+        # The remaining labels are not in the index.
         lines.append(f"  wrong or no label: {labels.total()}; python -m data.prepare verify names them")
     return lines

@@ -1,4 +1,4 @@
-"""What `python -m data.prepare` is asked to do, and whether it is done already."""
+"""The task of a `python -m data.prepare` run, and whether it is done already."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +16,27 @@ Option = int | float | str | bool | None
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """One preparation, all defaults resolved."""
+    """Options of a preparation, defaults resolved."""
 
     form: ImageForm
-    """What each image becomes."""
+    """Form of each prepared image."""
     shard_samples: int | None
-    """Samples of a shard, None where shard_mb decides."""
+    """Samples per shard; None if shard_mb is used."""
     shard_mb: int | None
-    """Size of a shard in 10^6 bytes, None where shard_samples decides."""
+    """Size of a shard in 10^6 bytes; None if shard_samples is used."""
     seed: int
-    """Decides on the order in which samples are put into shards, and on what random sources draw."""
+    """Determines the order of samples in the shards, and the draws of random sources."""
     max_images: int | None = None
-    """Images that were taken from the start of the source, None for all."""
+    """Number of images from the start of the source, None for all."""
     split: str | None = None
-    """Part of the source that was asked for, None if none was."""
+    """Requested part of the source, None if not given."""
     max_bad_percent: float
-    """Share of images that may be left out as unusable."""
+    """Percentage of images that may be unusable."""
     workers: int
     """Processes that encode; 0 encodes in the main process."""
 
     def recorded(self) -> dict[str, Option]:
-        """What index.json keeps: the options that decide on the bytes. Those of a part are there if it is a part."""
+        """The options that determine the bytes, as index.json keeps them. max_images and split only if given."""
         part: dict[str, Option] = {"max_images": self.max_images, "split": self.split}
         return {
             "size": self.form.size,
@@ -51,24 +51,24 @@ class PrepareOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What to do: a source, its fingerprint, how, and where."""
+    """The task: source, its fingerprint, options, target."""
 
     source: Source
     """The images."""
     fingerprint: str
-    """Stands for the list of images."""
+    """Identifies the list of images."""
     options: PrepareOptions
     """How they are prepared."""
     target: Path
     """Folder of the result, absolute."""
 
     def identity(self) -> dict[str, Option]:
-        """Everything that decides on the bytes of the result."""
+        """Everything that determines the bytes of the result."""
         # Another version of the encoder may give other bytes for the same pixels.
         return {**self._stated(), "format_version": FORMAT_VERSION, "pillow": PIL.__version__}
 
     def difference_from(self, index: ShardIndex) -> str:
-        """How a prepared data set differs from what is asked for, empty if it does not."""
+        """How a prepared data set differs from this task; empty if it does not."""
         return describe_difference(
             self._stated(),
             {"source": index.source, "source_fingerprint": index.source_fingerprint, **index.options},
@@ -83,20 +83,20 @@ class Preparation:
 
 
 def describe_difference(wanted: dict[str, Option], found: dict[str, Option]) -> str:
-    """The options that differ, for a message; empty if none does."""
+    """List the options that differ, for a message; empty if none."""
     names = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
     if names == ["source_fingerprint"]:
         return "the files of the source were not the same"
-    # Of the files it says nothing where an option explains why they are others.
+    # If an option explains the change of the files, do not mention them.
     names = [name for name in names if name != "source_fingerprint"]
     return ", ".join(f"{name} is {found.get(name)} there, {wanted.get(name)} here" for name in names)
 
 
 def refuse_unwritable_names(source: Source) -> None:
-    """Check the names that index.json will hold; names of files need not be text.
+    """Check the names for index.json; file names need not be UTF-8.
 
     Raises:
-        SourceError: one is no text.
+        SourceError: a name is not UTF-8.
     """
     for name in (source.description, *(source.class_names or ())):
         try:
@@ -109,10 +109,10 @@ def refuse_unwritable_names(source: Source) -> None:
 
 
 def find_prepared(job: Preparation) -> ShardIndex | None:
-    """The index of this very data set, if it is there already; None if the target is free.
+    """The index of this data set if it exists already; None if the target is free.
 
     Raises:
-        OutputError: the target is something else, which is left alone.
+        OutputError: the target holds something else, which stays untouched.
     """
     target = job.target
     if not target.exists():

@@ -1,4 +1,4 @@
-"""The journal of a preparation: which job it is, which shards are finished, and how far into the source they reach."""
+"""The journal of a preparation: its job, the finished shards, and the number of source images in them."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,38 +13,38 @@ from data.storage.files import write_json
 @with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True, kw_only=True)
 class FinishedShard:
-    """One shard, and what was taken from the source for it."""
+    """One shard, and the source images taken for it."""
 
     shard: Shard
     """The file."""
     num_items: Annotated[int, Field(gt=0)]
-    """Images of the source that were taken since the shard before, the unusable ones included."""
+    """Source images taken since the previous shard, including unusable ones."""
     bad: list[str]
-    """A line for each unusable one among them."""
+    """A line for each unusable image among them."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """What journal.json holds."""
+    """Content of journal.json."""
 
     format: Literal["ddgan-preparation"] = "ddgan-preparation"
-    """Tells the file from others of its name."""
+    """Identifies the file format."""
     version: Literal[1] = 1
-    """Version of this format."""
+    """Version of the format."""
     job: dict[str, int | float | str | bool | None]
-    """Everything that decides on the bytes of the result."""
+    """Everything that determines the bytes of the result."""
     finished: list[FinishedShard]
-    """The finished shards, in their order."""
+    """The finished shards, in order."""
 
     @property
     def shards(self) -> list[Shard]:
-        """The finished shards alone."""
+        """The finished shards only."""
         return [entry.shard for entry in self.finished]
 
     @property
     def num_items(self) -> int:
-        """Images of the source that are done, the unusable ones included."""
+        """Finished source images, including unusable ones."""
         return sum(entry.num_items for entry in self.finished)
 
     @property
@@ -53,12 +53,12 @@ class Journal:
         return [line for entry in self.finished for line in entry.bad]
 
     def extended(self, shard: Shard, *, num_items: int, bad: list[str]) -> "Journal":
-        """With one more shard; `num_items` and `bad` count from the start of the source."""
+        """Add a shard; `num_items` and `bad` count from the start of the source."""
         entry = FinishedShard(shard=shard, num_items=num_items - self.num_items, bad=bad[len(self.bad) :])
         return replace(self, finished=[*self.finished, entry])
 
     def save(self, file: Path) -> None:
-        """Write it; a crash leaves this one or the one before."""
+        """Write it; after a crash the file is the old or the new one."""
         write_json(file, asdict(self))
 
 
@@ -66,7 +66,7 @@ _JOURNAL = TypeAdapter(Journal)
 
 
 def load_journal(file: Path) -> Journal | None:
-    """Read a journal; None if there is none, or none that this program wrote."""
+    """Read a journal; None if it is missing, or this program did not write it."""
     try:
         return _JOURNAL.validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):

@@ -1,4 +1,4 @@
-"""What the commands show on a terminal."""
+"""Terminal output of the commands."""
 
 import io
 import sys
@@ -8,9 +8,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that prints names and messages as they are: no markup, no colours, no line breaks of its own.
+    """A console that prints names and messages unchanged: no markup, colours or added line breaks.
 
-    Characters that the stream's encoding does not have, and bytes of file names that are no text, are escaped.
+    Characters outside the stream's encoding, and bytes of file names that are not text, are escaped.
     """
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
@@ -19,7 +19,7 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A progress bar with counts and the time that is left; nothing at all unless the console is a terminal."""
+    """A progress bar with counts and remaining time; disabled unless the console is a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""`python -m data.prepare verify DIR`: hash every file, decode every image, and name all that is wrong."""
+"""`python -m data.prepare verify DIR`: hash every file, decode every image, and report all faults."""
 
 import contextlib
 import hashlib
@@ -25,25 +25,25 @@ _CACHE_GB = 50.0
 
 
 class _Findings(NamedTuple):
-    """What was found in one shard."""
+    """Faults and keys of one shard."""
 
     shard_faults: list[str]
     sample_faults: list[str]
     key_hashes: npt.NDArray[np.uint64]
-    """One for each sample: the keys themselves would take hundreds of megabytes."""
+    """One per sample: the keys themselves would take hundreds of megabytes."""
 
 
 def audit(index: ShardIndex, workers: int, out: Console, err: Console) -> bool:
-    """Check everything, print a line for each fault and one for the whole.
+    """Check everything; print a line for each fault and a summary.
 
     Args:
         index: the data set.
-        workers: processes that decode, 0 for none.
-        out: where the lines go.
-        err: where the progress bar goes.
+        workers: processes that decode; 0: this process decodes.
+        out: prints the lines.
+        err: shows the progress bar.
 
     Returns:
-        Whether all is well.
+        Whether there is no fault.
 
     Raises:
         WorkerError: a worker process was killed.
@@ -88,7 +88,7 @@ def _check_shard(index: ShardIndex, number: int) -> _Findings:
             descriptor = files.open(shard)
             stack.callback(os.close, descriptor)
             findings.shard_faults.extend(_wrong_hash(descriptor, shard))
-            # Not as the offsets say: what they say is in question too.
+            # From the shard itself: the offsets are checked too.
             table = scan(descriptor, shard)
             findings.shard_faults.extend(_wrong_offsets(files, shard, table))
             reader = stack.enter_context(contextlib.closing(ShardReader(files.open, shard, table)))
@@ -146,9 +146,9 @@ def _key_hash(key: str) -> int:
 
 
 def _repeated_keys(index: ShardIndex, hashes: list[npt.NDArray[np.uint64]]) -> Iterator[str]:
-    """A line for each sample whose key an earlier one has."""
+    """A line for each sample that repeats an earlier key."""
     ordered, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    # 0 stands for a sample that could not be read.
+    # 0 marks an unreadable sample.
     repeated = ordered[(counts > 1) & (ordered != 0)]
     if not repeated.size:
         return

@@ -1,6 +1,6 @@
-"""The work behind `python -m data.prepare`: encode in worker processes, write in a fixed order, publish at the end.
+"""Runs a preparation: encode in worker processes, write in a fixed order, publish at the end.
 
-Each finished shard is entered in a journal, so that the same command goes on after the last one.
+A journal lists the finished shards, so that the same command resumes after the last one.
 """
 
 import contextlib
@@ -29,17 +29,13 @@ from data.storage.errors import OperationError, StoppedError
 from data.storage.files import sha256_of
 
 _CHUNK_ITEMS = 32
-"""Images that a worker takes at once."""
-
-
+"""Images per task of a worker."""
 _SHOWN_BAD = 50
-
-
 _KEY_NAME_LENGTH = 60
 
 
 class PreparationError(OperationError):
-    """The preparation failed on what it found; the message says on what."""
+    """The preparation failed; the message says why."""
 
 
 class InterruptedPreparationError(StoppedError):
@@ -48,26 +44,26 @@ class InterruptedPreparationError(StoppedError):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a preparation came to."""
+    """Result of a preparation."""
 
     index: ShardIndex
-    """The result."""
+    """Index of the data set."""
     bad: list[str]
-    """A line for each image that was left out."""
+    """A line for each skipped image."""
     was_there: bool
-    """There was nothing to do."""
+    """It was prepared already."""
 
 
 def prepare(job: Preparation, console: Console) -> Outcome:
-    """Do it, or what is left of it.
+    """Run or resume a preparation.
 
     Args:
-        job: what to do.
-        console: where notes and the progress bar go.
+        job: the task.
+        console: shows notes and the progress bar.
 
     Raises:
-        OutputError: the target is something else, or another process prepares it.
-        PreparationError: too many unusable images, or a worker died. Finished shards are kept in the second case only.
+        OutputError: the target holds something else, or another process prepares it.
+        PreparationError: too many unusable images, or a worker died; only a dead worker keeps finished shards.
         InterruptedPreparationError: Ctrl-C; finished shards are kept.
         OSError: the result could not be written; nothing is left behind.
     """
@@ -76,7 +72,7 @@ def prepare(job: Preparation, console: Console) -> Outcome:
         remove_emptied(job.target)
         return Outcome(index=index, bad=[], was_there=True)
     with WorkFolder(job.target) as work:
-        # Another process may have finished it just before this one took the folder.
+        # Another process may have finished just before this one locked the folder.
         index = find_prepared(job)
         if index is not None:
             work.remove()
@@ -95,13 +91,13 @@ def prepare(job: Preparation, console: Console) -> Outcome:
 
 
 def shorten(lines: list[str]) -> list[str]:
-    """A list of files, indented, no longer than fits a screen or two."""
+    """Indent a list of files, and cut it to a screen or two."""
     rest = [f"  and {len(lines) - _SHOWN_BAD} more"] if len(lines) > _SHOWN_BAD else []
     return [f"  {line}" for line in lines[:_SHOWN_BAD]] + rest
 
 
 def _keep(job: Preparation, work: WorkFolder) -> str:
-    """Leave finished shards for the next time; says what is left."""
+    """Keep finished shards for the next run; return a note on them."""
     journal = load_journal(work.journal)
     if not work.result.exists():
         work.remove()
@@ -109,11 +105,11 @@ def _keep(job: Preparation, work: WorkFolder) -> str:
     if journal is None or not journal.finished or journal.job != job.identity():
         work.remove()
         return "nothing is left behind, run the same command again"
-    return f"{len(journal.finished)} finished shards are kept in {work.path}: the same command goes on after them"
+    return f"{len(journal.finished)} finished shards are kept in {work.path}: the same command continues after them"
 
 
 def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
-    """Write the shards that are missing and the index; returns a line for each image that was left out."""
+    """Write the missing shards and the index; return a line for each skipped image."""
     source, options = job.source, job.options
     with progress_bar(console) as progress:
         journal = _resume(job, work, progress)
@@ -127,7 +123,7 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
                 shard_bytes=None if options.shard_mb is None else options.shard_mb * 10**6,
                 finished=journal.shards,
             ) as shards,
-            # Closed here and not when the last traceback lets go of it: it holds the worker processes.
+            # Close it here, as it holds the worker processes: a traceback could keep it alive.
             contextlib.closing(_prepared_in_order(job, start=done)) as samples,
         ):
             shard: Shard | None
@@ -149,7 +145,7 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
 
 
 def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
-    """What is finished and intact of this very job; everything else in the folder is removed."""
+    """The finished, intact shards of this job; everything else in the folder is removed."""
 
     def note(message: str) -> None:
         progress.console.print(f"data.prepare: {message}", markup=False, highlight=False)
@@ -171,11 +167,11 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
         progress.advance(task)
     progress.remove_task(task)
     journal = replace(journal, finished=journal.finished[:intact])
-    # The journal first: it never names what is not there.
+    # The journal first: it never lists missing shards.
     journal.save(work.journal)
     work.discard(keep=frozenset(file.name for shard in journal.shards for file in shard.files))
     if intact:
-        note(f"going on after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
+        note(f"continuing after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
     return journal
 
 
@@ -188,10 +184,10 @@ def _is_intact(folder: Path, file: DataFile) -> bool:
 
 def _refuse_bad(bad: list[str], job: Preparation) -> None:
     num_items, percent = len(job.source.items), job.options.max_bad_percent
-    # Exactly: 0.57% of 10,000 is 57, but 56.99 in floating point.
+    # Exact: 0.57% of 10,000 is 57, but 56.99 in floating point.
     allowed = math.floor(num_items * Fraction(str(percent)) / 100)
     if len(bad) > allowed:
-        # The rest is not looked at: where all are bad, a large source would take hours to say so.
+        # Stop here: if all images are bad, checking a large source would take hours.
         enlarge = "; --upscale enlarges those that are too small" if any(TOO_SMALL in line for line in bad) else ""
         raise PreparationError(
             f"at least {len(bad)} of {num_items} images are unusable, --max-bad {percent:g} allows {allowed}; "
@@ -216,7 +212,7 @@ def _index_document(job: Preparation, shards: list[Shard]) -> IndexDocument:
 
 
 def _key(number: int, item: Item) -> str:
-    """Unique by its number within the source; the end of the name is for the reader of an error message."""
+    """The number in the source makes it unique; the end of the name makes error messages readable."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", item.name.rpartition(".")[0] or item.name)[-_KEY_NAME_LENGTH:]
     return f"{number:09d}-{readable}"
 
@@ -229,7 +225,7 @@ def _members(prepared: Prepared, form: ImageForm) -> dict[str, bytes]:
 
 
 def _prepared_in_order(job: Preparation, *, start: int) -> Generator[tuple[int, Prepared], None, None]:
-    """The prepared images with their numbers in the source, in the shuffled order from a place in it on."""
+    """The prepared images with their numbers in the source, in shuffled order from position `start`."""
     items = job.source.items
     draws = np.random.Philox(key=np.array([job.options.seed, 0], dtype=np.uint64)).random_raw(len(items))
     order = np.argsort(np.asarray(draws), kind="stable")

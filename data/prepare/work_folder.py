@@ -1,4 +1,4 @@
-"""The hidden folder beside a target in which a preparation works, and which a later one goes on with."""
+"""The hidden folder next to the target that holds unfinished work, so that a later run can resume."""
 
 import contextlib
 import errno
@@ -14,13 +14,9 @@ from data.storage.errors import UserError
 from data.storage.files import sync_folder
 
 _LOCK_NAME = "lock"
-
-
 _OWN_NAMES = re.compile(r"lock|journal\.json(\.unfinished)?|set(/(\d{5,}\.(tar|offsets)|index\.json(\.unfinished)?))?")
-
-
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""What a file system without locks answers, such as Lustre in its usual form."""
+"""Errors of a file system without locks, such as Lustre by default."""
 
 
 class OutputError(UserError):
@@ -28,17 +24,17 @@ class OutputError(UserError):
 
 
 class WorkFolder:
-    """`.NAME.unfinished` beside the target NAME, held by one process at a time.
+    """`.NAME.unfinished` next to the target NAME, locked by one process at a time.
 
-    A `with` statement takes it and makes it, and its parents, where they are missing; at the end it is let go, and
-    stays as it is unless `publish` or `remove` was called. A process that is killed lets go of it too.
+    A `with` statement creates it and missing parents, and locks it. The end releases the lock; the folder stays unless
+    `publish` or `remove` was called. A killed process releases the lock too.
     """
 
     def __init__(self, target: Path) -> None:
-        """Nothing is touched yet.
+        """Change nothing on the disk yet.
 
         Args:
-            target: where the result goes: absolute, does not exist or is an empty folder.
+            target: absolute path of the result; missing or an empty folder.
         """
         self._target = target
         self._lock = -1
@@ -67,44 +63,44 @@ class WorkFolder:
         self._release()
 
     def discard(self, keep: frozenset[str] = frozenset()) -> None:
-        """Remove the files of the result, but for the named ones."""
+        """Remove the files of the result, except the named ones."""
         for file in self.result.iterdir():
             if file.name not in keep:
                 file.unlink()
 
     def publish(self) -> None:
-        """Give the result the name of the target; nothing else is left.
+        """Rename the result to the target; remove everything else.
 
         Raises:
-            OSError: something came to lie there in the meantime; it is not touched.
+            OSError: the target was taken meanwhile; it is not touched.
         """
         self.result.rename(self._target)
         sync_folder(self._target.parent)
         self.remove()
 
     def remove(self) -> None:
-        """Remove everything, the parents that were made for it included."""
+        """Remove everything, including the parents made for it."""
         shutil.rmtree(self.result, ignore_errors=True)
         for file in (self.journal, self.journal.with_name(f"{self.journal.name}.unfinished")):
             file.unlink(missing_ok=True)
-        # Last, so that nobody takes a folder that is half gone. One that takes it now finds that its lock is no more.
+        # Last, so that nobody takes a half-removed folder. A process that takes it now notices that its lock is gone.
         (self.path / _LOCK_NAME).unlink(missing_ok=True)
-        # NFS keeps the name of an open file.
+        # On NFS, an open file keeps its name.
         self._release()
         with contextlib.suppress(OSError):
             self.path.rmdir()
         self._remove_parents()
 
     def _refuse_foreign(self) -> None:
-        """No file is ever removed that is not of a preparation."""
+        """Refuse foreign files: only a preparation's own are ever removed."""
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise OutputError(f"{self.path} is in the way: it is no folder; remove it, or choose another --out")
-        # Unlike Path.rglob it takes no offence at a folder that vanishes, when another process publishes its result.
+        # Unlike Path.rglob, os.walk tolerates a folder that vanishes when another process publishes its result.
         for folder, subfolders, files in os.walk(self.path):
             for name in sorted([*subfolders, *files]):
                 file = Path(folder, name)
                 relative = file.relative_to(self.path).as_posix()
-                # What lies behind a link is not its own.
+                # A link leads to foreign files.
                 if file.is_symlink() or not _OWN_NAMES.fullmatch(relative):
                     raise OutputError(
                         f"{self.path} is in the way: it holds {relative}, which no preparation wrote; "
@@ -112,7 +108,7 @@ class WorkFolder:
                     )
 
     def _take(self) -> bool:
-        """Make the folder and lock it; False if another process removed it meanwhile."""
+        """Create and lock the folder; False if another process removed it meanwhile."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -137,7 +133,7 @@ class WorkFolder:
         if not same:
             self._release()
             return False
-        # For a message only, and the disk may be full.
+        # Used only in a message; the disk may be full.
         with contextlib.suppress(OSError):
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
@@ -155,7 +151,7 @@ class WorkFolder:
 
 
 def remove_emptied(target: Path) -> None:
-    """Remove what a preparation leaves that was killed right after it had published its result."""
+    """Remove the leftovers of a preparation that was killed right after publishing."""
     work = WorkFolder(target)
     if work.path.is_dir() and not work.result.exists():
         with contextlib.suppress(OutputError, OSError), work:

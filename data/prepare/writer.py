@@ -1,4 +1,4 @@
-"""Tar shards, their offsets and JSON files: equal input gives equal bytes, and what counts as done is on the disk."""
+"""Writes tar shards, their offsets and the index: equal input gives equal bytes, and finished files are flushed."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from data.storage.files import sync_folder, write_json
 
 
 class HashingFile:
-    """A new file that is hashed and counted while it is written."""
+    """A new file, hashed and counted while it is written."""
 
     def __init__(self, path: Path) -> None:
         self._stream: IO[bytes] = path.open("xb")
@@ -42,23 +42,23 @@ class HashingFile:
 
     @property
     def sha256(self) -> str:
-        """Hash of what was written."""
+        """Hash of the content."""
         return self._digest.hexdigest()
 
 
 class ShardSequence:
-    """Writes samples to 00000.tar, 00001.tar, ... and offsets. In a `with` statement; `finish` ends the last one."""
+    """Writes samples to 00000.tar, 00001.tar, ... and offsets. Use a `with` statement; `finish` ends the last one."""
 
     def __init__(
         self, directory: Path, *, shard_samples: int | None, shard_bytes: int | None, finished: Sequence[Shard] = ()
     ) -> None:
-        """Begin.
+        """Write no file yet.
 
         Args:
-            directory: where the shards go.
-            shard_samples: samples in a shard, None for no limit.
-            shard_bytes: a shard ends with the sample that takes its file past this size, None for no limit.
-            finished: the first shards, which are there already.
+            directory: folder of the shards.
+            shard_samples: samples per shard, None for no limit.
+            shard_bytes: a shard ends when its file reaches this size, None for no limit.
+            finished: the first shards, which exist already.
         """
         self._directory = directory
         self._shard_samples = shard_samples
@@ -75,7 +75,7 @@ class ShardSequence:
             members: content by extension.
 
         Returns:
-            The shard that this sample finished, which is on the disk then.
+            The shard that this sample finished, flushed to the disk.
         """
         if self._file is None:
             self._file = HashingFile(self._directory / self._next_name())
@@ -88,7 +88,7 @@ class ShardSequence:
         return None
 
     def finish(self) -> Shard | None:
-        """End the shard that is being written; None if there is none."""
+        """End the current shard; None if there is none."""
         if self._file is None:
             return None
         # Two empty blocks end an archive, and its size is a multiple of 20 blocks.
@@ -118,7 +118,7 @@ class ShardSequence:
         return f"{len(self.shards):05d}.tar"
 
     def _write_offsets(self, shard: Shard) -> Offsets:
-        """Write what a reader would find by scanning the finished shard, which is still in memory."""
+        """Write what a scan of the finished shard finds, so that readers need none."""
         descriptor = os.open(self._directory / shard.name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             table = scan(descriptor, shard)
@@ -136,7 +136,7 @@ class ShardSequence:
     @staticmethod
     def _write_member(file: HashingFile, name: str, content: bytes) -> None:
         header = tarfile.TarInfo(name)
-        # Fixed owner, mode and time: the same samples give the same file.
+        # Fixed owner, mode and time, so that the same samples give the same file.
         header.uname = header.gname = "root"
         header.mode, header.mtime, header.size = 0o444, 0, len(content)
         file.write(header.tobuf(tarfile.USTAR_FORMAT))
@@ -145,5 +145,5 @@ class ShardSequence:
 
 
 def write_index(directory: Path, document: IndexDocument) -> None:
-    """Write index.json: on the disk as a whole or not at all."""
+    """Write index.json, atomically and durably."""
     write_json(directory / INDEX_NAME, asdict(document))

@@ -1,7 +1,7 @@
-"""Child processes; all end with their parent.
+"""Child processes; they end with their parent.
 
 Files:
     child   ends a process with its parent
-    loader  how loader processes start and end
-    pool    processes that encode and check
+    loader  starts and ends loader processes
+    pool    processes that encode and verify
 """

@@ -1,4 +1,4 @@
-"""What every process that we start does: end with its parent."""
+"""Ends a child process when its parent ends."""
 
 import os
 import threading
@@ -6,7 +6,7 @@ from multiprocessing import connection, parent_process
 
 
 def end_with_parent() -> None:
-    """End this process, from a thread, as soon as the one that asked for it is gone, however that ended."""
+    """Start a thread that ends this process as soon as its parent has ended, for whatever reason."""
     threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
 
 

@@ -1,5 +1,5 @@
-"""Worker processes of the commands: results in the order of the tasks, whichever worker is faster, and no process is
-left behind, however the command ends."""
+"""Worker processes of the commands. Results keep the order of the tasks. No process survives the command, however it
+ends."""
 
 import multiprocessing
 import signal
@@ -15,20 +15,12 @@ from data.processes.child import end_with_parent
 from data.storage.errors import OperationError
 
 _Task = TypeVar("_Task")
-
-
 _Result = TypeVar("_Result")
-
-
 _INTERRUPTS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
-
-
 _SIGNAL_REACHES_ALL_S = 0.5
-"""A signal to a whole process group arrives in its processes one after the other."""
-
-
+"""A signal to a process group reaches its processes one after another."""
 _LOOK_EVERY_S = 2.0
-"""How often dead workers are looked for that the executor does not notice."""
+"""Interval of the search for dead workers that the executor misses."""
 
 
 class WorkerError(OperationError):
@@ -38,12 +30,12 @@ class WorkerError(OperationError):
 def map_in_order(
     work: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int
 ) -> Generator[_Result, None, None]:
-    """Do the tasks, at most a few ahead of what is taken. Close the generator to stop the workers.
+    """Run the tasks, at most a few ahead of the consumer. Close the generator to stop the workers.
 
     Args:
-        work: picklable; it goes to each worker process once. What it raises is raised here.
+        work: picklable; sent to each worker process once. Its exceptions are raised here.
         tasks: picklable, taken one by one as workers need them.
-        workers: number of processes; 0 works in this process.
+        workers: number of processes; 0: this process does the work.
 
     Yields:
         The results in the order of the tasks.
@@ -54,12 +46,12 @@ def map_in_order(
     if workers == 0:
         yield from map(work, tasks)
         return
-    # The resource tracker, which a semaphore would start, takes no notice of Ctrl-C or SIGTERM. A closed terminal must
-    # not end it either, which Python would complain of. It keeps the mask that it starts with.
+    # The resource tracker, which a semaphore would start, ignores Ctrl-C and SIGTERM. A closed terminal must not end it
+    # either, or Python prints a warning. It keeps its initial signal mask.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-    # Not fork: the progress bar runs a thread. Not spawn: the server imports the libraries once for all.
+    # Not fork: the progress bar runs a thread. Not spawn: a server imports the libraries only once.
     executor = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("forkserver"),
@@ -67,7 +59,7 @@ def map_in_order(
         initargs=(work,),
     )
     waiting: deque[Future[_Result]] = deque()
-    # No interrupt tears the start of a worker apart. Workers start with the first tasks, and keep the mask of then.
+    # No signal may interrupt the start of a worker. Workers start with the first tasks and inherit this mask.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
         for task in tasks:
@@ -80,7 +72,7 @@ def map_in_order(
         while waiting:
             yield _result(executor, waiting.popleft())
     except BrokenProcessPool:
-        # Where a signal ended the whole command, it interrupts this pause, and that is then what is reported.
+        # A signal to the whole command interrupts this pause, and is then reported instead.
         time.sleep(_SIGNAL_REACHES_ALL_S)
         raise WorkerError(
             "a worker process was killed, most likely for want of memory; run again with fewer --workers"
@@ -93,11 +85,11 @@ def map_in_order(
 def _result(executor: ProcessPoolExecutor, future: "Future[_Result]") -> _Result:
     """The result, or BrokenProcessPool.
 
-    All workers of an executor answer through one pipe. One that is killed within an answer leaves the executor waiting
-    for the rest of it, and the other workers for their turn, for ever; so this looks after them.
+    All workers of an executor answer through one pipe. If one is killed while it answers, the executor waits forever
+    for the rest, and the other workers for their turn. So this checks for dead workers.
     """
     while not wait([future], timeout=_LOOK_EVERY_S).done:
-        # `_processes` is None once the executor knows by itself.
+        # `_processes` is None after the executor noticed.
         processes = list((executor._processes or {}).values())  # pyright: ignore[reportPrivateUsage]
         if (
             connection.wait([process.sentinel for process in processes], timeout=0)
@@ -105,22 +97,22 @@ def _result(executor: ProcessPoolExecutor, future: "Future[_Result]") -> _Result
         ):
             for process in processes:
                 process.kill()
-            # The last end for writing, the workers' being gone: the executor reads the end of the pipe and gives up.
+            # This was the last write end, as the workers are dead: the executor reads EOF and gives up.
             executor._result_queue._writer.close()  # pyright: ignore
             break
     return future.result()
 
 
 _worker_function: Callable[[Any], Any] | None = None
-"""Set once in each worker process, so that a task carries no more than its data."""
+"""Set once in each worker process, so that a task carries only its data."""
 
 
 def _start_worker(work: Callable[[Any], Any]) -> None:
     global _worker_function
     _worker_function = work
-    # Ctrl-C and the end of a terminal are for the main process alone; by SIGTERM the pool ends its workers.
+    # Only the main process handles Ctrl-C and a closed terminal. The pool ends its workers by SIGTERM.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    # A killed command would otherwise leave its workers waiting for tasks for ever: each holds the queue open itself.
+    # After a killed command, workers would wait for tasks forever: each holds the queue open itself.
     end_with_parent()
 
 

@@ -1,11 +1,12 @@
 """A prepared data set: its index, files and samples.
 
 Files:
-    cache         bounded folder that the processes of a host share
+    cache         bounded folder, shared by the processes of a host
     decode        bytes to pixels
-    files         where the file of a shard is: here, or downloaded
+    files         local or downloaded files of shards
+    grid          a grid of images as one picture
     index         the index of a prepared data set
     offsets       where the samples of a shard are
-    reader        random access to shards
-    verification  hashes and sizes before a start
+    reader        random access to samples
+    verification  checks hashes and sizes before training
 """

@@ -2,13 +2,14 @@
 
 It holds, for a file with SHA-256 h of n bytes:
 
-    h.tar       or h.offsets: the whole, verified file, renamed into place. Its time of change is when it was opened
-    h.n.part    what is downloaded so far; n bytes count as taken from the moment it is there
-    h.lock      locked by the process that downloads, hence a part without a locked one is a leftover
-    lock        locked for the moment in which room is made or a file gets its name
+    h.tar       or h.offsets: the complete, verified file, renamed into place; its modification time is when it was last
+                opened
+    h.n.part    the download so far; n bytes count as taken as soon as the file exists
+    h.lock      locked by the downloading process; a part without a locked h.lock is a leftover
+    lock        locked briefly while room is made or a file is renamed
 
-All locks are flocks: they end with the process, however it ends. A descriptor of an h.tar holds a shared lock for its
-life, and only a file that can be locked exclusively is evicted. Offsets count and are evicted like shards.
+All locks are flocks: they end with the process, however it ends. Each open descriptor of a file holds a shared lock.
+Only a file that can be locked exclusively is evicted.
 """
 
 import errno
@@ -26,21 +27,15 @@ from data.shards.index import OFFSETS_SUFFIX, DataFile
 from data.storage.location import DataError
 
 WAIT_FOR_ROOM_S = 600.0
-"""How long room is waited for while other processes hold everything open."""
-
-
+"""Longest wait for room while other processes hold everything open."""
 _POLL_S = 0.1
-
-
-# The folder may hold anything else beside these, and that is none of ours to remove.
+# The folder may hold other files too; they are not ours to remove.
 _FILE = re.compile(rf"[0-9a-f]{{64}}(\.tar|{re.escape(OFFSETS_SUFFIX)})")
-
-
 _PART = re.compile(r"([0-9a-f]{64})\.([0-9]+)\.part")
 
 
 class NoRoomError(Exception):
-    """The bound leaves no room now."""
+    """The bound leaves no room at present."""
 
 
 class DownloadingError(Exception):
@@ -48,10 +43,10 @@ class DownloadingError(Exception):
 
 
 def cache_folder(configured: str | None) -> Path:
-    """The folder that data.cache_directory names; without one, this user's own among the temporary files.
+    """The folder that data.cache_directory names; by default a private folder among the temporary files.
 
     Raises:
-        DataError: the latter exists, but is a link, or others may write there.
+        DataError: the default folder cannot be made, is a link, or others may write to it.
     """
     if configured is not None:
         return Path(configured).expanduser().absolute()
@@ -69,10 +64,10 @@ def cache_folder(configured: str | None) -> Path:
 
 
 class CacheDirectory:
-    """The folder. Every method may be called by many processes and threads at once."""
+    """The folder. Many processes and threads may call every method at once."""
 
     def __init__(self, directory: Path, capacity_bytes: int) -> None:
-        """Make the folder if need be, and remove what killed processes left in it.
+        """Make the folder if it is missing, and remove leftovers of killed processes.
 
         Raises:
             DataError: it cannot be used.
@@ -89,16 +84,16 @@ class CacheDirectory:
             ) from None
 
     def open(self, file: DataFile) -> int | None:
-        """A descriptor of a file that protects it from eviction; None if it is not there.
+        """A descriptor of a file, which protects it from eviction; None if it is missing.
 
         Raises:
-            DataError: the folder cannot be read any more.
+            DataError: the folder is no longer readable.
         """
         with self._errors_explained(file):
             return self._open(file)
 
     def holds(self, file: DataFile) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return self._path(file).exists()
 
     def add(
@@ -109,19 +104,19 @@ class CacheDirectory:
         needed: Collection[DataFile] = (),
         wait: bool = True,
     ) -> int:
-        """Have a file put there, unless another process does so meanwhile.
+        """Add a file, unless another process adds it meanwhile.
 
         Args:
-            file: which one.
-            fill: writes it to a path, and verifies it. What it raises is passed on, and leaves nothing behind.
+            file: the shard or offsets.
+            fill: writes it to a path and verifies it. If it raises, the error is passed on and nothing is left behind.
             needed: files that are evicted last, or never without `wait`.
-            wait: for another process that downloads it, and for room.
+            wait: wait for another process that downloads it, and for room.
 
         Returns:
             A descriptor as from `open`.
 
         Raises:
-            DataError: there is no room, and none is made in ten minutes; or the folder's disk is full.
+            DataError: no room became free in ten minutes, or the folder's disk is full.
             DownloadingError, NoRoomError: without `wait`.
         """
         with self._errors_explained(file), self._downloading(file, wait=wait):
@@ -133,7 +128,7 @@ class CacheDirectory:
                 fill(part)
                 with self._locked():
                     part.rename(self._path(file))
-                    # Before anybody else could evict it.
+                    # Before another process can evict it.
                     descriptor = self._open(file)
             finally:
                 part.unlink(missing_ok=True)
@@ -158,7 +153,7 @@ class CacheDirectory:
                 return descriptor
             os.close(descriptor)
             if found.st_nlink:
-                # Damaged after it was verified, by a crash of the host for one.
+                # Damaged after verification, e.g. by a crash of the host.
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -196,10 +191,10 @@ class CacheDirectory:
             os.close(descriptor)
 
     def _reserve(self, file: DataFile, needed: Collection[DataFile], *, wait: bool) -> Path:
-        """An empty file in whose name the room for another one is taken."""
+        """Reserve room for a file: an empty file whose name has the size."""
         deadline = time.monotonic() + WAIT_FOR_ROOM_S
         part = self.directory / f"{file.sha256}.{file.num_bytes}.part"
-        # What a killed process left would count as taken, since its lock is ours now.
+        # A leftover would count as taken, since this process now holds its lock.
         part.unlink(missing_ok=True)
         while True:
             with self._locked():
@@ -217,7 +212,7 @@ class CacheDirectory:
             time.sleep(_POLL_S)
 
     def _make_room(self, num_bytes: int, needed: Collection[DataFile], *, evict_needed: bool) -> bool:
-        """Evict files until so many bytes fit; the least recently opened first, but needed ones last."""
+        """Evict files until `num_bytes` fit: the least recently opened first, needed ones last."""
         excess = self._taken_bytes() + num_bytes - self._capacity_bytes
         if excess <= 0:
             return True
@@ -232,7 +227,7 @@ class CacheDirectory:
         return False
 
     def _taken_bytes(self) -> int:
-        """Bytes of all files, downloads in progress at their full size; leftovers are removed."""
+        """Bytes of all files, with downloads in progress at full size; removes leftovers."""
         taken = sum(size for _, size, _ in self._files())
         for file in self.directory.iterdir():
             part = _PART.fullmatch(file.name)
@@ -250,12 +245,12 @@ class CacheDirectory:
 
 
 def _lock(file: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the exclusive lock of a file, made if need be; None if it is taken, without `wait`."""
+    """Lock a file exclusively, created if missing; return its descriptor. Without `wait`: None if it is locked."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Its last owner may have removed it, and another one been made and locked by now.
+            # Its last owner may have removed it; a new file may exist and be locked by now.
             if os.fstat(descriptor).st_nlink:
                 return descriptor
         except BlockingIOError:
@@ -268,7 +263,7 @@ def _lock(file: Path, *, wait: bool) -> int | None:
 
 
 def _remove_unlocked(file: Path, *, lock: Path) -> bool:
-    """Remove a file, and its lock, unless somebody holds that."""
+    """Remove a file and its lock, unless the lock is held."""
     descriptor = _lock(lock, wait=False)
     if descriptor is None:
         return False

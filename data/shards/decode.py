@@ -1,4 +1,4 @@
-"""Encoded image -> uint8 pixels of the prepared size; anything else in a shard is an error that names it."""
+"""Encoded image -> uint8 pixels of the prepared size; any other content is an error that names the sample."""
 
 import io
 
@@ -10,25 +10,21 @@ from PIL import Image
 from data.shards.reader import BadSampleError, EncodedSample
 
 _MODES = {1: "L", 2: "LA", 3: "RGB"}
-
-
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG markers of a frame header (ITU T.81, table B.1)."""
-
-
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
-"""JPEG markers that no length follows."""
+"""JPEG markers without a length field."""
 
 
 def decode_into(out: npt.NDArray[np.uint8], sample: EncodedSample) -> None:
     """Decode a sample.
 
     Args:
-        out: uint8 [H, W, C], contiguous, overwritten; its shape is what the image must have.
+        out: uint8 [H, W, C], contiguous, overwritten; the image must have its shape.
         sample: JPEG or PNG bytes.
 
     Raises:
-        BadSampleError: damaged image, or one of another size or number of channels.
+        BadSampleError: damaged image, or another size or number of channels.
     """
     try:
         if sample.extension == "jpg":
@@ -38,22 +34,22 @@ def decode_into(out: npt.NDArray[np.uint8], sample: EncodedSample) -> None:
             out[...] = _decode_png(sample, out.shape)
     except (BadSampleError, MemoryError):
         raise
-    except Image.UnidentifiedImageError:  # its own words hold an address in memory
+    except Image.UnidentifiedImageError:  # its own message has a memory address
         raise BadSampleError(f"{_where(sample)}: the image is damaged (no PNG); prepare the data set again") from None
-    # On damaged input PIL raises nearly anything: IndexError and struct.error for chunks that are too short, for two.
+    # On damaged input PIL raises nearly anything, e.g. IndexError and struct.error for short chunks.
     except Exception as error:
         raise BadSampleError(f"{_where(sample)}: the image is damaged ({error}); prepare the data set again") from None
 
 
 def _jpeg_shape(content: bytes) -> tuple[int, int, int]:
-    """Height, width and channels of a JPEG, from its frame header: libjpeg takes a tenth of the decoding for that."""
+    """Height, width and channels from a JPEG's frame header. libjpeg would take a tenth of the decoding time."""
     place = 2
     while content[place : place + 1] == b"\xff" and len(content) > place + 9:
         marker = content[place + 1]
         if marker in _START_OF_FRAME:
             height, width = (int.from_bytes(content[place + at : place + at + 2]) for at in (5, 7))
             return height, width, content[place + 9]
-        if marker == 0xFF:  # any number of these may come before a marker
+        if marker == 0xFF:  # fill bytes may precede a marker
             place += 1
         elif marker in _ALONE:
             place += 2

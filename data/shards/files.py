@@ -1,4 +1,4 @@
-"""Where shards and their offsets come from: the data set's own folder, or a cache of what was downloaded."""
+"""Files of a data set: in its own folder, or in a cache of downloads."""
 
 import logging
 import math
@@ -18,45 +18,36 @@ from data.storage.remote import AbandonedError, Storage
 
 log = logging.getLogger(__name__)
 
-
 _GB = 10**9
-
-
 _WINDOWS = 3
-
-
 _DOWNLOADS = 2
-
-
 _OFFSETS_REQUESTS = 8
-"""Offsets downloaded at once: they are small, so that asking for them takes longer than the bytes."""
-
-
+"""Offsets downloaded at once: they are small, so the time of a request counts more than the bytes."""
 _CLOSE_S = 5.0
 
 
 class ShardFiles(Protocol):
-    """Gives local files of a data set."""
+    """Provides local files of a data set."""
 
     def open(self, file: DataFile) -> int:
-        """A descriptor of the whole file, open for reading; the caller closes it.
+        """A descriptor of the complete file, open for reading; the caller closes it.
 
         Raises:
-            DataError: there is no such file, or it is not the one of the index.
+            DataError: the file is missing, or does not match the index.
         """
         ...
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
-        """Say which shards will be opened next, with their offsets, in that order; returns at once."""
+        """Announce the shards that will be opened next, in order; return at once. Their offsets come first."""
         ...
 
     def close(self) -> None:
-        """End what `prefetch` began. Open descriptors stay usable."""
+        """Stop prefetching. Open descriptors stay usable."""
         ...
 
 
 class LocalShards:
-    """Shards in a folder of this host's filesystem, read where they are."""
+    """Shards in a folder of this host's filesystem, read in place."""
 
     def __init__(self, index: ShardIndex) -> None:
         self._directory = index.directory
@@ -79,15 +70,15 @@ class LocalShards:
 
 
 class CachedShards:
-    """Shards at a URL, downloaded into a folder that is bounded and shared by the processes of a host."""
+    """Shards at a URL, downloaded to a bounded folder that the processes of a host share."""
 
     def __init__(self, index: ShardIndex, directory: Path, capacity_bytes: int) -> None:
-        """Nothing is downloaded yet.
+        """Download nothing yet.
 
         Args:
             index: a remote data set.
-            directory: the cache; made if need be.
-            capacity_bytes: bound on all files in it, those of other data sets included.
+            directory: the cache; made if missing.
+            capacity_bytes: bound on all files in it, including other data sets.
 
         Raises:
             DataError: the folder cannot be used, or cannot hold even one shard.
@@ -103,14 +94,14 @@ class CachedShards:
         self._thread: threading.Thread | None = None
 
     def open(self, file: DataFile) -> int:
-        """See `ShardFiles`. Downloads the file, or waits for the process that does."""
+        """See `ShardFiles`. Download the file, or wait for another process to do so."""
         descriptor = self._cache.open(file)
         if descriptor is None:
             descriptor = self._cache.add(file, partial(self._download, file), needed=self._wanted)
         return descriptor
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
-        """See `ShardFiles`. They replace those of an earlier call, and take no room from one another."""
+        """See `ShardFiles`. Each call replaces the list. Prefetched shards never evict each other."""
         with self._changed:
             self._wanted = tuple(file for shard in shards for file in shard.files)
             self._is_new = True
@@ -120,7 +111,7 @@ class CachedShards:
                 self._thread.start()
 
     def close(self) -> None:
-        """See `ShardFiles`. A download that `prefetch` began is abandoned."""
+        """See `ShardFiles`. Prefetching downloads are abandoned."""
         with self._changed:
             self._closed.set()
             self._changed.notify()
@@ -128,7 +119,7 @@ class CachedShards:
             self._thread.join(_CLOSE_S)
 
     def _prefetch(self) -> None:
-        """The thread: one list after the other, each file tried once."""
+        """The thread: fetch one list after another, trying each file once."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_new or self._closed.is_set())
@@ -137,7 +128,7 @@ class CachedShards:
             if self._closed.is_set():
                 return
             fetch = partial(self._fetch_ahead, wanted=wanted)
-            # Before the shards, since no sample can be read without them.
+            # Offsets first: no sample can be read without them.
             with ThreadPoolExecutor(_OFFSETS_REQUESTS, thread_name_prefix="prefetch-offsets") as executor:
                 list(executor.map(fetch, (file for file in wanted if isinstance(file, Offsets))))
             for shard in (file for file in wanted if isinstance(file, Shard)):
@@ -145,7 +136,7 @@ class CachedShards:
                     break
 
     def _fetch_ahead(self, file: DataFile, *, wanted: Sequence[DataFile]) -> bool:
-        """Have a file in the cache; False if the rest of the list should not be tried."""
+        """Fetch a file unless it is in the cache; False ends the list."""
         if self._closed.is_set() or self._is_new:
             return False
         if file in self._failed or self._cache.holds(file):
@@ -163,7 +154,7 @@ class CachedShards:
         return True
 
     def _download(self, file: DataFile, target: Path, *, stop: threading.Event | None = None) -> None:
-        """Fill `target` with a file whose hash is right."""
+        """Download a file to `target` and check its hash."""
         found = ""
         for attempt in range(_DOWNLOADS):
             self._storage.download(file.name, target, num_bytes=file.num_bytes, stop=stop)
@@ -183,8 +174,8 @@ def shard_files(index: ShardIndex, *, cache_directory: str | None, cache_gb: flo
 
     Args:
         index: the data set.
-        cache_directory: where shards of a remote one are kept; None: a folder of this user among the temporary files.
-        cache_gb: bound on what is kept there, in 10^9 bytes.
+        cache_directory: folder for shards of a remote data set; None: a folder of this user among the temporary files.
+        cache_gb: bound on that folder, in 10^9 bytes.
 
     Raises:
         DataError: the folder cannot be used, or cannot hold even one shard.
@@ -195,8 +186,8 @@ def shard_files(index: ShardIndex, *, cache_directory: str | None, cache_gb: flo
 
 
 def required_bytes(index: ShardIndex, window_shards: int) -> int:
-    """Room for three windows of the largest shards with their offsets, or for all: what is read, what comes next, and
-    what ranks behind still hold."""
+    """Room for three windows of the largest shards with their offsets, or for all shards: the current window, the next
+    one, and one that slower ranks hold."""
     largest = sorted(map(_num_bytes, index.shards), reverse=True)
     return sum(largest[: _WINDOWS * window_shards])
 
@@ -206,7 +197,7 @@ def _num_bytes(shard: Shard) -> int:
 
 
 def check_room(index: ShardIndex, *, cache_gb: float, window_shards: int) -> None:
-    """Refuse a cache that a run would fill with shards that are open.
+    """Refuse a cache that open shards would fill.
 
     Args:
         index: the data set; a local one needs no cache.
@@ -214,14 +205,14 @@ def check_room(index: ShardIndex, *, cache_gb: float, window_shards: int) -> Non
         window_shards: data.shuffle_window_shards.
 
     Raises:
-        DataError: it is too small; says how large it must be.
+        DataError: it is too small; names the required size.
     """
     if index.is_remote:
         _check_room(index, int(cache_gb * _GB), window_shards=window_shards)
 
 
 def _check_room(index: ShardIndex, capacity_bytes: int, *, window_shards: int | None) -> None:
-    """As `check_room`; for the largest shard alone without `window_shards`."""
+    """Like `check_room`; without `window_shards` only for the largest shard."""
     if window_shards is None:
         needed, what = max(map(_num_bytes, index.shards)), "its largest shard"
     else:

@@ -1,4 +1,4 @@
-"""Prepared data sets, in a folder or at a URL: index.json and the list of their shards."""
+"""Index of a prepared data set, in a folder or at a URL: index.json with the list of shards."""
 
 import hashlib
 import json
@@ -13,25 +13,17 @@ from data.storage.redaction import redact
 from data.storage.remote import Storage
 
 INDEX_NAME = "index.json"
-
-
 FORMAT_NAME = "ddgan-shards"
-
-
 FORMAT_VERSION = 2
-"""What is written. Version 1 has no offsets files, and is read as well."""
-
-
+"""The version that is written. Version 1, which has no offsets files, is still read."""
 OFFSETS_SUFFIX = ".offsets"
-
-
 OFFSETS_SAMPLE_BYTES = 12
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True, kw_only=True)
 class Offsets:
-    """The file next to a shard that says where its samples are."""
+    """The file next to a shard with the positions of its samples."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.offsets$")]
     """Name of the shard with .offsets for .tar."""
@@ -42,7 +34,7 @@ class Offsets:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"offsets {self.name} of shard {self.name.removesuffix(OFFSETS_SUFFIX)}.tar"
 
 
@@ -52,7 +44,7 @@ class Shard:
     """One tar file of a data set."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$")]
-    """Plain file name beside index.json. Anything else, a path or WebDataset's `pipe:`, is refused."""
+    """Plain file name next to index.json. Anything else, e.g. a path or WebDataset's `pipe:`, is refused."""
     num_samples: Annotated[int, Field(gt=0)]
     """Images in it."""
     num_bytes: Annotated[int, Field(gt=0)]
@@ -60,11 +52,11 @@ class Shard:
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of the file."""
     offsets: Offsets | None = None
-    """Where its samples are; absent in version 1."""
+    """Positions of its samples; missing in version 1."""
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"shard {self.name}"
 
     @property
@@ -80,26 +72,26 @@ DataFile = Shard | Offsets
 @with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True, kw_only=True)
 class IndexDocument:
-    """What index.json holds, in this order."""
+    """Content of index.json, in this order."""
 
     format: Literal["ddgan-shards"]
-    """Tells the file from others of its name."""
+    """Identifies the file format."""
     version: Literal[1, 2]
     """Version of this format."""
     image_size: Annotated[int, Field(ge=1)]
     """Height and width of every image."""
     image_channels: Literal[1, 2, 3]
-    """1 grey, 3 RGB; 2 for points of the plane."""
+    """1 grey, 3 RGB; 2 for points in the plane."""
     num_classes: Annotated[int, Field(gt=0)] | None
     """Labels are 0 .. num_classes - 1; null without labels."""
     class_names: list[str] | None
-    """Name of each class, in the order of the labels."""
+    """Name of each class, in label order."""
     source: str
-    """Kind and name of what was prepared."""
+    """Kind and name of the source."""
     source_fingerprint: str
     """Hash over the names and sizes of the source's images."""
     options: dict[str, int | float | str | bool | None]
-    """Options of the preparation that decide on its bytes."""
+    """Preparation options that determine the bytes."""
     shards: Annotated[list[Shard], Field(min_length=1)]
     """The tar files."""
 
@@ -109,7 +101,7 @@ _DOCUMENT = TypeAdapter(IndexDocument)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """A prepared data set: where it is and what it holds."""
+    """A prepared data set: its location and content."""
 
     location: str = field(repr=False)
     """Absolute folder of index.json and the shards, or their URL without a trailing slash. A URL may hold a password:
@@ -123,18 +115,18 @@ class ShardIndex:
     class_names: tuple[str, ...] | None
     """Name of each class."""
     source: str
-    """Kind and name of what was prepared."""
+    """Kind and name of the source."""
     source_fingerprint: str
     """Hash over the names and sizes of the source's images."""
     options: dict[str, int | float | str | bool | None]
-    """Options of the preparation that decide on its bytes."""
+    """Preparation options that determine the bytes."""
     shards: tuple[Shard, ...]
     """The tar files."""
     version: int
     """Version of the format."""
     digest: str
-    """Identifies the data set: SHA-256 of index.json as version 1 of the format has it, with the hashes of all shards.
-    Offsets follow from the shards, so the same images have one digest in both versions."""
+    """Identifies the data set: SHA-256 of index.json in the form of version 1, with the hashes of the shards. Offsets
+    follow from the shards, so both versions of a data set have the same digest."""
 
     @property
     def files(self) -> tuple[DataFile, ...]:
@@ -159,7 +151,7 @@ class ShardIndex:
 
     @property
     def shown_location(self) -> str:
-        """The location as it may be printed."""
+        """The location, safe to print."""
         return redact(self.location)
 
     @property
@@ -191,7 +183,7 @@ def _parse(content: bytes, where: str) -> IndexDocument:
 
 
 def _offsets_problem(shard: Shard, version: int) -> str:
-    """What is wrong with what the index says of a shard's offsets; empty if nothing is."""
+    """Fault in the index's entry for the offsets of a shard; empty if there is none."""
     if version == 1:
         return "version 1 has none" if shard.offsets else ""
     if shard.offsets is None:
@@ -214,13 +206,13 @@ def _digest(document: IndexDocument, content: bytes) -> str:
         first = {**asdict(document), "version": 1}
         for shard in first["shards"]:
             del shard["offsets"]
-        # As version 1 was written: another layout would be another digest, and runs on version 1 would not resume.
+        # Exactly as version 1 was written: with another digest, runs on version 1 would not resume.
         content = (json.dumps(first, indent=1, ensure_ascii=False) + "\n").encode()
     return hashlib.sha256(content).hexdigest()
 
 
 def load_index(path: str | Path) -> ShardIndex:
-    """Read the index of a prepared data set; the shards are not touched.
+    """Read the index of a prepared data set, but not its shards.
 
     Args:
         path: folder, or URL such as s3://bucket/folder or https://host/folder.
@@ -265,10 +257,10 @@ def _read_local(directory: Path) -> bytes:
 
 
 def verify_present(index: ShardIndex) -> None:
-    """Check that every file of a local data set is there with its stated size; contents are not read.
+    """Check that every file of a local data set exists with its stated size; contents are not read.
 
     Raises:
-        DataError: names the first one that is not.
+        DataError: names the first missing or wrong file.
     """
     for stated in index.files:
         file = index.directory / stated.name

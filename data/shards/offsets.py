@@ -18,31 +18,23 @@ from data.shards.index import DataFile, Shard
 from data.storage.location import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "png")
-
-
 LABEL_EXTENSION = "cls"
-
-
 BLOCK = 512
-
-
 NO_NUMBER = 2**32 - 2
-"""Label of a sample whose label is damaged: only that sample is bad, the others of its shard stay readable."""
-
-
+"""Marks a damaged label: only that sample is bad, the rest of its shard stays readable."""
 _END = bytes(BLOCK)
 
 
 OpenFile = Callable[[DataFile], int]
-"""Gives a descriptor of a file of the data set, which the caller closes."""
+"""Returns a descriptor of a file of the data set, which the caller closes."""
 
 
 Table = npt.NDArray[np.uint32]
-"""[N, 3]: block of the image's header, bytes of the image, and label + 1 (0: none) of each sample."""
+"""[N, 3]: header block, image size in bytes, label + 1 (0: none) of each sample. Compact, since it is kept."""
 
 
 class Member(NamedTuple):
-    """What the header of a tar member says."""
+    """A tar member, from its header."""
 
     key: str
     extension: str
@@ -54,20 +46,20 @@ def find_samples(descriptor: int, shard: Shard, open_file: OpenFile) -> Table:
 
     Args:
         descriptor: the open shard, which is not read if it has offsets.
-        shard: what the index says of it.
+        shard: its entry in the index.
         open_file: opens the offsets file.
 
     Raises:
-        DataError: a file is missing, or is not what the index says.
+        DataError: a file is missing, or does not match the index.
     """
     return scan(descriptor, shard) if shard.offsets is None else read_offsets(shard, open_file)
 
 
 def read_offsets(shard: Shard, open_file: OpenFile) -> Table:
-    """The table in a shard's offsets file, whose hash is compared with the index at each call: it takes 0.1 ms.
+    """The table in a shard's offsets file, whose hash is checked at each call.
 
     Raises:
-        DataError: the file is missing, or is not what the index says.
+        DataError: the file is missing, or does not match the index.
     """
     offsets = shard.offsets
     assert offsets is not None
@@ -89,7 +81,7 @@ def scan(descriptor: int, shard: Shard) -> Table:
     """Read all headers of an open shard.
 
     Raises:
-        DataError: the file is not what the index says.
+        DataError: the file does not match the index.
     """
     rows: list[tuple[int, int, int]] = []
     label, label_key = -1, ""
@@ -110,7 +102,7 @@ def scan(descriptor: int, shard: Shard) -> Table:
 
 
 def parse_header(block: bytes) -> Member | None:
-    """Name and size of a ustar header as data.prepare makes it; None for anything else. The checksum is not checked."""
+    """Name and size from a ustar header as data.prepare writes it; None for anything else. Ignores the checksum."""
     key, dot, extension = block[:100].rstrip(b"\0").partition(b".")
     try:
         # 12 octal digits, magic, a regular file, and no part of the name in the prefix field.
@@ -135,12 +127,12 @@ def pread(descriptor: int, file: DataFile, count: int, offset: int) -> bytes:
 
 
 def _members(descriptor: int, shard: Shard) -> Iterator[tuple[int, Member, bytes]]:
-    """Offset, header and first block of each member; the headers' checksums are compared at the end, all at once."""
+    """Offset, header and first block of each member. All header checksums are checked together at the end."""
     headers: list[bytes] = []
     offsets: list[int] = []
     offset = 0
     while True:
-        # A label and its header fit in two blocks, so this one call reads both.
+        # A label and its header fit in two blocks, so one call reads both.
         blocks = pread(descriptor, shard, 2 * BLOCK, offset)
         header = blocks[:BLOCK]
         if header == _END:

@@ -1,4 +1,4 @@
-"""Random access to the samples of local tar shards, so that a rank reads only the images of its own share."""
+"""Random access to the samples of local tar shards, so that a rank reads only the images of its share."""
 
 import contextlib
 import os
@@ -14,15 +14,15 @@ from data.shards.offsets import BLOCK, IMAGE_EXTENSIONS, NO_NUMBER, OpenFile, Ta
 from data.storage.location import DataError
 
 _MAX_TABLE_SAMPLES = 4_000_000
-"""Samples whose places a process remembers: 48 MB."""
+"""Samples whose positions a process keeps: 48 MB."""
 
 
 class BadSampleError(DataError):
-    """One sample that cannot be used; the rest of its shard may be good."""
+    """One sample cannot be used; the rest of its shard may be good."""
 
 
 class EncodedSample(NamedTuple):
-    """A sample as the shard holds it."""
+    """A sample as stored in the shard."""
 
     shard: str
     key: str
@@ -32,18 +32,18 @@ class EncodedSample(NamedTuple):
 
 
 class ShardReader:
-    """Reads single samples of one shard, each by one system call."""
+    """Reads single samples of one shard, each with one system call."""
 
     def __init__(self, open_file: OpenFile, shard: Shard, table: Table | None = None) -> None:
         """Open a shard.
 
         Args:
             open_file: opens the shard, and its offsets if `table` is not given.
-            shard: what the index says of it.
-            table: where its samples are; None finds them.
+            shard: its entry in the index.
+            table: result of `find_samples`; None finds them now.
 
         Raises:
-            DataError: a file is missing, or is not what the index says.
+            DataError: a file is missing, or does not match the index.
         """
         self._shard = shard
         self._descriptor = open_file(shard)
@@ -55,16 +55,16 @@ class ShardReader:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 [N]: the label of each sample, -1 where it has none that is a number."""
+        """int64 [N]: the label of each sample, -1 if missing or damaged."""
         labels = self.table[:, 2].astype(np.int64) - 1
         return np.where(labels == NO_NUMBER, -1, labels)
 
     def read(self, sample: int) -> EncodedSample:
-        """The encoded image and label of a sample, counted from 0 in the order of the archive.
+        """The encoded image and label of a sample, counted from 0 in archive order.
 
         Raises:
-            BadSampleError: its label is no number.
-            DataError: the file cannot be read, has changed, or is not the one that the offsets were made for.
+            BadSampleError: its label is not a number.
+            DataError: the file cannot be read, has changed, or does not match its offsets.
         """
         block, size, label = self.table[sample].tolist()
         content = pread(self._descriptor, self._shard, BLOCK + size, block * BLOCK)
@@ -76,7 +76,7 @@ class ShardReader:
             or len(content) != BLOCK + size
         ):
             offsets = self._shard.offsets
-            problem = "the file changed while it was read" if offsets is None else f"not as {offsets.name} says"
+            problem = "the file changed while it was read" if offsets is None else f"it does not match {offsets.name}"
             raise DataError(
                 f"shard {self._shard.name} at byte {block * BLOCK}: {problem}; copy it again or prepare the data again"
             )
@@ -90,29 +90,29 @@ class ShardReader:
         )
 
     def close(self) -> None:
-        """Close the file; reading is over."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def samples_in_order(shards: Sequence[Shard], open_file: OpenFile) -> Iterator[EncodedSample]:
-    """All samples as they lie in the shards, one shard after the other."""
+    """All samples in archive order, one shard after another."""
     for shard in shards:
         with contextlib.closing(ShardReader(open_file, shard)) as reader:
             yield from map(reader.read, range(shard.num_samples))
 
 
 class OpenShards:
-    """The readers of one process, for the shards of the windows that it is reading; others are closed."""
+    """The readers of one process for the shards of its current windows; others are closed."""
 
     def __init__(self, open_file: OpenFile, shards: Sequence[Shard], capacity: int) -> None:
-        """Nothing is opened yet.
+        """Open nothing yet.
 
         Args:
-            open_file: gives the descriptor of a local file of the data set.
+            open_file: returns a descriptor of a local file of the data set.
             shards: the list that shard numbers refer to.
-            capacity: files open at once; past it the least recently used one is closed.
+            capacity: files open at once; above it the least recently used one is closed.
         """
         self._open_file = open_file
         self._shards = shards
@@ -121,7 +121,7 @@ class OpenShards:
         self._tables: OrderedDict[int, Table] = OrderedDict()
 
     def read(self, shard: int, sample: int) -> EncodedSample:
-        """A sample of a shard, both by number."""
+        """Read a sample of a shard, both by number."""
         reader = self._readers.pop(shard, None)
         if reader is None:
             while len(self._readers) >= self._capacity:
@@ -137,7 +137,7 @@ class OpenShards:
             self._readers.pop(shard).close()
 
     def close(self) -> None:
-        """Close all."""
+        """Close all readers."""
         self.keep(())
 
     def _remember(self, shard: int, table: Table) -> None:

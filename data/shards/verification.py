@@ -1,4 +1,4 @@
-"""Are all shards and offsets there, and are they those of the index? Asked before training starts."""
+"""Checks before training that all shards and offsets exist and match the index."""
 
 import hashlib
 import json
@@ -17,24 +17,19 @@ from data.storage.remote import Storage
 
 log = logging.getLogger(__name__)
 
-
 _THREADS = 4
-
-
 _LISTED = 5
-
-
 Stamp = list[int]
-"""Bytes, time of change in ns and inode of a file: while they stay, so does its content."""
+"""Bytes, modification time in ns and inode of a file: if they are unchanged, so is its content."""
 
 
 def verify_shards(index: ShardIndex, *, by: Literal["hash", "size"], cache_directory: str | None) -> None:
     """Check every shard of a data set, and its offsets.
 
     Args:
-        index: the data set. Of a remote one presence and size are asked for: contents are checked when downloaded.
-        by: "hash" reads each local file once, and again only after its file has changed; "size" reads none.
-        cache_directory: data.cache_directory, where it is noted which files have been read.
+        index: the data set. If remote, only presence and size are checked here; contents are checked after download.
+        by: "hash" reads each local file once, and again only after it has changed; "size" reads none.
+        cache_directory: data.cache_directory; it holds the record of verified files.
 
     Raises:
         DataError: files are missing or altered; names the first few and says what to do.
@@ -57,7 +52,7 @@ def verify_shards(index: ShardIndex, *, by: Literal["hash", "size"], cache_direc
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as executor:
                 bad = list(executor.map(lambda file: _wrong_hash(index.directory, file), unread))
             _refuse(index, bad, advice)
-            # The stamps from before the reading: a file that changed during it is read again next time.
+            # Stamps from before the reading: a file that changed meanwhile is read again next time.
             record.write({file.name: stamp for file, stamp in stamps.items()})
 
 
@@ -72,7 +67,7 @@ def _stamp(file: DataFile, path: Path) -> Stamp:
 
 
 def _wrong_size(file: DataFile, found: int | None) -> str:
-    """What is wrong with a file of so many bytes, -1 being none at all; nothing if the server does not tell."""
+    """Fault of a file with `found` bytes (-1: missing, None: unknown); empty if none is known."""
     if found is None or found == file.num_bytes:
         return ""
     return f"{file.title} is missing" if found < 0 else f"{file.title} has {found} bytes instead of {file.num_bytes}"
@@ -87,7 +82,7 @@ def _wrong_hash(directory: Path, file: DataFile) -> str:
 
 
 def _refuse(index: ShardIndex, findings: Iterable[str], advice: str) -> None:
-    """Raise if there is anything wrong."""
+    """Raise if there are faults."""
     bad = [finding for finding in findings if finding]
     if bad:
         more = f", and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
@@ -98,16 +93,16 @@ def _refuse(index: ShardIndex, findings: Iterable[str], advice: str) -> None:
 
 
 class _Record:
-    """A small file that says which files were read, and found right, when they had which stamp."""
+    """A small file with the stamps of the files whose hashes were right."""
 
     def __init__(self, index: ShardIndex, cache_directory: str | None) -> None:
         self._cache_directory = cache_directory
-        # Copies of a data set in several places have one digest.
+        # Copies of a data set in several places have the same digest.
         place = hashlib.sha256(os.fsencode(index.directory.resolve())).hexdigest()
         self._name = f"{index.digest}-{place[:16]}.json"
 
     def read(self) -> dict[str, Stamp]:
-        """Stamp by file; empty without such a file."""
+        """Stamp by file; empty without a valid record."""
         try:
             content = json.loads((self._folder() / self._name).read_bytes())
         except (OSError, ValueError):
@@ -115,7 +110,7 @@ class _Record:
         return content if isinstance(content, dict) else {}
 
     def write(self, stamps: dict[str, Stamp]) -> None:
-        """Replace the file; what cannot be written is only logged."""
+        """Replace the file; a failure is only logged."""
         try:
             folder = self._folder()
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,14 @@
-"""What can be prepared. Knows no shards.
+"""Image collections that can be prepared. Imports no shard code.
 
 Files:
     arrays          images in an array; the digits
     cifar10         CIFAR-10
-    cifar10_pickle  its pickles, without executing them
+    cifar10_pickle  reads its pickles without executing them
     files           folders and zip files
-    find            which kind of source lies at a path
+    find            finds the kind of a source
     lmdbs           LSUN and CelebA-HQ databases
     mnist           MNIST, Fashion-MNIST, StackedMNIST
     points          25 Gaussians in the plane
-    source          what a source is
-    tars            WebDataset shards of others
+    source          interface of a source
+    tars            third-party WebDataset shards
 """

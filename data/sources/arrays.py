@@ -1,4 +1,4 @@
-"""Small images of one size that come as arrays; here the digits of scikit-learn."""
+"""Sources of small images in arrays; the digits of scikit-learn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ import numpy.typing as npt
 from data.sources.source import BaseSource, FormDefaults, Item, SourceError, pixel_file
 
 Split = Literal["train", "test"]
-
-
 DIGIT_NAMES = tuple("0123456789")
 
 
@@ -27,7 +25,7 @@ class LabelledPixels(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySource(BaseSource):
-    """Images held in arrays, which each process loads when it reads the first one."""
+    """Images in arrays, which each process loads on its first read."""
 
     description: str
     load: Callable[[], LabelledPixels]
@@ -55,8 +53,8 @@ def array_source(
     Args:
         description: kind and name.
         load: reads the arrays again in each process; picklable and small.
-        class_names: of the labels, which are numbers below their count.
-        defaults: form of the images; the channels are those of the arrays.
+        class_names: name of each label; labels are 0 .. len(class_names) - 1.
+        defaults: form of the images, with the channels of the arrays.
     """
     pixels, labels = load()
     num_bytes = pixels[:1].nbytes
@@ -77,6 +75,6 @@ def digits_source() -> ArraySource:
     images, labels = load_digits(return_X_y=True)
     # Grey values are 0 .. 16.
     pixels = (images * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8, 1)
-    # The arrays travel to the workers, which need not import scikit-learn then.
+    # Send the arrays to the workers, so that they need not import scikit-learn.
     load = partial(LabelledPixels, pixels, labels.astype(np.int64))
     return array_source("digits", load, class_names=DIGIT_NAMES, defaults=FormDefaults(16, 1, True))

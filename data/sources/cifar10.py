@@ -1,6 +1,6 @@
-"""CIFAR-10 as its authors distribute it: pickles of Python 2, in cifar-10-python.tar.gz or unpacked from it.
+"""CIFAR-10 as its authors distribute it: Python 2 pickles, in cifar-10-python.tar.gz or unpacked from it.
 
-Everything is read from the archive in memory, with bounds on what it may unpack to.
+The archive is unpacked in memory, up to a maximum size.
 """
 
 import gzip
@@ -20,31 +20,15 @@ from data.sources.cifar10_pickle import PickledArray, as_text, load_restricted
 from data.sources.source import FormDefaults, SourceError
 
 _FOLDER = "cifar-10-batches-py"
-
-
 _ARCHIVE = "cifar-10-python.tar.gz"
-
-
 _META = "batches.meta"
-
-
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
-
-
 _BATCH_IMAGES = 10_000
-
-
 _IMAGE_BYTES = 3 * 32 * 32
-
-
 _MAX_BATCH_BYTES = 40 * 2**20
-"""The authors' have 31.04 * 10^6 bytes."""
-
-
+"""The authors' files have 31.04 * 10^6 bytes."""
 _MAX_UNPACKED_BYTES = 200 * 2**20
 """The authors' archive unpacks to 186.2 * 10^6 bytes."""
-
-
 _ADVICE = f"get {_ARCHIVE} from the authors' page again"
 
 
@@ -75,7 +59,7 @@ def cifar10_source(path: Path, *, split: Split) -> ArraySource:
         split: train has 50,000 images, test 10,000.
 
     Raises:
-        SourceError: no CIFAR-10 there, or it is damaged, incomplete or not what its authors published.
+        SourceError: no CIFAR-10 there, or it is damaged, incomplete or not the authors' version.
     """
     place = path if path.is_file() else find_cifar10(path)
     if place is None:
@@ -123,7 +107,7 @@ def _decode_batch(where: str, content: bytes) -> tuple[npt.NDArray[np.uint8], np
 
 
 def _read_files(place: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the wanted files, in any order, one at a time since they are large."""
+    """Names and contents of the wanted files, in any order; one at a time, since they are large."""
     missing = set(wanted)
     try:
         for name, content in _folder_files(place, wanted) if place.is_dir() else _archive_files(place):
@@ -164,7 +148,7 @@ def _refuse_large(where: str, num_bytes: int) -> None:
 
 
 class _BoundedStream(io.RawIOBase):
-    """Ends with an error where an archive goes on past the size of CIFAR-10."""
+    """Raises an error if an archive is larger than CIFAR-10."""
 
     def __init__(self, stream: gzip.GzipFile, where: str) -> None:
         super().__init__()
@@ -186,7 +170,7 @@ class _BoundedStream(io.RawIOBase):
 def _unpickle(where: str, content: bytes) -> dict[str, Any]:
     try:
         document = load_restricted(content)
-    # A damaged pickle can end in nearly any exception.
+    # A damaged pickle can raise nearly any exception.
     except Exception as error:
         raise SourceError(f"{where}: cannot be read as a CIFAR-10 file ({error}); {_ADVICE}") from None
     if not isinstance(document, dict):

@@ -1,7 +1,7 @@
 """Reads the pickles of CIFAR-10 without running anything that they name.
 
-The few names that these files need stand for small classes that only keep what they are given, so that neither a
-function nor numpy itself sees a value that was not looked at; any other name is refused.
+The few names in these files map to small classes that only store their arguments, so that neither a function nor numpy
+gets an unchecked value. Any other name is refused.
 """
 
 import io
@@ -14,31 +14,31 @@ import numpy.typing as npt
 
 
 def load_restricted(content: bytes) -> Any:
-    """The object of a pickle of plain values and arrays; arrays come as `PickledArray`, strings of Python 2 as bytes.
+    """Load a pickle of plain values and arrays. Arrays become `PickledArray`, Python 2 strings become bytes.
 
     Raises:
-        pickle.UnpicklingError: it names something that is not allowed. A damaged pickle may end in any exception.
+        pickle.UnpicklingError: it names something that is not allowed. A damaged pickle may raise any exception.
     """
     return _RestrictedUnpickler(io.BytesIO(content), encoding="bytes").load()
 
 
 def as_text(value: object) -> str:
-    """A string, which is bytes where Python 2 wrote it."""
+    """Convert to a string; Python 2 strings are bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class _PickledType:
-    """Stands for numpy.dtype: keeps the code of the type."""
+    """Replaces numpy.dtype: stores the type code."""
 
     def __init__(self, code: object = None, align: object = None, copy: object = None) -> None:
         self.code = as_text(code)
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and fields, of which one-byte numbers have none."""
+        """Ignore byte order and fields: one-byte numbers have none."""
 
 
 class PickledArray:
-    """Stands for numpy.ndarray: keeps what numpy wrote."""
+    """Replaces numpy.ndarray: stores what numpy wrote."""
 
     def __init__(self, *_arguments: object) -> None:
         self._state: object = None
@@ -47,7 +47,7 @@ class PickledArray:
         self._state = state
 
     def as_uint8(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
-        """The array if it is one of uint8 and of this shape, else None."""
+        """The array if it is uint8 and has this shape, else None."""
         match self._state:
             case (_, tuple() as found, _PickledType(code="u1"), fortran, bytes() as content) if found == shape and len(
                 content
@@ -57,7 +57,7 @@ class PickledArray:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """What Python 3 writes for bytes under a protocol of Python 2."""
+    """Replaces _codecs.encode, which Python 2 protocols use for bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for encoding {encoding!r}, allowed is latin1")
     return text.encode("latin1")

@@ -13,15 +13,9 @@ from pathlib import Path, PurePosixPath
 from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside, shown_name
 
 _MAX_FILE_BYTES = 512 * 2**20
-
-
 _MAX_ZIP_RATIO = 200
-"""Images hardly compress; a member that unpacks to more than this many times its size is no image."""
-
-
+"""Images hardly compress: a member that grows by more than this factor is not an image."""
 _RATIO_MATTERS_BYTES = 16 * 2**20
-
-
 _SPLIT_NAMES = {"test", "train", "val", "valid", "validation"}
 
 
@@ -39,7 +33,7 @@ class FolderSource(BaseSource):
     def read(self, item: Item) -> bytes:
         """The bytes of an image file."""
         file = self.root / item.name
-        # Looked at before it is opened: a pipe would wait for its writer, and a device never ends.
+        # Check before opening: a pipe would wait for its writer, and a device never ends.
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no regular file")
@@ -67,7 +61,7 @@ class ZipSource(BaseSource):
         """The bytes of a member; the archive stays open in this process."""
         try:
             with self._archive.open(item.name) as stream:
-                # Not more than the directory states, which was checked: the stream may hold more.
+                # At most the checked size from the directory: the stream may be longer.
                 return stream.read(item.num_bytes)
         except (
             zipfile.BadZipFile,
@@ -83,10 +77,10 @@ class ZipSource(BaseSource):
 
 
 def folder_source(root: Path) -> FolderSource:
-    """List the images under a folder; hidden files and folders are left out. Links are followed.
+    """List the images under a folder. Hidden files and folders are skipped, links are followed.
 
     Raises:
-        SourceError: unreadable, without images, or with sub-folders that are not clearly classes.
+        SourceError: unreadable, no images, or sub-folders that are not clearly classes.
     """
     if not root.is_dir():
         raise SourceError(f"source {root}: is a file, a folder of images was expected; give the folder it lies in")
@@ -94,7 +88,7 @@ def folder_source(root: Path) -> FolderSource:
     num_skipped = 0
     real_parents: dict[str, frozenset[str]] = {}
     try:
-        # Class folders are often links, of which two may lead to the same place; one to a folder above it is a circle.
+        # Class folders are often links. Two may lead to the same place; a link to a folder above it is a cycle.
         for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise):
             above, real = real_parents.pop(folder, frozenset()), os.path.realpath(folder)
             if real in above:
@@ -119,7 +113,7 @@ def _raise(error: OSError) -> None:
 
 
 def _size(file: Path) -> int:
-    # A link to nowhere is one bad image, which `read` reports; it does not make the whole folder unusable.
+    # A dangling link is one bad image, which `read` reports; the rest of the folder is usable.
     try:
         return file.stat().st_size
     except OSError:
@@ -130,7 +124,7 @@ def zip_source(file: Path) -> ZipSource:
     """List the images in a zip archive.
 
     Raises:
-        SourceError: unreadable, with dangerous members, without images, or with folders that are not clearly classes.
+        SourceError: unreadable, dangerous members, no images, or folders that are not clearly classes.
     """
     files: dict[str, int] = {}
     num_skipped = 0
@@ -147,7 +141,7 @@ def zip_source(file: Path) -> ZipSource:
         if member.is_dir() or path.parts[:1] == ("__MACOSX",):
             continue
         is_image = path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
-        # Of members of one name, which an archive has that was added to, the last counts: `read` gets that one.
+        # An archive that was extended may repeat a name. The last member counts: `read` gets that one.
         num_skipped += not is_image or member.filename in files
         if is_image:
             files[member.filename] = member.file_size
@@ -170,14 +164,14 @@ def _refuse_dangerous(file: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _classify(where: str, files: dict[str, int], num_skipped: int) -> tuple[tuple[Item, ...], tuple[str, ...] | None]:
-    """Sort the images and number the classes: the first folder of each path below the folder common to all."""
+    """Sort the images and number the classes: the first folder of each path below the common folder."""
     if not files:
         raise SourceError(
             f"{where}: no images in it ({num_skipped} other files); known suffixes: {' '.join(IMAGE_SUFFIXES)}"
         )
     names = sorted(files)
     split = {name: PurePosixPath(name).parts for name in names}
-    # An archive usually holds one folder with everything inside; that is no class.
+    # An archive usually holds one top folder with all files, which is not a class.
     depth = 0
     while all(len(parts) > depth + 1 for parts in split.values()) and len({p[depth] for p in split.values()}) == 1:
         depth += 1
@@ -186,7 +180,7 @@ def _classify(where: str, files: dict[str, int], num_skipped: int) -> tuple[tupl
         return tuple(Item(name, files[name], None) for name in names), None
     if loose:
         raise SourceError(
-            f"{where}: {len(loose)} images, such as {shown_name(loose[0])}, lie beside the class folders; "
+            f"{where}: {len(loose)} images, such as {shown_name(loose[0])}, lie next to the class folders; "
             "move them into one, or all images into a single folder to have no classes"
         )
     class_names = tuple(sorted({parts[depth] for parts in split.values()}))

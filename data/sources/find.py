@@ -1,4 +1,4 @@
-"""Finds the source that `data.prepare` is given: which kind lies at a path, or the kind that the user names."""
+"""Opens the source for `data.prepare`: finds its kind from the path, or takes the kind that the user names."""
 
 import re
 from dataclasses import replace
@@ -16,17 +16,9 @@ from data.storage.location import is_url
 from data.storage.redaction import redact
 
 _AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
-
-
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
-
-
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
-
-
 _EMBEDDED = ("digits", "gaussians25")
-
-
 _ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
 
 
@@ -34,13 +26,13 @@ def open_source(name: str, *, split: Split | None = None, max_images: int | None
     """Find the images of a source.
 
     Args:
-        name: `digits` or `gaussians25`; a path, whose kind is recognised from what lies there; or `KIND:PATH`.
+        name: `digits` or `gaussians25`; a path, whose kind is found from its content; or `KIND:PATH`.
         split: only for CIFAR-10 and the MNIST family, where None means train.
-        max_images: keeps the first ones in the source's own order; for StackedMNIST the number of triplets.
-        seed: decides on the triplets of StackedMNIST and on the points of gaussians25; 0 .. 2**64 - 1.
+        max_images: keeps the first ones in the source's order; for StackedMNIST the number of triplets.
+        seed: determines the triplets of StackedMNIST and the points of gaussians25; 0 .. 2**64 - 1.
 
     Raises:
-        SourceError: there is no such source, or it holds nothing that can be prepared.
+        SourceError: no such source, or nothing in it can be prepared.
     """
     if max_images is not None and max_images < 1:
         raise SourceError(f"max_images is {max_images}: allowed is 1 or more")
@@ -86,7 +78,7 @@ def _parse(name: str) -> tuple[str, Path]:
         return name, Path()
     if _exists(Path(name)):
         return _recognise(Path(name)), Path(name)
-    # A slash before the colon: a path that is missing, not a kind that is unknown.
+    # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
     if named is None:
         raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
@@ -105,7 +97,7 @@ def _parse(name: str) -> tuple[str, Path]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    # A name that no file can have: too long, or with a zero byte.
+    # An impossible file name: too long, or with a zero byte.
     except (OSError, ValueError):
         return False
 
@@ -135,7 +127,7 @@ def _kind_of_folder(path: Path) -> str:
         return "folder"
     if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in names):
         raise SourceError(
-            f"source {path}: holds tar files beside folders or images; say what to read: webdataset:{path} or "
+            f"source {path}: holds tar files next to folders or images; say what to read: webdataset:{path} or "
             f"folder:{path}"
         )
     return "webdataset"

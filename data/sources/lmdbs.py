@@ -12,28 +12,18 @@ import lmdb
 from data.sources.source import BaseSource, FormDefaults, Item, SourceError, pixel_file
 
 DATA_NAME = "data.mdb"
-
-
 _RAW_SIZE = 256
-
-
 _RAW_BYTES = 3 * _RAW_SIZE**2
-
-
 _NUM_SNIFFED = 16
-"""Values that decide on what the database holds."""
-
-
+"""Values checked to find out what the database holds."""
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
-
-
 _open_environments: WeakValueDictionary[Path, lmdb.Environment] = WeakValueDictionary()
-"""LMDB forbids to open a database twice in one process; it closes with the last source that uses it."""
+"""LMDB forbids opening a database twice in one process. It closes with the last source that uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LmdbSource(BaseSource):
-    """Values of an LMDB; an item's name is its key, with `%XX` for bytes that are no plain text."""
+    """Values of an LMDB; an item's name is its key, with `%XX` for bytes that are not plain text."""
 
     file: Path
     is_raw: bool
@@ -41,7 +31,7 @@ class LmdbSource(BaseSource):
 
     @property
     def description(self) -> str:
-        """`lmdb:NAME`, the name of the folder where the file has LMDB's usual name."""
+        """`lmdb:NAME`: the file name, or the folder name if the file has LMDB's usual name."""
         return f"lmdb:{self.file.parent.name if self.file.name == DATA_NAME else self.file.name}"
 
     @cached_property
@@ -49,7 +39,7 @@ class LmdbSource(BaseSource):
         return _open(self.file)
 
     def read(self, item: Item) -> bytes:
-        """The value, as a PPM file where it is bare pixels; the database stays open in this process."""
+        """The value, as a PPM file if it is raw pixels; the database stays open in this process."""
         try:
             with self._environment.begin() as transaction:
                 value = transaction.get(unquote_to_bytes(item.name))
@@ -65,14 +55,14 @@ class LmdbSource(BaseSource):
 
 
 def lmdb_source(path: Path, *, max_images: int | None) -> LmdbSource:
-    """List the keys of an LMDB: in the order of the database, or by number where all are decimal numbers.
+    """List the keys of an LMDB: in database order, or by number if all are decimal numbers.
 
     Args:
-        path: the folder of a data.mdb, or a database in a file of its own.
-        max_images: keys after that many are not looked for where the order does not need them.
+        path: the folder of a data.mdb, or a single-file database.
+        max_images: the listing stops after that many keys, unless sorting needs all.
 
     Raises:
-        SourceError: no LMDB, a damaged one, or one that holds no images.
+        SourceError: not an LMDB, damaged, or without images.
     """
     file = (path / DATA_NAME if path.is_dir() else path).resolve()
     if not file.is_file():
@@ -94,13 +84,13 @@ def _open(file: Path) -> lmdb.Environment:
     if environment is not None:
         return environment
     try:
-        # Without locks, since the folder may be read-only; without read-ahead, since keys are read in shuffled order.
+        # No locks, since the folder may be read-only; no read-ahead, since keys are read in shuffled order.
         environment = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=1)
     except lmdb.Error as error:
         raise SourceError(f"source {file}: no readable LMDB ({error}); get it again") from None
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if file.stat().st_size < expected:
-        # Reading past the end of the file would kill the process.
+        # Reading past the end of a mapped file kills the process.
         raise SourceError(f"source {file}: has {file.stat().st_size} bytes of {expected}; it is cut off, get it again")
     _open_environments[file] = environment
     return environment
@@ -110,7 +100,7 @@ def _list_keys(environment: lmdb.Environment, max_images: int | None) -> list[by
     keys: list[bytes] = []
     are_numbers = True
     with environment.begin() as transaction:
-        # Keys alone, without the sizes: lmdb reads all pages of a value that it hands out, else only the first.
+        # Only keys, no sizes: lmdb reads all pages of a value that it returns, otherwise only the first.
         for key in transaction.cursor().iternext(keys=True, values=False):
             keys.append(key)
             are_numbers = are_numbers and key.isdigit()
@@ -123,7 +113,7 @@ def _list_keys(environment: lmdb.Environment, max_images: int | None) -> list[by
 
 
 def _sniff(path: Path, environment: lmdb.Environment, keys: Sequence[bytes]) -> bool:
-    """Whether values are bare pixels; refuses a database whose first values are neither these nor images."""
+    """Whether values are raw pixels; refuses a database whose first values are neither raw pixels nor images."""
     if not keys:
         raise SourceError(f"source {path}: the LMDB is empty; get it again")
     with environment.begin() as transaction:

@@ -1,6 +1,6 @@
-"""MNIST, Fashion-MNIST in the same files, and StackedMNIST, which is made from them.
+"""MNIST, Fashion-MNIST in the same format, and StackedMNIST, made from MNIST.
 
-Files are those of the authors (idx, plain or .gz) in a folder, or .npz with `images` and `labels`.
+The files are the authors' (idx, plain or .gz) in a folder, or .npz with `images` and `labels`.
 """
 
 import gzip
@@ -20,18 +20,10 @@ from data.sources.arrays import DIGIT_NAMES, ArraySource, LabelledPixels, Split,
 from data.sources.source import FormDefaults, Item, SourceError, pixel_file
 
 _IMAGE_SHAPE = (28, 28)
-
-
 _MAX_IMAGES = 10**6
-"""Fourteen times the authors'; bounds what a header may ask for."""
-
-
+"""Fourteen times the authors' number; limits the count in a header."""
 _MAX_NPY_HEADER_BYTES = 16 * 2**10
-
-
 _IDX_PREFIXES = {"train": "train", "test": "t10k"}
-
-
 _GARMENTS = (
     "T-shirt/top",
     "Trouser",
@@ -44,35 +36,29 @@ _GARMENTS = (
     "Bag",
     "Ankle boot",
 )
-
-
 _STACKED_PAD = 2
 """Black pixels on each side: 28 -> 32."""
-
-
 _MAX_TRIPLETS = 10**7
 """They take about 4 GB."""
-
-
 _STACKED_TAG = 0x737461636B  # "stack": keeps these draws apart from any other use of the same seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackedMnistSource(ArraySource):
-    """Triplets of grey images as red, green and blue; an item's name says which: `number-red-green-blue`.
+    """Triplets of grey images as red, green and blue; an item's name lists them: `number-red-green-blue`.
 
     The arrays hold the single images, uint8 [N, 28, 28, 1].
     """
 
     def read(self, item: Item) -> bytes:
-        """A 32x32 PPM file, black around the digits."""
+        """A 32x32 PPM file, with a black border."""
         triplet = [int(number) for number in item.name.split("-")[1:]]
         stacked = np.pad(self.pixels[triplet, :, :, 0], ((0, 0), (_STACKED_PAD,) * 2, (_STACKED_PAD,) * 2))
         return pixel_file(stacked.transpose(1, 2, 0).tobytes(), size=stacked.shape[1], channels=3)
 
 
 def holds_mnist(path: Path) -> bool:
-    """Whether there are files of MNIST's form; Fashion-MNIST has the same."""
+    """Whether there are files in MNIST's format, which Fashion-MNIST shares."""
     if path.is_file():
         return path.suffix.lower() == ".npz"
     splits: tuple[Split, ...] = ("train", "test")
@@ -84,11 +70,11 @@ def mnist_source(path: Path, *, kind: Literal["mnist", "fashionmnist"], split: S
 
     Args:
         path: a folder of idx files, a folder with train.npz and test.npz, or a single .npz.
-        kind: decides on the names of the classes.
-        split: None takes train, or the whole of a single .npz, which has no splits.
+        kind: determines the class names.
+        split: None: train, or all of a single .npz, which has no splits.
 
     Raises:
-        SourceError: no such files, or damaged ones.
+        SourceError: missing or damaged files.
     """
     name, load = _find(path, split)
     class_names = DIGIT_NAMES if kind == "mnist" else _GARMENTS
@@ -101,8 +87,8 @@ def stacked_mnist_source(path: Path, *, split: Split | None, num_triplets: int |
     Args:
         path: as for `mnist_source`.
         split: as for `mnist_source`.
-        num_triplets: None makes as many as there are single images; at most 10**7.
-        seed: decides on the triplets, 0 .. 2**64 - 1; the first ones are the same for any number of them.
+        num_triplets: None: one per single image; at most 10**7.
+        seed: determines the triplets, 0 .. 2**64 - 1; the first ones do not depend on num_triplets.
 
     Raises:
         SourceError: as for `mnist_source`, or too many triplets.
@@ -132,8 +118,8 @@ def stacked_mnist_source(path: Path, *, split: Split | None, num_triplets: int |
 def _draw_triplets(length: int, *, num_images: int, seed: int) -> npt.NDArray[np.int64]:
     """Image numbers [length, 3].
 
-    From raw 64-bit outputs, which numpy promises to keep, while its distributions may change between releases. The
-    remainder prefers some images by less than 2**-40.
+    Uses raw 64-bit outputs, which numpy keeps stable; its distributions may change between releases. The remainder
+    favours some images by less than 2**-40.
     """
     generator = np.random.Philox(key=np.array([seed, _STACKED_TAG], dtype=np.uint64))
     draws = np.asarray(generator.random_raw(3 * length), dtype=np.uint64)
@@ -141,7 +127,7 @@ def _draw_triplets(length: int, *, num_images: int, seed: int) -> npt.NDArray[np
 
 
 def _find(path: Path, split: Split | None) -> tuple[str, Callable[[], LabelledPixels]]:
-    """Name for the description, and what reads the images and labels."""
+    """Name for the description, and a function that loads images and labels."""
     if path.is_file():
         if path.suffix.lower() != ".npz":
             raise SourceError(
@@ -175,7 +161,7 @@ def _find_npz(folder: Path, split: Split) -> Path | None:
 
 
 def _find_idx(folder: Path, split: Split, part: str) -> Path | None:
-    # Unpacking by hand often leaves a dot in place of the last hyphen.
+    # Manual unpacking often leaves a dot in place of the last hyphen.
     for name in (f"{_IDX_PREFIXES[split]}-{part}-ubyte", f"{_IDX_PREFIXES[split]}-{part.replace('-', '.')}-ubyte"):
         for file in (folder / name, folder / f"{name}.gz"):
             if file.is_file():
@@ -205,7 +191,7 @@ def _read_idx(file: Path, *, magic: int, shape: tuple[int, ...]) -> npt.NDArray[
             if not 0 < count <= _MAX_IMAGES:
                 raise SourceError(f"{where}: its header says {count} images, allowed are 1 to {_MAX_IMAGES}")
             expected = count * math.prod(shape)
-            # One more than the header says: shows a file that goes on, and bounds what is unpacked.
+            # One byte more than the header says: detects a longer file, and limits unpacking.
             content = stream.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{where}: cannot be read ({error}); get it again") from None
@@ -222,7 +208,7 @@ def _load_npz(file: Path) -> LabelledPixels:
             labels = _read_npy(file, archive, "labels", ())
     except SourceError:
         raise
-    # RuntimeError: encrypted. ValueError: a damaged header.
+    # RuntimeError: encrypted. ValueError: damaged header.
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
         raise SourceError(f"source {file}: cannot be read ({error}); get it again") from None
     return _checked(file, images, file, labels)
@@ -233,7 +219,7 @@ def _read_npy(file: Path, archive: zipfile.ZipFile, name: str, shape: tuple[int,
     if f"{name}.npy" not in archive.namelist():
         raise SourceError(f"{where} is missing; an .npz must hold uint8 images [N, 28, 28] and labels [N]")
     member = archive.getinfo(f"{name}.npy")
-    # All of it before anything is unpacked: the array's header must be right, and agree with the zip directory.
+    # Before unpacking: the array's header must be right, and agree with the zip directory.
     with archive.open(member) as stream:
         found, dtype = _read_npy_header(stream)
     if not found or found[1:] != shape or dtype.kind not in "iu" or (shape and dtype != np.uint8):

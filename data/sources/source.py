@@ -1,7 +1,7 @@
-"""What `data.prepare` needs to know of any source: its images as items, their classes, and how to read one.
+"""Interface of a source for `data.prepare`: its images as items, their classes, and how to read one.
 
-A source is small to pickle, since it goes to each worker process. Nothing is ever unpacked to disk, and nothing that a
-source holds is executed.
+A pickled source is small, since it is sent to each worker process. Nothing is unpacked to disk, and no content of a
+source is executed.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 
 
 class SourceError(UserError):
-    """The source as a whole cannot be prepared; the message says what, where and what to do."""
+    """The whole source cannot be prepared; the message says what, where and what to do."""
 
 
 class Item(NamedTuple):
@@ -23,18 +23,18 @@ class Item(NamedTuple):
     name: str
     """Unique within its source: a path with `/`, a number or a key."""
     num_bytes: int
-    """Size of its file or pixels; 0 where that shows only when the image is read."""
+    """Size of its file or pixels; 0 if unknown before it is read."""
     label: int | None
     """Class number, None without classes."""
 
 
 class FormDefaults(NamedTuple):
-    """What becomes of a source's images where the user does not say."""
+    """Default form of a source's prepared images."""
 
     size: int | None
-    """Height and width in pixels; None: the user must say."""
+    """Height and width in pixels; None: no default."""
     channels: Literal[1, 2, 3]
-    """1 grey, 3 RGB; 2 for points of the plane."""
+    """1 grey, 3 RGB; 2 for points in the plane."""
     upscale: bool
     """Enlarge images that are smaller than `size`."""
 
@@ -47,12 +47,12 @@ class Source(Protocol):
 
     @property
     def description(self) -> str:
-        """Kind and name, without the folder it lies in."""
+        """Kind and name, without the parent folder."""
         ...
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """All images in a fixed order. They stay behind when a source is pickled: a worker is told what to read."""
+        """All images in a fixed order. Not pickled with the source: workers are told which images to read."""
         ...
 
     @property
@@ -62,27 +62,27 @@ class Source(Protocol):
 
     @property
     def num_skipped(self) -> int:
-        """Files that were left out as no images, or as a second image of one sample."""
+        """Skipped files: not images, or further images of one sample."""
         ...
 
     @property
     def defaults(self) -> FormDefaults:
-        """The form in which this source is usually trained on."""
+        """The usual form of this source for training."""
         ...
 
     def read(self, item: Item) -> bytes:
-        """An image file that PIL can open; PGM or PPM where the source holds bare pixels.
+        """An image file that PIL can open; PGM or PPM if the source holds raw pixels.
 
         Raises:
-            OSError: this image cannot be read; others may.
-            SourceError: the source as a whole cannot be read any more.
+            OSError: this image cannot be read; others may be readable.
+            SourceError: the whole source is no longer readable.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSource:
-    """What all sources hold. Pickled, it leaves behind its items and all that it has opened or cached."""
+    """Fields of all sources. Pickling drops the items, open files and caches."""
 
     items: tuple[Item, ...]
     class_names: tuple[str, ...] | None = None
@@ -102,7 +102,7 @@ def fingerprint(source: Source) -> str:
 
 
 def pixel_file(pixels: bytes, *, size: int, channels: int) -> bytes:
-    """A PGM or PPM file, so that bare pixels take the same way as any other image.
+    """A PGM or PPM file, so that raw pixels are handled like any other image.
 
     Args:
         pixels: uint8 [size, size, channels].
@@ -113,11 +113,11 @@ def pixel_file(pixels: bytes, *, size: int, channels: int) -> bytes:
 
 
 def shown_name(name: str) -> str:
-    """A name for a message: one line of text that does nothing to a terminal; names of files may be neither."""
+    """A name for a message: escapes line breaks, control characters and bytes that are not text."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
 
 
 def points_outside(name: str) -> bool:
-    """Whether a member of an archive names a place outside the folder that the archive would be unpacked to."""
+    """Whether an archive member's name would leave the folder that the archive is unpacked to."""
     parts = name.replace("\\", "/").split("/")
     return parts[0] == "" or ".." in parts or ":" in parts[0]

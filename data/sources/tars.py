@@ -1,6 +1,6 @@
-"""WebDataset shards made by others, such as img2dataset's: tar files whose members share a key per sample.
+"""Third-party WebDataset shards, such as img2dataset's: tar files whose members share a key per sample.
 
-The headers are read once; images are then read at their offsets, so that no archive is unpacked or read through.
+The headers are read once. Images are then read at their offsets, without unpacking or scanning the archive.
 """
 
 import os
@@ -13,18 +13,10 @@ from typing import NamedTuple
 from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside
 
 COMPRESSED_SUFFIXES = (".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.xz", ".tar.zst", ".tbz2", ".tgz", ".txz")
-
-
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
-
-
 _SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
-"""Expected beside an image, and no word is lost about them."""
-
-
+"""Expected next to an image; not counted as skipped."""
 _MAX_LABEL = 10**5
-
-
 _MAX_CLS_BYTES = 16
 
 
@@ -46,18 +38,18 @@ class TarSource(BaseSource):
 
 
 def tar_source(path: Path, *, max_images: int | None) -> TarSource:
-    """List the images of a tar file, or of all tar files directly in a folder, in the order of names and members.
+    """List the images of a tar file, or of all tar files directly in a folder, sorted by file name, in archive order.
 
-    A sample's members share the name up to the first dot. One image is taken of each: the first whose name has no other
-    dot, else the first; the rest are counted as skipped, as are links, devices and files of unknown suffix. Labels come
-    from the `.cls` members where every image has one.
+    A sample's members share the name up to the first dot. One image per sample is taken: the first whose name has no
+    other dot, else the first. The rest count as skipped, as do links, devices and files with unknown suffix. Labels
+    come from the `.cls` members if every image has one.
 
     Args:
         path: a .tar file or a folder of them.
-        max_images: shards after that many images are not looked at.
+        max_images: shards after that many images are not read.
 
     Raises:
-        SourceError: no shards, damaged, compressed or dangerous ones, or none with images.
+        SourceError: no shards, damaged, compressed or dangerous ones, or no images.
     """
     folder, shards = _find_shards(path)
     items: list[Item] = []
@@ -90,7 +82,7 @@ def tar_source(path: Path, *, max_images: int | None) -> TarSource:
 
 
 def _find_shards(path: Path) -> tuple[Path, list[str]]:
-    """The folder and the names of its shards, which may be links to elsewhere."""
+    """The folder and the names of its shards, which may be links."""
     try:
         names = sorted(os.listdir(path)) if path.is_dir() else [path.name]
     except OSError as error:
@@ -128,7 +120,7 @@ def _list_shard(shard: Path) -> _Listing:
         path = PurePosixPath(member.name)
         suffix = path.suffix.lower()
         is_plain = member.isreg() and not member.issparse() and not path.name.startswith(".")
-        # As WebDataset has it: the sample's key ends at the first dot of the file's name.
+        # As in WebDataset, the sample's key ends at the first dot of the file name.
         stem, _, extension = path.name.partition(".")
         key = f"{path.parent}/{stem}"
         if is_plain and suffix in IMAGE_SUFFIXES:
@@ -147,7 +139,7 @@ def _list_shard(shard: Path) -> _Listing:
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The members of a shard in their order, checked to lie within it and under their own names."""
+    """The members of a shard in order; checks that they lie within it and have safe names."""
     where = f"source {shard}"
     try:
         with shard.open("rb") as stream:
@@ -171,11 +163,11 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
                     end = member.offset_data
                     yield member
                 end = archive.offset
-            # tarfile takes a damaged header, or a file that stops between two members, for the end.
+            # tarfile mistakes a damaged header, or a cut between two members, for the end.
             stream.seek(end)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise SourceError(f"{where}: is cut off or damaged at byte {end}; get it again")
-    # A tar file made to harm can nest its headers.
+    # A malicious tar file can nest its headers.
     except (tarfile.TarError, OSError, RecursionError) as error:
         raise SourceError(f"{where}: no readable tar file ({error}); get it again") from None
 

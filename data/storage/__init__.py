@@ -1,11 +1,12 @@
-"""Files and folders, here or at a URL. Knows no data set.
+"""Files and folders, local or at a URL. Imports no data set code.
 
 Files:
-    errors     what a user can mend, and how a command ends: message and exit code
-    failures   what passes, what does not, and in which words
-    files      files that appear as a whole, their hashes, the time
+    arguments  whole numbers on the command line
+    errors     expected errors of a command, with message and exit code
+    failures   classifies storage errors: whether to retry, what to say
+    files      atomic writes, hashes, timestamps
     location   folder or URL; DataError
-    redaction  hides passwords, tokens and keys in what is shown
-    remote     files at a URL, with retries
-    writable   files at a URL that are also written
+    redaction  hides passwords, tokens and keys in shown text
+    remote     reads files at a URL, with retries
+    writable   writes files at a URL
 """

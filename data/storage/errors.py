@@ -1,7 +1,7 @@
-"""How a command ends that cannot do what was asked: one message on stderr, and an exit code.
+"""Expected errors of a command: each ends it with one message on stderr and an exit code.
 
-0: done; 1: it failed; 2: something that the user gave is wrong; 75: stopped on request, the same command resumes; 130:
-interrupted. Anything else that is raised is a fault of the program and keeps its traceback.
+0: done; 1: failed; 2: wrong user input; 75: stopped on request, the same command resumes; 130: interrupted. Any other
+exception is a bug in the program and keeps its traceback.
 """
 
 import functools
@@ -15,9 +15,9 @@ P = ParamSpec("P")
 
 
 class UserError(ValueError):
-    """Something that the user gave cannot be used; the message says what is wrong, what is allowed and what to do.
+    """User input cannot be used; the message says what is wrong, what is allowed and what to do.
 
-    It shows no secret: whatever URL the message quotes is redacted.
+    Secrets in URLs that the message quotes are redacted.
     """
 
     def __init__(self, message: str) -> None:
@@ -25,9 +25,9 @@ class UserError(ValueError):
 
 
 class OperationError(RuntimeError):
-    """Nothing is wrong with what the user gave, but the work could not be done; the message says why.
+    """The user input is valid, but the work failed; the message says why.
 
-    It shows no secret either.
+    Secrets in it are redacted too.
     """
 
     def __init__(self, message: str) -> None:
@@ -35,7 +35,7 @@ class OperationError(RuntimeError):
 
 
 class StoppedError(Exception):
-    """The work ended early because somebody asked for it; the message says what follows.
+    """The work was stopped on request; the message says what to do next.
 
     Attributes:
         exit_code: of the command.
@@ -49,11 +49,11 @@ class StoppedError(Exception):
 def as_command(
     *, name: str = "", failed: int = 1, interrupted: str = ""
 ) -> Callable[[Callable[P, int]], Callable[P, int]]:
-    """Decorate a function that returns an exit code: its expected errors become a message and an exit code as well.
+    """Decorate a function that returns an exit code: turn its expected errors into a message and an exit code.
 
     Args:
-        name: said before each message.
-        failed: exit code of `OperationError` and `OSError`; 2 where the command only reads what the user names.
+        name: prefix of each message.
+        failed: exit code for `OperationError` and `OSError`; 2 if the command only reads what the user names.
         interrupted: message after Ctrl-C.
     """
 

@@ -1,4 +1,4 @@
-"""What an error of a storage library means: whether it may pass, and what to tell the user."""
+"""Interprets errors of storage libraries: is a retry useful, and what should the user do?"""
 
 import errno
 import http
@@ -8,27 +8,19 @@ import ssl
 from data.storage.redaction import redact
 
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors of this host's disk and memory: no server causes them. Nor those that name a local file."""
-
-
+"""Errors of this host's disk and memory. Like errors that name a local file, no server causes them."""
 _S3_ACCESS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) of an account that may read it, AWS_ENDPOINT_URL "
     "for an S3 service other than Amazon's, or FSSPEC_S3_ANON=true for a public bucket"
 )
-
-
 _CONNECTION = {"OSError", "EOFError", "ClientError", "ConnectionError", "HTTPClientError"}
-"""The libraries' bases of errors of connections that broke."""
-
-
+"""Base classes of the libraries' connection errors."""
 _ACCESS = {
     "s3": _S3_ACCESS,
     "s3a": _S3_ACCESS,
     "http": "put user:password@ before the host, or have the folder made readable",
     "https": "put user:password@ before the host, or have the folder made readable",
 }
-
-
 _NETWORK = {
     "s3": "check AWS_ENDPOINT_URL (unset for Amazon's own) and the network",
     "s3a": "check AWS_ENDPOINT_URL (unset for Amazon's own) and the network",
@@ -41,21 +33,21 @@ class FailureError(Exception):
     def __init__(self, reason: str, *, advice: str = "", passing: bool = False, missing: bool = False) -> None:
         super().__init__()
         self.reason = reason
-        """What happened, in a few words."""
+        """What happened, briefly."""
         self.advice = advice or ("try again later" if passing else "check the URL")
-        """What the user may do."""
+        """What the user can do."""
         self.passing = passing
-        """Whether trying again may help."""
+        """Whether a retry may help."""
         self.missing = missing
-        """Whether the server says that there is no such file."""
+        """Whether the server reports that the file is missing."""
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.advice}"
 
 
 def explain(error: Exception, protocol: str) -> FailureError | None:
-    """Sort an error of fsspec or of a library below it; None if it is one of this host and not of the storage."""
-    # Libraries wrap errors, fsspec's http even any error in a FileNotFoundError: what lies below is more telling.
+    """Classify an error of fsspec or its libraries; None if this host caused it, not the storage."""
+    # Libraries wrap errors; fsspec's http wraps any error in a FileNotFoundError. The cause tells more.
     chain = _chain(error)
     if any(isinstance(link, OSError) and (link.errno in _LOCAL or link.filename) for link in chain):
         return None
@@ -90,20 +82,20 @@ def explain(error: Exception, protocol: str) -> FailureError | None:
         return FailureError("the connection was refused", advice=network, passing=True)
     if names & {"ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"}:
         return FailureError("the answer was cut short", passing=True)
-    # A ValueError is about what a library was given, an invalid URL for one.
+    # A ValueError is about a library's arguments, such as an invalid URL.
     if names & _CONNECTION and not any(isinstance(link, ValueError) for link in chain):
         return FailureError(f"the connection failed ({_summary(chain[-1])})", advice=network, passing=True)
-    # What is left of botocore's errors is about profiles, regions and the like.
+    # The remaining botocore errors concern profiles, regions and the like.
     return FailureError(_summary(error), advice=access if "BotoCoreError" in names else "")
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what caused it, from the outermost one inwards."""
+    """The error and its causes, outermost first."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
-        # botocore keeps the error below it as an argument.
+        # botocore keeps the cause as an argument.
         below = getattr(link, "kwargs", {}).get("error") if isinstance(getattr(link, "kwargs", {}), dict) else None
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
         link = link or (below if isinstance(below, BaseException) else None)
@@ -111,12 +103,12 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """Status of an HTTP answer, as aiohttp, botocore, requests and Google's libraries keep it."""
+    """HTTP status as stored by aiohttp, botocore, requests and Google's libraries."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         places = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
     elif type(error).__module__ == "aiohttp.http_exceptions":
-        # Its parser's errors about answers that were cut say 400.
+        # Its parser reports 400 for truncated answers.
         places = []
     else:
         names = ("status", "status_code", "code")
@@ -125,7 +117,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _code(chain: list[BaseException]) -> str:
-    """S3's own word for an error, where there is one beside the number."""
+    """S3's error code, if it is a word and not the number."""
     for link in chain:
         response = getattr(link, "response", None)
         code = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
@@ -139,5 +131,5 @@ def _phrase(status: int) -> str:
 
 
 def _summary(error: BaseException) -> str:
-    text = redact(" ".join(str(error).split()))  # before it is cut, or half a URL would not be known as one
+    text = redact(" ".join(str(error).split()))  # before truncation: half a URL is not recognized
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Files that appear as a whole, hashes of them, and the time."""
+"""Atomic file writes, hashes and timestamps."""
 
 import hashlib
 import json
@@ -13,28 +13,28 @@ from typing import Any
 
 @contextmanager
 def replaced(path: Path, *, durable: bool = False, draft: str | None = None) -> Iterator[Path]:
-    """Give a name next to `path` to write a file or folder under, and put that in its place at the end.
+    """Yield a path next to `path` for a draft file or folder, and rename the draft to `path` at the end.
 
-    A reader sees what was at `path` before, or all that is written. If anything fails, what was there stays and the
-    draft is removed. The folder must exist.
+    A reader sees the old content or the complete new content. If anything fails, the old content stays and the draft
+    is removed. The parent folder must exist.
 
     Args:
         path: file, replaced if it exists; or a folder, which must be empty or not exist.
-        durable: whether the content of a file and its name are on the disk when this ends, even if the host crashes.
-        draft: name to write under; by default one that no other process of this host has.
+        durable: flush a file's content and name to the disk before this ends, so that they survive a crash.
+        draft: name of the draft; by default one that is unique to this process on this host.
 
     Raises:
-        OSError: the draft cannot be put in place, or not be flushed to the disk.
+        OSError: the draft cannot be renamed or flushed to the disk.
     """
     unfinished = path.with_name(draft or f".{path.name}.{os.getpid()}.tmp")
-    _remove(unfinished)  # a process that still writes to a file of that name keeps that one, unseen
+    _remove(unfinished)  # a process that still writes to it keeps its now unnamed file
     try:
         yield unfinished
         if durable:
             _sync(unfinished, os.O_RDONLY)
         os.replace(unfinished, path)
     except BaseException:
-        with suppress(OSError):  # where nothing may be written, nothing may be removed either
+        with suppress(OSError):  # a read-only folder allows no removal either
             _remove(unfinished)
         raise
     if durable:
@@ -42,18 +42,18 @@ def replaced(path: Path, *, durable: bool = False, draft: str | None = None) -> 
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write or replace a JSON file: on the disk as a whole, or the one that was there before."""
+    """Write or replace a JSON file, atomically and durably."""
     with replaced(file, durable=True, draft=f"{file.name}.unfinished") as draft:
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+    """Flush a folder's names to the disk."""
     _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def sha256_of(file: Path | int) -> str:
-    """SHA-256 of a file, by path or by descriptor, which stays open; 64 hexadecimal digits.
+    """SHA-256 of a file, 64 hexadecimal digits. Takes a path, or a descriptor, which stays open.
 
     Raises:
         OSError: it cannot be read.
@@ -63,7 +63,7 @@ def sha256_of(file: Path | int) -> str:
 
 
 def timestamp() -> str:
-    """Now, in UTC, to the second: 2026-01-31T12:00:00Z."""
+    """Current UTC time, to the second: 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 

@@ -1,4 +1,4 @@
-"""Where a prepared data set is: a local folder, or a URL that fsspec can read. No shell is run for either."""
+"""Location of a prepared data set: a local folder, or a URL that fsspec can read. Neither runs a shell."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,6 @@ from data.storage.errors import UserError
 from data.storage.redaction import redact
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-
-
 _NO_STORAGE = {
     "asynclocal",
     "async_wrapper",
@@ -23,14 +21,12 @@ _NO_STORAGE = {
     "file",
     "filecache",
 }
-
-
 _NO_STORAGE |= {"generic", "libarchive", "local", "pyscript", "reference", "simplecache", "tar", "zip"}
-"""Protocols of fsspec that wrap others, or that name no place where a folder of shards could be."""
+"""Protocols of fsspec that wrap others, or that cannot hold a folder of shards."""
 
 
 def is_url(text: str) -> bool:
-    """Whether the text begins as a URL with a place does, file:// included."""
+    """Whether the text begins with a scheme and //, file:// included."""
     scheme = _SCHEME.match(text)
     return scheme is not None and text.startswith("//", scheme.end())
 
@@ -42,10 +38,10 @@ def is_remote(path: str | Path) -> bool:
 
 
 def local_path(path: str | Path) -> Path:
-    """The absolute folder that a path or a file:// URL names.
+    """The absolute folder of a path or a file:// URL.
 
     Raises:
-        DataError: the URL names a folder of another host, or no absolute one.
+        DataError: the URL names another host, or a relative folder.
     """
     if not (isinstance(path, str) and path.lower().startswith("file:")):
         return Path(path).absolute()
@@ -56,10 +52,10 @@ def local_path(path: str | Path) -> Path:
 
 
 def checked_url(url: str) -> str:
-    """The URL of a remote folder without trailing slashes, its protocol in lower case.
+    """The URL of a remote folder, without trailing slashes and with a lower-case protocol.
 
     Raises:
-        DataError: it is no URL, chained, or of no known storage.
+        DataError: not a URL, chained, or unknown storage.
     """
     shown = redact(url if "://" in url else re.sub(r".*:.*@", "***@", url, flags=re.DOTALL))
     shown = shown if url.isprintable() else repr(shown)
@@ -80,4 +76,4 @@ def checked_url(url: str) -> str:
 
 
 class DataError(UserError):
-    """Data that cannot be used; the message names shard and key or file, and what to do."""
+    """Data cannot be used; the message names shard and key or file, and says what to do."""

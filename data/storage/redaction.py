@@ -1,11 +1,9 @@
-"""What may be shown of a text: passwords, tokens and keys in it are replaced by ***."""
+"""Replaces passwords, tokens and keys in a text by ***."""
 
 import re
 from typing import Any
 
 _HOST_AND_PORT = r"(?:[^/?\#\s:@]*@)?(?:localhost|[\w-]+\.[\w.-]+|\[[\da-f:.]+\]):\d{1,5}(?:[/?\#\s]|$)"
-
-
 _USER = re.compile(
     rf"""(?ix)
     (?<=://) (?:
@@ -16,10 +14,8 @@ _USER = re.compile(
     | (?:(?<=\bhttp:)|(?<=\bhttps:)|(?<=\bs3:)) (?:/|///)? [^/?\#\s:@]+ : \S+ @  # too few or too many slashes
     """
 )
-"""What comes before a host. A raw slash in a password makes the URL invalid, which is shown to the user all the same;
-therefore a short name with a number, as in `mlflow:5000/a@b`, counts as a user and not as a host with its port."""
-
-
+"""The part of a URL before the host. A raw slash in a password makes a URL invalid, but messages still show the URL.
+Therefore a short name with a number, as in `mlflow:5000/a@b`, counts as a user, not as a host and port."""
 _SECRET_FIELDS = re.compile(
     r"""(?ix)
     (?P<name>
@@ -34,9 +30,7 @@ _SECRET_FIELDS = re.compile(
     (?: "[^"]*" | '[^']*' | (?: [^&\s"':,;.)] | [:,;.)](?![:,;.)]*(?:\s|$)) | ["'](?=[^\s"',;:)\]}>]) )+ )
     """
 )
-"""name=value of a query, of a database's connection string or of an environment, 'name': 'value', and HTTP's header."""
-
-
+"""name=value in queries, connection strings and environments; 'name': 'value'; the HTTP Authorization header."""
 _ENCODED_FIELDS = re.compile(r"(?i)((?:password|secret|token|credential|signature|key|sig)%3d)(?:(?!%26)[^&\s'\"])+")
 
 
@@ -45,17 +39,17 @@ def _hidden(user: re.Match[str]) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with what may be secret in it replaced by ***: users and passwords of URLs, and secret fields.
+    """Replace possible secrets by ***: users and passwords in URLs, and secret fields.
 
-    Works on a URL as on a message with several. In doubt more is hidden: up to the last @ without a blank before it,
-    where a password begins. Text without such a URL or field comes back as it is; so does what this function gave.
+    Works on one URL or on a message with several. In doubt it hides more: from the start of a password to the last @
+    before a blank. Other text is unchanged. Redacting twice equals redacting once.
     """
     text = _USER.sub(_hidden, text)
     return _ENCODED_FIELDS.sub(r"\1***", _SECRET_FIELDS.sub(r"\g<name>***", text))
 
 
 def redact_values(values: Any) -> Any:
-    """A structure of dicts and lists, as JSON has them, with each text in it redacted."""
+    """Redact every string in a JSON-like structure of dicts and lists."""
     if isinstance(values, dict):
         return {key: redact_values(value) for key, value in values.items()}
     if isinstance(values, list):

@@ -1,4 +1,4 @@
-"""Files of a prepared data set on http(s), s3 or another fsspec filesystem, read with patience."""
+"""Reads files of a prepared data set from http(s), s3 or another fsspec filesystem, with retries."""
 
 import asyncio
 import logging
@@ -22,48 +22,33 @@ from data.storage.redaction import redact
 
 log = logging.getLogger(__name__)
 
-
 ATTEMPTS = 6
-"""How often what may pass is tried, with pauses that double: about a minute in all where failures come at once."""
-
-
+"""Attempts for temporary failures, with doubling pauses: about a minute in total if each fails at once."""
 FIRST_WAIT_S = 2.0
-"""Pause after the first failure; up to a second more is drawn at random, so that hosts do not come back together."""
-
-
+"""Pause after the first failure. Up to a second of random jitter keeps hosts from retrying together."""
 LONGEST_WAIT_S = 20.0
-"""Bound on a pause."""
-
-
+"""Longest pause."""
 CONNECT_S = 10.0
-"""Time for a connection."""
-
-
+"""Connection timeout."""
 STALL_S = 30.0
-"""Time without a byte after which a transfer counts as stalled."""
-
-
+"""A transfer without a byte for this long has stalled."""
 _POLL_S = 0.1
-
-
 _PARALLEL_REQUESTS = 16
-
-
 _T = TypeVar("_T")
 
 
 class AbandonedError(Exception):
-    """The caller took back what it had asked for."""
+    """The caller cancelled its request."""
 
 
 class Storage:
-    """One remote folder. Connections are made on first use in each process, so that it may be handed to a fork."""
+    """One remote folder. Each process connects on first use, so a forked process may use this object."""
 
     def __init__(self, url: str) -> None:
-        """Check the URL; nothing is contacted.
+        """Check the URL without a connection.
 
         Raises:
-            DataError: it is none, or of no known storage.
+            DataError: it is invalid, or its storage is unknown.
         """
         self.url = checked_url(url)
         """The folder, without a trailing slash. It may hold a password: show it through `redact` only."""
@@ -75,7 +60,7 @@ class Storage:
         """The content of a small file.
 
         Raises:
-            DataError: it is not there, or cannot be read.
+            DataError: it is missing or cannot be read.
         """
         with tempfile.TemporaryDirectory(prefix="ddgan-") as folder:
             target = Path(folder) / "content"
@@ -86,10 +71,10 @@ class Storage:
                 raise DataError(f"{name}: cannot store it in {folder}: {error.strerror or error}") from None
 
     def sizes(self, names: Sequence[str]) -> dict[str, int | None]:
-        """Bytes of files, asked for in parallel.
+        """Sizes of files in bytes, requested in parallel.
 
         Returns:
-            The size by name, None where the server does not tell. Files that are not there are left out.
+            The size by name; None if the server does not report it. Missing files are left out.
 
         Raises:
             DataError: the server does not answer, or refuses.
@@ -106,7 +91,7 @@ class Storage:
                         if not failure.missing:
                             self._fail(asked[future], failure)
             finally:
-                # One that cannot be asked is enough: the others would take their time to fail the same way.
+                # One failed request is enough: the others would only take time to fail the same way.
                 stop.set()
                 executor.shutdown(wait=False, cancel_futures=True)
         return found
@@ -114,18 +99,18 @@ class Storage:
     def download(
         self, name: str, target: Path, *, num_bytes: int | None = None, stop: threading.Event | None = None
     ) -> None:
-        """Copy a file to a local one, which holds part of it if this fails.
+        """Copy a file to a local file, which may be incomplete if this fails.
 
         Args:
             name: file in this folder.
             target: local file, overwritten.
-            num_bytes: size that it must have; a longer one is cut off.
-            stop: ends the transfer when it is set.
+            num_bytes: expected size; the transfer of a longer file is aborted.
+            stop: ends the transfer when set.
 
         Raises:
             DataError: it cannot be read, or has another size.
             AbandonedError: `stop` was set.
-            OSError: the local file cannot be written, ENOSPC for one.
+            OSError: the local file cannot be written, e.g. ENOSPC.
         """
 
         def transfer() -> None:
@@ -149,7 +134,7 @@ class Storage:
         raise DataError(f"{_label(name)}: cannot read {self.url}/{name}: {failure}") from None
 
     def _retry(self, name: str, action: Callable[[], _T], stop: threading.Event | None) -> _T:
-        """Do it until it succeeds, fails for good, or has failed too often."""
+        """Retry until it succeeds, fails permanently, or has failed too often."""
         stop = stop or threading.Event()
         began = time.monotonic()
 
@@ -197,7 +182,7 @@ class Storage:
             raise
 
     def _call(self, method: str, name: str, *args: Any, progress: "_Progress | None" = None, **kwargs: Any) -> Any:
-        """Call a filesystem's method. What stalls is ended; those without a loop have time limits of their own."""
+        """Call a filesystem's method. Stalled calls are cancelled; synchronous filesystems have their own timeouts."""
         with self._connecting:
             filesystem, root = self._connect()
         path = f"{root}/{name}"
@@ -207,7 +192,7 @@ class Storage:
         return getattr(filesystem, method)(path, *args, **kwargs)
 
     def _connect(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        """The filesystem of this process: its loop and sockets are useless, even harmful, in a forked child."""
+        """The filesystem of this process. Its loop and sockets would be useless or harmful in a forked child."""
         if self._connected is None or self._connected[0] != os.getpid():
             try:
                 filesystem, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **self._options())
@@ -216,29 +201,29 @@ class Storage:
             if self._protocol in ("s3", "s3a"):
                 filesystem.retries = 1  # ours are logged
             if isinstance(filesystem, AsyncFileSystem) and (set_session := getattr(filesystem, "set_session", None)):
-                # Left to the first request, it would be done once by each thread.
+                # Otherwise each thread would do this on its first request.
                 sync(filesystem.loop, set_session)
             self._connected = (os.getpid(), filesystem, root.rstrip("/"))
         return self._connected[1:]
 
     def _options(self) -> dict[str, Any]:
         if self._protocol in ("http", "https"):
-            # Here, and not above, since local data needs none of it.
+            # Imported here: local data does not need it.
             import aiohttp
 
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
-            # Compressed on the way, a shard would have another size. Proxies and ~/.netrc are the environment's.
+            # Compression would change a shard's size. Proxies and ~/.netrc come from the environment.
             headers = {"Accept-Encoding": "identity"}
             return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
         if self._protocol in ("s3", "s3a"):
             config = {"connect_timeout": CONNECT_S, "read_timeout": STALL_S, "retries": {"max_attempts": 0}}
-            # Parts in parallel would be held in memory, ten of 50 MB.
+            # Parallel parts would fill memory: ten of 50 MB.
             return {"config_kwargs": config, "use_listings_cache": False, "max_concurrency": 1}
         return {}
 
 
 class WrongSizeError(FailureError):
-    """The file on the server is not the one of the index."""
+    """The file on the server does not match the index."""
 
     def __init__(self, found: int | None, stated: int) -> None:
         size = f"{found} bytes" if found is not None else "more"
@@ -246,7 +231,7 @@ class WrongSizeError(FailureError):
 
 
 class _Progress(Callback):
-    """Counts the bytes of a transfer, and ends it where it should not go on."""
+    """Counts the bytes of a transfer, and ends it when it should not continue."""
 
     def __init__(self, num_bytes: int | None, stop: threading.Event | None) -> None:
         super().__init__()
@@ -264,7 +249,7 @@ class _Progress(Callback):
             raise AbandonedError
 
     def reason_to_end(self) -> Exception | None:
-        """None while all is well."""
+        """None if it may continue."""
         if self._stop is not None and self._stop.is_set():
             return AbandonedError()
         if time.monotonic() - self._last > STALL_S:
@@ -273,7 +258,7 @@ class _Progress(Callback):
 
 
 async def _supervise(transfer: Coroutine[Any, Any, Any], progress: _Progress) -> Any:
-    """Await a transfer, but cancel it, and wait for its end, when it stalls or is no longer wanted."""
+    """Await a transfer. If it stalls or is no longer wanted, cancel it and wait for its end."""
     task = asyncio.ensure_future(transfer)
     while not task.done():
         await asyncio.wait({task}, timeout=_POLL_S)

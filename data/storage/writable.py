@@ -1,4 +1,4 @@
-"""A remote folder that is also written: files appear whole, and one can be changed only by who saw it last."""
+"""A writable remote folder: files appear atomically, and a conditional write needs the latest version."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,22 +10,22 @@ from data.storage.remote import Storage
 
 
 class StorageError(OSError):
-    """The storage could not be listed, written or asked; says what and why. It shows no secret."""
+    """The storage could not be listed, read or written; says what and why, with secrets redacted."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
 
 
 class WritableStorage(Storage):
-    """One remote folder. Each call is tried once: whoever writes knows best whether and when to try again."""
+    """One remote folder. Each call is tried once: the caller decides whether and when to retry."""
 
     @property
     def has_versions(self) -> bool:
-        """Whether `version` and `put_if` can be used: with S3, and services that follow it."""
+        """Whether `version` and `put_if` work: with S3 and compatible services."""
         return self._protocol in ("s3", "s3a")
 
     def files(self) -> dict[str, int]:
-        """Bytes of all files below the folder by name; none if there is no such folder.
+        """Sizes in bytes of all files below the folder, by name; empty if it is missing.
 
         Raises:
             StorageError: the storage does not answer, or refuses.
@@ -36,7 +36,7 @@ class WritableStorage(Storage):
         return {name.strip("/").removeprefix(root + "/"): entry["size"] for name, entry in found.items()}
 
     def read_if_there(self, name: str) -> bytes | None:
-        """The content of a small file; None if it is not there.
+        """The content of a small file; None if it is missing.
 
         Raises:
             StorageError: the storage does not answer, or refuses.
@@ -48,10 +48,10 @@ class WritableStorage(Storage):
             return None
 
     def write(self, name: str, chunks: Iterable[memoryview]) -> None:
-        """Write a file; one of that name is replaced once all of it has arrived.
+        """Write a file. It replaces an existing one when all of it has arrived.
 
         Raises:
-            StorageError: it did not arrive, and a file of that name is as it was.
+            StorageError: it did not arrive; an existing file is unchanged.
         """
         with self._explained(f"cannot write {name}"):
             with self._connecting:
@@ -62,7 +62,7 @@ class WritableStorage(Storage):
                     file.write(chunk)
             except BaseException:
                 file.discard()
-                file.closed = True  # or the end of the object would store what has been written so far
+                file.closed = True  # otherwise its destructor would store the partial content
                 raise
             file.close()
 
@@ -76,7 +76,7 @@ class WritableStorage(Storage):
             self._call("pipe_file", name, content)
 
     def version(self, name: str) -> str | None:
-        """What tells this content of a file from any other it had or will have (S3's ETag); None if it is not there.
+        """A token that identifies the current content of a file (S3's ETag); None if the file is missing.
 
         Raises:
             StorageError: the storage does not answer, or refuses.
@@ -88,7 +88,7 @@ class WritableStorage(Storage):
             return None
 
     def put_if(self, name: str, content: bytes, *, version: str | None) -> bool:
-        """Write a small file if it still has `version`, or with None if there is none; whether it was written.
+        """Write a small file only if it still has `version` (None: only if missing). Return whether it was written.
 
         Raises:
             StorageError: the storage does not answer, or cannot do this.
@@ -100,7 +100,7 @@ class WritableStorage(Storage):
         except FileExistsError:
             return False
         except FileNotFoundError:
-            return False  # gone since its version was asked for
+            return False  # removed after its version was read
         except StorageError as error:
             if isinstance(error.__cause__, FailureError) and "HTTP 412" in error.__cause__.reason:
                 return False
@@ -108,7 +108,7 @@ class WritableStorage(Storage):
         return True
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files, in that order; those that are not there are passed over.
+        """Remove files in the given order; missing ones are skipped.
 
         Raises:
             StorageError: the storage does not answer, or refuses.
@@ -122,7 +122,7 @@ class WritableStorage(Storage):
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        """Errors in our words, except for those of files that are not there or are there already."""
+        """Translate errors, except those for files that are missing or already exist."""
         try:
             yield
         except StorageError:

@@ -1,8 +1,8 @@
-"""Which samples, in which order. Also the loader processes that bring them.
+"""Order of the samples, and the loader processes that read them.
 
 Files:
     batches          micro-batches, shared memory, bad samples
     partition        who reads what, in which order
     pipeline         WebDataset stages in loader processes
-    shuffle_quality  how well that order is shuffled
+    shuffle_quality  measures how well the order is shuffled
 """

@@ -1,8 +1,8 @@
-"""What a rank iterates over: micro-batches from its loader processes, in order, with bad samples named and counted.
+"""Micro-batches of a rank from its loader processes, in order, with bad samples named and counted.
 
-Pixels do not travel through the queue of the DataLoader: a new piece of shared memory for each batch costs as much as
-half the decoding of a 256 px JPEG (page faults, mostly). Each loader process writes into a few slots that it has for
-life, and the rank copies a slot into the memory it works with: page-locked memory if a GPU waits for it.
+Pixels do not pass through the DataLoader's queue: new shared memory for each batch costs as much as half the decoding
+of a 256 px JPEG (mostly page faults). Each loader process writes into a few permanent slots. The rank copies a slot
+into its working memory, which is page-locked if a GPU reads it.
 """
 
 import logging
@@ -25,30 +25,25 @@ from data.storage.location import DataError
 
 log = logging.getLogger(__name__)
 
-
 _LISTED = 5
-
-
 _PREFETCHED = 2
-"""Micro-batches that a loader process is asked for in advance."""
-
-
+"""Micro-batches requested from a loader process in advance."""
 _SHARED_MEMORY = "/dev/shm"
 
 
 class LoaderError(OperationError):
-    """A loader process is gone; the message says which and how it ended."""
+    """A loader process ended; the message says which and how."""
 
 
 class Replaced(NamedTuple):
-    """A sample that could not be used, and the one that stands in for it."""
+    """A bad sample, and the one that replaces it."""
 
     shard: str
     """Shard of both."""
     key: str
-    """Key of the one that is read instead."""
+    """Key of the replacement."""
     reason: str
-    """Names the bad one, and says what is wrong with it."""
+    """Names the bad sample and its fault."""
 
     def __str__(self) -> str:
         return f"{self.reason}; key {self.key} is read in its place"
@@ -58,23 +53,23 @@ class Batch(NamedTuple):
     """A micro-batch."""
 
     images: torch.Tensor
-    """uint8 [B, C, H, W], in memory [B, H, W, C] as decoders write it."""
+    """uint8 [B, C, H, W]; memory layout [B, H, W, C] as written by decoders."""
     labels: torch.Tensor
-    """int64 [B]; 0 where the data set has none."""
+    """int64 [B]; 0 if the data set has none."""
     keys: tuple[str, ...] = ()
     """Key of each sample within its data set, for messages and tests."""
     replaced: tuple[Replaced, ...] = ()
-    """Samples of this batch that others stand in for."""
+    """Bad samples of this batch with their replacements."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a loader process sends for a micro-batch: where its pixels lie, or the message of the error in its place."""
+    """A loader process's message for a micro-batch: its pixels or their place, or an error instead."""
 
     number: int
     """Counted over the micro-batches of the rank."""
     pixels: npt.NDArray[np.uint8] | int
-    """uint8 [B, H, W, C]; or the number of samples, their pixels being in this process's next slot."""
+    """uint8 [B, H, W, C]; or the number of samples, whose pixels are in this process's next slot."""
     labels: tuple[int, ...] = ()
     """As in Batch."""
     keys: tuple[str, ...] = ()
@@ -82,30 +77,30 @@ class Loaded:
     replaced: tuple[Replaced, ...] = ()
     """As in Batch."""
     error: str = ""
-    """Message of the error that ends the stream here."""
+    """Error message; it ends the stream here."""
 
 
 class Slots:
-    """Shared memory for the pixels of the loader processes of a rank: a ring of slots for each."""
+    """Shared memory for the pixels of a rank's loader processes: a ring of slots for each."""
 
     def __init__(self, loader_workers: int, shape: tuple[int, int, int, int]) -> None:
         """Reserve it.
 
         Args:
-            loader_workers: processes.
-            shape: of the largest micro-batch, [B, H, W, C].
+            loader_workers: number of processes.
+            shape: [B, H, W, C] of the largest micro-batch.
 
         Raises:
-            DataError: the machine does not have that much shared memory.
+            DataError: the machine has too little shared memory.
         """
-        # A process works on a request while _PREFETCHED are outstanding, and one more slot is being copied.
+        # _PREFETCHED micro-batches are outstanding per process, and the rank copies one more slot.
         whole = (loader_workers, _PREFETCHED + 1, *shape)
         num_bytes = int(np.prod(whole))
         self._refuse_too_much(num_bytes)
         try:
             self._memory = torch.empty(whole, dtype=torch.uint8).share_memory_()
         except RuntimeError as error:
-            # Other ranks of the host may have taken meanwhile what was free.
+            # Other ranks of the host may have taken the free memory meanwhile.
             raise DataError(self._too_little(num_bytes)) from error
 
     def of(self, process: int, turn: int) -> npt.NDArray[np.uint8]:
@@ -114,7 +109,7 @@ class Slots:
 
     @classmethod
     def _refuse_too_much(cls, num_bytes: int) -> None:
-        # Where memory is not reserved at once, the first write to what is not there ends the process with a bus error.
+        # Shared memory may be allocated lazily: writing past the available part kills the process by a bus error.
         if os.path.isdir(_SHARED_MEMORY) and _free_bytes() < num_bytes:
             raise DataError(cls._too_little(num_bytes))
 
@@ -133,17 +128,17 @@ def _free_bytes() -> int:
 
 
 class BadSampleLimit:
-    """Knows the bad samples that were met, and ends the run when they are too many of the data set.
+    """Tracks the bad samples, and ends the run if their share of the data set is too large.
 
-    It counts samples, not how often they are met: that differs from rank to rank and from epoch to epoch by chance, and
-    a run would depend on the number of its ranks.
+    It counts distinct samples, not encounters: those vary by chance between ranks and epochs, so that a run would
+    depend on its number of ranks.
     """
 
     def __init__(self, *, max_percent: float, num_samples: int) -> None:
-        """Start at none.
+        """Start with no bad sample.
 
         Args:
-            max_percent: share of the data set's samples that may be bad, 0 to 100.
+            max_percent: percentage of the data set's samples that may be bad, 0 to 100.
             num_samples: of the data set.
         """
         self._max_percent = max_percent
@@ -151,16 +146,16 @@ class BadSampleLimit:
         self._met: dict[str, None] = {}
 
     def take(self, replaced: Iterable[str]) -> list[str]:
-        """Count what was met.
+        """Count bad samples.
 
         Args:
-            replaced: `Replaced` as text; the same sample may come again.
+            replaced: `Replaced` as text; samples may repeat.
 
         Returns:
-            Those that come for the first time.
+            The samples seen for the first time.
 
         Raises:
-            DataError: there are more than the limit allows; names some of them.
+            DataError: the limit is exceeded; names some of the samples.
         """
         new = [name for name in dict.fromkeys(replaced) if name not in self._met]
         self._met.update(dict.fromkeys(new))
@@ -187,11 +182,11 @@ class BatchIterator(Iterator[Batch]):
         """Start the loader processes.
 
         Args:
-            dataset: pipeline of `Loaded`, which each process runs with its own share.
-            loader_workers: processes; 0 runs the pipeline in this one.
-            slots: where the processes leave pixels; None without processes.
+            dataset: pipeline of `Loaded`; each process runs it for its own share.
+            loader_workers: processes; 0 runs the pipeline in this process.
+            slots: memory for the processes' pixels; None without processes.
             pin_memory: put batches in page-locked memory.
-            bad_samples: counts what this rank meets.
+            bad_samples: counts the bad samples of this rank.
         """
         loader = DataLoader(
             cast("Dataset[Loaded]", dataset),
@@ -201,7 +196,7 @@ class BatchIterator(Iterator[Batch]):
             prefetch_factor=_PREFETCHED if loader_workers else None,
             multiprocessing_context=LoaderContext() if loader_workers else None,
             worker_init_fn=initialize_loader if loader_workers else None,
-            # Without a generator of its own, a DataLoader draws from torch's global one.
+            # Otherwise the DataLoader draws from torch's global generator.
             generator=torch.Generator().manual_seed(0),
         )
         self._expected = 0
@@ -244,7 +239,7 @@ class BatchIterator(Iterator[Batch]):
         if self._slots is None and not self._pin_memory:
             images = torch.from_numpy(pixels)
         else:
-            # The slot is written again at the earliest when the next micro-batch has been asked for.
+            # The slot is not overwritten before the next micro-batch is requested.
             images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self._pin_memory)
             images.numpy()[...] = pixels
         labels = torch.tensor(loaded.labels, dtype=torch.int64, pin_memory=self._pin_memory)
@@ -252,11 +247,11 @@ class BatchIterator(Iterator[Batch]):
 
     @property
     def process_ids(self) -> tuple[int, ...]:
-        """Of the loader processes."""
+        """Ids of the loader processes."""
         return tuple(process.pid for process in getattr(self._source, "_workers", []))
 
     def _ended_processes(self) -> str:
-        """Which loader processes are gone, and how they ended."""
+        """The loader processes that ended, and how."""
         return ", ".join(
             f"loader process {process.pid} ended with {_exit_words(process.exitcode)}"
             for process in getattr(self._source, "_workers", [])
@@ -266,7 +261,7 @@ class BatchIterator(Iterator[Batch]):
     def close(self) -> None:
         """End the loader processes; further calls do nothing."""
         source, self._source = self._source, None
-        # Dropping the last reference would do as well, but a traceback may hold on to it.
+        # Dropping the last reference would also work, but a traceback may keep one.
         shut_down = getattr(source, "_shutdown_workers", None)
         if shut_down is not None:
             shut_down()
@@ -286,5 +281,5 @@ def _exit_words(code: int | None) -> str:
 
 
 def _unchanged(item: Any) -> Any:
-    """In place of the DataLoader's conversion, which has nothing to convert here."""
+    """Replaces the DataLoader's conversion, which is not needed here."""
     return item

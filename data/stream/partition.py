@@ -1,10 +1,10 @@
-"""Which samples make up a batch: pure integer functions of (seed, shard sizes, position), without any state.
+"""Which samples make up a batch: pure integer functions of (seed, shard sizes, position), without state.
 
-The training stream is endless. Position p of it belongs to epoch p // N of N samples, and batch k covers the positions
-[k * B, (k + 1) * B): every sample comes once per epoch, and the tail of an epoch shares a batch with the head of the
-next one. Within an epoch the shards are permuted and cut into windows of a few shards, and the samples of a window are
-permuted, so that reading at any position opens no more than the shards of one window. World size, ranks and loader
-processes do not occur here: they read parts of what these functions say.
+The training stream is endless. Position p belongs to epoch p // N of N samples, and batch k covers the positions
+[k * B, (k + 1) * B). Every sample comes once per epoch, and the tail of an epoch shares a batch with the head of the
+next one. Within an epoch, the shards are permuted and cut into windows of a few shards, and the samples of a window are
+permuted. So reading at any position opens only the shards of one window. The order does not depend on world size, ranks
+or loader processes: they read parts of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
-
-
 _KEY_TAG = 0x64617461  # "data": keeps these draws apart from any other use of the same seed
-
-
 _SHARDS, _SAMPLES = 0, 1
 
 
 def permutation(length: int, *, seed: int, purpose: int, epoch: int, window: int) -> IntArray:
-    """A permutation of range(length) drawn from Philox4x64 (Salmon et al. 2011) at a counter of its own.
+    """A permutation of range(length), drawn from Philox4x64 (Salmon et al. 2011) at its own counter.
 
-    It sorts raw 64-bit outputs, which numpy promises to keep; `Generator.permutation` may change between releases and
-    would change the order of a run that is resumed after an upgrade.
+    It sorts raw 64-bit outputs, which numpy keeps stable. `Generator.permutation` may change between releases, and
+    would change the order of a run that resumes after an upgrade.
     """
     generator = np.random.Philox(
         key=np.array([seed, _KEY_TAG], dtype=np.uint64),
@@ -45,13 +41,13 @@ class Span(NamedTuple):
 
 
 class SampleOrder:
-    """The order of all epochs. Holds its arguments and remembers the last windows; equal arguments, equal answers."""
+    """The order of all epochs. Caches the last windows; equal arguments give equal results."""
 
     def __init__(self, shard_sizes: Sequence[int], *, seed: int, window_shards: int) -> None:
         """Check and store.
 
         Args:
-            shard_sizes: samples of each shard, in the order of the index; each at least 1.
+            shard_sizes: samples of each shard, in index order; each at least 1.
             seed: 0 .. 2**64 - 1.
             window_shards: shards whose samples are mixed, at least 1.
         """
@@ -69,7 +65,7 @@ class SampleOrder:
         self._window = lru_cache(maxsize=2)(self._draw_window)
 
     def locate(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
-        """The samples at stream positions [start, stop): arrays of shard numbers and of sample numbers therein."""
+        """The samples at stream positions [start, stop): arrays of shard numbers and of sample numbers in them."""
         if not 0 <= start <= stop:
             raise ValueError(f"positions [{start}, {stop}) are no range of the stream")
         shards: list[IntArray] = [np.empty(0, dtype=np.int64)]
@@ -88,7 +84,7 @@ class SampleOrder:
         return np.concatenate(shards), np.concatenate(samples)
 
     def windows(self, position: int) -> tuple[list[int], list[int]]:
-        """Shards of the window that holds a stream position, and of the one after it: what to keep, what to fetch."""
+        """Shards of the window at a stream position, to keep, and of the next window, to fetch."""
         epoch, offset = divmod(position, self.num_samples)
         _, starts = self._epoch(epoch)
         window = int(np.searchsorted(starts, offset, side="right")) - 1
@@ -101,7 +97,7 @@ class SampleOrder:
         return order[window * self._window_shards : (window + 1) * self._window_shards]
 
     def _draw_epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
-        """Shards in their order of this epoch; offsets within the epoch where windows start, the last being its end."""
+        """Shards in the order of this epoch; offsets in the epoch where windows start, plus its end."""
         order = permutation(len(self._sizes), seed=self._seed, purpose=_SHARDS, epoch=epoch, window=0)
         ends = np.cumsum(self._sizes[order])
         bounds = [*range(self._window_shards, len(order), self._window_shards), len(order)]
@@ -125,10 +121,10 @@ def micro_batch_spans(
     process: int = 0,
     num_processes: int = 1,
 ) -> Iterator[Span]:
-    """The micro-batches that one loader process of a rank makes, for ever.
+    """The endless micro-batches of one loader process of a rank.
 
-    A rank's micro-batches are numbered through its batches; process w of W makes the numbers w, w + W, ..., so that
-    taking from the processes in turn gives the numbers in their order for any W.
+    A rank's micro-batches are numbered across its batches. Process w of W makes the numbers w, w + W, ..., so that
+    taking from the processes in turn gives all numbers in order for any W.
 
     Args:
         global_batch_size: samples of a batch over all ranks.
@@ -136,7 +132,7 @@ def micro_batch_spans(
         micro_batch_size: samples of a micro-batch; the last one of a batch is smaller if it does not divide the share.
         first_batch: batch to start with.
         process: number of this loader process.
-        num_processes: how many loader processes the rank has.
+        num_processes: number of loader processes of the rank.
     """
     start, stop = share
     if not 0 <= start < stop <= global_batch_size:

@@ -1,4 +1,4 @@
-"""The stream of a rank: WebDataset stages in loader processes, whose number does not change the order."""
+"""The stream of a rank: WebDataset stages in loader processes. Their number does not change the order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from data.stream.batches import BadSampleLimit, BatchIterator, Loaded, Replaced,
 from data.stream.partition import SampleOrder, Span, micro_batch_spans
 
 _MAX_OPEN_SHARDS = 256
-"""Bound on the open files of a loader process, well below the usual limit of 1024."""
+"""Maximum of open files of a loader process, well below the usual limit of 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +67,23 @@ def open_batches(
     first_batch: int,
     pin_memory: bool = False,
 ) -> BatchIterator:
-    """Stream a rank's part of the batches first_batch, first_batch + 1, ... for ever.
+    """Stream a rank's part of the batches first_batch, first_batch + 1, ... endlessly.
 
     Args:
-        config: which form of images is expected, and how to read.
+        config: expected form of the images, and how to read them.
         index: the prepared data set.
-        seed: decides on the order, with the index and the batch number alone.
+        seed: the order depends only on it, the index and the batch number.
         global_batch_size: samples of a batch over all ranks.
         share: [start, stop) within each global batch that this rank reads.
         micro_batch_size: samples of a micro-batch; the last one of a batch is smaller if it does not divide the share.
-        first_batch: number of the batch to start with; no shards are opened but those of its window and the next one.
-        pin_memory: put batches in page-locked memory, for copies to a GPU that overlap with its work.
+        first_batch: number of the batch to start with; only the shards of its window and the next one are opened.
+        pin_memory: put batches in page-locked memory, so that copies to a GPU overlap with its work.
 
     Raises:
-        DataError: the data set is of another form than the config says; later, from the iterator: too many bad samples.
+        DataError: the data set's form differs from the config; later, from the iterator: too many bad samples.
     """
     check_form(config, index)
-    # Built here too, so that bad numbers are refused before a process is started.
+    # Also built here, to refuse bad numbers before a process starts.
     spans = partial(
         micro_batch_spans,
         global_batch_size=global_batch_size,
@@ -117,10 +117,10 @@ def open_batches(
 
 
 def check_form(config: DataConfig, index: ShardIndex) -> None:
-    """Check that a data set holds images of the form that a config wants.
+    """Check that the form of a data set's images matches the config.
 
     Raises:
-        DataError: says both, and what to do.
+        DataError: names both forms, and says what to do.
     """
     names = ("image_size", "image_channels", *(("num_classes",) if config.num_classes else ()))
     for name in names:
@@ -139,7 +139,7 @@ class _Located(NamedTuple):
 
 
 def _locate(*, spans: Callable[..., Iterator[Span]], order: Callable[[], SampleOrder]) -> Iterator[_Located]:
-    """First stage: which samples make up the micro-batches of this loader process."""
+    """First stage: locate the samples of this loader process's micro-batches."""
     process = get_worker_info()
     sample_order = order()
     mine = spans() if process is None else spans(process=process.id, num_processes=process.num_workers)
@@ -156,7 +156,7 @@ def _load(
     order: Callable[[], SampleOrder],
     slots: Slots | None,
 ) -> Iterator[Loaded]:
-    """Second stage: their pixels and labels, decoded straight into the memory of the batch."""
+    """Second stage: decode pixels directly into the batch's memory, and read labels."""
     process = get_worker_info()
     sample_order = order()
     files = shard_files(index, cache_directory=config.cache_directory, cache_gb=config.cache_gb)
@@ -165,7 +165,7 @@ def _load(
     try:
         for turn, (span, shards, samples) in enumerate(source):
             if windows != (windows := sample_order.windows(span.stop - 1)):
-                # A micro-batch may reach from one window into the next one.
+                # A micro-batch may span two windows.
                 needed = list(dict.fromkeys([*shards, *windows[0], *windows[1]]))
                 readers.keep({*shards, *windows[0]})
                 files.prefetch([index.shards[number] for number in needed])
@@ -193,7 +193,7 @@ def _load(
 def _decode_or_replace(
     out: np.ndarray, readers: OpenShards, index: ShardIndex, shard: int, sample: int
 ) -> tuple[int, str, Replaced | None]:
-    """A sample's pixels, label and key; if it is bad those of the next good one of its shard, for any rank or process.
+    """Decode a sample, or if it is bad the next good one of its shard, the same for any rank or process.
 
     Raises:
         DataError: the shard cannot be read, or has no good sample.
@@ -224,7 +224,7 @@ def _label(sample: EncodedSample, num_classes: int | None) -> int:
 
 
 def _report_errors(source: Iterable[Loaded]) -> Iterator[Loaded]:
-    """Last stage: send a data error as a value, since the DataLoader would wrap its message in a traceback."""
+    """Last stage: send a data error as a value, since the DataLoader would wrap an exception in a traceback."""
     try:
         yield from source
     except DataError as error:

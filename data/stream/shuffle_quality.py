@@ -1,4 +1,4 @@
-"""How well a window shuffles: how far apart in an epoch the samples come that are neighbours on disk."""
+"""Shuffle quality of a window: the distance in an epoch between samples that are neighbours on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from data.stream.partition import SampleOrder
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleQuality:
-    """Distances in one epoch between samples that follow one another in a shard."""
+    """Distances in one epoch between consecutive samples of a shard."""
 
     mean_distance: float
-    """Mean number of samples from one to the other."""
+    """Mean distance in samples."""
     full_permutation: float
-    """The same, expected of a permutation of the whole epoch: (N + 1) / 3."""
+    """Its expected value for a permutation of the whole epoch: (N + 1) / 3."""
     same_batch: float
-    """Share of the neighbours that come in the same batch."""
+    """Share of neighbours in the same batch."""
     same_batch_full_permutation: float
-    """The same, expected of a permutation of the whole epoch."""
+    """Its expected value for a permutation of the whole epoch."""
 
     @property
     def ratio(self) -> float:
-        """Mean distance over that of a full permutation; 1 is a perfect shuffle, 3 / (N + 1) none at all."""
+        """Mean distance relative to a full permutation; 1: perfect shuffle, 3 / (N + 1): no shuffle."""
         return self.mean_distance / self.full_permutation
 
 
@@ -33,11 +33,11 @@ def shuffle_quality(
     """Measure the order of one epoch.
 
     Args:
-        shard_sizes: samples of each shard; more than one sample in all.
+        shard_sizes: samples of each shard; more than one sample in total.
         window_shards: shards whose samples are mixed.
         batch_size: samples of a global batch.
-        seed: of the order.
-        epoch: which one.
+        seed: seed of the order.
+        epoch: epoch to measure.
     """
     order = SampleOrder(shard_sizes, seed=seed, window_shards=window_shards)
     num_samples = order.num_samples
@@ -51,7 +51,7 @@ def shuffle_quality(
         raise ValueError("no shard has two samples: there are no neighbours")
     distance = np.abs(np.diff(place))[neighbours]
     batch = place // batch_size
-    # Pairs of places in one batch over all pairs of places.
+    # Fraction of position pairs within one batch.
     in_batch = np.bincount(batch).astype(np.float64)
     pairs = (in_batch * (in_batch - 1)).sum() / (num_samples * (num_samples - 1.0))
     return ShuffleQuality(

@@ -142,7 +142,7 @@ def test_a_wrong_config_is_refused_before_slurm_is_asked(slurm, tmp_path, capsys
     with pytest.raises(SystemExit) as ended:
         main(["slurm", "--config", "digits", "--nodes", "two"])
     assert ended.value.code == 2
-    assert "two is not a whole number of at least 1" in capsys.readouterr().err
+    assert "'two' is given, allowed is a whole number of 1 or more" in capsys.readouterr().err
     assert main(["status", "run", "--", "x"]) == 2
 
 

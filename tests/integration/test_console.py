@@ -61,6 +61,6 @@ def test_error_of_a_rank_is_shown_with_its_traceback_and_where_the_logs_are(tiny
     assert f"NotADirectoryError: [Errno 20] Not a directory: '{run}/snapshots/step-00000010'" in done.stderr
     *_, failure, logs, advice = done.stderr.splitlines()
     assert "more often than scaling.max_failures (0) allows; the last time after step 10 with: rank 0: " in failure
-    assert advice == "To go on from the last checkpoint, give the same command again."
+    assert advice == "To resume from the last checkpoint, give the same command again."
     folder = Path(logs.removeprefix("Ray's logs of all processes are in "))
     assert list(folder.glob("worker-*.err"))

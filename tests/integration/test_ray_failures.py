@@ -72,7 +72,7 @@ def test_start_that_fails_three_times_at_one_place_ends_the_run(tiny, tmp_path):
     assert process.returncode == 1, text[-3000:]
     assert len(killed) == 3
     assert "the workers failed 3 times before the first step of a start" in text
-    assert "going on in 2 s" in text  # before the third start
+    assert "restarting in 2 s" in text  # before the third start
     assert (
         "failure 1 of the workers, before the first step of a start: the processes of the workers were killed" in text
     )

@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_what_is_left_when_a_link_is_cut_takes_the_host_back_
     second = cluster.network.hosts[1]
     second.end_processes()  # as a host that comes back: what of Ray was there is gone
     cluster.start(second)
-    job.wait("there is room for 2 ranks: saving a checkpoint and going on with them")
+    job.wait("there is room for 2 ranks: saving a checkpoint and continuing with them")
     job.wait("from 1 ranks, .*, to 2 ranks")
     job.wait_for_step(job.step() + 20)
     assert job.group_sizes() == [2, 1, 2]

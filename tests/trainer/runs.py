@@ -1,4 +1,4 @@
-"""Runs of tiny networks in this process, and what they leave."""
+"""Runs of tiny networks in this process, and tools to read their results."""
 
 import shutil
 import tarfile
@@ -18,7 +18,7 @@ from trainer.rank.worker import Worker
 
 
 class Stopper:
-    """A driver that asks to stop while step `at` is under way, and remembers what it was told."""
+    """A driver that requests a stop during step `at`, and records what is reported to it."""
 
     def __init__(self, at: int | None = None) -> None:
         self.at, self.asked, self.seen = at, 0, []
@@ -32,7 +32,7 @@ class Stopper:
 
 
 class Recorder:
-    """A tracker that keeps the curves."""
+    """A tracker that records the curves."""
 
     run_id = None
 
@@ -78,7 +78,7 @@ def assert_same_state(left: dict[str, torch.Tensor], right: dict[str, torch.Tens
 
 
 def damaged_copy(tiny: Sequence[str], target: Path, *numbers: int) -> list[str]:
-    """Overrides for a copy of the digits in which some images, counted through the shards, are overwritten."""
+    """Overrides for a copy of the digits with some images overwritten; `numbers` counts images through the shards."""
     source = Path(next(words for words in tiny if words.startswith("data.path=")).partition("=")[2])
     shutil.copytree(source, target)
     index = load_index(target)

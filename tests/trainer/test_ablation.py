@@ -1,4 +1,4 @@
-"""The table over T and z: its runs, its rows, and what it does not train twice."""
+"""The table over T and z: its runs, its rows, and the runs that it does not repeat."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def test_command_trains_each_run_once_and_writes_a_row_for_each(tiny, tmp_path, 
     again = table.read_text().splitlines()[2:]
     assert [row.rsplit("|", 2)[0] for row in again] == [row.rsplit("|", 2)[0] for row in rows]
     assert all(row.endswith("| before |") for row in again)
-    assert ablation.main([*given, "--set", "training.r1_gamma=9"]) == 2  # these are runs of another config
+    assert ablation.main([*given, "--set", "training.r1_gamma=9"]) == 2  # the existing runs have another config
     said = capfd.readouterr().err
     assert "training.r1_gamma: 0.2 -> 9" in said and "was refused, see above" in said
 
@@ -93,7 +93,7 @@ def test_wrong_config_is_refused_before_anything_is_trained(tmp_path, capsys):
 
 
 def test_a_run_that_ends_before_its_last_step_gets_no_row(tiny, tmp_path, monkeypatch, capsys):
-    """As a worker that was asked to stop: it ends with 0 and has a checkpoint, or none."""
+    """Like a worker that was asked to stop: it ends with 0, with or without a checkpoint."""
     monkeypatch.setattr(ablation.sys, "executable", "true")
     sets = [word for text in tiny for word in ("--set", text)]
     given = ["--config", "digits", *sets, "--timesteps", "2", "--runs", str(tmp_path / "runs")]

@@ -1,4 +1,4 @@
-"""Modes of StackedMNIST: what is counted, and with what."""
+"""Modes of StackedMNIST: what is counted, and with which classifier."""
 
 import json
 import math
@@ -17,7 +17,7 @@ SIZE = 8
 
 
 class Brightness(torch.nn.Module):
-    """Tells the digit by the grey value of the image: 20 times it."""
+    """Classifies by the image's grey value, 20 times the digit."""
 
     image_size = SIZE
 
@@ -29,7 +29,7 @@ BY_BRIGHTNESS = TrainedClassifier(model=Brightness(), accuracy=1.0, num_held_out
 
 
 def stacks(numbers: list[int]) -> Tensor:
-    """Stacks of grey squares that stand for the digits of each number."""
+    """Stacks of grey squares that represent the digits of each number."""
     digits = torch.tensor([[n // 100, n // 10 % 10, n % 10] for n in numbers])
     return (20 * digits).to(torch.uint8)[:, :, None, None].expand(-1, -1, SIZE, SIZE).contiguous()
 
@@ -61,7 +61,7 @@ def test_samples_of_another_size_are_refused():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Prepared stacks of made digits, which no two draw alike: bars at a height of their own, and some noise."""
+    """Prepared stacks of synthetic digits: each digit is a bar at its own height, with some noise."""
     folder = tmp_path_factory.mktemp("stacks")
     for split, count, seed in (("train", 3000, 0), ("test", 400, 1)):
         rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def test_classifier_that_is_not_good_enough_counts_nothing(made, monkeypatch):
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """No classifier is trained: that takes minutes, and what is wrong is to be said before."""
+    """Fail if a classifier is trained: that takes minutes, and errors must be reported before it."""
 
     def train(*_, **__):
         raise AssertionError("trained")

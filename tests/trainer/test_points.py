@@ -1,4 +1,4 @@
-"""Modes are counted rightly, the picture shows points where they are, and the toy run finds what it should."""
+"""Modes are counted correctly, the picture shows points at their positions, and the toy run finds the modes."""
 
 import json
 
@@ -18,7 +18,7 @@ from trainer.sample.scatter import SIDE_PIXELS, scatter
 def test_the_mixture_itself_has_all_modes_and_nearly_all_points_close():
     quality = point_quality(data_points(10_000, seed=0))
     assert quality.num_modes == 25
-    # Three standard deviations of a round Gaussian hold 1 - exp(-9/2) = 98.9%.
+    # Three standard deviations of a round Gaussian contain 1 - exp(-9/2) = 98.9%.
     assert quality.share_close == pytest.approx(0.989, abs=0.005)
     assert 0.03 < quality.smallest_mode_share < 0.04
 

@@ -1,4 +1,4 @@
-"""The command refuses what is wrong before Ray is imported, and says what a run would come to."""
+"""The command refuses invalid input before Ray is imported, and shows what a run would cost."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def arguments(tiny, directory: Path, *more: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch):
-    """Every case here must end before Ray is reached."""
+    """Every test here must end before Ray is started."""
 
     def reached() -> None:
         raise AssertionError("went on to start Ray")

@@ -1,4 +1,4 @@
-"""The proof that kills change nothing: it finds what differs, and a run that is killed for real is equal."""
+"""The check that kills change nothing: it detects differences, and a run that is really killed gives equal results."""
 
 import re
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def test_a_step_that_only_the_killed_run_has_says_nothing_and_a_missing_one_does
     lines, equal = compare({4: A, 8: A}, {4: A})
     assert not equal
     assert lines[-1].endswith("DIFFERENT: missing")
-    assert not compare({}, {})[1]  # nothing was shown
+    assert not compare({}, {})[1]  # nothing was compared
 
 
 def arguments(tiny: Sequence[str], out: Path, *more: str) -> list[str]:
@@ -99,6 +99,6 @@ def test_two_ranks_killed_in_a_step_and_in_a_save_are_equal_in_every_checkpoint(
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[0].isdigit()]
     assert [int(row[0]) for row in rows] == list(range(4, 41, 4))
-    assert len({row[1] for row in rows}) == 10  # it did learn in between
+    assert len({row[1] for row in rows}) == 10  # it learnt between the points
     assert f"seed {seed}, 2 ranks, 2 kills: all equal" in done.stdout
-    assert re.search(r"from step 0, SIGKILL of .* in step \d+; resumes at step", done.stderr), done.stderr[-3000:]
+    assert re.search(r"from step 0, SIGKILL to .* in step \d+; resumes at step", done.stderr), done.stderr[-3000:]

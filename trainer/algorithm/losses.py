@@ -17,8 +17,6 @@ from torch import Tensor
 from models.shapes import Image, Logits
 
 Scalar = Float[Tensor, ""]
-
-
 Losses = dict[str, Tensor]
 
 

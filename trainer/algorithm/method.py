@@ -22,7 +22,7 @@ from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.interface import Engine
 
 Part = Literal["d", "g"]
-"""A network that is trained: the discriminator or the generator."""
+"""A trained network: the discriminator or the generator."""
 PART_NAMES: dict[Part, str] = {"d": "discriminator", "g": "generator"}
 BatchT = TypeVar("BatchT")
 
@@ -101,7 +101,7 @@ class Method(Protocol[BatchT]):
 
     @property
     def penalty_interval_steps(self) -> int:
-        """The n for which penalties are added in steps 0, n, 2n, ..."""
+        """The interval n: penalties are added in steps 0, n, 2n, ..."""
         ...
 
     @property

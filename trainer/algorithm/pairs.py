@@ -44,8 +44,6 @@ FOR_D = PairPurposes(
     Purpose.D_DROPOUT,
     Purpose.D_LABEL_DROPOUT,
 )
-
-
 FOR_G = PairPurposes(
     Purpose.G_TIMESTEP,
     Purpose.G_NOISE_TM1,

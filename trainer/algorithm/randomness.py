@@ -16,11 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
-
-
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
-
-
 MASK_32 = 0xFFFFFFFF
 
 

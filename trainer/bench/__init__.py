@@ -1,10 +1,10 @@
-"""How fast a config trains, samples, reads and saves.
+"""Measures the speed of training, sampling, reading and saving.
 
 Files:
-    authors_update  D's update as the authors run it, to compare
-    checkpoints     how long a checkpoint holds training
+    authors_update  the authors' update of D, for comparison
+    checkpoints     how long a checkpoint blocks training
     command         python -m trainer.bench
     made_images     images for a benchmark without a data set
-    measurements    times of steps, sampling and reading
-    overhead        what Ray, tracking and checkpoints cost in addition to the step
+    measurements    times of training steps, sampling and reading
+    overhead        the cost of Ray, tracking and checkpoints on top of the step
 """

@@ -1,7 +1,7 @@
-"""D's update as the authors of the paper run it, to be compared with ours.
+"""D's update as the authors of the paper run it, for comparison with ours.
 
-Their loss of the generated pairs is backpropagated through G as well, and G's gradient is thrown away: an iteration
-costs 6 forward passes' worth of G work where 4 are enough. What D learns is the same.
+They also backpropagate the loss of the generated pairs through G and discard G's gradient: an iteration costs as much
+as 6 forward passes of G where 4 are enough. D learns the same.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from trainer.algorithm.statistics import Statistics, add_statistics
 
 @dataclass(frozen=True)
 class AuthorsAdversarial(Adversarial):
-    """The game with the authors' update of D, in float32 and over the plain torch engines alone."""
+    """The game with the authors' update of D, only in float32 and with the plain torch engines."""
 
     def update_discriminator(
         self, players: Players, batches: Sequence[MicroBatch], *, with_r1: bool, with_r2: bool = False
     ) -> Statistics:
-        """As in `Adversarial`, but for the graph through G; they have no R2."""
+        """As in `Adversarial`, but with the graph through G; the authors have no R2."""
         assert not with_r2 and not players.bf16
         total: Statistics = {}
         for batch in batches:

@@ -1,8 +1,8 @@
-"""How long a checkpoint holds training.
+"""How long a checkpoint blocks training.
 
-A state of a given size is saved several times: held until all is on the disk, as without a writer thread, and held for
-the copy alone, as `checkpoint.writer` does. Nothing trains meanwhile, so that the figures are those of the disk, the
-hash and the memory.
+A state of a given size is saved several times: blocked until everything is on disk, as without a writer thread, and
+blocked only for the copy, as in `checkpoint.writer`. No training runs meanwhile, so the results are those of the disk,
+the hash and the memory.
 """
 
 import statistics
@@ -24,15 +24,15 @@ _TENSOR_BYTES = 4 * 10**6
 
 
 def measure_checkpoints(folder: Path, num_bytes: int, rounds: int) -> Report:
-    """Save a state of so many bytes, on one rank.
+    """Save a state of the given size, on one rank.
 
     Args:
-        folder: where; it holds two checkpoints at most, and what was there stays.
+        folder: where to save; holds at most two checkpoints, and existing files stay.
         num_bytes: size of the state, at least 4 MB.
-        rounds: saves that are timed.
+        rounds: number of timed saves.
 
     Returns:
-        Medians over the saves: synchronous_s, from the start of a save until it is a checkpoint; held_s, until the step
+        Medians over the saves: synchronous_s, from the start of a save until it is committed; held_s, until the step
         can continue; held_share, the median of their quotients, in [0, 1].
 
     Raises:

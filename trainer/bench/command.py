@@ -1,6 +1,6 @@
 """How fast a config runs on this machine: `python -m trainer.bench steps|sampling|pace|overhead|checkpoint`.
 
-One process, without Ray but for `overhead`. On a machine without a GPU the CPU is measured.
+One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from trainer.bench.checkpoints import measure_checkpoints
 from trainer.bench.made_images import make_images
@@ -29,16 +30,16 @@ COMMANDS = ("steps", "sampling", "pace", "overhead", "checkpoint")
 def _config_of_one_rank(
     options: argparse.Namespace, folder: Path, *, steps: int | None = None, rounds: int = 1, more: Sequence[str] = ()
 ) -> TrainConfig:
-    """The config of one rank that keeps nothing: its share of the global batch stays what it is on all ranks.
+    """A config for one rank that saves nothing; the rank's share of the global batch is the same as with all ranks.
 
     Args:
-        options: of the command.
-        folder: for the run, and for made images.
-        steps: between two points of the curves; None: whole intervals of R1, so that it counts with its real frequency.
+        options: command options.
+        folder: for the run, and for generated images.
+        steps: steps between two points of the curves; None: whole intervals of R1, for its real frequency.
         rounds: points of the curves.
         more: overrides.
     """
-    # What the machine has is measured, unless the user says which device it should be.
+    # Measure the machine's own device unless the user chose one.
     overrides = [*([] if torch.cuda.is_available() else ["scaling.device=cpu"]), *options.set]
     config = load_config(options.config, overrides)
     share = Share.of(config, 0, config.scaling.world_size)
@@ -99,13 +100,6 @@ def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
     return measure_checkpoints(options.out, options.mb * 10**6, options.rounds)
 
 
-def positive(text: str) -> int:
-    """A whole number of 1 or more, from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number of 1 or more")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
@@ -119,22 +113,22 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     steps = add("steps", "train, and compare the speed with the device's own best in a large matrix product", _steps)
-    steps.add_argument("--rounds", type=positive, default=3, help="rounds that are timed, after one to warm up (3)")
-    steps.add_argument("--steps", type=positive, help="steps of a round (default: the interval of R1)")
+    steps.add_argument("--rounds", type=whole_number(1), default=3, help="timed rounds, after one to warm up (3)")
+    steps.add_argument("--steps", type=whole_number(1), help="steps of a round (default: the interval of R1)")
     steps.add_argument(
         "--compare-authors-update", action="store_true", help="take turns with the authors' update of D, in fp32"
     )
     sampling = add("sampling", "draw images with fresh weights", _sampling)
-    sampling.add_argument("--num", type=positive, required=True, metavar="N", help="how many images")
+    sampling.add_argument("--num", type=whole_number(1), required=True, metavar="N", help="how many images")
     pace = add("pace", "take images as a device of a given speed does, and time its waiting", _pace)
-    pace.add_argument("--images-per-s", type=positive, required=True, metavar="N", help="speed of that device")
-    pace.add_argument("--seconds", type=positive, default=10, help="how long (10)")
+    pace.add_argument("--images-per-s", type=whole_number(1), required=True, metavar="N", help="speed of that device")
+    pace.add_argument("--seconds", type=whole_number(1), default=10, help="how long (10)")
     overhead = add("overhead", "what Ray, tracking and checkpoints cost in addition to the steps", _overhead)
-    overhead.add_argument("--steps", type=positive, default=200, help="steps that are timed in a round (200)")
-    overhead.add_argument("--rounds", type=positive, default=3, help="pairs of runs (3)")
+    overhead.add_argument("--steps", type=whole_number(1), default=200, help="steps that are timed in a round (200)")
+    overhead.add_argument("--rounds", type=whole_number(1), default=3, help="pairs of runs (3)")
     checkpoint = add("checkpoint", "how long a checkpoint holds training", _checkpoint)
-    checkpoint.add_argument("--mb", type=positive, default=1000, help="size of the state in 10^6 bytes (1000)")
-    checkpoint.add_argument("--rounds", type=positive, default=3, help="saves (3)")
+    checkpoint.add_argument("--mb", type=whole_number(1), default=1000, help="size of the state in 10^6 bytes (1000)")
+    checkpoint.add_argument("--rounds", type=whole_number(1), default=3, help="saves (3)")
     checkpoint.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()), help="folder on that disk")
     for command in (steps, pace):
         command.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
@@ -143,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @as_command()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
+    """Run the command. Exit code 1: failed; 2: the arguments, the config or the data are wrong."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):

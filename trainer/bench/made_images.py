@@ -1,4 +1,4 @@
-"""A data set of made images in the form of a config, so that a benchmark needs no download."""
+"""A data set of generated images that fits a config, so that a benchmark needs no download."""
 
 import sys
 from contextlib import redirect_stdout
@@ -14,17 +14,17 @@ NUM_IMAGES = 512
 
 
 def make_images(config: TrainConfig, folder: Path) -> Path:
-    """Prepare smooth noise, which compresses about as photographs do.
+    """Prepare smooth noise, which compresses about as well as photographs.
 
     Args:
-        config: its data section says size and channels.
-        folder: for the files.
+        config: its data section gives size and channels.
+        folder: where the files are written.
 
     Returns:
-        The prepared data set.
+        The folder of the prepared data set.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the files cannot be written.
     """
     size, channels = config.data.image_size, config.data.image_channels
     source, out = folder / "made", folder / "made-shards"

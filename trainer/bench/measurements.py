@@ -1,4 +1,4 @@
-"""How fast steps, sampling and reading are."""
+"""Speed of training steps, sampling and reading."""
 
 import statistics
 import time
@@ -28,25 +28,25 @@ Report = dict[str, float]
 
 
 class _Driver:
-    """Neither reports nor stops."""
+    """A driver that neither reports nor stops."""
 
     def report(self, status: RunStatus) -> None:
-        """Nobody looks."""
+        """Do nothing."""
 
     def stop_requested(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
 
 def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> list[Report]:
-    """Time whole steps: data, both updates, R1 at its own frequency, optimizer and average; no checkpoint, no grid.
+    """Time whole steps: data, both updates, R1 at its own frequency, optimizer and average; no checkpoints or grids.
 
     Args:
-        config: of one rank. Each of its log intervals is a round.
-        methods: take turns, one a round; none: the config's own.
+        config: for one rank. Each of its log intervals is a round.
+        methods: used in turn, one per round; empty: the config's.
 
     Returns:
-        What the loop measures, round by round.
+        The loop's measurements, per round.
     """
     rounds: list[Report] = []
     prepare_torch(config)
@@ -67,15 +67,15 @@ def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> lis
 
 
 def measure_steps(config: TrainConfig) -> Report:
-    """How fast a config trains, and how much of what the device can do that is.
+    """Measure how fast a config trains, and the share of the device's peak that it reaches.
 
     Args:
-        config: as for `time_rounds`; the first round warms up.
+        config: as in `time_rounds`; the first round is a warm-up.
 
     Returns:
         Medians over the rounds: images_per_s, time/data_s, time/d_s, time/g_s and time/other_s (seconds of a step);
-        peak_memory_gib; flops_per_image (both updates, R1 at its frequency); matmul_flops_per_s, the device's own best;
-        mfu, the share of it that the steps reach, in [0, 1].
+        peak_memory_gib; flops_per_image (both updates, R1 at its frequency); matmul_flops_per_s, the device's measured
+        peak; mfu, the share of it that the steps reach, in [0, 1].
     """
     rounds = time_rounds(config)
     names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")
@@ -94,10 +94,10 @@ def measure_steps(config: TrainConfig) -> Report:
 
 
 def compare_updates(config: TrainConfig) -> Report:
-    """Our update of D and the authors', which also goes back through G, in turns on the same networks.
+    """Our update of D and the authors', which also backpropagates through G, alternating on the same networks.
 
     Args:
-        config: as for `time_rounds`, with the torch backend; the first round of each warms up.
+        config: as in `time_rounds`, with the torch backend; the first round of each update is a warm-up.
 
     Returns:
         Medians over the rounds: images_per_s and authors_images_per_s; speedup, the median over pairs of rounds.
@@ -116,11 +116,11 @@ def compare_updates(config: TrainConfig) -> Report:
 
 
 def measure_sampling(config: TrainConfig, num_images: int) -> Report:
-    """Draw images with fresh weights: the network's work is the same as with trained ones.
+    """Sample with fresh weights: the network does the same work as with trained ones.
 
     Args:
-        config: names the network; on a GPU it runs as with `trainer.sample --fast`.
-        num_images: how many are timed, after a first batch.
+        config: the network's config; on a GPU it runs as with `trainer.sample --fast`.
+        num_images: number of images timed, after a first batch.
 
     Returns:
         sampled_images_per_s.
@@ -140,23 +140,23 @@ def measure_sampling(config: TrainConfig, num_images: int) -> Report:
 
 
 def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) -> Report:
-    """Take this rank's micro-batches as the host of a device does: ask for the next while the device has the last.
+    """Read one rank's micro-batches at a device's pace: ask for the next one while the device processes the last.
 
     Args:
-        config: its data section says how many loader processes read.
-        images_per_s: rate of the device that is stood in for.
-        seconds: how long, after the first micro-batch.
+        config: its data section sets the number of loader processes.
+        images_per_s: rate of the simulated device.
+        seconds: duration, after the first micro-batch.
 
     Returns:
-        images_per_s that was reached, waiting_share (of the time, in [0, 1]), longest_wait_s.
+        images_per_s reached, waiting_share (of the time, in [0, 1]), longest_wait_s.
     """
     share = Share.of(config, 0, config.scaling.world_size)
     batches = open_share(config, load_index(config.data.path), share, 0, pin=False)
     waits: list[float] = []
     with closing(batches):
-        num_images = len(next(batches).images)  # the start of the loader processes is not counted
+        num_images = len(next(batches).images)  # excludes the start of the loader processes
         began = time.perf_counter()
-        free_at = began + num_images / images_per_s  # when the device is done with what it has
+        free_at = began + num_images / images_per_s  # when the device has processed its images
         while time.perf_counter() < began + seconds:
             count = len(next(batches).images)
             arrived = time.perf_counter()
@@ -174,17 +174,15 @@ def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) ->
 
 
 _SIZES = {"cuda": 8192, "cpu": 1024}
-
-
 _ROUNDS = 10
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second, two for a multiply-add, of the fastest of some square matrix products.
+    """Floating-point operations per second, two per multiply-add, of the fastest of several square matrix products.
 
     Args:
-        device: with the number of threads and the number formats that are set.
-        dtype: of the factors.
+        device: used with the current number of threads and number formats.
+        dtype: dtype of the factors.
     """
     size = _SIZES.get(device.type, 1024)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

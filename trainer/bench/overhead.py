@@ -1,8 +1,8 @@
-"""What everything around the step costs, on one rank.
+"""The cost of everything around the step, on one rank.
 
 The same steps are timed bare, in this process (data, both updates, optimizer and average), and as a user runs them:
-through Ray Train, with MLflow, the progress bar and checkpoints. The two take turns, so that a machine that becomes
-slower or faster does so for both.
+through Ray Train, with MLflow, the progress bar and checkpoints. The two alternate, so that a machine whose speed
+changes affects both.
 """
 
 import statistics
@@ -19,16 +19,16 @@ from trainer.config.train_config import TrainConfig, num_steps
 from trainer.tracking.spool import read_records, spool_path
 
 NUM_INTERVALS = 10
-"""Intervals between two points of the curves; one more before them warms up."""
+"""Intervals between points of the curves, after one for warm-up."""
 
 
 def bare_step_s(config: TrainConfig) -> float:
-    """Seconds of a step without anything around it."""
+    """Seconds per step with nothing around it."""
     return _step_s([measured["images_per_s"] for measured in time_rounds(config)], config)
 
 
 def whole_step_s(arguments: Sequence[str], config: TrainConfig) -> float:
-    """Seconds of a step of the same config, run by `trainer.run`.
+    """Seconds per step of the same config, run by `trainer.run`.
 
     Raises:
         OperationError: the run failed; the message ends with its last lines.
@@ -41,22 +41,22 @@ def whole_step_s(arguments: Sequence[str], config: TrainConfig) -> float:
 
 
 def _step_s(images_per_s: Sequence[float], config: TrainConfig) -> float:
-    """The mean over all intervals but the first: what a checkpoint holds counts in the interval after it."""
+    """Mean over all intervals except the first; a checkpoint's blocking time counts in the interval after it."""
     return config.training.global_batch_size * statistics.mean(1 / rate for rate in images_per_s[1:])
 
 
 def time_pairs(name: str, overrides: Sequence[str], steps: int, rounds: int, folder: Path) -> list[tuple[float, float]]:
-    """Seconds of a step, bare and whole, round after round.
+    """Seconds per step, bare and whole, for each round.
 
     Args:
-        name: of the config.
-        overrides: of the user.
-        steps: that are timed in a round.
-        rounds: how many.
-        folder: for the runs; they stay there.
+        name: config name.
+        overrides: the user's.
+        steps: timed steps per round.
+        rounds: number of rounds.
+        folder: for the runs; not deleted.
 
     Raises:
-        ConfigError, DataError: the config or its data do not fit.
+        ConfigError, DataError: the config or its data are wrong.
         OperationError: a run failed.
     """
     interval = max(1, steps // NUM_INTERVALS)
@@ -89,10 +89,10 @@ def summarize(pairs: Sequence[tuple[float, float]]) -> Report:
     """Medians over rounds.
 
     Args:
-        pairs: seconds of a step, bare and whole, of each round.
+        pairs: seconds per step, bare and whole, of each round.
 
     Returns:
-        bare_step_s and whole_step_s; overhead, by how much of the bare step the whole one is longer.
+        bare_step_s and whole_step_s; overhead, the extra time of the whole step as a fraction of the bare step.
     """
     return {
         "bare_step_s": statistics.median(bare for bare, _ in pairs),

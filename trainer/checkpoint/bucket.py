@@ -1,4 +1,4 @@
-"""Checkpoints in a folder of remote storage: s3, or another fsspec filesystem that can be written."""
+"""Checkpoints in a folder of remote storage: s3, or another writable fsspec filesystem."""
 
 import hashlib
 import logging
@@ -16,24 +16,23 @@ from trainer.checkpoint.format import MANIFEST, Checkpoint, CheckpointError, is_
 
 log = logging.getLogger(__name__)
 
-
 _PROBE = "writable"
 
 
 class RemoteStorage:
-    """See `CheckpointStorage`. An object appears there when all of it has arrived, which makes a commit simple."""
+    """See `CheckpointStorage`. An object becomes visible only when it is complete, which makes a commit simple."""
 
     copies = True
 
     def __init__(self, url: str, *, owner: str | None = None) -> None:
-        """Nothing is contacted.
+        """Contacts nothing.
 
         Args:
             url: the folder.
-            owner: whose local copies `fetch` makes: processes that name the same one share them; None: only this one's.
+            owner: processes with the same owner share the copies that `fetch` makes; None: not shared.
 
         Raises:
-            DataError: it is the URL of no storage.
+            DataError: the URL is not a storage URL.
         """
         self._storage = WritableStorage(url)
         self.location = self._storage.url
@@ -72,7 +71,7 @@ class RemoteStorage:
         _make_private(self._local.parent)
         local = Checkpoint(self.place(checkpoint.path.name), checkpoint.manifest)
         try:
-            local.verify()  # another rank of this host, or a start before this one
+            local.verify()  # downloaded by another rank of this host, or by an earlier start
             return local
         except CheckpointError:
             self.forget()
@@ -82,7 +81,7 @@ class RemoteStorage:
             try:
                 self._storage.download(source, local.path / name, num_bytes=expected["bytes"])
             except DataError as error:
-                # It is there, as its size has just shown: to take an older one instead would be to lose it.
+                # The file exists, as its size has just shown; an older checkpoint must not be used instead.
                 raise StorageError(str(error)) from error
         local.verify()
         return local
@@ -131,7 +130,7 @@ class RemoteStorage:
 
 
 def _make_private(folder: Path) -> None:
-    """Anyone may make folders among the temporary files, and could plant weights."""
+    """Create a private folder, where nobody else can plant weights."""
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.storage.arguments import whole_number
 from data.storage.errors import as_command
 from data.storage.location import is_remote
 from trainer.checkpoint.format import Checkpoint, CheckpointError
@@ -38,28 +39,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "verify": "hash everything; exit code 1 if something is damaged",
         "prune": "delete all but what the rules keep, and never the last valid one",
         "convert": "rewrite one checkpoint as a single file, independent of ranks and ZeRO",
-        "export": "write the averaged generator as safetensors beside its config",
+        "export": "write the averaged generator as safetensors, with its config",
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
     for command in parsers.values():
         command.add_argument("directory", metavar="DIR", help="directory of a run, or folder or URL of checkpoints")
     prune = parsers["prune"]
-    prune.add_argument("--keep-last", type=_positive, default=2, metavar="N", help="newest ones that stay (default 2)")
-    prune.add_argument("--keep-every-images", type=_positive, metavar="M", help="one of each M images stays")
+    prune.add_argument("--keep-last", type=whole_number(1), default=2, metavar="N", help="newest to keep (default 2)")
+    prune.add_argument("--keep-every-images", type=whole_number(1), metavar="M", help="one of each M images stays")
     prune.add_argument("--keep-best", metavar="METRIC", help="the best one by this metric of its manifest stays")
     prune.add_argument("--keep-best-mode", choices=("min", "max"), default="min", help="what is best (default min)")
     prune.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
     for name in ("convert", "export"):
         parsers[name].add_argument("--out", required=True, help="folder for the result")
-        parsers[name].add_argument("--step", type=_positive, help="which checkpoint; default: the newest valid one")
+        parsers[name].add_argument("--step", type=whole_number(1), help="which checkpoint (default: the newest valid)")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 def _open(directory: str) -> CheckpointStorage:

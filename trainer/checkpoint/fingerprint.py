@@ -1,4 +1,4 @@
-"""Hashes of what a checkpoint holds; those of the networks are the same however many ranks wrote it."""
+"""Hashes of a checkpoint's contents. Those of the networks do not depend on the number of ranks."""
 
 import hashlib
 import json
@@ -12,18 +12,18 @@ from safetensors import safe_open
 from trainer.checkpoint.format import Checkpoint
 
 _MEASURED = ("time/", "images_per_s", "peak_memory", "checkpoint")
-"""Curves that begin so are of the machine, not of the run."""
+"""Prefixes of curves that describe the machine, not the run."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """SHA-256s in hex.
+    """SHA-256 hashes in hex.
 
     Attributes:
         weights: parameters of both networks, and the generator's fixed buffers.
         ema: the averaged generator.
         optimizer: Adam's moments of both.
-        metrics: each rank's sums of statistics on their way to the next point of the curves, and the last point.
+        metrics: each rank's sums of statistics not yet in the curves, and the last point of the curves.
     """
 
     weights: str
@@ -32,13 +32,13 @@ class Fingerprint:
     metrics: str
 
     def differing(self, other: "Fingerprint") -> list[str]:
-        """Names of the parts that are not the same."""
+        """Names of the parts that differ."""
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
 
 @dataclass(frozen=True, order=True)
 class _Piece:
-    """One tensor of one file, in the order of hashing."""
+    """One tensor of one file; sorts in the order of hashing."""
 
     key: str
     start: int
@@ -49,7 +49,7 @@ def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
     """Hash the whole checkpoint.
 
     Raises:
-        CheckpointError: it is not what its manifest says.
+        CheckpointError: it does not match its manifest.
     """
     checkpoint.verify()
     files = [safe_open(checkpoint.path / name, framework="np") for name in sorted(checkpoint.manifest["files"])]
@@ -57,7 +57,7 @@ def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
     for piece in sorted(_pieces(files)):
         part = hashes[_part_of(piece.key)]
         array = files[piece.file].get_tensor(piece.key)
-        if piece.start == 0:  # a fragment's successor continues it, wherever ranks have cut the parameter
+        if piece.start == 0:  # later fragments continue the same parameter, wherever the ranks split it
             part.update(f"\n{piece.key}\n".encode())
         part.update(array.tobytes())
     point = checkpoint.manifest.get("metrics") or {}
@@ -68,8 +68,8 @@ def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
 def _pieces(files: list[Any]) -> Iterator[_Piece]:
     for number, file in enumerate(files):
         starts = file.metadata() or {}
-        for key in file.keys():  # noqa: SIM118 - the file is no mapping
-            # The small tensors are each rank's own; those of the networks' buffers are the same on all.
+        for key in file.keys():  # noqa: SIM118 - the file is not a mapping
+            # Each rank has its own small tensors, but the networks' buffers are the same on all ranks.
             if not key.startswith("extra/buffers/") or number == 0:
                 yield _Piece(key, int(starts.get(key, 0)), number)
 
@@ -84,6 +84,6 @@ def _part_of(key: str) -> str:
 
 
 def _of_the_run(metrics: dict[str, float]) -> dict[str, str]:
-    """Values by their bits: equal numbers alone are equal, whatever text they print as."""
+    """Values by their bits: only equal numbers compare equal, however they are printed."""
     kept = {name: value for name, value in metrics.items() if not name.startswith(_MEASURED)}
     return {name: struct.pack("<d", value).hex() for name, value in kept.items()}

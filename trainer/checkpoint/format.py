@@ -1,12 +1,12 @@
-"""Sharded checkpoints, committed by a manifest. `python -m trainer.checkpoint` is the command that looks after them.
+"""Sharded checkpoints, committed by a manifest. `python -m trainer.checkpoint` is the command for managing them.
 
     RUN/checkpoints/step-00000500/rank-00000-*.safetensors ...  the fragments that each rank owns (engines.Fragment)
     RUN/checkpoints/step-00000500/manifest.json                  written last, by rename: sizes, SHA-256, config, cursor
 
-What lacks a valid manifest does not exist. Each group of ranks gives its files names of its own, so that one that is
-believed dead can spoil no checkpoint of another. The fragments of all ranks tile every parameter, so a checkpoint is
-read by ranges of flattened parameters and does not care how many ranks or which ZeRO stage wrote it. Nothing in it is
-executed on loading: the data are safetensors, the manifest is JSON. `checkpoint_writer` writes it.
+A folder without a valid manifest is not a checkpoint. Each group of ranks uses its own file names, so a group that is
+wrongly believed dead cannot damage another group's checkpoint. The fragments of all ranks tile every parameter, so a
+checkpoint is read by ranges of flattened parameters, independent of the number of ranks and the ZeRO stage that wrote
+it. Loading executes no code: the data are safetensors, the manifest is JSON. `CheckpointWriter` writes checkpoints.
 """
 
 import hashlib
@@ -27,21 +27,14 @@ from data.storage.files import sha256_of
 
 log = logging.getLogger(__name__)
 
-
 FORMAT_VERSION = 1
-
-
 MANIFEST = "manifest.json"
-
-
 _SEAL = "manifest_sha256"
-
-
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(OperationError):
-    """A checkpoint that cannot be written or read; says which file and what to do."""
+    """A checkpoint cannot be written or read; says which file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Checkpoint:
     """A checkpoint whose manifest has been read.
 
     Attributes:
-        path: its folder; of one in remote storage, until it is fetched, the name there.
+        path: its folder; in remote storage, the name of the checkpoint there until it is fetched.
         manifest: "step", "world_size", "files", "config", ... as written by `CheckpointWriter`.
     """
 
@@ -58,19 +51,19 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done when it was written."""
+        """Optimizer steps done when the checkpoint was written."""
         return self.manifest["step"]
 
     @property
     def num_bytes(self) -> int:
-        """Size of the parts of all ranks together."""
+        """Total size of the parts of all ranks."""
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
 
     def verify(self) -> None:
         """Compare each file with the size and SHA-256 in the manifest.
 
         Raises:
-            CheckpointError: naming the first file that is missing, differs or cannot be read.
+            CheckpointError: a file is missing, differs or cannot be read; names the first one.
         """
         self.check_sizes()
         for name, expected in self.manifest["files"].items():
@@ -83,10 +76,10 @@ class Checkpoint:
                 raise CheckpointError(f"{file} is damaged: its SHA-256 differs from its manifest's")
 
     def check_sizes(self) -> None:
-        """Look whether each file is there with the size in the manifest, without reading it.
+        """Check that each file exists with the size in the manifest, without reading it.
 
         Raises:
-            CheckpointError: naming the first one of which this is not so.
+            CheckpointError: a file is missing or has another size; names the first one.
         """
         for name, expected in self.manifest["files"].items():
             file = self.path / name
@@ -105,7 +98,7 @@ class Checkpoint:
         return Section(self, section)
 
     def extras(self, group: str, rank: int) -> dict[str, Tensor]:
-        """The small tensors of `group` that `rank` saved beside its fragments."""
+        """The small tensors of `group` that `rank` saved in addition to its fragments."""
         prefix = f"extra/{group}/"
         return {k.removeprefix(prefix): t for k, t in self.all_extras(rank).items() if k.startswith(prefix)}
 
@@ -127,7 +120,7 @@ class Section:
         for file_name in self.checkpoint.manifest["files"]:
             file = self.checkpoint.path / file_name
             try:
-                opened = safe_open(file, framework="pt")  # maps the file; a range is read when it is asked for
+                opened = safe_open(file, framework="pt")  # maps the file; ranges are read on demand
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
             for key, start in (opened.metadata() or {}).items():
@@ -137,7 +130,7 @@ class Section:
             pieces.sort(key=lambda piece: piece[0])
 
     def lengths(self) -> dict[str, int]:
-        """Elements of each flattened state, by its key in the files."""
+        """Number of elements of each flattened state, by its key in the files."""
         return {
             key: max(start + file.get_slice(key).get_shape()[0] for start, file in pieces)
             for key, pieces in self._pieces.items()
@@ -164,22 +157,22 @@ class Section:
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the folder of the checkpoint of `step`."""
+    """Name of the checkpoint folder of `step`."""
     return f"step-{step:08d}"
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder of this name is one of a checkpoint, whole or not."""
+    """Whether this is the name of a checkpoint folder, complete or not."""
     return bool(_NAME.fullmatch(name))
 
 
 def rank_file(rank: int, token: str = "") -> str:
-    """Name of the part of `rank`; `token` tells the groups of ranks apart. Names sort as the ranks do."""
+    """Name of the part of `rank`; `token` distinguishes groups of ranks. Names sort in rank order."""
     return f"rank-{rank:05d}{f'-{token}' if token else ''}.safetensors"
 
 
 def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest, with a hash of itself: a single flipped bit could be a valid number elsewhere."""
+    """The bytes of a manifest, including its own hash: a flipped bit in a number can leave valid JSON."""
     return json.dumps({**manifest, _SEAL: _seal(manifest)}, indent=1).encode()
 
 
@@ -188,14 +181,14 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
-    """A manifest from its bytes.
+    """Parse a manifest.
 
     Args:
         content: as from `encode_manifest`.
-        name: of the folder that it lies in.
+        name: name of the folder that contains it.
 
     Raises:
-        ValueError: it is cut or altered, of another format version or step, or lacks something; says what.
+        ValueError: it is cut or altered, has another format version or step, or lacks a field; says which.
     """
     manifest: Any = json.loads(content)
     if not isinstance(manifest, dict) or "format_version" not in manifest:
@@ -216,7 +209,7 @@ def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Checkpoints with a readable manifest, oldest first. A folder without one is no checkpoint and is passed over."""
+    """Checkpoints with a readable manifest, oldest first. A folder without a manifest is skipped."""
     found: list[Checkpoint] = []
     for path in sorted(path for path in directory.glob("step-*") if is_checkpoint_name(path.name)):
         try:
@@ -229,7 +222,7 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def newest_valid(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files all match their manifest; the others are named in the log and passed over."""
+    """The newest checkpoint whose files all match their manifest; the others are logged and skipped."""
 
     def verified(checkpoint: Checkpoint) -> Checkpoint:
         checkpoint.verify()
@@ -239,7 +232,7 @@ def newest_valid(directory: Path) -> Checkpoint | None:
 
 
 def newest_of(found: Sequence[Checkpoint], fetch: Callable[[Checkpoint], Checkpoint]) -> Checkpoint | None:
-    """The newest of some checkpoints that `fetch` gives without a CheckpointError; the others are named in the log."""
+    """The newest checkpoint that `fetch` returns without a CheckpointError; the others are logged and skipped."""
     for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True):
         try:
             return fetch(checkpoint)

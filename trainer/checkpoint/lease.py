@@ -1,8 +1,8 @@
-"""One run at a time writes to a directory: its lease, kept alive by a heartbeat, taken over when its holder is dead.
+"""Allows one run at a time to write to a directory, by a lease with a heartbeat. A dead holder's lease is taken over.
 
-The lease is one small file that names its holder. Whether that one lives is seen, on the same host, from its process;
-from elsewhere, from the file: a holder changes it every few seconds, and if it stays as it is for `STALE_S`, nobody is
-there. Clocks of two hosts are never compared. Workers that are started again by the same launch take over at once.
+The lease is one small file that names its holder. On the holder's own host, its process shows whether it is alive.
+On other hosts the file does: a live holder changes it every few seconds, and a lease unchanged for `STALE_S` counts as
+abandoned. Clocks of two hosts are never compared. Workers restarted by the same launch take over at once.
 """
 
 import json
@@ -23,62 +23,53 @@ from trainer.config.io import ConfigError
 
 log = logging.getLogger(__name__)
 
-
 HEARTBEAT_S = 5.0
-"""Pause between two heartbeats."""
-
-
+"""Time between two heartbeats."""
 STALE_S = 60.0
-"""How long a lease must stay unchanged to count as given up by a holder whose process cannot be looked at."""
-
-
+"""A lease unchanged for this long counts as abandoned if its holder's process cannot be checked from this host."""
 LAUNCH_VARIABLE = "DDGAN_LAUNCH"
-"""Environment variable that names the launch a worker belongs to."""
-
-
+"""Environment variable with the ID of the launch that a worker belongs to."""
 _POLL_S = 0.5
-
-
 _RECORD_BYTES = 1024
 
 
 class LeaseError(ConfigError):
-    """Another run writes to the directory; says which, and what to do."""
+    """Another run writes to the directory; says which one, and what to do."""
 
 
 class LeasePlace(Protocol):
-    """Where a lease is kept. Its methods raise OSError when the place cannot be read or written."""
+    """Where a lease is kept. Its methods raise OSError if the place cannot be read or written."""
 
     shown: str
-    """The directory that it guards, for messages."""
+    """The guarded directory, for messages."""
 
     def read(self) -> bytes | None:
-        """The lease; None without one."""
+        """The lease; None if there is none."""
         ...
 
     def swap(self, seen: bytes | None, content: bytes) -> bool:
-        """Write the lease if it still is as `seen`; whether it was written."""
+        """Write the lease if it still equals `seen`; returns whether it was written."""
         ...
 
     def beat(self, seen: bytes, content: bytes) -> bool:
-        """As `swap`, for the holder alone; needs no room on the disk."""
+        """Like `swap`, but only for the holder; needs no free disk space."""
         ...
 
     def remove(self, seen: bytes) -> None:
-        """Remove the lease if it still is as `seen`."""
+        """Remove the lease if it still equals `seen`."""
         ...
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """The holder of a lease.
 
     Attributes:
-        launch: start of the command that it belongs to; see `launch_id`.
+        launch: ID of its launch; see `launch_id`.
         process: as from `this_process`.
-        token: of this one acquisition.
+        token: unique to this acquisition.
         host, pid, since: for messages; `since` in UTC.
-        beat: counts the heartbeats.
+        beat: number of heartbeats.
     """
 
     launch: str
@@ -91,16 +82,16 @@ class Holder:
 
     @classmethod
     def here(cls, launch: str) -> "Holder":
-        """This process."""
+        """A holder for this process."""
         return cls(launch, this_process(), uuid.uuid4().hex, platform.node(), os.getpid(), timestamp())
 
     def encode(self) -> bytes:
-        """The file, always of the same length, so that it can be written over in place."""
+        """The file's content. Its length is constant, so it can be overwritten in place."""
         return json.dumps(asdict(self)).encode().ljust(_RECORD_BYTES - 1) + b"\n"
 
     @classmethod
     def decode(cls, content: bytes) -> "Holder | None":
-        """From the file; None if it is damaged."""
+        """Parse the file's content; None if it is damaged."""
         try:
             return cls(**json.loads(content))
         except (ValueError, TypeError):
@@ -108,18 +99,18 @@ class Holder:
 
 
 def this_process() -> str:
-    """What no other process has, on any host: boot, process namespace, number and start time."""
+    """A process ID that is unique across hosts: boot, process namespace, number and start time."""
     return f"{_machine()} {os.getpid()} {_started(os.getpid())}"
 
 
 def launch_id() -> str:
-    """The launch that this process belongs to: what its driver handed down, torchrun's, or else its own."""
-    torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" is the same for all that give no --rdzv-id
+    """The launch that this process belongs to: its driver's, else torchrun's, else its own."""
+    torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" is shared by all runs without --rdzv-id
     return os.environ.get(LAUNCH_VARIABLE) or (f"torchrun {torchrun}" if torchrun != "none" else this_process())
 
 
 def is_alive(process: str) -> bool | None:
-    """Whether a process as from `this_process` lives; None if it cannot be seen from here."""
+    """Whether a process as from `this_process` is alive; None if that cannot be checked from here."""
     machine, _, rest = process.partition(" ")
     pid, _, started = rest.partition(" ")
     if machine != _machine() or not pid.isdigit() or not _started(os.getpid()):
@@ -128,7 +119,7 @@ def is_alive(process: str) -> bool | None:
 
 
 class Lease:
-    """A lease that this process holds, until `release`. A thread keeps it alive."""
+    """A lease that this process holds until `release`. A thread keeps it alive."""
 
     def __init__(self, place: LeasePlace, holder: Holder) -> None:
         self._place = place
@@ -141,7 +132,7 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """See that the lease is still ours.
+        """Check that this process still holds the lease.
 
         Raises:
             LeaseError: another run has taken it over.
@@ -156,13 +147,13 @@ class Lease:
                 raise LeaseError([self._lost])
 
     def release(self) -> None:
-        """Give it back; again does nothing."""
+        """Release the lease; further calls do nothing."""
         if self._ended.is_set():
             return
         self._ended.set()
         self._thread.join()
         if not self._lost:
-            with suppress(OSError):  # it goes stale then
+            with suppress(OSError):  # the lease then goes stale
                 self._place.remove(self._content)
 
     def _keep_alive(self) -> None:
@@ -174,7 +165,7 @@ class Lease:
                         self._content, self._holder = content, replace(self._holder, beat=self._holder.beat + 1)
                     else:
                         self._notice_loss()
-                except OSError as error:  # of the disk; the next beat may be better
+                except OSError as error:  # a disk error; the next heartbeat may succeed
                     log.warning("lease on %s: no heartbeat: %s", self._place.shown, error)
             if self._lost:
                 return
@@ -183,21 +174,21 @@ class Lease:
         content = self._place.read()
         holder = Holder.decode(content) if content else None
         if holder and holder.token == self._holder.token:
-            self._content, self._holder = content or b"", holder  # a heartbeat arrived that had been given up
+            self._content, self._holder = content or b"", holder  # a heartbeat that had seemed to fail did arrive
             return
-        # Whoever took it over from a holder that stood still may have ended since, and removed it.
+        # A run that took the lease over from a stalled holder may have ended since, and removed it.
         by = f"another run took it over ({_describe(holder)})" if content else "it was removed, perhaps by another run"
         self._lost = f"{self._place.shown}: lost the lease on it: {by}; this run writes no more"
         log.error("%s", self._lost)
 
 
 def acquire(place: LeasePlace, launch: str, *, clock: Callable[[], float] = time.monotonic) -> Lease:
-    """Take the lease, waiting up to `STALE_S` to see whether a holder elsewhere lives.
+    """Take the lease, waiting up to `STALE_S` to see whether a holder on another host is alive.
 
     Args:
         place: where it is kept.
-        launch: of this process; a holder of the same launch gives way at once.
-        clock: seconds that only grow.
+        launch: launch of this process; a holder of the same launch is replaced at once.
+        clock: monotonic seconds.
 
     Raises:
         LeaseError: another run holds it.
@@ -210,7 +201,7 @@ def acquire(place: LeasePlace, launch: str, *, clock: Callable[[], float] = time
 
 
 def _await_turn(place: LeasePlace, mine: Holder, clock: Callable[[], float]) -> bytes | None:
-    """What the place holds once it may be taken."""
+    """Wait until the lease may be taken; returns its content."""
     seen = place.read()
     began = unchanged_since = clock()
     told = False
@@ -223,7 +214,7 @@ def _await_turn(place: LeasePlace, mine: Holder, clock: Callable[[], float]) -> 
         if content != seen:
             seen, unchanged_since = content, now
         alive = is_alive(holder.process) if holder else None
-        # Its driver was killed on this host: it is about to end.
+        # The holder's driver was killed; the holder will end soon.
         orphaned = holder is not None and is_alive(holder.launch) is False
         beats = alive or unchanged_since > began
         if beats and (not orphaned or now - began > STALE_S):
@@ -242,7 +233,7 @@ def _await_turn(place: LeasePlace, mine: Holder, clock: Callable[[], float]) -> 
 
 
 def _gives_way(holder: Holder, mine: Holder) -> bool:
-    """Whether a holder is dead for sure, or of our own launch, or this very process at an earlier time."""
+    """Whether the holder is certainly dead, of our own launch, or this same process at an earlier time."""
     return holder.launch == mine.launch or holder.process == mine.process or is_alive(holder.process) is False
 
 
@@ -251,7 +242,7 @@ def _describe(holder: Holder | None) -> str:
 
 
 def _machine() -> str:
-    """This boot of this host, and the namespace in which its process numbers mean something."""
+    """This boot of this host, and the namespace in which its process IDs are valid."""
     boot, namespace = platform.node(), ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -260,9 +251,9 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """Start time of a process in clock ticks since boot; empty if there is none, or only its remains, or no /proc."""
+    """Start time of a process in clock ticks since boot; empty if it does not exist, is a zombie, or without /proc."""
     try:
-        # The name, in brackets, may hold anything.
+        # The name, in parentheses, may contain any characters.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""

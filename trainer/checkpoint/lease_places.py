@@ -1,4 +1,4 @@
-"""Where leases are kept: a file in the run's directory, and one where its checkpoints lie."""
+"""Where leases are kept: a file in the run's directory, and one in the storage of its checkpoints."""
 
 import fcntl
 import logging
@@ -16,7 +16,6 @@ from trainer.checkpoint.lease import Lease, LeaseError, LeasePlace, acquire
 from trainer.config.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
-
 
 LEASE = "lease.json"
 
@@ -38,7 +37,7 @@ class FolderLease:
             return None
 
     def swap(self, seen: bytes | None, content: bytes) -> bool:
-        """See `LeasePlace`. A new file takes the place: what the last holder may still write goes into its own."""
+        """See `LeasePlace`. Writes a new file, so that late writes of the last holder go to the old one."""
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._made_folder = True
@@ -50,7 +49,7 @@ class FolderLease:
         return self.read() == content
 
     def beat(self, seen: bytes, content: bytes) -> bool:
-        """See `LeasePlace`. In place, in room that the file has: a full disk loses no lease."""
+        """See `LeasePlace`. Overwrites the file in place, so a full disk does not lose the lease."""
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -70,12 +69,12 @@ class FolderLease:
                 return
             self._file.unlink()
             if self._made_folder:
-                with suppress(OSError):  # only if nothing came to lie there
+                with suppress(OSError):  # removed only if it is empty
                     self._folder.rmdir()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of the folder. Some network filesystems have none; then only chance keeps two swaps apart."""
+        """Lock the folder. Some network filesystems have no locks; there, two swaps at the same moment can collide."""
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with suppress(OSError):
@@ -86,7 +85,7 @@ class FolderLease:
 
 
 class BucketLease:
-    """A lease in a bucket whose service writes under a condition, as S3 does."""
+    """A lease in a bucket whose service supports conditional writes, as S3 does."""
 
     def __init__(self, storage: WritableStorage) -> None:
         self.shown = redact(storage.url)
@@ -115,18 +114,18 @@ class BucketLease:
 
 @dataclass(frozen=True)
 class Claim:
-    """The leases that a run holds together."""
+    """The leases that a run holds."""
 
     leases: tuple[Lease, ...]
     """One for each place."""
 
     def check(self) -> None:
-        """See that all are still ours; see `Lease.check`."""
+        """Check that all are still held; see `Lease.check`."""
         for lease in self.leases:
             lease.check()
 
     def release(self) -> None:
-        """Give all back; again does nothing."""
+        """Release all of them; further calls do nothing."""
         for lease in self.leases:
             lease.release()
 
@@ -135,11 +134,11 @@ def claim(config: TrainConfig, launch: str) -> Claim:
     """Take the leases of a run.
 
     Args:
-        config: of the run.
-        launch: of this process, see `lease.launch_id`.
+        config: config of the run.
+        launch: launch of this process, see `lease.launch_id`.
 
     Raises:
-        LeaseError: another run holds one, or it cannot be kept.
+        LeaseError: another run holds one, or a lease cannot be kept there.
     """
     return _claim(_places(config), launch)
 
@@ -148,7 +147,7 @@ def claim_folder(location: str, launch: str) -> Claim:
     """Take the lease of one folder or URL of checkpoints.
 
     Raises:
-        LeaseError: a run holds it, or it cannot be kept.
+        LeaseError: a run holds it, or a lease cannot be kept there.
     """
     if is_remote(location):
         return _claim(_remote_places(location), launch)

@@ -1,8 +1,8 @@
 """One rank's part of a checkpoint: a safetensors file laid out in host memory, then written and hashed in one pass.
 
-safetensors' own writer copies every tensor once more and holds the interpreter's lock for the whole file, so training
-could not go on beside it. The format is simple enough to write: 8 bytes with the length of the header, the header as
-JSON, and the raw tensors without a gap.
+safetensors' own writer copies every tensor again and holds the interpreter lock for the whole file, which would block
+training. The format is simple enough to write here: 8 bytes with the length of the header, the header as JSON, and the
+raw tensors without gaps.
 """
 
 import hashlib
@@ -28,20 +28,16 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
 _CHUNK_BYTES = 2**23
-
-
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part in host memory. It is good until its `HostMemory` takes the next one.
+    """A part in host memory, valid until its `HostMemory` takes the next one.
 
     Attributes:
-        header: the length and the JSON.
+        header: the length and the JSON header.
         data: the raw tensors.
     """
 
@@ -55,7 +51,7 @@ class Part:
 
 
 class HashingChunks:
-    """The bytes of a part in order, hashed while they are taken."""
+    """The bytes of a part in order, hashed as they are read."""
 
     def __init__(self, part: Part) -> None:
         self._part = part
@@ -67,23 +63,23 @@ class HashingChunks:
             yield self._taken(self._part.data[start : start + _CHUNK_BYTES])
 
     def _taken(self, chunk: memoryview) -> memoryview:
-        self._hash.update(chunk)  # without the interpreter's lock, as the write that follows
+        self._hash.update(chunk)  # releases the interpreter lock, as the write that follows does
         return chunk
 
     def sha256(self) -> str:
-        """Of the chunks taken so far, in hex."""
+        """SHA-256 of the chunks read so far, in hex."""
         return self._hash.hexdigest()
 
 
 class HostMemory:
-    """The host memory of one rank's snapshot, pinned beside a GPU, and used again for each checkpoint."""
+    """Host memory for one rank's snapshot, reused for each checkpoint; pinned if the device is a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def take(self, sections: Mapping[str, Iterable[Fragment]], extras: Mapping[str, Mapping[str, Tensor]]) -> Part:
-        """Copy tensors out of the hands of training; on return they may change again.
+        """Copy tensors; training may change them again when this returns.
 
         Args:
             sections: fragments by section. Their keys become "SECTION/STATE/PARAMETER", their offsets metadata.
@@ -100,13 +96,13 @@ class HostMemory:
         return self.take_tensors(tensors, starts)
 
     def take_tensors(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Part:
-        """As `take`, by the keys in the file.
+        """Like `take`, with the keys of the file.
 
         Args:
             tensors: by key.
-            metadata: texts by key, for the header.
+            metadata: strings by key, for the header.
         """
-        # The widest types first, so that every tensor starts at a multiple of its own element.
+        # Widest types first, so that every tensor starts at a multiple of its element size.
         ordered = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         places: dict[str, tuple[int, int]] = {}
@@ -132,11 +128,11 @@ class HostMemory:
         return Part(len(text).to_bytes(8, "little") + text, memory.numpy().data)
 
     def reserve(self, num_bytes: int) -> None:
-        """Have memory ready that is also touched: the system gives a page only then, and takes its time for it."""
+        """Allocate memory and touch it: the system maps a page only on first access, which takes time."""
         self._room(num_bytes).zero_()
 
     def _room(self, num_bytes: int) -> Tensor:
         if self._memory.numel() < num_bytes:
-            self._memory = torch.empty(0, dtype=torch.uint8)  # let go of the smaller one before the larger one is made
+            self._memory = torch.empty(0, dtype=torch.uint8)  # free the smaller buffer before allocating the larger one
             self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         return self._memory[:num_bytes]

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest ones, one every so many images, and the best by a metric."""
+"""Which checkpoints are kept: the newest ones, one per interval of images, and the best by a metric."""
 
 import logging
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """The rules. A checkpoint stays if one of them wants it."""
+    """The rules. A checkpoint is kept if any of them applies."""
 
     keep_last: int = 2
-    """Newest ones that stay, at least 1."""
+    """Number of newest checkpoints to keep, at least 1."""
     keep_every_images: int | None = None
-    """Of each so many images the first one stays for good."""
+    """Interval in images whose first checkpoint is kept forever."""
     keep_best: str | None = None
-    """Metric whose best checkpoint stays."""
+    """Metric whose best checkpoint is kept."""
     keep_best_mode: Literal["min", "max"] = "min"
-    """Whether a small or a large value is good."""
+    """Whether a small or a large value is better."""
 
     @classmethod
     def of(cls, config: CheckpointConfig) -> "Retention":
@@ -38,11 +38,11 @@ class Retention:
 
 @dataclass(frozen=True)
 class Saved:
-    """What the rules look at.
+    """What the rules know of a checkpoint.
 
     Attributes:
-        step, images: done when the checkpoint was written.
-        value: of the metric in its manifest; None if it has none, or none that is a number.
+        step, images: number done when the checkpoint was written.
+        value: the metric in its manifest; None if it is missing or not a number.
     """
 
     step: int
@@ -51,13 +51,13 @@ class Saved:
 
 
 def kept_steps(saved: Sequence[Saved], rules: Retention) -> set[int]:
-    """Steps of the checkpoints that stay. Never empty unless there is no checkpoint at all."""
+    """Steps of the checkpoints to keep. Empty only if there are no checkpoints."""
     ordered = sorted(saved, key=lambda s: s.step)
     kept = {s.step for s in ordered[-rules.keep_last :]}
     if rules.keep_every_images:
         first: dict[int, int] = {}
         for s in ordered:
-            # The first of its interval stays the first when others go, so what was kept once is kept for good.
+            # The first of an interval stays first when others are deleted, so it is never dropped later.
             first.setdefault(s.images // rules.keep_every_images, s.step)
         kept |= {step for interval, step in first.items() if interval > 0}
     measured = [(s.value, s.step) for s in ordered if s.value is not None]
@@ -68,7 +68,7 @@ def kept_steps(saved: Sequence[Saved], rules: Retention) -> set[int]:
 
 
 def saved(checkpoint: Checkpoint, rules: Retention) -> Saved:
-    """What the rules look at, from a manifest."""
+    """Read `Saved` from a manifest."""
     manifest = checkpoint.manifest
     value = manifest.get("metrics", {}).get(rules.keep_best) if rules.keep_best else None
     number = float(value) if isinstance(value, int | float) and value == value else None
@@ -76,18 +76,18 @@ def saved(checkpoint: Checkpoint, rules: Retention) -> Saved:
 
 
 def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> None:
-    """Delete what a checkpoint that has just been committed makes superfluous.
+    """Delete what is no longer needed after a commit.
 
-    That is what the rules do not keep, whatever lies beyond `newest` (it failed its verification, or the run would not
-    stand here), and what saves left that never ended.
+    That is: checkpoints that the rules do not keep; everything later than `newest` (it failed verification, or the run
+    would not be at this step); and leftovers of unfinished saves.
 
     Args:
-        storage: where they lie.
-        rules: which ones stay.
-        newest: as committed.
+        storage: of the checkpoints.
+        rules: which to keep.
+        newest: just committed.
 
     Raises:
-        CheckpointError: `newest` is not there as its manifest says; nothing was deleted.
+        CheckpointError: `newest` does not match its manifest; nothing was deleted.
         OSError: the storage failed; `newest` and what the rules keep are untouched.
     """
     found = {checkpoint.path.name: checkpoint for checkpoint in storage.list()}
@@ -110,10 +110,10 @@ def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> N
 
 
 def is_remains(storage: CheckpointStorage, name: str) -> bool:
-    """Whether a folder that was not listed as a checkpoint is none indeed: cut, damaged, or of a save that never ended.
+    """Whether a folder not listed as a checkpoint really is not one: cut, damaged, or left by an unfinished save.
 
     Raises:
-        OSError: nobody knows, since it cannot be read now.
+        OSError: it cannot be read now, so this is unknown.
     """
     content = storage.manifest(name)
     try:

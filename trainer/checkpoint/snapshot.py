@@ -1,4 +1,4 @@
-"""Snapshots: the averaged generator alone, as safetensors beside the config that builds it."""
+"""Snapshots: the averaged generator alone, as safetensors, with the config that builds it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
 
 
 class WeightsError(UserError):
-    """A file of weights that cannot be used; says which, why, and what is allowed."""
+    """A weights file cannot be used; says which, why, and what is allowed."""
 
 
 def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator | MlpGenerator:
@@ -38,18 +38,18 @@ def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> 
 
 
 def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig, step: int) -> Path:
-    """Write `folder` with the averaged weights and the config; each file appears whole or not at all."""
+    """Write the averaged weights and the config to `folder`; each file appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replaced(folder / WEIGHTS) as draft:
         save_file(tensors, draft, metadata={"step": str(step)})
     with replaced(folder / CONFIG) as draft:
-        draft.write_text(redact(dump_config(config)))  # a snapshot is given to others
+        draft.write_text(redact(dump_config(config)))  # snapshots are shared with others
     return folder
 
 
 def is_snapshot(folder: Path) -> bool:
-    """Whether a folder is what `save_snapshot` wrote."""
+    """Whether `save_snapshot` wrote this folder."""
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
@@ -57,7 +57,7 @@ def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.
     """The averaged generator of a snapshot, and its config.
 
     Raises:
-        WeightsError: the weights cannot be read, or are not of that config.
+        WeightsError: the weights cannot be read or do not match the config.
     """
     config = load_stored(folder / CONFIG)
     generator = build_generator(config, device)
@@ -66,14 +66,14 @@ def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.
 
 
 def load_initial_weights(generator: nn.Module, file: Path) -> None:
-    """Start a generator from a snapshot's safetensors or from a published state dict (.pth, .pt).
+    """Initialize a generator from a snapshot's safetensors or from a published state dict (.pth, .pt).
 
     Args:
         generator: built from this run's config.
-        file: weights under our names (safetensors) or under the published ones, with or without `module.`.
+        file: weights with our names (safetensors) or with the published names, with or without `module.`.
 
     Raises:
-        WeightsError: the file cannot be read, or its names or shapes are not this generator's.
+        WeightsError: the file cannot be read, or its names or shapes do not match the generator.
     """
     try:
         if file.suffix == ".safetensors":
@@ -86,7 +86,7 @@ def load_initial_weights(generator: nn.Module, file: Path) -> None:
         raise
     except (OSError, SafetensorError, RuntimeError, EOFError) as error:
         raise WeightsError(f"{file} cannot be read: {error}") from error
-    except Exception as error:  # torch raises pickle.UnpicklingError, and others, for what weights_only refuses
+    except Exception as error:  # with weights_only, torch raises pickle.UnpicklingError and others
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{file} is refused: it holds more than tensors ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):

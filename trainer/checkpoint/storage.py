@@ -1,4 +1,4 @@
-"""Where checkpoints lie: a local or shared folder, or a folder of remote storage (s3 or another fsspec filesystem)."""
+"""Where checkpoints are stored: a local or shared folder, or a folder of remote storage (s3 or other fsspec)."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ from trainer.config.train_config import TrainConfig
 
 
 class CheckpointStorage(Protocol):
-    """A place for checkpoints. What it raises beside `CheckpointError` is an OSError, and may pass."""
+    """A place for checkpoints. It raises `CheckpointError`, or OSError for failures that may be temporary."""
 
     shown: str
     """The place, without passwords."""
@@ -35,7 +35,7 @@ class CheckpointStorage(Protocol):
     """Whether `fetch` makes a copy on this host."""
 
     def list(self) -> list[Checkpoint]:
-        """Checkpoints with a readable manifest, oldest first; the others are named in the log if they have one."""
+        """Checkpoints with a readable manifest, oldest first; an unreadable manifest is logged."""
         ...
 
     def check_sizes(self, checkpoint: Checkpoint) -> None:
@@ -43,7 +43,7 @@ class CheckpointStorage(Protocol):
         ...
 
     def fetch(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint in a folder of this host, verified; downloaded if need be. `forget` ends its life there.
+        """Get the checkpoint in a local folder, verified; downloads it if needed. `forget` removes the copy.
 
         Raises:
             CheckpointError: a file is missing, differs or cannot be read.
@@ -51,7 +51,7 @@ class CheckpointStorage(Protocol):
         ...
 
     def place(self, name: str) -> Path:
-        """Where on this host `fetch` leaves the checkpoint of that name."""
+        """The local folder in which `fetch` puts the checkpoint of that name."""
         ...
 
     def forget(self) -> None:
@@ -59,27 +59,27 @@ class CheckpointStorage(Protocol):
         ...
 
     def names(self) -> Iterable[str]:
-        """All folders of checkpoints, whole or not."""
+        """Names of all checkpoint folders, complete or not."""
         ...
 
     def write(self, checkpoint: str, name: str, chunks: Iterable[memoryview]) -> None:
-        """Write a part; it is there for good on return. A file of that name is replaced, never written into."""
+        """Write a part durably. An existing file of that name is replaced, never written into."""
         ...
 
     def commit(self, checkpoint: str, manifest: bytes) -> None:
-        """Write the manifest: all of it appears at once, for good."""
+        """Write the manifest durably and atomically."""
         ...
 
     def manifest(self, checkpoint: str) -> bytes | None:
-        """The bytes of a manifest; None without one."""
+        """The bytes of a manifest; None if there is none."""
         ...
 
     def delete(self, checkpoint: str) -> None:
-        """Delete a checkpoint, the manifest first, so that half of one is never believed."""
+        """Delete a checkpoint, the manifest first, so that a partial one is never taken as valid."""
         ...
 
     def tidy(self, checkpoint: Checkpoint) -> None:
-        """Delete files in its folder that its manifest does not name."""
+        """Delete files in its folder that are not in its manifest."""
         ...
 
     def check_writable(self) -> None:
@@ -88,7 +88,7 @@ class CheckpointStorage(Protocol):
 
 
 class FolderStorage:
-    """A folder that every rank sees."""
+    """A folder that every rank can access."""
 
     copies = False
 
@@ -105,7 +105,7 @@ class FolderStorage:
         checkpoint.check_sizes()
 
     def fetch(self, checkpoint: Checkpoint) -> Checkpoint:
-        """See `CheckpointStorage`. It is read where it is."""
+        """See `CheckpointStorage`. Makes no copy."""
         checkpoint.verify()
         return checkpoint
 
@@ -124,7 +124,7 @@ class FolderStorage:
         """See `CheckpointStorage`."""
         file = self.folder / checkpoint / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        # A process that was believed dead may still write to the file of that name: it keeps that one, unseen.
+        # A process wrongly believed dead may still write to the old file of that name; the new file is separate.
         file.unlink(missing_ok=True)
         _write_durably(file, chunks)
 
@@ -133,7 +133,7 @@ class FolderStorage:
         folder = self.folder / checkpoint
         with replaced(folder / MANIFEST, durable=True) as draft:
             draft.write_bytes(manifest)
-            sync_folder(folder)  # the names of the parts
+            sync_folder(folder)  # for the parts' names
         sync_folder(self.folder)
 
     def manifest(self, checkpoint: str) -> bytes | None:
@@ -149,7 +149,7 @@ class FolderStorage:
         if path.is_symlink() or not path.is_dir():
             raise OSError(errno.ENOTDIR, f"{path} is no folder of a checkpoint")
         (path / MANIFEST).unlink(missing_ok=True)
-        sync_folder(path)  # or a crash of the host could bring the manifest back, without the parts
+        sync_folder(path)  # else a crash of the host could bring the manifest back without the parts
         shutil.rmtree(path)
 
     def tidy(self, checkpoint: Checkpoint) -> None:
@@ -166,14 +166,14 @@ class FolderStorage:
 
 
 def open_storage(location: str | Path, *, owner: str | None = None) -> CheckpointStorage:
-    """The storage at a folder or URL; nothing is touched yet.
+    """The storage at a folder or URL; accesses nothing yet.
 
     Args:
         location: folder or URL.
-        owner: whose copies of remote checkpoints are shared on a host; None: this process has its own.
+        owner: processes with the same owner share their host's copies of remote checkpoints; None: not shared.
 
     Raises:
-        CheckpointError: it is a URL of no storage.
+        CheckpointError: the URL is not a storage URL.
     """
     try:
         if is_remote(location):
@@ -184,12 +184,12 @@ def open_storage(location: str | Path, *, owner: str | None = None) -> Checkpoin
 
 
 def storage_of(config: TrainConfig) -> CheckpointStorage:
-    """Where the checkpoints of a run lie."""
+    """Where a run's checkpoints are stored."""
     return open_storage(config.checkpoint.directory or Path(config.run.directory) / "checkpoints", owner="run")
 
 
 def storage_of_run(run: Path) -> CheckpointStorage:
-    """Where the checkpoints of the run in a directory lie, as its config says.
+    """Where the checkpoints of the run in a directory are stored, according to its config.
 
     Raises:
         CheckpointError: it is not the directory of a run.
@@ -206,10 +206,10 @@ def storage_of_run(run: Path) -> CheckpointStorage:
 
 
 def check_not_moved(config: TrainConfig) -> None:
-    """See that a run without a checkpoint does not have some where it kept them at its last start.
+    """Check that a run that finds no checkpoint has none at the place that its last start used.
 
     Raises:
-        ConfigError: it does; to start anew there, as if they did not exist, would hardly be meant.
+        ConfigError: it has some there; starting from scratch is hardly what the user wants.
         CheckpointError: the place of the last start cannot be read.
     """
     run = Path(config.run.directory)
@@ -222,21 +222,21 @@ def check_not_moved(config: TrainConfig) -> None:
             [
                 f"checkpoint.directory is {now.shown}, which holds no checkpoint, but the run in {run} has kept its "
                 f"own in {before.shown}, the newest of step {found.step}. Copy them, set checkpoint.directory back, or "
-                "start anew in another run.directory"
+                "start again in another run.directory"
             ]
         )
 
 
 def shown_checkpoint(config: TrainConfig, step: int) -> str:
-    """Where the checkpoint of `step` is, for the eye."""
+    """Where the checkpoint of `step` is, for messages."""
     return f"{storage_of(config).shown}/{checkpoint_name(step)}"
 
 
 def newest_fetched(storage: CheckpointStorage) -> Checkpoint | None:
-    """The newest valid checkpoint, in a folder of this host; the others are named in the log and passed over.
+    """The newest valid checkpoint, in a local folder; the others are logged and skipped.
 
     Raises:
-        CheckpointError: the storage itself cannot be read: nobody knows then what it holds.
+        CheckpointError: the storage itself cannot be read, so its contents are unknown.
     """
     try:
         return newest_of(storage.list(), storage.fetch)
@@ -245,7 +245,7 @@ def newest_fetched(storage: CheckpointStorage) -> Checkpoint | None:
 
 
 def newest_seen(storage: CheckpointStorage) -> Checkpoint | None:
-    """As `newest_fetched`, but nothing is downloaded: of checkpoints in remote storage only the sizes are compared.
+    """Like `newest_fetched`, but downloads nothing: for remote storage, only the file sizes are compared.
 
     Raises:
         CheckpointError: the storage itself cannot be read.
@@ -264,10 +264,10 @@ def newest_seen(storage: CheckpointStorage) -> Checkpoint | None:
 
 
 def find_checkpoint(storage: CheckpointStorage, step: int | None) -> Checkpoint:
-    """The checkpoint of `step`, or the newest valid one; in a folder of this host, verified.
+    """The checkpoint of `step`, or the newest valid one; in a local folder, verified.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged; names those that exist.
+        CheckpointError: there is no such checkpoint, or it is damaged; lists the existing ones.
     """
     if step is None:
         newest = newest_fetched(storage)

@@ -1,4 +1,4 @@
-"""A checkpoint as one state, whatever ranks and ZeRO stages wrote it: for conversion into one file, and for export."""
+"""A checkpoint as one state, independent of the ranks and ZeRO stage that wrote it; for conversion and export."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def whole_states(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Every flattened state of every parameter, by its key in the files: "SECTION/STATE/PARAMETER".
 
     Raises:
-        CheckpointError: a part of one is in none of the files.
+        CheckpointError: some elements are in none of the files.
     """
     states: dict[str, Tensor] = {}
     for name in SECTIONS:
@@ -32,7 +32,7 @@ def whole_states(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def whole_extras(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The small tensors of all ranks as those of one, by key: sums are added up, the rest is the same on each."""
+    """The small tensors of all ranks combined into those of one, by key: sums are added, the rest is equal on all."""
     together: dict[str, Tensor] = {}
     for rank in range(checkpoint.manifest["world_size"]):
         for key, value in checkpoint.all_extras(rank).items():
@@ -44,7 +44,7 @@ def whole_extras(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def convert(checkpoint: Checkpoint, target: CheckpointStorage) -> str:
-    """Write a checkpoint as one of a single rank without ZeRO; all states stay as they are, bit for bit.
+    """Write a checkpoint as one of a single rank without ZeRO; all states stay bitwise equal.
 
     Args:
         checkpoint: verified.
@@ -54,7 +54,7 @@ def convert(checkpoint: Checkpoint, target: CheckpointStorage) -> str:
         Its name there.
 
     Raises:
-        CheckpointError: it cannot be read whole, or there is one of that name.
+        CheckpointError: it is incomplete, or the target has one of that name.
         OSError: the target cannot be written.
     """
     name = checkpoint.path.name
@@ -75,7 +75,7 @@ def averaged_generator(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Train
         checkpoint: verified.
 
     Raises:
-        CheckpointError: the checkpoint is not of the networks of its config.
+        CheckpointError: the checkpoint does not match the networks of its config.
     """
     config = from_dict(checkpoint.manifest["config"], str(checkpoint.path))
     shapes = {name: p.shape for name, p in build_generator(config, "meta").named_parameters()}
@@ -85,14 +85,14 @@ def averaged_generator(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Train
 
 
 def export(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write the averaged generator as a snapshot: safetensors beside the config that builds it.
+    """Write the averaged generator as a snapshot: safetensors, with the config that builds it.
 
     Args:
         checkpoint: verified.
         folder: for the two files.
 
     Raises:
-        CheckpointError: as `averaged_generator`.
+        CheckpointError: as in `averaged_generator`.
     """
     state, config = averaged_generator(checkpoint)
     return save_snapshot(folder, state, config, checkpoint.step)

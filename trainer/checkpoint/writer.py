@@ -1,10 +1,10 @@
-"""Saves checkpoints beside training: a step is held only while the state is copied into host memory.
+"""Saves checkpoints in parallel with training; a step is blocked only while the state is copied into host memory.
 
-A thread of each rank writes and hashes its part. When all parts are known good, rank 0 writes the manifest, which makes
-them a checkpoint. The threads talk over a gloo group of their own: in each of them the same two exchanges follow for
-each save, in the order of saves, so that they never meet those of the main threads. The second one ends the save on all
-ranks: until then rank 0 deletes what is not needed any more, and nobody may write the next parts. A rank that dies
-breaks its connections, and the exchange of the others fails at once instead of waiting.
+A thread of each rank writes and hashes its part. When all parts are written, rank 0 commits the checkpoint by writing
+the manifest. The threads use their own gloo group, with the same two exchanges for each save, in the order of saves, so
+these never mix with the exchanges of the main threads. The second exchange ends the save on all ranks: until then
+rank 0 deletes old checkpoints, and no rank may write its next part. If a rank dies, its connections break, and the
+other ranks' exchange fails at once instead of waiting.
 """
 
 import logging
@@ -36,20 +36,15 @@ from trainer.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-
 T = TypeVar("T")
-
-
 PAUSES_S = (1.0, 4.0)
-"""Pauses before a write that failed is tried again; after the last one it is given up."""
-
-
+"""Pauses before a failed write is retried; after the last one the save fails."""
 CLOSE_S = 60.0
-"""How long the end of a rank waits for a save that is under way."""
+"""How long a rank waits at its end for a save in progress."""
 
 
 def write_part(storage: CheckpointStorage, checkpoint: str, file: str, part: Part) -> dict[str, Any]:
-    """Write one file of a checkpoint; returns its size and SHA-256 as the manifest states them.
+    """Write one file of a checkpoint; returns its size and SHA-256, as in the manifest.
 
     Raises:
         OSError: it cannot be written.
@@ -62,17 +57,17 @@ def write_part(storage: CheckpointStorage, checkpoint: str, file: str, part: Par
 def commit_parts(
     storage: CheckpointStorage, checkpoint: str, parts: Mapping[str, Part], manifest: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint whose parts are all here.
+    """Write a checkpoint whose parts are all in this process.
 
     Raises:
-        OSError: it cannot be written; there is no such checkpoint then.
+        OSError: it cannot be written; no checkpoint is created.
     """
     files = {name: write_part(storage, checkpoint, name, part) for name, part in parts.items()}
     storage.commit(checkpoint, encode_manifest({**manifest, "files": files}))
 
 
 class CheckpointWriter:
-    """One rank's writer. Every rank calls `save`, `finish` and `close` alike."""
+    """One rank's writer. Every rank makes the same calls of `save`, `finish` and `close`."""
 
     def __init__(
         self,
@@ -88,13 +83,13 @@ class CheckpointWriter:
         """A collective.
 
         Args:
-            storage: where checkpoints go.
+            storage: where checkpoints are written.
             ranks: this rank and the others.
-            retention: which ones stay when a new one is committed.
+            retention: which checkpoints are kept after a commit.
             timeout_s: how long ranks wait for one another's parts.
             check_claim: called on rank 0; raises if another run has taken the storage over.
-            newest_step: of the checkpoint that the run goes on from.
-            token: stands in the names of the parts; the same on all ranks, and of no other group of ranks.
+            newest_step: step of the checkpoint that the run resumes from.
+            token: used in the names of the parts; the same on all ranks, unique to this group of ranks.
         """
         self._token = token
         self._storage, self._ranks, self._retention, self._check_claim = storage, ranks, retention, check_claim
@@ -110,7 +105,7 @@ class CheckpointWriter:
         self._times: dict[str, float] = {}
 
     def reserve(self, num_bytes: int) -> None:
-        """Have so much host memory ready when the first save comes; goes on beside the caller."""
+        """Allocate host memory for the first save, in the background."""
         self._start(lambda: self._memory.reserve(num_bytes))
 
     def save(
@@ -120,15 +115,15 @@ class CheckpointWriter:
         extras: Mapping[str, Mapping[str, Tensor]],
         manifest: Mapping[str, Any],
     ) -> None:
-        """Copy the state of `step` and write it beside the caller; waits for the save before to end.
+        """Copy the state of `step` and write it in the background. Waits first for the previous save to end.
 
-        Whether it became a checkpoint is known to `finish`; a failure is in the log at once, and counted.
+        `finish` tells whether it became a checkpoint. A failure is logged and counted at once.
 
         Args:
             step: optimizer steps done.
-            sections: fragments by section; all ranks together give each parameter once.
+            sections: fragments by section; all ranks together supply each parameter once.
             extras: groups of small tensors of this rank.
-            manifest: what rank 0 records beside step, world size and files.
+            manifest: what rank 0 records in addition to step, world size and files.
 
         Raises:
             LeaseError: another run has taken the storage over; this one must end.
@@ -141,10 +136,10 @@ class CheckpointWriter:
         self._start(lambda: self._write(step, part, manifest, began, held_s))
 
     def finish(self) -> tuple[int | None, str]:
-        """Wait for the save that is under way. A collective.
+        """Wait for the save in progress. A collective.
 
         Returns:
-            Step of the newest checkpoint, None without one; and why the last save failed, empty if it did not.
+            Step of the newest checkpoint, or None; and why the last save failed, empty if it did not.
 
         Raises:
             LeaseError: another run has taken the storage over; this one must end.
@@ -157,21 +152,21 @@ class CheckpointWriter:
         return self.newest_step, self._error
 
     def take_failures(self) -> int:
-        """Saves that failed since the last call; rank 0 knows."""
+        """Number of failed saves since the last call; valid on rank 0."""
         failures, self._failures = self._failures, 0
         return failures
 
     def take_times(self) -> dict[str, float]:
-        """Of the last save that became a checkpoint since the last call, seconds; rank 0 knows.
+        """Times of the last successful save since the last call, in seconds; valid on rank 0.
 
         Returns:
-            `held_s`, how long it held the step, and `written_s`, until it was a checkpoint; or nothing.
+            `held_s`, how long it blocked the step, and `written_s`, until it was committed; or nothing.
         """
         times, self._times = self._times, {}
         return times
 
     def close(self) -> bool:
-        """Let go of the group, after the save that is under way; whether that one ended in time."""
+        """Leave the group after the save in progress; returns whether that save ended in time."""
         if self._thread:
             self._thread.join(CLOSE_S)
             if self._thread.is_alive():
@@ -184,7 +179,7 @@ class CheckpointWriter:
         return True
 
     def _start(self, action: Callable[[], None]) -> None:
-        # A daemon: when the rank fails, the interpreter does not wait for a collective that nobody else will reach.
+        # A daemon: when the rank fails, the interpreter must not wait for a collective that no other rank will reach.
         self._thread = threading.Thread(target=action, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -194,7 +189,7 @@ class CheckpointWriter:
             self._thread = None
 
     def _write(self, step: int, part: Part, manifest: Mapping[str, Any], began: float, held_s: float) -> None:
-        """What the thread does for one save, which began then and held the step so long. It raises nothing."""
+        """The thread's work for one save; `began` and `held_s` are its start and blocking time. Raises nothing."""
         name = checkpoint_name(step)
         try:
             answers = self._exchange(self._write_part(name, part))
@@ -207,11 +202,11 @@ class CheckpointWriter:
                 self._exchange(None)
         except LeaseError as error:
             self._refusal = str(error)
-        except Exception as error:  # a broken connection to another rank, for one
+        except Exception as error:  # for example a broken connection to another rank
             self._fail(f"checkpoint of step {step} was not saved: {type(error).__name__}: {error}")
 
     def _write_part(self, name: str, part: Part) -> tuple[str, dict[str, Any], str]:
-        """This rank's answer to the others: its file, size and SHA-256 of it, and what went wrong."""
+        """This rank's message to the others: its file, the file's size and SHA-256, and the error if any."""
         file = rank_file(self._ranks.rank, self._token)
         entry: dict[str, Any] = {}
 
@@ -221,14 +216,14 @@ class CheckpointWriter:
         return file, entry, self._try(write, f"{name}/{file}")
 
     def _try(self, action: Callable[[], None], what: str) -> str:
-        """Do it, and again after a pause; what went wrong in the end."""
+        """Do it, retrying after each pause; returns the last error."""
         for pause_s in (*PAUSES_S, None):
             try:
                 action()
                 return ""
             except LeaseError:
                 raise
-            except Exception as error:  # whatever it is, the other ranks must hear of it
+            except Exception as error:  # any error: the other ranks must receive it
                 words = f"rank {self._ranks.rank} cannot write {self._storage.shown}/{what}: {error}"
                 if pause_s is None:
                     return words
@@ -250,7 +245,7 @@ class CheckpointWriter:
         answers: list[tuple[str, dict[str, Any], str]],
         manifest: Mapping[str, Any],
     ) -> None:
-        """Rank 0 alone: the manifest, and then the room that older ones take."""
+        """Rank 0 only: write the manifest, then delete old checkpoints."""
         errors = [error for _, _, error in answers if error]
         files = {file: entry for file, entry, _ in answers}
         full = {
@@ -263,7 +258,7 @@ class CheckpointWriter:
         content = encode_manifest(full)
 
         def commit() -> None:
-            self._check_claim()  # as late as can be: what another run has written since is not to be covered
+            self._check_claim()  # as late as possible, so as not to overwrite what another run has since written
             self._storage.commit(name, content)
             if self._storage.manifest(name) != content:
                 raise OSError(f"{name} does not hold what was written to it")
@@ -277,7 +272,7 @@ class CheckpointWriter:
         before, self.newest_step, self._error = self.newest_step, step, ""
         try:
             prune(self._storage, self._retention, Checkpoint(Path(name), parse_manifest(content, name)))
-        except CheckpointError as error:  # something of it has gone since it was written
+        except CheckpointError as error:  # a file has disappeared since it was written
             self.newest_step = before
             self._fail(f"checkpoint of step {step} was not saved: {error}")
         except OSError as error:
@@ -293,9 +288,9 @@ class CheckpointWriter:
             raise LeaseError([self._refusal])
 
     def _delete_remains(self, name: str) -> None:
-        """What failed takes no room; the next start would pass it over in any case."""
+        """Delete what a failed save wrote, to free space; the next start would skip it anyway."""
         try:
-            self._check_claim()  # another run may have written a good one of that step
+            self._check_claim()  # another run may have written a valid checkpoint of that step
             self._storage.delete(name)
         except OSError as error:
             log.warning("remains of %s stay: %s", name, error)

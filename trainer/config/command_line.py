@@ -1,4 +1,4 @@
-"""What the commands that take a config share: arguments, log lines, and the check of the data before a start."""
+"""Shared by the commands that take a config: arguments, logging, and the check of the data before a start."""
 
 import argparse
 import logging
@@ -10,6 +10,7 @@ import torch
 from data.shards.files import check_room
 from data.shards.index import ShardIndex, load_index
 from data.shards.verification import verify_shards
+from data.storage.arguments import whole_number
 from data.storage.redaction import redact
 from data.stream.pipeline import check_form
 from trainer.config.explain import explain, schema
@@ -18,7 +19,7 @@ from trainer.config.train_config import TrainConfig
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a config."""
+    """Add the arguments that select a config."""
     parser.add_argument("--config", required=True, help="name in trainer/configs (digits, cifar10, ...) or a YAML file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
@@ -26,7 +27,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that print what settings mean and end the process, as --help does; they need no config."""
+    """Add arguments that print the meaning of settings and exit, like --help; they need no config."""
     parser.add_argument(
         "--explain",
         action=_Print,
@@ -49,25 +50,19 @@ class _Print(argparse.Action):
 
 def add_seed_argument(parser: argparse.ArgumentParser, help: str) -> None:
     """--seed, 0 unless it is given: what the random numbers of samples take."""
-    parser.add_argument("--seed", type=_seed, default=0, help=f"{help} (default: 0)")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, expected is a whole number from 0 to 2**63 - 1")
-    return int(text)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help=f"{help} (default: 0)")
 
 
 class _ShownFormatter(logging.Formatter):
-    """Lines that show no secret: libraries put whole URLs into their errors."""
+    """Log lines without secrets: libraries put whole URLs into their errors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback where there is one."""
+        """The line, with the traceback if there is one."""
         return redact(super().format(record))
 
 
 class _CurrentStderr:
-    """sys.stderr as it is when a line is written: while a progress bar is shown, it writes above the bar."""
+    """sys.stderr at the time a line is written: while a progress bar is shown, it writes above the bar."""
 
     def write(self, text: str) -> None:
         sys.stderr.write(text)
@@ -77,14 +72,14 @@ class _CurrentStderr:
 
 
 def start_logging(rank: int) -> None:
-    """Log lines with time and rank on stderr; ranks other than 0 only what is wrong."""
+    """Log lines with time and rank to stderr; ranks other than 0 log only warnings and errors."""
     handler = logging.StreamHandler(_CurrentStderr())
     handler.setFormatter(_ShownFormatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
 
 
 def check_device(config: TrainConfig) -> None:
-    """Refuse a config for GPUs on a machine without any.
+    """Refuse a config for GPUs on a machine without a GPU.
 
     Raises:
         ConfigError: says what to do.
@@ -94,10 +89,10 @@ def check_device(config: TrainConfig) -> None:
 
 
 def check_data(config: TrainConfig) -> ShardIndex:
-    """The index of the run's data, after checking that it fits the config and that every shard is there, unaltered.
+    """Load the index of the run's data; check that it fits the config and that every shard exists, unaltered.
 
     Raises:
-        DataError: naming what is missing or does not fit, and what to do.
+        DataError: data are missing or do not fit; says which, and what to do.
     """
     index = load_index(config.data.path)
     check_form(config.data, index)

@@ -1,7 +1,7 @@
-"""What one update costs, counted by running it on the meta device: real shapes, no memory, no arithmetic.
+"""The cost of one update, counted by running it on the meta device: real shapes, no memory, no arithmetic.
 
-The counted code is that of `trainer.algorithm` itself, so the figures follow the algorithm. FLOPs are those of
-convolutions and matrix products, forward and backward, two per multiply-add.
+It runs the code of `trainer.algorithm`, so the figures follow the algorithm. FLOPs are those of convolutions and matrix
+products, forward and backward, two per multiply-add.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,12 +27,12 @@ META = torch.device("meta")
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateCost:
-    """One update of one network with one micro-batch."""
+    """The cost of one update of one network with one micro-batch."""
 
     flops_per_image: float
-    """FLOPs for each image of the micro-batch, both networks together."""
+    """FLOPs per image of the micro-batch, for both networks together."""
     saved_bytes: int
-    """Tensors that autograd keeps for backward: the larger part of the activation memory."""
+    """Bytes of tensors that autograd saves for backward: the larger part of the activation memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class Costs:
     """Sizes of the networks and costs of the updates."""
 
     parameters_g: int
-    """Parameters of the generator."""
+    """Number of parameters of the generator."""
     parameters_d: int
-    """Parameters of the discriminator."""
+    """Number of parameters of the discriminator."""
     forward_g: float
     """FLOPs of the generator's forward pass for one image."""
     forward_d: float
@@ -52,10 +52,10 @@ class Costs:
     update_d: UpdateCost
     """The discriminator's update without R1."""
     update_d_r1: UpdateCost
-    """The discriminator's update with R1, and R2 where it has a weight."""
+    """The discriminator's update with R1, and with R2 if it has a weight."""
 
     def flops_per_image(self, r1_interval_steps: int | None) -> float:
-        """FLOPs of both updates for one training image, averaged over steps with R1 and without; None: never R1."""
+        """FLOPs of both updates per training image, averaged over steps with and without R1; None: never R1."""
         r1_extra = self.update_d_r1.flops_per_image - self.update_d.flops_per_image
         share = 1 / r1_interval_steps if r1_interval_steps else 0.0
         return self.update_g.flops_per_image + self.update_d.flops_per_image + share * r1_extra
@@ -65,8 +65,8 @@ def measure_costs(config: TrainConfig, method: Method[Any] | None = None) -> Cos
     """Count the costs of a config's networks at its micro-batch; takes about a second.
 
     Args:
-        config: of the networks.
-        method: of training; None: that of the config.
+        config: config of the networks.
+        method: training method; None: the config's.
     """
     method = method or make_method(config.training, config.generator)
     rng_state = torch.get_rng_state()
@@ -102,7 +102,7 @@ def measure_costs(config: TrainConfig, method: Method[Any] | None = None) -> Cos
 
     update_g, update_d, update_d_r1 = update("g", method), update("d", method.without_penalties()), update("d", method)
     if config.training.precision == "bf16":
-        # Activations take half; where there are penalties the real half of D's pass stays float32.
+        # bf16 halves the activations; with penalties, the real half of D's pass stays in float32.
         in_fp32 = update_d.saved_bytes // 4 if method.penalties else 0
         halved = update_d.saved_bytes // 2
         update_d_r1 = replace(update_d_r1, saved_bytes=update_d_r1.saved_bytes - halved + in_fp32)
@@ -124,13 +124,13 @@ def _num_parameters(network: nn.Module) -> int:
 
 
 def _engine(module: nn.Module) -> TorchEngine:
-    """An engine that never comes to the optimizer's update, which the FLOPs do not count."""
+    """An engine that never reaches the optimizer's update, which the FLOPs do not include."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     return TorchEngine(module, optimizer, grad_accum_steps=2**31, max_gradient_norm=None)
 
 
 def _images(config: TrainConfig) -> tuple[Tensor, Labels | None]:
-    """Images of one forward pass of one rank, without content."""
+    """Images of one forward pass of one rank, on the meta device."""
     data, batch_size = config.data, split_batch(config).micro_batch_size
     images = torch.empty(
         (batch_size, data.image_channels, data.image_size, data.image_size), dtype=torch.uint8, device=META
@@ -142,7 +142,7 @@ def _images(config: TrainConfig) -> tuple[Tensor, Labels | None]:
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Sums torch's own formulas; torch's FlopCounterMode follows modules by hooks too, which R1's gradient breaks."""
+    """Sums torch's own formulas; torch's FlopCounterMode also tracks modules by hooks, which R1's gradient breaks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,9 +163,9 @@ def _count_flops(run: Callable[[], Any]) -> float:
 
 
 def _measure(update: Callable[[], Any], networks: Iterable[nn.Module], batch_size: int) -> UpdateCost:
-    """Run an update, counting its FLOPs and the bytes of what it saves for backward, parameters aside."""
+    """Run an update and count its FLOPs and the bytes that it saves for backward, without parameters."""
     known = {t.untyped_storage()._cdata for m in networks for t in (*m.parameters(), *m.buffers())}
-    saved: dict[int, Tensor] = {}  # Holds the tensors, so that no storage's address is used twice.
+    saved: dict[int, Tensor] = {}  # Keeps the tensors alive, so that no storage address is reused.
 
     def keep(tensor: Tensor) -> Tensor:
         address = tensor.untyped_storage()._cdata

@@ -1,7 +1,7 @@
-"""What each setting means, from the docstrings of the sections: as text (docs/settings.md) and as a JSON schema.
+"""The meaning of each setting, from the sections' docstrings: as text (docs/settings.md) and as a JSON schema.
 
-A setting's text is the docstring below its field. A section's text is that of its field, or else of its class. After a
-change of any, write both files again:
+A setting's text is the docstring below its field. A section's text is that of its field, else of its class.
+After a change to any of them, regenerate both files:
 
     python -m trainer.run --explain > docs/settings.md
     python -m trainer.run --schema > trainer/configs/schema.json
@@ -41,13 +41,13 @@ class Entry:
     kind: Any
     """Annotation of the field."""
     default: Any
-    """Default of a setting; `dataclasses.MISSING` where a value must be given, and for a section."""
+    """Default of a setting; `dataclasses.MISSING` for a required setting and for a section."""
     text: str
-    """What it means, on one line."""
+    """Its description, on one line."""
 
     @property
     def is_section(self) -> bool:
-        """Whether it holds settings instead of a value."""
+        """Whether it contains settings instead of a value."""
         return dataclasses.is_dataclass(self.kind)
 
     def __str__(self) -> str:
@@ -58,10 +58,10 @@ class Entry:
 
 
 def explain(name: str | None = None) -> str:
-    """A setting, a section with all it holds, or without a name all sections; the text is Markdown.
+    """Describe a setting, a section with its contents, or, without a name, all sections; the text is Markdown.
 
     Raises:
-        ConfigError: there is no such setting or section; the message has the nearest.
+        ConfigError: there is no such setting or section; the message suggests the nearest name.
     """
     known = {entry.name: entry for entry in entries()}
     if name is None:
@@ -72,7 +72,7 @@ def explain(name: str | None = None) -> str:
 
 
 def schema() -> str:
-    """A JSON schema of config files, with the text of each section and setting as its description."""
+    """A JSON schema of config files, with the text of each section and setting as description."""
     tree = TypeAdapter(TrainConfig).json_schema()
     classes = {entry.kind.__name__: entry.kind for entry in entries() if entry.is_section}
     for section, part in [(TrainConfig, tree), *((classes[name], part) for name, part in tree["$defs"].items())]:
@@ -83,7 +83,7 @@ def schema() -> str:
 
 
 def entries(section: type = TrainConfig, prefix: str = "") -> Iterator[Entry]:
-    """Sections and settings in the order of the classes; what a section holds follows it."""
+    """Sections and settings in the order of the classes; each section is followed by its contents."""
     kinds, texts = fields_of(section), _texts(section)
     for field in dataclasses.fields(section):
         kind, name = kinds[field.name], f"{prefix}{field.name}"
@@ -95,7 +95,7 @@ def entries(section: type = TrainConfig, prefix: str = "") -> Iterator[Entry]:
 
 @cache
 def _texts(section: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass that has one, on one line."""
+    """The docstrings below the fields of a dataclass, each on one line, by field name."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
     assert isinstance(definition, ast.ClassDef)
     return {

@@ -1,7 +1,7 @@
 """Read a config: from YAML and `--set` overrides to a checked `TrainConfig`, and back.
 
-Everything that is wrong is reported at once, in the order of the lines. Unknown keys and duplicates are found here,
-types and ranges by pydantic in strict mode from the dataclasses' annotations, rules between fields by `__post_init__`.
+All errors are reported at once, in line order. Unknown and duplicate keys are found here, types and ranges by pydantic
+in strict mode from the dataclasses' annotations, rules between fields by `__post_init__`.
 """
 
 import dataclasses
@@ -24,14 +24,12 @@ from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, pa
 from trainer.config.train_config import TrainConfig
 
 CONFIG_FOLDER = FilePath(__file__).parents[1] / "configs"
-"""The configs that a name without a folder means."""
-
-
+"""Folder of the configs that can be given by name."""
 _ADAPTER = TypeAdapter(TrainConfig)
 
 
 class ConfigError(UserError):
-    """A config that cannot be used; `lines` holds one message for each thing that is wrong."""
+    """A config cannot be used; `lines` has one message per error."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.lines = tuple(map(redact, lines))
@@ -39,7 +37,7 @@ class ConfigError(UserError):
 
 
 class _Draft:
-    """The values of a config on the way to a `TrainConfig`, with where each came from and what is wrong so far."""
+    """The values of a future `TrainConfig`, with the origin of each, and the errors found so far."""
 
     def __init__(self, document: Document, label: str) -> None:
         self.label = label
@@ -59,18 +57,18 @@ class _Draft:
         self.usable = not self._problems or bool(self.data)
 
     def add_all(self, problems: Iterable[Problem]) -> None:
-        """Note problems of the file itself."""
+        """Add problems of the file itself."""
         for problem in problems:
             place = f"{self.label}:{problem.line}" if problem.line else self.label
             self._problems.append((problem.line or 0, f"{place}: {problem.text}"))
 
     def add(self, path: Path, text: str) -> None:
-        """Note a problem with the value at `path`, placed where that value was set or, if it was not, its section."""
+        """Add a problem with the value at `path`, located where that value was set, else at its section."""
         order, place = self._origin(path)
         self._problems.append((order, f"{place}: {text}"))
 
     def add_rule(self, section: Path, text: str) -> None:
-        """Note a broken rule, placed at the first field in its text that an override set, or else the file."""
+        """Add a broken rule, located at the first field in its text that an override set, else at the file."""
         words = [tuple(word.split(".")) for word in re.findall(r"[a-z]\w*(?:\.\w+)*", text)]
         fields = [
             path
@@ -82,7 +80,7 @@ class _Draft:
         self.add(fields[0] if fields else section, f"{dotted(section)}: {text}" if section else text)
 
     def raise_problems(self) -> None:
-        """Raise a ConfigError if anything was noted."""
+        """Raise a ConfigError if there are problems."""
         if self._problems:
             raise ConfigError(text for _, text in sorted(self._problems, key=lambda problem: problem[0]))
 
@@ -116,7 +114,7 @@ class _Draft:
             del self.lines[stale]
 
     def _origin(self, path: Path) -> tuple[float, str]:
-        """Order and name of the place that set `path`: itself, an override inside it, or the section around it."""
+        """Order and name of what set `path`: itself, an override inside it, or the section around it."""
         if path and path not in self.lines:
             for known, text in self.overrides.items():
                 if known[: len(path)] == path:
@@ -133,13 +131,13 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
     """Read and check a config.
 
     Args:
-        name_or_path: With a folder in it (`runs/x/config.yaml`, `./mine.yaml`) a file. Without one and ending in
-            `.yaml` or `.yml`, the file of that name in the current folder if there is one. Anything else is the
-            name of a config in `trainer/configs`, with or without `.yaml`.
-        overrides: `section.field=value` texts, the value in YAML; of two for the same field the last one holds.
+        name_or_path: A value with a folder (`runs/x/config.yaml`, `./mine.yaml`) is a file. A value without one that
+            ends in `.yaml` or `.yml` is the file of that name in the current folder, if it exists. Anything else is
+            the name of a config in `trainer/configs`, with or without `.yaml`.
+        overrides: `section.field=value` texts, the value in YAML; the last one for a field wins.
 
     Raises:
-        ConfigError: The file cannot be read, or anything in it or in the overrides is wrong; all of it is named.
+        ConfigError: The file cannot be read, or it or the overrides have errors; lists all of them.
     """
     path = _resolve(name_or_path)
     label = str(path) if path.parent != CONFIG_FOLDER else f"trainer/configs/{path.name}"
@@ -150,10 +148,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
 
 
 def load_stored(path: FilePath) -> TrainConfig:
-    """Read and check a config that a run has written, under former names of settings too.
+    """Read and check a config written by a run; accepts former names of settings.
 
     Raises:
-        ConfigError: as for `load_config`.
+        ConfigError: as in `load_config`.
     """
     draft = _Draft(parse(_read_text(path, str(path))), str(path))
     rename(draft.data)
@@ -161,24 +159,24 @@ def load_stored(path: FilePath) -> TrainConfig:
 
 
 def from_dict(values: Mapping[str, Any], label: str = "config") -> TrainConfig:
-    """Check nested mappings, such as a config stored in a checkpoint; `label` names them in messages."""
+    """Check nested mappings, such as a config stored in a checkpoint; `label` is their name in messages."""
     draft = _Draft(Document(value=json.loads(json.dumps(values))), label)
     rename(draft.data)
     return _finish(draft)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Nested plain values (sequences as lists) that JSON and `from_dict` take."""
+    """Nested plain values (sequences as lists) for JSON and `from_dict`."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def dump_config(config: TrainConfig) -> str:
-    """YAML with every field written out; it loads back to an equal config."""
+    """The config as YAML with every field; loading it gives an equal config."""
     return dump(to_dict(config))
 
 
 def flat(config: TrainConfig) -> dict[str, str | int | float | bool | None]:
-    """Scalars by dotted name, `{"training.r1_gamma": 0.05, ...}`; a sequence becomes text, `[1, 2, 2]`."""
+    """Scalars by dotted name, `{"training.r1_gamma": 0.05, ...}`; a sequence becomes a string, `[1, 2, 2]`."""
 
     def walk(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
         for key, value in values.items():
@@ -191,7 +189,7 @@ def flat(config: TrainConfig) -> dict[str, str | int | float | bool | None]:
 
 
 def config_names() -> list[str]:
-    """Names of the configs that come with the program."""
+    """Names of the built-in configs."""
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 
 
@@ -228,7 +226,7 @@ def _finish(draft: _Draft) -> TrainConfig:
     except ValidationError as invalid:
         for error in invalid.errors(include_url=False):
             path: Path = tuple(error["loc"])
-            # A misspelt required field and a value that YAML could not give would otherwise be reported twice.
+            # Otherwise a misspelt required field and a value that YAML could not read would be reported twice.
             if (error["type"] != "missing" or path not in suggested) and path not in draft.unread:
                 _add_error(draft, path, error["type"], error)
     draft.raise_problems()
@@ -249,7 +247,7 @@ def _add_error(draft: _Draft, path: Path, kind: str, error: Mapping[str, Any]) -
 
 
 def _drop_unknown_keys(draft: _Draft, values: dict[str, Any], section: type, path: Path) -> set[Path]:
-    """Report and remove keys that are no fields of `section`, at every depth; returns the paths that were suggested."""
+    """Report and remove keys that are not fields of `section`, at every depth; returns the suggested paths."""
     fields = fields_of(section)
     suggested: set[Path] = set()
     for key in list(values):
@@ -278,19 +276,19 @@ PATHS = (
     "evaluation.network",
     "evaluation.reference",
 )
-"""Settings that name a file or folder; some of them may be a URL instead."""
+"""Settings that are the path of a file or folder; some may also be a URL."""
 
 
 def inside_ray_job() -> bool:
-    """Whether this process drives a `ray job submit`, where each process has a temporary folder of its own."""
+    """Whether this process is the driver of a `ray job submit`, where each process has its own temporary folder."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig:
-    """The config with its paths made absolute, as each worker sees them from its own current directory.
+    """The config with absolute paths, since each worker has its own current directory.
 
     Raises:
-        ConfigError: inside a Ray job a relative path would be lost with the job's temporary folder.
+        ConfigError: inside a Ray job, files at a relative path would be lost with the job's temporary folder.
     """
     given: dict[tuple[str, str], str | None] = {
         (section, field): getattr(getattr(config, section), field) for section, field in (n.split(".") for n in PATHS)

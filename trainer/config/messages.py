@@ -1,4 +1,4 @@
-"""Plain words for messages about a config: what a field takes, what it got, which name was meant."""
+"""Wording of config errors: what a field accepts, what it got, which name was probably meant."""
 
 import dataclasses
 import difflib
@@ -17,7 +17,7 @@ from trainer.config.strict_yaml import Path
 
 @functools.cache
 def fields_of(section: type) -> Mapping[str, Any]:
-    """Annotation of each field of a config dataclass, in the order of the class."""
+    """Annotation of each field of a config dataclass, in field order."""
     hints = get_type_hints(section, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(section)}
 
@@ -36,7 +36,7 @@ def type_at(section: type, path: Path) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """What a field takes, such as "a whole number > 0, or null"."""
+    """What a field accepts, such as "a whole number > 0, or null"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = " and ".join(filter(None, (_bound(extra) for extra in _flatten(arguments[1:]))))
@@ -54,7 +54,7 @@ def describe(annotation: Any) -> str:
 
 
 def shown(value: Any, wanted: Any = None) -> str:
-    """A value as a message shows it; with the annotation of the field, a hint where one mistake is common."""
+    """A value as shown in messages; given the field's annotation, with a hint for common mistakes."""
     if isinstance(value, dict):
         return "a mapping"
     words = redact(value if isinstance(value, str) else json.dumps(value))
@@ -74,7 +74,7 @@ def shown(value: Any, wanted: Any = None) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The clause "; did you mean `x`?" for the choice nearest to `word`, or nothing if none is near."""
+    """The clause "; did you mean `x`?" for the choice nearest to `word`, or an empty string if none is near."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean `{found[0]}`?" if found else ""
 
@@ -115,6 +115,6 @@ def _bound(extra: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    """A bound as a message shows it: 2**63 instead of its nineteen digits."""
+    """A bound as shown in messages: 2**63 instead of its nineteen digits."""
     is_power = isinstance(value, int) and value >= 2**31 and value & (value - 1) == 0
     return f"2**{value.bit_length() - 1}" if is_power else str(value)

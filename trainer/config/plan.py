@@ -1,4 +1,4 @@
-"""The dry run: what a config comes to in steps, arithmetic, memory and files, without a GPU, Ray or the data."""
+"""The dry run: steps, arithmetic, memory and files of a run, computed without a GPU, Ray or the data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,57 +12,55 @@ from trainer.config.cost import Costs, measure_costs
 from trainer.config.train_config import TrainConfig, num_steps, split_batch
 
 FP32_BYTES = 4
-
-
 OUTPUTS = ("checkpoints", "samples", "snapshots", "tracking")
-"""Folders that a run makes in its directory."""
+"""Folders that a run creates in its directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateMemory:
-    """Bytes that one network takes on one rank at one ZeRO stage; float32 throughout."""
+    """Bytes of one network's state on one rank at one ZeRO stage; all float32."""
 
     stage: int
     """ZeRO stage."""
     parameters: int
-    """What the forward pass reads."""
+    """Parameters as used by the forward pass."""
     gradients: int
-    """Gradients between backward and update. While stages 1 to 3 reduce them, a bucket of others comes on top."""
+    """Gradients between backward and update. Their reduction at stages 1 to 3 needs a bucket on top."""
     adam: int
-    """Both moments."""
+    """Both Adam moments."""
     master: int
     """The copy of its partition that DeepSpeed's optimizer updates at stages 1 to 3."""
     average: int
-    """Moving average, of the generator only."""
+    """Moving average; generator only."""
 
     @property
     def total(self) -> int:
-        """Sum of all."""
+        """Sum of all parts."""
         return self.parameters + self.gradients + self.adam + self.master + self.average
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run comes to."""
+    """The size and cost of a run."""
 
     run_directory: Path
-    """Where everything is written."""
+    """Where the run writes everything."""
     data_path: str
-    """Where shards and index are read."""
+    """Where shards and index are read from."""
     num_samples: int | None
-    """Images of the data set; None where its index cannot be read."""
+    """Number of images of the data set; None if its index cannot be read."""
     data_note: str
-    """Why the index cannot be read, or nothing."""
+    """Why the index cannot be read; empty if it can."""
     batch: BatchSplit
-    """How the global batch is spread."""
+    """How the global batch is split."""
     num_steps: int
-    """Optimizer steps of the run."""
+    """Number of optimizer steps of the run."""
     r1_interval_steps: int | None
-    """Every how many steps the penalties are applied; None where there are none."""
+    """Interval in steps at which the penalties are applied; None if there are none."""
     penalties: str
-    """Which ones have a weight."""
+    """The penalties with a weight."""
     costs: Costs
-    """Sizes and FLOPs."""
+    """Network sizes and FLOPs."""
     zero_stage_g: int
     """ZeRO stage chosen for the generator."""
     zero_stage_d: int
@@ -72,39 +70,39 @@ class Plan:
     memory_d: tuple[StateMemory, ...]
     """The discriminator's state on one rank at stages 0 to 2."""
     checkpoint_bytes: int
-    """Size of one checkpoint, all ranks together."""
+    """Size of one checkpoint, for all ranks together."""
     keep_last: int
-    """Checkpoints that stay on disk; one more while a new one is written."""
+    """Number of checkpoints kept on disk; one more while a new one is written."""
 
     @property
     def num_images(self) -> int:
-        """Training images of the run, whole steps."""
+        """Number of training images of the run, in whole steps."""
         return self.num_steps * self.batch.global_batch_size
 
     @property
     def epochs(self) -> float | None:
-        """Passes over the data set; None where its size is not known."""
+        """Passes over the data set; None if its size is unknown."""
         return self.num_images / self.num_samples if self.num_samples else None
 
     @property
     def flops_per_image(self) -> float:
-        """FLOPs of both updates for one training image, R1 averaged in."""
+        """FLOPs of both updates per training image, including R1 on average."""
         return self.costs.flops_per_image(self.r1_interval_steps)
 
     @property
     def state_bytes(self) -> int:
-        """State of both networks on one rank at the chosen stages."""
+        """State of both networks on one rank at the chosen stages, in bytes."""
         return self.memory_g[self.zero_stage_g].total + self.memory_d[self.zero_stage_d].total
 
     @property
     def saved_bytes(self) -> int:
-        """What the larger of the updates saves for backward, at the micro-batch of one rank."""
+        """Bytes that the larger update saves for backward, at one rank's micro-batch."""
         update_d = self.costs.update_d_r1 if self.r1_interval_steps else self.costs.update_d
         return max(self.costs.update_g.saved_bytes, update_d.saved_bytes)
 
 
 def make_plan(config: TrainConfig) -> Plan:
-    """Work out what a run comes to. Missing data is noted, not refused."""
+    """Compute the plan of a run. Missing data is noted, not refused."""
     num_samples, data_note = None, ""
     try:
         num_samples = load_index(config.data.path).num_samples
@@ -127,14 +125,14 @@ def make_plan(config: TrainConfig) -> Plan:
         zero_stage_d=config.engine.zero_stage_d,
         memory_g=tuple(state_memory(costs.parameters_g, stage, world_size, has_average=True) for stage in range(4)),
         memory_d=tuple(state_memory(costs.parameters_d, stage, world_size, has_average=False) for stage in range(3)),
-        # Parameters and both moments of both networks, and the generator's average.
+        # Parameters and both moments of both networks, plus the generator's average.
         checkpoint_bytes=FP32_BYTES * (3 * (costs.parameters_g + costs.parameters_d) + costs.parameters_g),
         keep_last=config.checkpoint.keep_last,
     )
 
 
 def state_memory(num_parameters: int, stage: int, world_size: int, *, has_average: bool) -> StateMemory:
-    """Bytes of one network's state on one rank; a partition is the network divided by the ranks, rounded up."""
+    """Bytes of one network's state on one rank; a partition has num_parameters / world_size elements, rounded up."""
     full = FP32_BYTES * num_parameters
     part = FP32_BYTES * -(-num_parameters // world_size)
     parameters = part if stage == 3 else full
@@ -149,7 +147,7 @@ def state_memory(num_parameters: int, stage: int, world_size: int, *, has_averag
 
 
 def render(plan: Plan) -> str:
-    """Write a plan as text for a terminal."""
+    """The plan as text for a terminal."""
     batch, costs = plan.batch, plan.costs
     epochs = f"{plan.epochs:,.4g} epochs of {plan.num_samples:,}" if plan.epochs else "epochs unknown, see data"
     lines = [

@@ -1,4 +1,4 @@
-"""Settings by the names of former versions: refused in a config, understood in what a run has written."""
+"""Former names of settings: refused in a config, accepted in files that a run has written."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ RENAMED = {
     "tracking.sample_interval_steps": "grids.interval_steps",
     "tracking.num_samples": "grids.num_images",
 }
-"""The present name by the former one; each is SECTION.KEY."""
+"""Current names by former name; each is SECTION.KEY."""
 
 
 def rename(values: dict[str, Any]) -> None:
-    """Move the settings of a stored config that have a former name to the present one."""
+    """Rename the settings of a stored config from former to current names."""
     for former, present in RENAMED.items():
         (section, key), (new_section, new_key) = former.split("."), present.split(".")
         if isinstance(values.get(section), dict) and key in values[section]:

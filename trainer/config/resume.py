@@ -1,8 +1,8 @@
-"""What may change between the config a run was saved with and the one it is resumed with.
+"""Which settings may change between the config a run was saved with and the one it is resumed with.
 
-A setting may change when it says only where, for how long or on what the run goes on, or what is reported of it. It may
-not when it alters what a step computes (by more than the order of float sums) or which samples and random numbers the
-step draws: the result would then belong to neither config, and a new run is the honest form.
+A setting may change if it only affects where, for how long or on what hardware the run continues, or what it reports.
+It may not change if it alters what a step computes (by more than the order of float sums) or which samples and random
+numbers the step draws: the result would belong to neither config, so a new run is needed.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Difference:
     old: Any
     """Value in the first config."""
     new: Any
-    """Value in the second one."""
+    """Value in the second config."""
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
@@ -29,12 +29,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Whether one field, or all the fields of one section, may change on resume."""
+    """Whether one field, or every field of one section, may change on resume."""
 
     may_change: bool
-    """The verdict."""
+    """Whether it may."""
     reason: str
-    """Why, and what a change brings with it."""
+    """Why, and the effect of a change."""
 
 
 def _may(reason: str) -> Rule:
@@ -46,8 +46,6 @@ def _fixed(reason: str) -> Rule:
 
 
 _LEARNING_RATE = _fixed("the learning rate is a function of images seen over the whole run")
-
-
 RULES: dict[str, Rule] = {
     "run.directory": _may("the folder may have been moved"),
     "run.group": _may("it says who may read the folder when it is made"),
@@ -92,11 +90,11 @@ RULES: dict[str, Rule] = {
     "grids": _may("it says only what is drawn"),
     "tracking": _may("it says only what is reported and where"),
 }
-"""By dotted name of a field or of a section; the longest name that fits holds. Every field falls under one."""
+"""By dotted name of a field or section; the longest matching name applies. Every field has a rule."""
 
 
 def rule_for(key: str) -> Rule:
-    """Rule of a field given by its dotted name; KeyError where the table has none."""
+    """The rule of a field given by its dotted name; KeyError if the table has none."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         rule = RULES.get(".".join(parts[:length]))
@@ -116,13 +114,13 @@ def diff_configs(old: TrainConfig, new: TrainConfig) -> tuple[Difference, ...]:
 
 
 def check_resumable(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
-    """Check that a run saved under `old` may go on under `new`.
+    """Check that a run saved under `old` may resume under `new`.
 
     Returns:
-        One line for each field that differs, with what its change brings; for the log.
+        One line for each field that differs, with the effect of its change; for the log.
 
     Raises:
-        ConfigError: A field differs that may not; it is named with the reason, and so is what may change.
+        ConfigError: A field differs that may not; says which, why, and which fields may change.
     """
     differences = diff_configs(old, new)
     refused = [
@@ -139,11 +137,11 @@ def check_resumable(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
 
 
 def _changed_statistics(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Refuse ranks or micro-batches that would group other images together in the minibatch deviation."""
+    """Refuse rank counts or micro-batches that change which images are grouped in the minibatch deviation."""
     if old.discriminator != new.discriminator or old.training.global_batch_size != new.training.global_batch_size:
         return []
     if new.discriminator.stddev_grouping == "contiguous":
-        return []  # ranks and micro-batches hold whole groups of the global batch, whatever their number
+        return []  # ranks and micro-batches contain whole groups of the global batch, whatever their number
     old_micro, new_micro = split_batch(old).micro_batch_size, split_batch(new).micro_batch_size
     if old_micro == new_micro:
         return []

@@ -1,7 +1,7 @@
-"""The sections of a run's settings that no other folder owns.
+"""The sections of a run's settings that belong to no other folder.
 
-The docstring below a field is what `--explain`, the schema and docs/settings.md say about the setting: its unit, its
-effect, and what null or 0 means.
+The docstring below a field is the setting's text in `--explain`, the schema and docs/settings.md: its unit, its effect,
+and the meaning of null or 0.
 """
 
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """YAML to plain values, with the line of every value and without YAML's surprises.
 
-Plain PyYAML reads `1e-4` as text, `yes` and `off` as booleans, `1:30` as a number in base 60 and `010` as 8, lets the
-last of two equal keys win, and forgets where a value stood. Here only `true` and `false` are booleans, numbers are
-decimal (`1_000` is 1000), an equal key is a problem, and aliases and tags of other types are refused.
+Plain PyYAML reads `1e-4` as text, `yes` and `off` as booleans, `1:30` as a number in base 60 and `010` as 8, uses the
+last of two equal keys, and does not record the position of a value. Here only `true` and `false` are booleans, numbers
+are decimal (`1_000` is 1000), a duplicate key is a problem, and aliases and tags of other types are refused.
 """
 
 import math
@@ -14,25 +14,13 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
-"""Way from the top of a document to a value: keys of mappings and indices of sequences."""
-
-
+"""Path from the top of a document to a value: keys of mappings and indices of sequences."""
 MAX_DEPTH = 32
-"""Levels of nesting that are read; far more than any config has and far less than any reader breaks at."""
-
-
+"""Maximum nesting depth; far more than any config has and far less than any reader fails at."""
 _TAG = "tag:yaml.org,2002:"
-
-
 _FLOAT = re.compile(r"[-+]?(?:(?:0|[1-9][0-9_]*)(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$")
-
-
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$")
-
-
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
-
-
 _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
 
 
@@ -41,23 +29,23 @@ class Problem:
     """Something wrong with a document."""
 
     line: int | None
-    """Line it was seen at, counted from 1; None where it has no place."""
+    """Line of the problem, counted from 1; None if it has no position."""
     text: str
-    """What is wrong, in one line."""
+    """The problem, in one line."""
     path: Path | None = None
-    """Where the value is that could not be read and stands as None in its place."""
+    """Path of the value that could not be read and was replaced by None."""
 
 
 @dataclass(kw_only=True)
 class Document:
-    """A parsed document. With problems the value holds what could be read all the same."""
+    """A parsed document. If there are problems, the value holds what could still be read."""
 
     value: Any = None
     """Dicts, lists, text, numbers, booleans and None."""
     lines: dict[Path, int] = field(default_factory=dict)
     """Line of every key and of every item of a sequence, counted from 1."""
     problems: list[Problem] = field(default_factory=list)
-    """Everything that is wrong, in the order of the lines."""
+    """All problems, in line order."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -73,7 +61,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-# The first pattern that matches decides, so whole numbers stand before the numbers that include them.
+# The first matching pattern decides, so whole numbers come before the numbers that include them.
 _StrictLoader.add_implicit_resolver(f"{_TAG}null", _NULL, ["~", "n", "N", ""])
 
 
@@ -87,7 +75,7 @@ _StrictLoader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either PyYAML or the strict loader would not read as text."""
+    """Quotes strings that PyYAML or the strict loader would not read as text."""
 
 
 _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
@@ -97,7 +85,7 @@ _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence(f"
 
 
 def parse(text: str) -> Document:
-    """Read one YAML document; what is wrong with it stands in its `problems`, nothing is raised."""
+    """Read one YAML document; errors are listed in its `problems`, nothing is raised."""
     document = Document()
     try:
         node = yaml.compose(text, Loader=_StrictLoader)
@@ -117,12 +105,12 @@ def parse(text: str) -> Document:
 
 
 def dump(value: Mapping[str, Any]) -> str:
-    """Write nested mappings as YAML in the given order; `parse` reads the same values back."""
+    """Nested mappings as YAML in the given order; `parse` reads the same values back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def dotted(path: Path) -> str:
-    """Write a path as in messages: ("generator", "channel_multipliers", 1) is `generator.channel_multipliers[1]`."""
+    """A path as shown in messages: ("generator", "channel_multipliers", 1) is `generator.channel_multipliers[1]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
@@ -167,7 +155,7 @@ def _read_mapping(node: yaml.MappingNode, path: Path, document: Document) -> dic
 
 
 def _read_scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
-    """Value of a scalar; the pattern is asked again because a tag can be written out (`!!int abc`)."""
+    """Value of a scalar; the pattern is checked again because a tag can be explicit (`!!int abc`)."""
     text, kind = node.value, node.tag.removeprefix(_TAG)
     if kind == "str":
         try:

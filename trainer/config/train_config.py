@@ -1,4 +1,4 @@
-"""All sections of a run's settings together, and the rules between them."""
+"""All sections of a run's settings together, and the rules across them."""
 
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -45,7 +45,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        """Check what needs more than one section; every broken rule is a line of one ValueError."""
+        """Check the rules that need more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
         for rule in (split_batch, _check_method, _check_keep_best, _check_warmup, _check_networks):
             try:
@@ -54,7 +54,7 @@ class TrainConfig:
                 problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
-        _check_elastic(self)  # looks at this very config with other world sizes: nothing else may be wrong with it
+        _check_elastic(self)  # last: it checks copies of this config with other world sizes
 
 
 def split_batch(config: TrainConfig) -> BatchSplit:
@@ -71,7 +71,7 @@ def split_batch(config: TrainConfig) -> BatchSplit:
 
 
 def _check_elastic(config: TrainConfig) -> None:
-    """Each number of ranks that the run may come to must be able to share the batch."""
+    """Each number of ranks that the run may shrink to must be able to split the batch."""
     scaling = config.scaling
     for world_size in range(scaling.min_world_size or scaling.world_size, scaling.world_size):
         try:
@@ -86,7 +86,7 @@ def _check_elastic(config: TrainConfig) -> None:
 
 
 def _check_same_micro_batch(fewer: BatchSplit, planned: BatchSplit) -> None:
-    """Strided groups are those of a micro-batch: another one would compare other images."""
+    """Strided groups are those of a micro-batch: another micro-batch size would compare other images."""
     if fewer.micro_batch_size != planned.micro_batch_size:
         raise ValueError(
             f"with discriminator.stddev_grouping strided the images of a forward pass may not change, from "
@@ -106,7 +106,7 @@ def _check_method(config: TrainConfig) -> None:
 
 
 def _check_keep_best(config: TrainConfig) -> None:
-    """A figure must be there when a checkpoint is saved: one of other weights says nothing of these."""
+    """A figure must exist when a checkpoint is saved: the figure of other weights does not describe these."""
     best, every = config.checkpoint.keep_best, config.evaluation.interval_images
     if best not in FIGURES:
         return
@@ -155,7 +155,7 @@ def _check_networks(config: TrainConfig) -> None:
 
 @cache
 def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: int) -> str | None:
-    """What keeps the generator from being built. On the meta device it takes no memory and draws no random number."""
+    """Why the generator cannot be built. On the meta device this takes no memory and draws no random numbers."""
     try:
         with torch.device("meta"):
             build_generator(generator, image_size=image_size, image_channels=image_channels)
@@ -165,5 +165,5 @@ def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: 
 
 
 def num_steps(config: TrainConfig) -> int:
-    """Optimizer steps of the whole run: total_images in global batches, rounded up."""
+    """Number of optimizer steps of the run: total_images in global batches, rounded up."""
     return -(-config.training.total_images // config.training.global_batch_size)

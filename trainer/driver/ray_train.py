@@ -1,12 +1,12 @@
-"""Ray's side of a run: a local Ray or a cluster, one Ray Train worker per rank, the line between worker and driver.
+"""Ray's side of a run: a local Ray or a cluster, one Ray Train worker per rank, the worker-driver connection.
 
-Nothing here knows about training. `fit` starts the ranks and returns how the run ended; each rank gets its place in the
+Nothing here knows about training. `fit` starts the ranks and returns how the run ended. Each rank gets its place in the
 group from Ray Train's environment and talks to the driver through a small actor, `StateActor`, without waiting for it.
-Ray reads its settings from the environment when it is imported: `run.set_up_ray` comes first.
+Ray reads its settings from the environment at import, so `run.set_up_ray` must be called first.
 
-A group that fails is started again by Ray Train, with as many ranks as find room. Ray would also kill a healthy group
-to make it larger, and with it the work since the last checkpoint. So its own check is switched off: the driver asks the
-ranks to stop at a checkpoint, and only then lets Ray start more of them.
+Ray Train restarts a group that fails, with as many ranks as there is room for. To enlarge a group, Ray would also kill
+a healthy one and lose the work since the last checkpoint. So Ray's own check is switched off: the driver asks the ranks
+to stop at a checkpoint, and only then lets Ray start more of them.
 """
 
 import logging
@@ -45,21 +45,14 @@ from trainer.rank.worker import run_rank
 
 log = logging.getLogger(__name__)
 
-
 REPORT_INTERVAL_S = 0.2
-
-
 FINAL_PAUSE_S = 30.0
-
-
 NEVER_S = 1e9
-
-
 LOOPBACK = "127.0.0.1"
 
 
 class ClusterError(UserError):
-    """The cluster cannot run this; says what is missing and what to do."""
+    """The cluster cannot run this config; says what is missing and what to do."""
 
 
 class RunFailedError(OperationError):
@@ -67,7 +60,7 @@ class RunFailedError(OperationError):
 
 
 class RayDriver:
-    """A worker's line to the state actor: sends a few times a second at most, and never waits for the answer."""
+    """A worker's connection to the state actor: sends at most a few times a second, never waits for the answer."""
 
     def __init__(self, state: Any) -> None:
         self._state = state
@@ -76,32 +69,32 @@ class RayDriver:
         self.step: int | None = None
 
     def report(self, status: RunStatus) -> None:
-        """Post `status` unless one has just been posted; the last step is always posted."""
+        """Send `status` unless one was sent just before; the last step is always sent."""
         self.step = status.step
         if time.monotonic() - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images:
             self._state.post.remote(status)
             self._sent_at = time.monotonic()
 
     def stop_requested(self) -> bool:
-        """Whether the driver wants to stop. A driver that is gone cannot ask; Ray itself ends the worker then."""
+        """Whether the driver wants to stop. A dead driver cannot ask; Ray itself then ends the worker."""
         return self.wait_for_stop(timeout_s=0)
 
     def wait_for_stop(self, timeout_s: float) -> bool:
-        """Wait for that, but not longer than `timeout_s`."""
+        """Wait for a stop request, at most `timeout_s`."""
         return bool(ray.wait([self._stop_asked], timeout=timeout_s)[0])
 
 
 def _train_rank(arguments: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker."""
+    """Run by Ray Train on each worker."""
     config, state = arguments["config"], arguments["state"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank()), "WORLD_SIZE": str(world_size)}
-    os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a group that is started again takes its own lease over
+    os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a restarted group takes over its own lease
     config = replace(config, scaling=replace(config.scaling, world_size=world_size))
     start_logging(rank)
     driver = RayDriver(state)
-    if rank == 0 and not _await_turn(driver, state, world_size):  # the others wait for it in their first collective
+    if rank == 0 and not _await_turn(driver, state, world_size):  # the others wait in their first collective
         return _await_the_end()
     if rank == 0:
         log.info("training on %d ranks", world_size)
@@ -109,7 +102,7 @@ def _train_rank(arguments: dict[str, Any]) -> None:
         result: Outcome | FinalError = run_rank(config, driver)
     except UserError as error:
         result = FinalError(str(error), is_refusal=True)
-    except DivergenceError as error:  # it has been tried anew already, in the workers
+    except DivergenceError as error:  # the workers have already retried
         result = FinalError(str(error), is_refusal=False)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
@@ -123,24 +116,24 @@ def _train_rank(arguments: dict[str, Any]) -> None:
 
 
 def _await_turn(driver: RayDriver, state: Any, world_size: int) -> bool:
-    """Hold a group back that follows on failures; a stop ends the pause. False: it should not start at all."""
+    """Delay a group that follows a failure; a stop request ends the delay. False: the group should not start."""
     pause_s: float | None = ray.get(state.begin.remote(world_size))
     if pause_s:
-        log.warning("the workers have failed repeatedly: going on in %.0f s", pause_s)
+        log.warning("the workers have failed repeatedly: restarting in %.0f s", pause_s)
         driver.wait_for_stop(pause_s)
     return pause_s is not None
 
 
 def _await_the_end() -> None:
-    """The driver ends the run meanwhile; to return would look like success to Ray, to raise would start it again."""
+    """Wait for the driver to end the run. Ray would take a return for success, and would restart after an exception."""
     time.sleep(FINAL_PAUSE_S)
 
 
 @contextmanager
 def connected() -> Iterator[str]:
-    """Connect to the cluster that RAY_ADDRESS names (a Ray job sets it), or start a Ray of our own on this machine.
+    """Connect to the cluster in RAY_ADDRESS (a Ray job sets it), or start a local Ray on this machine.
 
-    Yields the folder, on each node, of what Ray and its processes log.
+    Yields the folder, on each node, with the logs of Ray and its processes.
     """
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -156,7 +149,7 @@ def connected() -> Iterator[str]:
 
 
 def _leave_out_ray_internals() -> None:
-    """Ray prints what its processes print; put `without_ray_internals` before that. Ray has no setting for it."""
+    """Filter what Ray prints of its processes' output with `without_ray_internals`. Ray has no setting for it."""
     for name, show in [pair for pair in ray_streams.handlers if pair[0] == "ray_print_logs"]:
         ray_streams.remove_handler(name)
         ray_streams.add_handler(
@@ -168,8 +161,8 @@ def _start_local_ray() -> Any:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
-    # Ray Train's processes ask the dashboard for the state of their actors, and inherit from here where it is. Left to
-    # themselves they take the Ray that was last started by hand on this machine, running or not.
+    # Ray Train's processes ask the dashboard for the state of their actors; they inherit its address from here.
+    # Otherwise they use the last Ray started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
     with _children_in_a_group_of_their_own():
         return ray.init(
@@ -184,9 +177,9 @@ def _start_local_ray() -> Any:
 
 @contextmanager
 def _children_in_a_group_of_their_own() -> Iterator[None]:
-    """So that a signal to the driver's process group, as `timeout` sends it, leaves Ray alive to save a checkpoint.
+    """Keep Ray alive to save a checkpoint when a signal reaches the driver's process group, as `timeout` sends it.
 
-    The leader of a group cannot leave it; then its children stay beside it.
+    The leader of a group cannot leave it; its children then stay in its group.
     """
     group = os.getpgrp()
     if group == os.getpid():
@@ -200,10 +193,10 @@ def _children_in_a_group_of_their_own() -> Iterator[None]:
 
 
 def check_resources(config: TrainConfig) -> None:
-    """Refuse at once what Ray would wait for without end.
+    """Refuse at once what Ray would wait for forever.
 
     Raises:
-        ClusterError: the cluster has fewer CPUs or GPUs than the fewest ranks need.
+        ClusterError: the cluster has fewer CPUs or GPUs than the fewest allowed ranks need.
     """
     scaling = config.scaling
     fewest = scaling.min_world_size or scaling.world_size
@@ -228,7 +221,7 @@ def _alive_nodes() -> list[dict[str, float]]:
 
 
 def _places(scaling: ScalingConfig) -> int:
-    """Ranks that the living nodes have room for; a rank lies on one node with all that it needs."""
+    """Number of ranks that fit on the living nodes; a rank needs all its resources on one node."""
     places = 0
     for node in _alive_nodes():
         fits = int(node.get("CPU", 0)) // scaling.cpus_per_worker
@@ -237,7 +230,7 @@ def _places(scaling: ScalingConfig) -> int:
 
 
 def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
-    """Ranks that an elastic run of `world_size` could go on with; more only if one more finds its room free."""
+    """Ranks that an elastic run of `world_size` could continue with; more only if there is room for one more."""
     if scaling.min_world_size is None:
         return world_size
     free = ray.available_resources()
@@ -247,16 +240,16 @@ def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
 
 
 def fit(config: TrainConfig) -> Outcome:
-    """Run all ranks to the end, or to a stop by SIGINT or SIGTERM; shows one progress bar.
+    """Run all ranks to the end, or until SIGINT or SIGTERM stops them; shows one progress bar.
 
     Args:
         config: with absolute paths.
 
     Raises:
         ClusterError: the cluster cannot run it.
-        ConfigError: a worker saw that the run cannot be resumed or its input does not fit.
+        ConfigError: a worker found that the run cannot be resumed or that its input does not fit.
         RunFailedError: the ranks failed more than `scaling.max_failures` times, three times at the same step, or in a
-            way that no restart helps against.
+            way that a restart cannot fix.
     """
     with connected() as logs:
         check_resources(config)
@@ -271,12 +264,12 @@ def fit(config: TrainConfig) -> Outcome:
                 if outcome.finished or stop.asked:
                     return outcome
                 ray.get(state.go_on.remote())  # it stopped because there is room for more ranks
-                if stop.asked:  # meanwhile: the actor may have forgotten it
+                if stop.asked:  # meanwhile; go_on may have cleared the request
                     return outcome
 
 
 def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: ProgressBar) -> Outcome:
-    """One call of Ray Train, with all the restarts that it does on its own; ends early if the run can grow."""
+    """One call of Ray Train, including Ray's own restarts; ends early if the run can grow."""
     trainer = _make_trainer(config, state)
     failure: list[BaseException] = []
 
@@ -286,7 +279,7 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: Progress
         except BaseException as error:
             failure.append(error)
 
-    # fit runs beside the main thread, because in it fit would take SIGINT for itself and kill the workers.
+    # fit runs in its own thread: in the main thread it would handle SIGINT itself and kill the workers.
     thread = threading.Thread(target=call_fit, name="ray-train", daemon=True)
     thread.start()
     seen, told = _read(state), None
@@ -299,9 +292,9 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: Progress
             log.warning("%s: starting the ranks again", seen.failure)
             told = seen.failure
         if ranks := scale_up.possible(seen.world_size):
-            log.warning("there is room for %d ranks: saving a checkpoint and going on with them", ranks)
+            log.warning("there is room for %d ranks: saving a checkpoint and continuing with them", ranks)
             state.ask_to_stop.remote()
-    seen = _read(state)  # the last words of the ranks may have come after the last look
+    seen = _read(state)  # the ranks' last messages may have arrived after the last read
     if isinstance(seen.result, FinalError):
         raise ConfigError([seen.result.message]) if seen.result.is_refusal else RunFailedError(seen.result.message)
     if not failure and isinstance(seen.result, Outcome):
@@ -311,10 +304,10 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: Progress
 
 
 def _start_state_actor() -> Any:
-    """The actor on the driver's own node, so that no other node's end takes it away."""
+    """Start the actor on the driver's own node, so that it does not die with another node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(StateActor)
-    # Each rank of each attempt leaves a call that waits for a stop; they must not use up the calls that may be open.
+    # Each rank of each attempt leaves an open call that waits for a stop; these must not use up the concurrency limit.
     return actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=1_000_000).remote()
 
 
@@ -327,7 +320,7 @@ def _read(state: Any) -> Snapshot:
 
 def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
     scaling = config.scaling
-    failures_before: Any = ray.get(state.count_failures.remote())  # the limit is one for all calls of Ray Train
+    failures_before: Any = ray.get(state.count_failures.remote())  # one limit for all calls of Ray Train
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
     return TorchTrainer(
         _train_rank,
@@ -340,10 +333,10 @@ def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            # A name of its own for each start: what a run has reached is in our checkpoints, not in Ray's records.
+            # A new name for each start: a run's progress is in our checkpoints, not in Ray's records.
             name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
             storage_path=str(Path(config.run.directory) / "ray"),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # its files hold the rest
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # the rest is in its log files
             failure_config=ray.train.FailureConfig(max_failures=max(0, scaling.max_failures - failures_before)),
         ),
     )
@@ -358,7 +351,7 @@ class _Stop:
 
 @contextmanager
 def _stop_on_signals(state: Any) -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks the workers to stop after a checkpoint; the second ends the driver at once."""
+    """The first SIGINT or SIGTERM asks the workers to save a checkpoint and stop; the second ends the driver."""
     stop = _Stop()
 
     def ask(number: int, _frame: object) -> None:

@@ -4,13 +4,9 @@ import time
 from collections.abc import Callable
 
 CHECK_INTERVAL_S = 10.0
-
-
 SETTLED_S = 30.0
 """How long there must have been room. Ray Train itself checks the nodes every 20 seconds and cannot use nodes it does
 not know of yet."""
-
-
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
 """Pause after an attempt that failed to get the room; it doubles each time."""
 

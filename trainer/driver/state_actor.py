@@ -12,11 +12,7 @@ from trainer.rank.progress import RunStatus
 from trainer.rank.run_folder import Outcome
 
 SAME_STEP_LIMIT = 3
-
-
 LONGEST_PAUSE_S = 60.0
-
-
 _LOST_PEER = re.compile(r"gloo|NCCL|connection (closed|reset)|broken pipe|socket", re.IGNORECASE)
 
 

@@ -1,11 +1,11 @@
-"""How good samples are.
+"""Measures the quality of samples.
 
 Files:
-    classifier       a small classifier whose features measure samples
+    classifier       a small classifier for measuring samples
     command          python -m trainer.evaluate
-    during_training  the same during training
-    features         networks whose features measure; what codecs do to samples
+    during_training  evaluation during training
+    features         networks that compute features; codecs applied to samples
     quality          FID, KID, Inception score, precision, recall, density, coverage
-    reference        samples against a reference, over all ranks
-    report           figures as a table
+    reference        measuring samples against a reference, over all ranks
+    report           results as a table
 """

@@ -1,6 +1,6 @@
-"""A small classifier trained on the spot, whose features measure samples of data sets that Inception never saw.
+"""A small classifier, trained on demand, whose features measure samples of data sets unlike Inception's training data.
 
-It stands for no published metric: its figures compare runs on one data set and say nothing across data sets.
+Its results are not a published metric: they compare runs on one data set, not across data sets.
 """
 
 from collections.abc import Sequence
@@ -17,31 +17,19 @@ from trainer.evaluate.quality import Quality, frechet_distance, measure, statist
 from trainer.sample.images import to_uint8
 
 NUM_FEATURES = 64
-
-
 TRAINING_STEPS = 200
-"""Enough to tell digits apart. More drive the classes apart in the features, and unseen real images score worse."""
-
-
+"""Enough to distinguish digits. More steps separate the classes further, and unseen real images then score worse."""
 BATCH_SIZE = 64
-
-
 PEAK_LEARNING_RATE = 3e-3
-
-
 EVALUATION_BATCH_SIZE = 256
-
-
 HELD_OUT_SHARE = 0.2
-
-
 MIN_IMAGES = 10
 
 
 class Classifier(nn.Module):
-    """Four convolutions, a mean over positions, one linear layer.
+    """Four convolutions, a mean over positions, and one linear layer.
 
-    The first brings images of any size to about 16 pixels, so that large ones cost little more than small ones.
+    The first convolution reduces any size to about 16 pixels, so that large images cost little more than small ones.
 
     Args:
         image_channels: 1 or 3.
@@ -62,7 +50,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def features(self, images: Uint8Image) -> Float[Tensor, "b d"]:
-        """The 64 numbers per image that the last layer reads."""
+        """The 64 features per image that the last layer reads."""
         return self.body(images.float() / 127.5 - 1.0).mean(dim=(2, 3))
 
     def forward(self, images: Uint8Image) -> Float[Tensor, "b k"]:
@@ -72,14 +60,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedClassifier:
-    """A classifier and how good it is."""
+    """A classifier and its accuracy."""
 
     model: Classifier
     """In evaluation mode."""
     accuracy: float
-    """Share of the held-out images that it labels rightly."""
+    """Share of the held-out images that it classifies correctly."""
     num_held_out: int
-    """Images that were kept out of the training to measure it: a fifth."""
+    """Number of images held out of training to measure the accuracy: a fifth."""
 
     @property
     def image_size(self) -> int:
@@ -104,19 +92,19 @@ class TrainedClassifier:
 def train_classifier(
     images: Uint8Image, labels: Int64[Tensor, " b"], *, seed: int, steps: int | None = None
 ) -> TrainedClassifier:
-    """Train on four fifths of the images, measure on the rest; some seconds on one CPU core at 16 px.
+    """Train on four fifths of the images and measure on the rest; takes some seconds on one CPU core at 16 px.
 
-    The number of steps does not depend on the data set. The result is a function of the arguments, bit for bit on one
-    type of processor with one number of threads. The caller's random state is left alone.
+    The number of steps does not depend on the data set. The result is a function of the arguments, bitwise reproducible
+    for one processor type and number of threads. The caller's random state is not changed.
 
     Args:
         images: uint8 [N, C, H, W] on the CPU, N >= 10, square, 8 px or more.
         labels: int64 [N], 0 or more.
-        seed: of the split, the initial weights and the batches.
-        steps: batches of 64 to learn from; None: 200, TRAINING_STEPS.
+        seed: seed of the split, the initial weights and the batches.
+        steps: number of training batches of 64; None: 200, TRAINING_STEPS.
 
     Raises:
-        UserError: the images and labels do not fit, or there are too few.
+        UserError: the images and labels do not match, or there are too few.
     """
     _check(images, labels)
     with torch.random.fork_rng(devices=[]):
@@ -138,7 +126,7 @@ def _convolution(c_in: int, c_out: int, *, kernel_size: int, stride: int) -> tup
 
 
 def _fit(model: Classifier, images: Uint8Image, labels: Tensor, training: Tensor, steps: int) -> None:
-    """Adam with a one-cycle learning rate; every epoch is a new permutation, batches run across its end."""
+    """Adam with a one-cycle learning rate; each epoch is a new permutation, and batches may span two epochs."""
     epochs = -(-steps * BATCH_SIZE // len(training))
     plan = torch.cat([training[torch.randperm(len(training))] for _ in range(epochs)])
     optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LEARNING_RATE)
@@ -174,38 +162,38 @@ NO_LABELS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of one set of samples."""
+    """Results for one set of samples."""
 
     num_samples: int
-    """Samples measured, and noise images beside them."""
+    """Number of samples, and of noise images."""
     num_reference: int
-    """Images of the reference, all of them used."""
+    """Number of reference images; all are used."""
     seed: int
-    """Of the classifier and of the noise."""
+    """Seed of the classifier and of the noise."""
     classifier_accuracy: float
-    """Share of the held-out reference images that the classifier labels rightly."""
+    """Share of the held-out reference images that the classifier labels correctly."""
     num_held_out: int
-    """Held-out reference images, a fifth."""
+    """Number of held-out reference images, a fifth."""
     frechet_samples: float
-    """Fréchet distance of the samples to the reference in the classifier's features."""
+    """Fréchet distance between samples and reference in the classifier's features."""
     frechet_noise: float
-    """The same of noise: N(0, 1) clipped to [-1, 1]."""
+    """The same for noise: N(0, 1) clipped to [-1, 1]."""
     class_shares: tuple[float, ...]
     """Share of each class among the samples, by the classifier; they sum to 1."""
     reference_class_shares: tuple[float, ...]
     """Share of each class in the reference, by its labels."""
     quality: Quality | None = None
-    """Figures of merit in the classifier's features."""
+    """Figures in the classifier's features."""
     agreement: float | None = None
-    """Share of the samples that the classifier takes for the class that was asked for; None where none was."""
+    """Share of the samples that the classifier assigns to the requested class; None if no class was requested."""
     class_agreement: dict[int, float] | None = None
-    """The same of the samples of each class that was asked for."""
+    """The same for each requested class."""
 
     @property
     def ratio(self) -> float:
-        """Distance of the samples over that of noise: 1 for noise, and above 1 where a few classes are all there is.
+        """Distance of the samples over that of noise: 1 for noise, above 1 if the samples contain only a few classes.
 
-        Real images that the classifier has not seen do not come to 0: 397 of the digits to 0.02 or 0.03, 100 to 0.08.
+        Real images that the classifier has not seen do not reach 0: 397 digits give 0.02 or 0.03, 100 digits 0.08.
         """
         return self.frechet_samples / self.frechet_noise
 
@@ -218,18 +206,18 @@ def evaluate_samples(
     asked: Int64[Tensor, " n"] | None = None,
     classifier: TrainedClassifier | None = None,
 ) -> Evaluation:
-    """Measure samples against a labelled reference; some seconds on a CPU at 16 px.
+    """Measure samples against a labelled reference; takes some seconds on a CPU at 16 px.
 
     Args:
         samples: uint8 [N, C, H, W], N > 1.
         reference: uint8 [M, C, H, W], M >= 10.
         labels: int64 [M], counted from 0; None is refused.
-        seed: of the classifier and the noise, 0 or more.
-        asked: the class that each sample was asked to be; None: none was.
-        classifier: trained on the same reference with the same seed, as it would be here.
+        seed: for classifier and noise, 0 or more.
+        asked: the class requested for each sample, if any.
+        classifier: trained on this reference with this seed; None: train it here.
 
     Raises:
-        UserError: no labels, too few images, or samples of another shape than the reference.
+        UserError: no labels, too few images, or samples whose shape differs from the reference's.
     """
     if labels is None:
         raise UserError(NO_LABELS)
@@ -273,7 +261,7 @@ def _agreement(predicted: Tensor, asked: Tensor) -> tuple[float, dict[int, float
 
 
 def noise_images(shape: Sequence[int], *, seed: int) -> Uint8Image:
-    """Images of independent N(0, 1) pixels, clipped to [-1, 1]: what a run shows that has learnt nothing."""
+    """Images of independent N(0, 1) pixels, clipped to [-1, 1]: the output of a run that has learnt nothing."""
     generator = torch.Generator().manual_seed(seed)
     return to_uint8(torch.randn(tuple(shape), generator=generator))
 

@@ -35,11 +35,11 @@ from trainer.sample.draw import default_device, load_run, sample_batches, sample
 from trainer.sample.images import load_images
 
 TIMEOUT_S = 3600
-"""How long a rank waits for the others, which may draw more slowly."""
+"""How long a rank waits for the others, which may sample more slowly."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage text before it."""
+    """Reports errors in one line, without the usage text before it."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 @as_command(name="trainer.evaluate", failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line about what the user has to change."""
+    """Run the command. Returns 0, or 2 after one line about what the user has to change."""
     parser = _Parser(
         prog="python -m trainer.evaluate", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
     )
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.network is not None:
         return _measure_with(options)
     index = load_index(options.reference)
-    if index.num_classes is None:  # told before a large data set is read in vain
+    if index.num_classes is None:  # reported before a large data set is read in vain
         raise UserError(f"{options.reference}: {NO_LABELS}")
     samples, source, asked = _samples(options, index.num_classes)
     samples = through(options.through)(samples)
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure_with(options: argparse.Namespace) -> int:
-    """The command with a given network, on all ranks that torchrun started."""
+    """The command with a given network, on all ranks started by torchrun."""
     ranks = None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -121,7 +121,7 @@ def _measure_with(options: argparse.Namespace) -> int:
 
 
 def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: str) -> tuple[Numbered, str]:
-    """This rank's batches of what the options name, drawn when they are asked for, and where they come from."""
+    """This rank's batches of the samples that the options name, drawn lazily, and a description of their source."""
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
     numbers = itertools.count(rank, world_size)
     if options.run is None:
@@ -134,7 +134,7 @@ def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: 
 
 
 def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image, str, Tensor | None]:
-    """The samples that the options name, words about where they come from, and the classes they were asked to be."""
+    """The samples that the options name, a description of their source, and their requested classes."""
     if options.run is None:
         return *_given_samples(options), None
     generator, diffusion, config = _load(options, default_device())
@@ -144,7 +144,7 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
             "the run was trained on"
         )
     samples = sample_images(generator, diffusion, config, num=options.num, seed=options.seed, shows_progress=True)
-    asked = torch.arange(options.num) % num_classes if config.data.num_classes else None  # all in turn, see there
+    asked = torch.arange(options.num) % num_classes if config.data.num_classes else None  # see sample_batches
     return samples, f"from {options.run}", asked
 
 

@@ -1,4 +1,4 @@
-"""Evaluation during training: figures of merit of the averaged weights every so many images."""
+"""Evaluation during training: figures for the averaged weights at an interval of images."""
 
 import dataclasses
 import itertools
@@ -16,27 +16,27 @@ from trainer.evaluate.reference import Reference, cache_folder, load_reference, 
 from trainer.sample.draw import sample_batches
 
 SEED = 0
-"""Of samples, classifier and subsets: equal throughout a run, so that its curve shows the weights alone."""
+"""Seed of samples, classifier and subsets: fixed throughout a run, so that its curve shows only the weights."""
 
 
 def is_due(images: int, step_images: int, interval_images: int | None) -> bool:
-    """Whether the step that ended with `images` seen went past a multiple of the interval."""
+    """Whether the step that ended at `images` images passed a multiple of the interval."""
     return interval_images is not None and images // interval_images > (images - step_images) // interval_images
 
 
 class RunEvaluation:
-    """Network and reference of a run, made at the first evaluation; every method is a collective."""
+    """Network and reference of a run, created at the first evaluation; every method is a collective."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
         self._held: tuple[FeatureNetwork, Reference] | None = None
 
     def measure(self, generator: nn.Module, diffusion: Diffusion) -> dict[str, float]:
-        """Figures by the names of `Quality`, as the curves have them.
+        """Figures by their names in `Quality`, as used for the curves.
 
         Args:
-            generator: with the averaged weights, the same on every rank.
-            diffusion: tables of the process.
+            generator: holds the averaged weights, the same on every rank.
+            diffusion: this process's tables.
         """
         network, reference = self._held = self._held or self._prepare()
         settings, ranks = self._config.evaluation, self._ranks
@@ -65,6 +65,6 @@ class RunEvaluation:
                     f"{path} has no labels, so no classifier can be trained to evaluate with: give evaluation.network "
                     "a TorchScript file, or set evaluation.interval_images to null"
                 )
-            # Every rank trains it: the result is a function of the data and the seed.
+            # Every rank trains it: the result depends only on the data and the seed.
             network = ClassifierNetwork(train_classifier(images, labels, seed=SEED), SEED)
         return network, load_reference(Path(settings.reference or path), network, self._ranks, cache_folder())

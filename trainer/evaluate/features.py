@@ -1,4 +1,4 @@
-"""Networks whose features measure images: a TorchScript file, or the small classifier that is trained on the spot."""
+"""Networks that compute features of images: a TorchScript file, or the small classifier trained on demand."""
 
 import hashlib
 import io
@@ -19,19 +19,17 @@ from models.shapes import Uint8Image
 from trainer.evaluate.classifier import TrainedClassifier
 
 Codec = Literal["none", "png", "jpeg"]
-
-
 JPEG_QUALITY = 75
-"""PIL's default, with which the authors of DDGAN saved the samples that they measured."""
+"""PIL's default. The authors of DDGAN saved the samples that they measured with it."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network says of some images.
+    """A network's output for some images.
 
     Attributes:
         features: float32 [N, d], on the CPU.
-        logits: of its classes [N, k], or None.
+        logits: class logits [N, k], or None.
     """
 
     features: Float[Tensor, "n d"]
@@ -43,7 +41,7 @@ class FeatureNetwork(Protocol):
 
     @property
     def name(self) -> str:
-        """What a figure says of it."""
+        """Its name in results."""
         ...
 
     @property
@@ -68,22 +66,22 @@ class ClassifierNetwork:
         self.key = digest.hexdigest()
 
     def __call__(self, images: Uint8Image) -> Seen:
-        """Its 64 features, and its logits."""
+        """Its 64 features and its logits."""
         return Seen(self._classifier.features(images), self._classifier.logits(images))
 
 
 class ScriptedNetwork:
-    """A TorchScript file that takes uint8 images [N, 3, H, W], as Inception is distributed for StyleGAN's metrics.
+    """A TorchScript file that takes uint8 images [N, 3, H, W], like the Inception distributed for StyleGAN's metrics.
 
-    Called with `return_features=True`, where it knows that argument, it gives features [N, d], and without it the
-    probabilities of its classes. A network without that argument gives features alone.
+    If it accepts `return_features=True`, it returns features [N, d] with that argument and class probabilities without
+    it. Otherwise it returns only features.
     """
 
     def __init__(self, file: Path, device: torch.device | str = "cpu") -> None:
-        """Load it.
+        """Load the network.
 
         Raises:
-            UserError: the file is missing or no TorchScript.
+            UserError: the file is missing or not TorchScript.
         """
         try:
             content = file.read_bytes()
@@ -98,10 +96,10 @@ class ScriptedNetwork:
 
     @torch.no_grad()
     def __call__(self, images: Uint8Image) -> Seen:
-        """Features; grey images are given as RGB.
+        """Features; grey images are converted to RGB.
 
         Raises:
-            UserError: the network cannot take such images, or gives no features of them.
+            UserError: the network does not accept such images, or returns no features.
         """
         rgb = images.to(self._device).expand(-1, 3, -1, -1).contiguous()
         try:
@@ -116,7 +114,7 @@ class ScriptedNetwork:
 
 
 def through(codec: Codec) -> Callable[[Uint8Image], Uint8Image]:
-    """What a file of that format makes of images: nothing for PNG, which is lossless, and quality 75 for JPEG."""
+    """The function that applies a file format's losses to images: none for PNG (lossless), quality 75 for JPEG."""
     return _through_jpeg if codec == "jpeg" else lambda images: images
 
 

@@ -1,6 +1,6 @@
-"""Samples against a reference in the features of a network, over all ranks, in batches; the reference is kept.
+"""Measures samples against a reference in a network's features, over all ranks, in batches; the reference is cached.
 
-What is kept is named by a hash of the data and of the network, so that it can never stand for another.
+A cache file is named by a hash of the data and of the network, so it can never be mistaken for another.
 """
 
 import hashlib
@@ -31,44 +31,42 @@ from trainer.evaluate.quality import Quality, Statistics, measure
 from trainer.sample.images import load_images
 
 BATCH_SIZE = 64
-
-
 Numbered = Iterable[tuple[int, Uint8Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Figures, and what they were measured on; no figure goes without."""
+    """Figures, and what they were measured on, which is always given with them."""
 
     quality: Quality
     """The figures."""
     num_samples: int
-    """Images of the samples."""
+    """Number of samples."""
     num_reference: int
-    """Images of the reference; 0 where a file of statistics does not say."""
+    """Number of reference images; 0 if unknown."""
     network: str
-    """Whose features."""
+    """Name of the feature network."""
     through: Codec
-    """File format that the samples went through before they were measured."""
+    """File format applied to the samples before measuring."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What samples are held against."""
+    """The reference that samples are compared with."""
 
     seen: Seen | Statistics
-    """Features of all images, or statistics alone."""
+    """Features of all images, or only statistics."""
     num_images: int
-    """Behind them."""
+    """Number of reference images."""
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether there is a data set of `data.prepare`."""
+    """Whether `path` is a data set prepared by `data.prepare`."""
     return (path / INDEX_NAME).is_file()
 
 
 def cache_folder() -> Path:
-    """Where references are kept: $XDG_CACHE_HOME/ddgan, ~/.cache/ddgan without it."""
+    """Where references are cached: $XDG_CACHE_HOME/ddgan, by default ~/.cache/ddgan."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddgan" / "references"
 
 
@@ -76,14 +74,14 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
     """Features of a reference; a collective if there are ranks.
 
     Args:
-        path: a prepared data set, a folder of PNGs or an .npz of images; or an .npz with `mu` and `sigma`, the form in
-            which the field passes statistics on.
-        network: takes the features; not asked where they are statistics, or kept.
-        ranks: share the work; None: this process alone.
-        cache: folder where features are kept.
+        path: a prepared data set, a folder of PNGs or an .npz of images; or an .npz with `mu` and `sigma`, the usual
+            format for statistics.
+        network: computes the features; not used for statistics or cached features.
+        ranks: share the work; None: only this process.
+        cache: folder of cached features.
 
     Raises:
-        UserError: there is nothing of these forms.
+        UserError: `path` is none of these.
         DataError: a prepared data set is damaged.
     """
     if path.suffix == ".npz" and (statistics := _load_statistics(path)):
@@ -95,7 +93,7 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
     file = cache / f"{digest[:24]}-{network.key[:24]}.npz"
     kept = _load_kept(file)
     if ranks is not None:
-        kept = ranks.broadcast(kept)  # the ranks of other hosts need not see the folder
+        kept = ranks.broadcast(kept)  # ranks on other hosts may not have access to the folder
     if kept is not None and len(kept) == num_images:
         return Reference(seen=Seen(kept, None), num_images=num_images)
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
@@ -109,18 +107,18 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
 def measure_samples(
     batches: Numbered, reference: Reference, network: FeatureNetwork, ranks: Ranks | None, *, codec: Codec, seed: int
 ) -> Measured:
-    """Measure samples; a collective, whose result every rank has.
+    """Measure samples. A collective; every rank gets the result.
 
     Args:
-        batches: this rank's, each with its number over all ranks, so that the figures do not depend on the ranks.
+        batches: this rank's batches, each with its number over all ranks, so the result is independent of the ranks.
         reference: from `load_reference`.
-        network: the same.
+        network: as used there.
         ranks: as there.
-        codec: file format that the samples go through first.
-        seed: of the random subsets and splits.
+        codec: file format applied to the samples first.
+        seed: for random subsets and splits.
 
     Raises:
-        UserError: the network does not suit the images or the reference.
+        UserError: the network does not fit the images or the reference.
     """
     passed = through(codec)
     seen = see_over_ranks(network, ((number, passed(images)) for number, images in batches), ranks)
@@ -144,7 +142,7 @@ def measure_samples(
 
 
 def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | None) -> Seen:
-    """Features of all ranks' batches in the order of their numbers; a collective, whose result every rank has."""
+    """Features of all ranks' batches in the order of their numbers. A collective; every rank gets the result."""
     mine = [(number, network(images)) for number, images in batches]
     everyone = [part for of_rank in ranks.gather(mine) for part in of_rank] if ranks else mine
     parts = [seen for _, seen in sorted(everyone, key=lambda part: part[0])]
@@ -155,16 +153,16 @@ def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | No
 
 
 def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, " b"] | None]:
-    """Decode every image of a prepared data set into memory, in the order of the index.
+    """Decode every image of a prepared data set into memory, in index order.
 
     Args:
-        index_path: folder of index.json and the shards.
+        index_path: folder that contains index.json and the shards.
 
     Returns:
-        uint8 [N, C, H, W] and labels int64 [N], None where the data set has none.
+        uint8 [N, C, H, W], and labels int64 [N] or None if the data set has none.
 
     Raises:
-        DataError: something is missing or damaged.
+        DataError: a file is missing or damaged.
     """
     index = load_index(index_path)
     verify_shards(index, by="size", cache_directory=None)
@@ -179,7 +177,7 @@ def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, " b"] | 
 
 
 def _prepared(index: ShardIndex) -> Iterator[tuple[int, Uint8Image]]:
-    """Batches of a prepared data set in the order of its index."""
+    """Batches of a prepared data set, in index order."""
     verify_shards(index, by="size", cache_directory=None)
     shape = (index.image_size, index.image_size, index.image_channels)
     with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
@@ -192,7 +190,7 @@ def _prepared(index: ShardIndex) -> Iterator[tuple[int, Uint8Image]]:
 
 
 def _load_statistics(file: Path) -> Statistics | None:
-    """Of an .npz that holds `mu` and `sigma`; None if it holds something else, and `load_images` will say what."""
+    """Statistics from an .npz with `mu` and `sigma`; None for other contents, which `load_images` then reports."""
     try:
         with np.load(file, allow_pickle=False) as archive:
             if not {"mu", "sigma"} <= set(archive.files):
@@ -211,11 +209,11 @@ def _load_kept(file: Path) -> torch.Tensor | None:
         with np.load(file, allow_pickle=False) as archive:
             return torch.from_numpy(archive["features"])
     except (OSError, ValueError, EOFError, KeyError, BadZipFile):
-        return None  # not there, or a file that a full disk cut short: it is made again
+        return None  # missing, or cut short by a full disk: it is computed again
 
 
 def _keep(file: Path, features: torch.Tensor) -> None:
-    """Keep features; where that is not possible they are taken again the next time."""
+    """Cache features; if that is not possible, they are computed again the next time."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replaced(file) as draft, draft.open("wb") as stream:

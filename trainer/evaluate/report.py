@@ -1,4 +1,4 @@
-"""Figures of samples as a table."""
+"""Results for samples as a table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +9,7 @@ from trainer.evaluate.quality import Quality
 from trainer.evaluate.reference import Measured
 
 MAX_LISTED_CLASSES = 20
-"""With more classes the table sums their shares up; --json holds all."""
-
-
+"""With more classes the table summarizes their shares; --json has all."""
 CODEC_WORDS: dict[Codec, str] = {
     "none": "no file codec",
     "png": "PNG, lossless",
@@ -20,12 +18,12 @@ CODEC_WORDS: dict[Codec, str] = {
 
 
 def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | None = None) -> str:
-    """The figures as a short table.
+    """The results as a short table.
 
     Args:
-        evaluation: the figures.
-        source: where the samples come from and what they went through.
-        class_names: names of the classes; numbers if left out.
+        evaluation: the results.
+        source: the samples' source and codec, in a phrase.
+        class_names: names of the classes; numbers if omitted.
     """
     e = evaluation
     lines = [
@@ -59,9 +57,9 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
 
 
 def quality_lines(quality: Quality, *, given_network: bool) -> list[str]:
-    """The figures that there are, one a line; FID, KID and Inception score are called so in a given network only."""
+    """The available figures, one per line. The names FID, KID and Inception score are used only for a given network."""
     words = {
-        # The classifier's stands above already, beside that of noise.
+        # The classifier's is already shown above, with that of noise.
         "fid": "Fréchet distance (FID)" if given_network else "",
         "kid": "kernel distance (KID)" if given_network else "kernel distance",
         "inception_score": "Inception score" if given_network else "class score, like Inception's",
@@ -75,7 +73,7 @@ def quality_lines(quality: Quality, *, given_network: bool) -> list[str]:
 
 
 def render_measured(measured: Measured, *, source: str) -> str:
-    """The figures of a given network as a short table."""
+    """The results for a given network as a short table."""
     m = measured
     reference = f"{m.num_reference} images" if m.num_reference else "statistics of a number of images that is not said"
     lines = [

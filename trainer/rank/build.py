@@ -26,7 +26,7 @@ from trainer.rank.divergence import SkippedUpdates
 
 @dataclass(frozen=True)
 class Learner:
-    """What a training step changes.
+    """The objects that a training step changes.
 
     Attributes:
         method: the training method.

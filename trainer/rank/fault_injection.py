@@ -22,11 +22,7 @@ from trainer.rank.progress import SignalDriver
 from trainer.rank.worker import run_rank
 
 MARK = "killed by"
-
-
 LONGEST_DELAY_S = 0.02
-
-
 _FILE_EVENTS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate"})
 
 

@@ -183,7 +183,7 @@ class SaveCheckpoint:
         return bool(self._interval_steps and step % self._interval_steps == 0) and not at_end
 
     def run(self, loop: Loop) -> None:
-        """Start to save."""
+        """Start saving."""
         self._replaced.publish(self._tracker)  # a run that resumes from here will not read these samples again
         self._checkpoints.note(self._curves.after(loop.step))
         self._checkpoints.save(self._state, loop.statistics, loop.step, self._tracker.run_id)

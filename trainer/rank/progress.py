@@ -1,4 +1,4 @@
-"""What a run tells its driver while it goes on, and the one bar that shows it."""
+"""What a run reports to its driver, and the progress bar that shows it."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LOG_INTERVAL_S = 60.0
-"""Between two log lines of progress where there is no terminal."""
+"""Time between two progress log lines if there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class RunStatus:
     Attributes:
         step: optimizer steps done.
         images, total_images: training images seen, and planned.
-        images_per_s: at the last log point, 0 before the first.
-        losses: at the last log point.
+        images_per_s: rate at the last log point, 0 before the first.
+        losses: losses at the last log point.
     """
 
     step: int
@@ -35,10 +35,10 @@ class RunStatus:
 
 
 class Driver(Protocol):
-    """The worker's line to whoever started it."""
+    """The worker's interface to the process that started it."""
 
     def report(self, status: RunStatus) -> None:
-        """Called by rank 0 after each step; must return at once."""
+        """Called on rank 0 after each step; must return at once."""
         ...
 
     def stop_requested(self) -> bool:
@@ -47,11 +47,11 @@ class Driver(Protocol):
 
 
 class ProgressBar:
-    """One bar on a terminal: images, images/s, losses, time left. Elsewhere a log line a minute, and one at the end."""
+    """A bar on a terminal: images, images/s, losses, time left. Elsewhere a log line per minute, and at the end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Args:
-        clock: seconds.
+        clock: monotonic seconds.
         """
         self._log, self._clock = logging.getLogger(__name__), clock
         self._terminal = sys.stderr.isatty()
@@ -91,7 +91,7 @@ class ProgressBar:
 
 
 class SignalDriver:
-    """The driver of a worker without Ray: SIGTERM and SIGINT ask it to stop, a bar on rank 0 shows how far it is."""
+    """The driver of a worker without Ray: SIGTERM and SIGINT request a stop; on rank 0 a bar shows the progress."""
 
     def __init__(self, bar: ProgressBar | None) -> None:
         self._bar = bar
@@ -100,16 +100,16 @@ class SignalDriver:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self._stop:  # asked twice: the user does not want to wait
+        if self._stop:  # second signal: the user does not want to wait
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._stop = True
 
     def report(self, status: RunStatus) -> None:
-        """Draw the bar."""
+        """Update the bar."""
         if self._bar:
             self._bar.show(status)
 
     def stop_requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self._stop

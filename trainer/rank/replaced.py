@@ -14,7 +14,6 @@ from trainer.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-
 FILE_NAME = "replaced-samples.txt"
 
 

@@ -25,19 +25,12 @@ from data.storage.files import timestamp
 
 log = logging.getLogger(__name__)
 
-
 Phase = Literal["start", "data", "d", "g", "log", "sampling", "checkpoint", "end"]
-
-
 EXIT_CODE = 75
 """Exit code of a rank that its watchdog has ended: EX_TEMPFAIL, so retrying makes sense."""
-
-
 SLOW: frozenset[Phase] = frozenset({"start", "sampling", "checkpoint", "end"})
 """Phases that may take long. While rank 0 draws a grid, the others wait for it in their next step, so the allowance
 lasts until the end of the next step."""
-
-
 _GRACE_S = 30.0
 
 

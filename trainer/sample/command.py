@@ -10,17 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from data.storage.arguments import whole_numbers
 from data.storage.errors import as_command
 from models.sampling import Sampler
 from trainer.config.command_line import add_seed_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import check_destination, save_images
-
-
-def _classes(text: str) -> list[int]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of classes: give numbers such as 3 or 3,5")
-    return [int(part) for part in text.split(",")]
 
 
 @as_command(failed=2)
@@ -41,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--classes",
-        type=_classes,
+        type=whole_numbers,
         metavar="3,5",
         help="classes to draw in turn, for a run with data.num_classes (default: all)",
     )

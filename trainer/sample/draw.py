@@ -23,11 +23,7 @@ from trainer.engine.compiled import CompiledForward, can_compile
 from trainer.sample.images import to_uint8
 
 PIXELS_AT_ONCE = 2**18
-
-
 MAX_IMAGES_AT_ONCE = 64
-
-
 FAST_FACTOR = 8
 """With `fast`, batches are larger by this factor."""
 

@@ -16,22 +16,14 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from data.shards.grid import lay_out
 from data.storage.errors import UserError
 from data.storage.files import replaced
 from models.shapes import Uint8Image
 from trainer.sample.scatter import scatter
 
-GAP_PIXELS = 2
-
-
-GAP_LEVEL = 128
-"""Grey level of the gaps, visible next to black and white images."""
-
-
 GRID_WIDTH_PIXELS = 512
 """Grids of small images are enlarged to at least this width, and to less than twice this width."""
-
-
 FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
 
 
@@ -51,17 +43,10 @@ def make_grid(images: Uint8Image) -> UInt8[Tensor, "c grid_h grid_w"]:
         images: uint8 [N, C, H, W] in reading order, N > 0.
     """
     _check_images(images)
-    N, C, H, W = images.shape
-    rows = math.isqrt(N)
-    columns = -(-N // rows)
-    scale = max(1, -(-GRID_WIDTH_PIXELS // (columns * W)))
-    enlarged = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    step_y, step_x = H * scale + GAP_PIXELS, W * scale + GAP_PIXELS
-    grid = torch.full((C, rows * step_y - GAP_PIXELS, columns * step_x - GAP_PIXELS), GAP_LEVEL, dtype=torch.uint8)
-    for i, image in enumerate(enlarged):
-        y, x = i // columns * step_y, i % columns * step_x
-        grid[:, y : y + H * scale, x : x + W * scale] = image
-    return grid
+    columns = -(-len(images) // math.isqrt(len(images)))
+    pixels = images.cpu().permute(0, 2, 3, 1).numpy()
+    grid = lay_out(pixels, columns=columns, min_width=GRID_WIDTH_PIXELS)
+    return torch.from_numpy(grid).permute(2, 0, 1)
 
 
 def save_grid(path: Path, images: Uint8Image) -> None:

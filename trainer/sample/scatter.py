@@ -9,11 +9,7 @@ from torch import Tensor
 
 SIDE_PIXELS = 384
 """Height and width of a panel; the 256 levels are scaled to it."""
-
-
 GAP_PIXELS = 8
-
-
 GAP_LEVEL = 128
 
 

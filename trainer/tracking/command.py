@@ -25,30 +25,30 @@ from trainer.tracking.uploader import Uploader, upload_lock
 log = logging.getLogger(__name__)
 
 SINKS: Mapping[str, Callable[[str, Path], Sink]] = {"mlflow": MlflowSink}
-"""What makes the sink of each `tracking.backend`, from the tracking URI and the run directory."""
+"""Creates the sink of each `tracking.backend` from the tracking URI and the run directory."""
 
 
 class _Redacted(io.TextIOBase):
-    """A stream that shows no password: a tracker's and a database's own messages hold whole URIs."""
+    """A stream that hides passwords: the messages of trackers and databases contain whole URIs."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str, /) -> int:
-        """Pass the text on without its passwords."""
+        """Write the text with passwords removed."""
         self._stream.write(redact(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream behind."""
+        """Flush the underlying stream."""
         self._stream.flush()
 
 
 def _target_uri(asked: str | None, is_child: bool, opening: Record, run_directory: Path) -> str:
-    """Where to upload: as asked, as the trainer says in its child's environment, or as the run was configured.
+    """The upload target: as requested, as given to the trainer's child in its environment, or as the run configured it.
 
     Raises:
-        ValueError: the URI held a password, which the spool does not keep.
+        ValueError: the URI had a password, which the spool does not store.
     """
     if asked or is_child:
         return choose_store(asked, run_directory).uri
@@ -71,7 +71,7 @@ def _upload(
     parent: int | None,
     sinks: Mapping[str, Callable[[str, Path], Sink]],
 ) -> int:
-    """Upload the spool of a run. Returns the exit code: 0 if nothing is left."""
+    """Upload the spool of a run. Returns the exit code: 0 if nothing is left to upload."""
     spool = spool_path(run_directory)
     openings = [record for record in read_records(spool) if record.kind == "open"] if spool.is_file() else []
     if not openings:
@@ -88,7 +88,7 @@ def _upload(
     def trainer_lives() -> bool:
         return parent is not None and os.getppid() == parent
 
-    # The last process of a run that just ended may still be trying.
+    # The uploader of a run that just ended may still be working.
     wait_until = time.monotonic() + timeout_s
     try:
         with upload_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
@@ -98,7 +98,7 @@ def _upload(
                 target=redact(uri),
                 timeout_s=timeout_s,
                 trainer_lives=trainer_lives,
-                # The signal's default action ends the process even inside a database driver; that loses nothing.
+                # The signal's default action ends the process even inside a database driver; no data is lost.
                 watchdog=lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds),
             ).run()
     except BlockingIOError as error:
@@ -112,7 +112,7 @@ def _upload(
 
 
 def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable[[str, Path], Sink]] = SINKS) -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.tracking", description=(__doc__ or "").split("\n\n")[0])
     deliver = parser.add_subparsers(required=True).add_parser("deliver", help="send what is left in a run's spool")
     deliver.add_argument("--run", type=Path, required=True, help="run directory")
@@ -120,10 +120,10 @@ def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable
     deliver.add_argument("--uri", help="send it to this server instead of the run's own")
     deliver.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads would take the ranks' time
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads would take CPU time from the ranks
     if given.parent is not None:
         os.nice(10)
-        # A stop signal reaches every process of a job; the records of the trainer's last steps are still to come.
+        # A stop signal reaches every process of a job, but the trainer has yet to write the records of its last steps.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with redirect_stderr(_Redacted(sys.stderr)):

@@ -1,4 +1,4 @@
-"""MLflow, and the only file that knows it; the library is imported in the uploader process alone."""
+"""MLflow. The only file that uses it; the library is imported only in the uploader process."""
 
 import math
 import os
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-MAX_VALUE_LENGTH = 6000  # of a param; MLflow's tags take 8000
+MAX_VALUE_LENGTH = 6000  # of a param; MLflow allows 8000 for tags
 MAX_KEY_LENGTH = 250
-MAX_LABELS = 100  # params, or tags, in a request
-MAX_POINTS = 500  # in a request, which takes 1000 entities and 1 MB
+MAX_LABELS = 100  # params or tags per request
+MAX_POINTS = 500  # per request, which is limited to 1000 entities and 1 MB
 THUMBNAIL_PIXELS = 256
 UID_TAG = "run_uid"
 
@@ -30,7 +30,7 @@ class MlflowSink:
     """An MLflow tracking server, or a database or folder that MLflow uses as one."""
 
     def __init__(self, uri: str, run_directory: Path):
-        """Remember the store; the first `attach` goes there.
+        """Store the target; the first `attach` connects to it.
 
         Args:
             uri: tracking URI.
@@ -38,14 +38,14 @@ class MlflowSink:
         """
         os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
         if uri.startswith("file:"):
-            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # the user named it, MLflow only wants to be told so
+            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow requires this; the user chose the file store
         self._uri = uri
         self._run_directory = run_directory
         self._connected: MlflowClient | None = None
         self._run_id = ""
 
     def limit_requests(self, timeout_s: float) -> None:
-        # MLflow reads them at each request. The uploader retries, so MLflow must not.
+        # MLflow reads these variables at each request. The uploader retries, so MLflow must not.
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(math.ceil(timeout_s))
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
@@ -68,7 +68,7 @@ class MlflowSink:
         return self._run_id, not found
 
     def describe(self, opening: Record) -> None:
-        """Log params and tags. MLflow's params cannot change: one that did becomes the tag resumed/<step>/<key>."""
+        """Log params and tags. MLflow's params cannot change: a changed one becomes the tag resumed/<step>/<key>."""
         from mlflow.entities import Param, RunTag
 
         with self._translated():
@@ -111,9 +111,9 @@ class MlflowSink:
                 self._client.log_batch(self._run_id, metrics=some)
 
     def send_image(self, key: str, step: int, at: int, file: Path) -> None:
-        """Send an image as MLflow's log_image does, but under a name that is the same at each attempt.
+        """Send an image as MLflow's log_image does, but with the same name at each attempt.
 
-        MLflow puts a random uuid in the name, so that an image sent twice would be shown twice.
+        MLflow puts a random uuid in the name, so an image sent twice would be shown twice.
         """
         from PIL import Image
 
@@ -171,7 +171,7 @@ class MlflowSink:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Tell the errors that sending again would not cure from the others."""
+        """Separate errors for which a retry is useless from the others."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -179,16 +179,16 @@ class MlflowSink:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise RunGoneError(str(error)) from error
-            # MLflow says the same of a run in the bin, which can be taken out of it.
+            # MLflow reports the same error for a deleted run, which can be restored.
             if error.error_code == "INVALID_PARAMETER_VALUE" and self._exists(self._run_id):
                 raise RefusedError(str(error)) from error
             raise
 
 
 def artifact_root(uri: str, run_directory: Path) -> Path | None:
-    """Folder of artifacts where the store is a bare database, next to it if it is a file; None: the server decides.
+    """Artifact folder if the store is a bare database, next to it if it is a file; None: the server decides.
 
-    MLflow itself would take `mlruns` in whatever folder is the current one.
+    MLflow itself would use `mlruns` in the current folder.
     """
     scheme, _, rest = uri.partition("://")
     if scheme.startswith("sqlite"):
@@ -199,7 +199,7 @@ def artifact_root(uri: str, run_directory: Path) -> Path | None:
 
 
 def _legal(name: str) -> str:
-    """A name that MLflow takes for a param, tag, metric or image."""
+    """Replace characters that MLflow refuses in names."""
     return re.sub(r"[^\w\-./: ]", "_", name, flags=re.ASCII)[:MAX_KEY_LENGTH]
 
 

@@ -1,4 +1,4 @@
-"""What a result was made by: the commit, the libraries and the data, as tags of its run."""
+"""The origin of a result: commit, library versions and data, as tags of its run."""
 
 import importlib.metadata
 import os
@@ -13,10 +13,10 @@ def collect_tags(index_digest: str, *, source: Path = Path(__file__).parent) -> 
     """Tags of a run.
 
     Args:
-        index_digest: SHA-256 of the data set's index.json, which names every shard with its own digest.
+        index_digest: SHA-256 of the data set's index.json, which lists every shard with its digest.
         source: folder of the code, in its git checkout if it has one.
     """
-    # A submitted job travels without its .git folder; whoever submits it can say the commit.
+    # A submitted job comes without its .git folder; the submitter can supply the commit.
     commit = _git(source, "rev-parse", "HEAD") or os.environ.get("DDGAN_GIT_COMMIT")
     changes = _git(source, "status", "--porcelain", "--untracked-files=no")
     tags = {
@@ -26,12 +26,12 @@ def collect_tags(index_digest: str, *, source: Path = Path(__file__).parent) -> 
         "version.python": platform.python_version(),
     }
     if commit:
-        tags["mlflow.source.git.commit"] = commit  # MLflow's own column for it
+        tags["mlflow.source.git.commit"] = commit  # fills MLflow's own column
     return tags | {f"version.{library}": version for library, version in library_versions().items()}
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide on a result."""
+    """Versions of the libraries that affect results."""
     versions = {}
     for library in LIBRARIES:
         try:
@@ -42,7 +42,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a git command; None where there is no git, no checkout, or no answer."""
+    """Output of a git command; None if git, a checkout or an answer is missing."""
     try:
         done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What the uploader asks of a tracking server. A second tracker is one file with a `Sink`, and its name in `SINKS`."""
+"""The uploader's interface to a tracking server. To add a tracker, write a file with a `Sink` and add it to `SINKS`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from trainer.tracking.spool import Record
 
 
 class RefusedError(Exception):
-    """The server calls a record invalid; sending it again would not help."""
+    """The server rejects a record as invalid; sending it again would not help."""
 
 
 class RunGoneError(Exception):
@@ -31,32 +31,32 @@ class Point:
 
 
 class Sink(Protocol):
-    """A tracking server, as one run sees it.
+    """A tracking server, as seen by one run.
 
-    It is made as `MySink(uri, run_directory)`, in the uploader process alone. Its library is imported inside methods,
-    because the command lists all sinks and a run uses one. Making it opens no connection. Calls come one at a time
-    from one thread, `attach` before all others but `limit_requests`.
+    It is created as `MySink(uri, run_directory)`, only in the uploader process. Its library is imported inside methods,
+    because the command lists all sinks and a run uses one. Creating it opens no connection. Calls come one at a time
+    from one thread, `attach` before all others except `limit_requests`.
 
-    Errors: `RefusedError` passes over what was sent; it is logged, and counted as lost. `RunGoneError` has the whole
-    spool sent again, to a new run. Any other exception means "try again later": the uploader waits, calls `attach`
+    Errors: after a `RefusedError` the record is skipped, logged, and counted as lost. After a `RunGoneError` the whole
+    spool is sent again, to a new run. Any other exception means "try again later": the uploader waits, calls `attach`
     again and repeats what it was sending. No method retries, or waits longer than `limit_requests` allows.
 
-    Repetition: the answer to a call may be lost, and the uploader may be killed in the middle of one. So each call may
-    come again with the same arguments, and must then change nothing. `send_points` alone is not repeated blindly: the
+    Repetition: the answer to a call may be lost, and the uploader may be killed in the middle of one. So a call may be
+    repeated with the same arguments, and must then change nothing. Only `send_points` is not repeated blindly: the
     uploader first asks `known_steps` and leaves out what has arrived, so that every point arrives once.
     """
 
     def limit_requests(self, timeout_s: float) -> None:
-        """Let each request from now on take this long at most, in seconds. Called before every attempt."""
+        """Limit the duration of each further request, in seconds. Called before every attempt."""
         ...
 
     def attach(self, opening: Record, run_id: str | None) -> tuple[str, bool]:
-        """Find the run, or create it if the server has none.
+        """Find the run, or create it if the server does not have it.
 
         Args:
             opening: the first record of the spool. Its payload holds uid (the same for each process of the run),
-                run_name, experiment, and run_id (the server's id as a checkpoint knows it, or None).
-            run_id: the server's id that an earlier `attach` returned, or None. The run is looked for by this, then by
+                run_name, experiment, and run_id (the server's id from a checkpoint, or None).
+            run_id: the server's id that an earlier `attach` returned, or None. The run is searched by this, then by
                 the payload's run_id, then by its uid.
 
         Returns:
@@ -65,11 +65,11 @@ class Sink(Protocol):
         ...
 
     def describe(self, opening: Record) -> None:
-        """Send params and tags (str to str, in the payload) of a process that started or resumed the run."""
+        """Send the params and tags (str to str, in the payload) of a process that started or resumed the run."""
         ...
 
     def set_status(self, status: str, at: int | None) -> None:
-        """Set the status: RUNNING, FINISHED, KILLED or FAILED; and the end (`at`, ms since 1970) if it is known."""
+        """Set the status (RUNNING, FINISHED, KILLED or FAILED) and, if known, the end (`at`, ms since 1970)."""
         ...
 
     def known_steps(self, key: str) -> set[int]:
@@ -77,13 +77,13 @@ class Sink(Protocol):
         ...
 
     def send_points(self, points: Sequence[Point]) -> None:
-        """Send points of any number of curves, in order. After an exception any part of them may have arrived."""
+        """Send points of any number of curves, in order. After an exception, some of them may have arrived."""
         ...
 
     def send_image(self, key: str, step: int, at: int, file: Path) -> None:
-        """Send the picture of a series (`key`) at a step; `at` is its time in ms since 1970."""
+        """Send the image of a series (`key`) at a step; `at` is its time in ms since 1970."""
         ...
 
     def send_artifact(self, file: Path, folder: str | None) -> None:
-        """Send a file into a folder of the run's files, or (None) to their top. It replaces one of the same name."""
+        """Upload a file to a folder of the run's artifacts; None: to their root. It replaces a file of that name."""
         ...

@@ -1,7 +1,7 @@
-"""What a run tells its tracking server, kept first in a local file of JSON lines that is only ever appended to.
+"""The records of a run for its tracking server, first stored in a local, append-only file of JSON lines.
 
-Training only ever appends here; the uploader reads it, in another process, and notes in `delivered.json` how far the
-server has taken it. Both files are in `<run directory>/tracking`.
+Training only appends; the uploader, in another process, reads the file and records in `delivered.json` how far the
+server has received it. Both files are in `<run directory>/tracking`.
 
     {"kind": "open", "at": 1700000000000, "step": 100, "uid": ..., "params": {...}, "tags": {...}, ...}
     {"kind": "metrics", "at": ..., "step": 150, "metrics": {"loss_g": 0.7}}
@@ -24,7 +24,6 @@ from data.storage.files import replaced
 
 log = logging.getLogger(__name__)
 
-
 Kind = Literal["open", "metrics", "image", "artifact", "close"]
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
@@ -34,47 +33,47 @@ class Record:
     """One line of the spool."""
 
     kind: Kind
-    """What it holds."""
+    """Kind of record."""
     at: int
-    """Wall-clock time of the append, in ms since 1970; the server shows it as the time of the point."""
+    """Wall-clock time of the append, in ms since 1970; the server shows it as the point's time."""
     step: int | None
-    """Optimizer step, where the record belongs to one."""
+    """Optimizer step, if the record belongs to one."""
     payload: dict[str, Any]
     """The other fields of the line, by kind."""
     start: int
     """Byte offset of the line."""
     end: int
-    """Byte offset behind its newline."""
+    """Byte offset after its newline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far one server has taken the spool."""
+    """How much of the spool one server has received."""
 
     target: str = ""
-    """The server's URI without its password. Another server starts at offset 0."""
+    """The server's URI without its password. A different server starts at offset 0."""
     run_id: str | None = None
-    """That server's id of the run."""
+    """The server's id of the run."""
     offset: int = 0
-    """All records before this byte have been taken."""
+    """All records before this byte have been received."""
     refused: int = 0
-    """Records that were passed over, because the server called them invalid or their file is gone."""
+    """Number of skipped records: the server rejected them as invalid, or their file is gone."""
     trouble: str | None = None
-    """Why the last attempt failed; None after one that did not."""
+    """Why the last attempt failed; None if it succeeded."""
 
 
 def spool_path(run_directory: Path) -> Path:
-    """Where the records of a run are."""
+    """The spool file of a run."""
     return run_directory / "tracking" / "spool.jsonl"
 
 
 def progress_path(run_directory: Path) -> Path:
-    """Where the progress of the upload is noted."""
+    """The file with the progress of the upload."""
     return run_directory / "tracking" / "delivered.json"
 
 
 def load_progress(run_directory: Path, target: str) -> Progress:
-    """Progress at the server `target`; the start of the spool where none is noted or the note cannot be read."""
+    """Progress at the server `target`; the start of the spool if none is recorded or it cannot be read."""
     try:
         noted = Progress(**json.loads(progress_path(run_directory).read_text()))
     except (OSError, ValueError, TypeError):
@@ -83,15 +82,15 @@ def load_progress(run_directory: Path, target: str) -> Progress:
 
 
 def save_progress(run_directory: Path, progress: Progress) -> None:
-    """Replace the note in one rename: a reader sees the former one or this one."""
+    """Save the progress atomically, by rename: a reader sees the old or the new version."""
     with replaced(progress_path(run_directory)) as draft:
         draft.write_text(json.dumps(asdict(progress)))
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
-    """Complete records from the byte `offset` on; a last line that is still being written is left for later.
+    """Complete records from byte `offset` on; an incomplete last line is ignored, as it is still being written.
 
-    A line that is no record is passed over: it can only come from a full disk or somebody's editor.
+    A line that is not a record is skipped: only a full disk or manual editing can cause one.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -109,7 +108,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
 
 
 def count_records(path: Path, offset: int = 0) -> int:
-    """Records from the byte `offset` on."""
+    """Number of records from byte `offset` on."""
     try:
         return sum(1 for _ in read_records(path, offset))
     except OSError:
@@ -117,7 +116,7 @@ def count_records(path: Path, offset: int = 0) -> int:
 
 
 def is_closed(path: Path) -> bool:
-    """Whether the last record is a close, from the end of the file alone: it is asked every second."""
+    """Whether the last record is a close. Reads only the end of the file, since this is called every second."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 512))
         lines = file.read().splitlines(keepends=True)
@@ -128,7 +127,7 @@ def is_closed(path: Path) -> bool:
 
 
 class Spool:
-    """The writing end. It never raises for a disk that does not take a record, and says so once."""
+    """The writing end. If the disk does not accept a record, it logs this once and never raises."""
 
     def __init__(self, run_directory: Path, *, last_step: int | None = None, clock_ms: Callable[[], int] | None = None):
         """Open the spool of a run and repair it.
@@ -136,7 +135,7 @@ class Spool:
         Args:
             run_directory: folder of the run.
             last_step: step of the checkpoint that the run resumes from. Steps up to it are already in the spool and
-                cannot come again; those after it may be there too, from before the run was killed.
+                cannot come again; later ones may also be in it, from before the run was killed.
             clock_ms: wall clock in ms, for tests.
 
         Raises:
@@ -156,25 +155,25 @@ class Spool:
         self._read_back(-1 if last_step is None else last_step)
 
     def open(self, *, step: int | None, **payload: Any) -> None:
-        """Note that a process starts or resumes the run."""
+        """Record that a process starts or resumes the run."""
         self._append("open", step, {"uid": self.uid, **payload})
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one point of each curve, unless the curve has a point at this step."""
+        """Append one point of each curve, unless the curve already has a point at this step."""
         seen = self._keys_at.get(step, frozenset())
         fresh = {key: float(value) for key, value in metrics.items() if f"metric {key}" not in seen}
         if fresh and self._append("metrics", step, {"metrics": fresh}):
             self._remember(step, {f"metric {key}" for key in fresh})
 
     def image(self, step: int, key: str, path: Path) -> None:
-        """Append an image that is a file of the run, unless there is one at this step."""
+        """Append an image file of the run, unless there is already one at this step."""
         if f"image {key}" in self._keys_at.get(step, frozenset()):
             return
         if self._append("image", step, {"key": key, "path": self._relative(path)}):
             self._remember(step, {f"image {key}"})
 
     def artifact(self, path: Path, folder: str | None) -> None:
-        """Append a file of the run, unless this very file (by size and time of change) has been."""
+        """Append a file of the run, unless the spool has it (same size and modification time)."""
         try:
             state = path.stat()
         except OSError as error:
@@ -186,13 +185,13 @@ class Spool:
             self._artifacts.add(name)
 
     def close(self, status: Status) -> None:
-        """Append the end of this process's part of the run, and let go of the file."""
+        """Append the end of this process's part of the run, and close the file."""
         self._append("close", None, {"status": status})
         os.close(self._file)
 
     def _append(self, kind: Kind, step: int | None, payload: Mapping[str, Any]) -> bool:
         line = json.dumps({"kind": kind, "at": self._clock_ms(), "step": step, **payload}).encode() + b"\n"
-        # Not synced here: the uploader syncs the file before it reads it, so that no step waits for a disk.
+        # Not synced here: the uploader syncs the file before reading it, so that no step waits for a disk.
         try:
             before = os.fstat(self._file).st_size
             try:
@@ -210,7 +209,7 @@ class Spool:
         return True
 
     def _repair(self) -> None:
-        """Cut off a last line without newline: the process that wrote it was killed in the middle."""
+        """Cut off a last line without a newline: its writer was killed in the middle of it."""
         with self.path.open("rb") as file:
             end = sum(len(line) for line in file if line.endswith(b"\n"))
             size = file.tell()
@@ -219,7 +218,7 @@ class Spool:
             os.ftruncate(self._file, end)
 
     def _read_back(self, last_step: int) -> None:
-        """Learn the run's uid and what is spooled beyond `last_step`."""
+        """Read the run's uid and the records after `last_step`."""
         uid = None
         for record in read_records(self.path):
             match record.kind:
@@ -234,7 +233,7 @@ class Spool:
         self.uid = uid or self.uid
 
     def _remember(self, step: int, names: set[str]) -> None:
-        # Most steps carry the same names: one shared set of them keeps a million steps small.
+        # Most steps have the same names: sharing one set keeps a million steps small.
         merged = self._keys_at.get(step, frozenset()) | names
         self._keys_at[step] = self._key_sets.setdefault(merged, merged)
 

@@ -1,4 +1,4 @@
-"""Where the tracking records of a run go."""
+"""Chooses where the tracking records of a run are sent."""
 
 import os
 import re
@@ -16,16 +16,16 @@ class Store:
     """A tracking server, or a local database or folder used as one."""
 
     uri: str
-    """Tracking URI, with the path of a local one absolute. It may hold a password: show `redact(uri)` only."""
+    """Tracking URI, with the path of a local one made absolute. May contain a password: show only `redact(uri)`."""
     source: Literal["config", "environment", "default"]
-    """What named it."""
+    """Where the URI comes from."""
 
 
 def choose_store(configured: str | None, run_directory: Path) -> Store:
     """The configured URI, else MLFLOW_TRACKING_URI, else an SQLite file next to the run directory.
 
-    A relative path in the URI starts at the folder that holds the run directory, and not at the current one: that
-    differs between the driver and a Ray worker, and both must find the same file.
+    A relative path in the URI starts at the parent of the run directory, not at the current folder: that differs
+    between the driver and a Ray worker, and both must find the same file.
     """
     base = Path(os.path.abspath(run_directory)).parent
     if configured:
@@ -36,7 +36,7 @@ def choose_store(configured: str | None, run_directory: Path) -> Store:
 
 
 def tracking_uri(config: "TrackingConfig", run_directory: Path) -> str:
-    """Tracking URI of a run; see `choose_store`. Show it through `redact` only."""
+    """Tracking URI of a run; see `choose_store`. Show it only through `redact`."""
     return choose_store(config.uri, run_directory).uri
 
 

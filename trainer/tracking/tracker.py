@@ -1,6 +1,6 @@
-"""How rank 0 reports a run: it appends to a local spool, which a process of its own takes to the tracking server.
+"""How rank 0 reports a run: it appends to a local spool, which a separate process uploads to the tracking server.
 
-Nothing here imports a tracker's library or opens a connection, so nothing here can wait for one.
+Nothing here imports a tracker's library or opens a connection, so nothing here can block on a server.
 """
 
 import logging
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STOPPED_FLUSH_S = 5.0
-"""Longest wait for the server at the end of a run that was stopped."""
+"""Longest wait for the server at the end of a stopped run."""
 
 
 class UploaderProcess:
-    """The process that uploads the spool of a run, a child that shares nothing with this one but the run's folder."""
+    """The process that uploads the spool of a run: a child that shares only the run's folder with this process."""
 
     def __init__(
         self, run_directory: Path, uri: str, timeout_s: float, *, module: Sequence[str] = ("-m", "trainer.tracking")
     ):
-        """Prepare it; `start` starts it.
+        """Prepare the process; `start` starts it.
 
         Args:
             run_directory: folder of the run.
-            uri: tracking URI. It goes by the environment: the arguments of a process can be read by every user.
-            timeout_s: how long the process keeps trying once this one has closed the spool or died.
-            module: what Python runs; it takes the arguments of `trainer.tracking`.
+            uri: tracking URI, passed in the environment, since every user can read a process's arguments.
+            timeout_s: how long the process keeps trying after this one has closed the spool or died.
+            module: module that Python runs; it takes the arguments of `trainer.tracking`.
         """
         self._directory = Path(os.path.abspath(run_directory))
         self._uri = uri
@@ -50,13 +50,13 @@ class UploaderProcess:
 
     @property
     def pid(self) -> int | None:
-        """Its process id."""
+        """Its process ID."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the process. A failure is logged: `keep_alive` tries again."""
+        """Start the process. A failure is logged; `keep_alive` tries again."""
         arguments = ["--run", str(self._directory), "--timeout", str(self._timeout_s), "--parent", str(os.getpid())]
-        # The child must find this package from any folder, and a Ray worker's is a temporary one.
+        # The child must find this package from any folder; a Ray worker's current folder is a temporary one.
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         folder = self._directory / "tracking"
@@ -75,12 +75,12 @@ class UploaderProcess:
             log.warning("metrics wait in the spool: the uploader process does not start: %s", error)
 
     def keep_alive(self) -> None:
-        """Start the process again if it died."""
+        """Restart the process if it died."""
         if self._process is None or self._process.poll() is not None:
             self.start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the process, which ends when all is uploaded. Returns whether it ended with nothing left over."""
+        """Wait for the process, which ends when all is uploaded. Returns whether it ended with nothing left."""
         until = time.monotonic() + timeout_s
         if self._process is None or self._process.poll() not in (None, 0):
             self.start()
@@ -91,7 +91,7 @@ class UploaderProcess:
                 return False
             if code >= 0 or time.monotonic() >= until:
                 return code == 0
-            self.start()  # a signal killed it, perhaps just before the wait
+            self.start()  # killed by a signal, perhaps just before this wait
         return False
 
 
@@ -100,19 +100,19 @@ class Tracker(Protocol):
 
     @property
     def run_id(self) -> str | None:
-        """The server's id of the run, once it is known."""
+        """The server's id of the run; None until it is known."""
         ...
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One point of each curve; a curve's second point at a step is dropped."""
+        """Log one point of each curve; a curve's second point at a step is dropped."""
         ...
 
     def log_image(self, step: int, key: str, path: Path) -> None:
-        """A file of the run directory that shows something at a step; it must stay there."""
+        """Log a file of the run directory as the image of a step; it must stay at its path."""
         ...
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file of the run directory to be kept with the run; it must stay there."""
+        """Log a file of the run directory as an artifact; it must stay at its path."""
         ...
 
     def close(self, status: Status) -> None:
@@ -124,7 +124,7 @@ class NullTracker:
     """The tracker of a run that is not tracked: every method does nothing."""
 
     run_id: str | None = None
-    """There is no server to give one."""
+    """Always None, since there is no server."""
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -148,7 +148,7 @@ class SpoolTracker:
         flush_timeout_s: float,
         watch_s: float,
     ):
-        """Take over an opened spool and a started uploader; `open_tracker` makes both."""
+        """Use an open spool and a started uploader; `open_tracker` creates both."""
         self._directory = run_directory
         self._spool = spool
         self._uploader = uploader
@@ -181,7 +181,7 @@ class SpoolTracker:
             return
         self._closed = True
         self._spool.close(status)
-        # Who stops a run gives it little time, and the start that resumes it uploads the rest.
+        # A stopped run has little time to end, and the start that resumes it uploads the rest.
         limit_s = STOPPED_FLUSH_S if status == "KILLED" else math.inf
         done = self._uploader.wait(min(self._flush_timeout_s, limit_s))
         noted = load_progress(self._directory, self._shown_uri)
@@ -201,7 +201,7 @@ class SpoolTracker:
             )
 
     def _watch(self) -> None:
-        """Look after the uploader now and then: local and quick."""
+        """Check the uploader from time to time; this is local and fast."""
         if time.monotonic() - self._watched < self._watch_s:
             return
         self._watched = time.monotonic()
@@ -227,19 +227,19 @@ def open_tracker(
     uploader: Callable[[Path, str, float], UploaderProcess] = UploaderProcess,
     watch_s: float = 30.0,
 ) -> Tracker:
-    """Start or continue to report a run. For rank 0 only.
+    """Start or continue reporting a run. For rank 0 only.
 
     Args:
-        config: what the user set.
-        run_directory: folder of the run; the same folder is the same run.
+        config: the user's settings.
+        run_directory: folder of the run; the folder identifies the run.
         params: the resolved config, flat.
-        config_yaml: the resolved config as text, kept as a file.
-        tags: what made the run, see `collect_tags`.
+        config_yaml: the resolved config as YAML text, stored as a file.
+        tags: the origin of the run, see `collect_tags`.
         run_name: the run's name on the server.
         last_step: step of the checkpoint that the run resumes from.
-        run_id: the server's id of the run, from that checkpoint. It matters only where `tracking/` was lost.
-        uploader: makes the process that uploads, from run directory, tracking URI and timeout in s.
-        watch_s: seconds between two looks at it, in which it is started again if it died.
+        run_id: the server's id of the run, from that checkpoint. Needed only if `tracking/` was lost.
+        uploader: creates the process that uploads, from run directory, tracking URI and timeout in s.
+        watch_s: seconds between two checks of the uploader, which restart it if it died.
     """
     if config.backend == "none":
         return NullTracker()
@@ -271,7 +271,7 @@ def open_tracker(
 
 
 def _keep_config(folder: Path, text: str, last_step: int | None) -> Path:
-    """Write the run's config, or the resumed run's where it differs; a file that says the same stays untouched."""
+    """Write the run's config, or the resumed run's if it differs; a file with the same content is not touched."""
     path = folder / "config.yaml"
     if path.exists() and path.read_text() != text:
         path = folder / f"config-resumed-{last_step or 0}.yaml"

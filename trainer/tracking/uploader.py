@@ -1,9 +1,9 @@
-"""Takes the spool of a run to a tracking server, in a process of its own, so that only this one ever waits for it.
+"""Uploads the spool of a run to a tracking server, in a separate process, so that only this one ever waits for it.
 
-The server may be away, hang, or take a batch and never say so, and this process may be killed between any two
-instructions. Progress is noted after a batch is taken; what follows the note may or may not be at the server. So every
-sending can be repeated: a run is found again by a tag, a file has a fixed name, and before metrics are sent that may
-have been sent before, the server is asked which steps it has.
+The server may be down, hang, or accept a batch without confirming it, and this process may be killed at any moment.
+Progress is saved after a batch is accepted; later records may or may not be at the server. So every call can be
+repeated: a run is found again by a tag, a file has a fixed name, and before metrics are sent that may have been sent
+before, the server is asked which steps it has.
 """
 
 import fcntl
@@ -32,24 +32,23 @@ from trainer.tracking.spool import (
 
 log = logging.getLogger(__name__)
 
-
-MAX_RECORDS = 200  # read and noted at a time
+MAX_RECORDS = 200  # read, and confirmed, at a time
 FIRST_REQUEST_S, LONGEST_REQUEST_S = 10.0, 120.0
-LONGEST_CALL_S, LONGEST_UPLOAD_S = 600.0, 3600.0  # of all the requests of one call
+LONGEST_CALL_S, LONGEST_UPLOAD_S = 600.0, 3600.0  # total for all requests of one call
 LONGEST_PAUSE_S = 30.0
 REMIND_S = 600.0
 
 
 @contextmanager
 def upload_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterator[None]:
-    """Hold the right to upload the spool of a run: one process has it at a time.
+    """Hold the right to upload the spool of a run; only one process can hold it.
 
     Args:
         run_directory: folder of the run.
-        keep_waiting: asked twice a second while another process holds it.
+        keep_waiting: called twice a second while another process holds it.
 
     Raises:
-        BlockingIOError: another process holds it, and `keep_waiting` said no.
+        BlockingIOError: another process holds it, and `keep_waiting` returned False.
     """
     path = run_directory / "tracking" / "lock"
     with path.open("a+") as file:
@@ -70,7 +69,7 @@ def upload_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterat
 
 
 class Uploader:
-    """The loop: read what is new, send it, note it; on failure wait and repeat."""
+    """The loop: read new records, send them, save the progress; on failure wait and repeat."""
 
     def __init__(
         self,
@@ -85,19 +84,19 @@ class Uploader:
         sleep: Callable[[float], None] = time.sleep,
         watchdog: Callable[[float], object] = lambda seconds: None,
     ):
-        """Prepare to continue where the last upload to this target stopped.
+        """Prepare to continue where the last upload to this target ended.
 
         Args:
             run_directory: folder of the run.
             sink: the server.
-            target: the server's URI without password; progress is noted under it.
+            target: the server's URI without password; the key of the saved progress.
             timeout_s: once the spool is closed or the trainer dead, give up after failing for this long.
             trainer_lives: whether more records may still come.
-            poll_s: time between looks at the spool.
+            poll_s: time between checks of the spool, in s.
             clock: monotonic seconds.
             sleep: waits for seconds.
-            watchdog: told before a call to the sink how long it may take, in s, and 0 after it. It ends the process if
-                a call hangs in spite of the limit of its requests.
+            watchdog: called before each sink call with its time limit in s, and after it with 0. It ends the process
+                if a call hangs despite the limit of its requests.
         """
         self._directory = run_directory
         self._spool = spool_path(run_directory)
@@ -118,18 +117,18 @@ class Uploader:
         self._reminded = -REMIND_S
 
     def run(self) -> int:
-        """Upload until the spool is closed, or the trainer dead, and all is taken. Returns the records left over."""
+        """Upload until all is sent and the spool is closed or the trainer dead. Returns the number of records left."""
         last_good, next_try, pause_s = self._clock(), 0.0, 1.0
         ending_since: float | None = None
         while True:
-            # Looked up before the records: what a trainer wrote before it died is read after it is seen dead.
+            # Checked before reading, so that all that a trainer wrote before it died is read.
             lives = self._trainer_lives()
             closed = is_closed(self._spool)
             began, offset = self._clock(), self._noted.offset
             if lives and not closed:
                 ending_since = None
             elif ending_since is None:
-                ending_since = next_try = began  # from now on time is short
+                ending_since = next_try = began  # time is limited from here on
             if began < next_try:
                 self._sleep(min(self._poll_s, next_try - began))
                 continue
@@ -143,7 +142,7 @@ class Uploader:
                     if not closed:
                         self._mark_failed()
                     return 0
-            except Exception as error:  # whatever a network, a database or a plugin raises: try again
+            except Exception as error:  # any error of a network, database or plugin: try again
                 if self._noted.offset > offset:
                     last_good, pause_s = self._clock(), 1.0
                 self._note_failure(error, began)
@@ -160,7 +159,7 @@ class Uploader:
         records = list(itertools.islice(read_records(self._spool, self._noted.offset), MAX_RECORDS))
         if not records:
             return False
-        # What is noted as taken must survive a power cut, or the spool's next bytes would be taken for old ones.
+        # Records noted as sent must survive a power cut, or new ones at their offsets would count as sent.
         _sync(self._spool)
         with self._limit(LONGEST_CALL_S):
             if self._attach():
@@ -175,7 +174,7 @@ class Uploader:
         return True
 
     def _attach(self) -> bool:
-        """Find or create the run. Returns whether it is another than the noted one: then all is sent again."""
+        """Find or create the run. Returns whether it is not the recorded one: everything is then sent again."""
         if self._attached:
             return False
         opening = next(read_records(self._spool), None)
@@ -226,7 +225,7 @@ class Uploader:
             self._sink.send_points(points)
 
     def _send_singly(self, group: Sequence[Record], error: Exception) -> int:
-        """After a refusal of the group: pass over only the records that are refused alone. Returns how many."""
+        """After a refusal of the group, send each record alone and skip the refused ones. Returns how many."""
         if len(group) == 1:
             log.warning("passed over %s of step %s: %s", group[0].kind, group[0].step, redact(str(error)))
             return 1
@@ -240,7 +239,7 @@ class Uploader:
         return refused
 
     def _mark_failed(self) -> None:
-        """The trainer died without closing the spool: its run is not running."""
+        """Mark the run as failed: the trainer died without closing the spool."""
         with self._limit(LONGEST_CALL_S):
             if self._noted.run_id is None:
                 return
@@ -253,7 +252,7 @@ class Uploader:
         self._attached = False
         self._doubt(self._spool.stat().st_size)
         if self._clock() - began >= 0.9 * self._request_s:
-            self._request_s = min(LONGEST_REQUEST_S, 2 * self._request_s)  # it may be slow rather than dead
+            self._request_s = min(LONGEST_REQUEST_S, 2 * self._request_s)  # the server may be slow rather than down
         lines = redact(str(error)).strip().splitlines() or [""]
         trouble = f"{type(error).__name__}: {lines[0][:300]}"
         if trouble != self._noted.trouble or self._clock() - self._reminded >= REMIND_S:
@@ -262,7 +261,7 @@ class Uploader:
             self._note(trouble=trouble)
 
     def _doubt(self, until: int) -> None:
-        """Records before this byte may be at the server although they are not noted."""
+        """Note that records before this byte may be at the server although not saved as sent."""
         self._doubt_until = max(self._doubt_until, until)
         self._known.clear()
 
@@ -273,7 +272,7 @@ class Uploader:
         self._noted: Progress = changed
         try:
             save_progress(self._directory, changed)
-        except OSError as error:  # a later process will ask the server instead
+        except OSError as error:  # a later process then asks the server
             log.warning("cannot note the progress: %s", error)
 
     @contextmanager
@@ -286,7 +285,7 @@ class Uploader:
 
 
 def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Neighbouring metrics together, everything else alone, in the order of the spool."""
+    """Group adjacent metrics records; others stay alone. Keeps the order of the spool."""
     for is_metrics, group in itertools.groupby(records, key=lambda record: record.kind == "metrics"):
         if is_metrics:
             yield list(group)
@@ -303,7 +302,7 @@ def _existing(file: Path) -> Path:
 def _sync(path: Path) -> None:
     file = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems cannot
+        with suppress(OSError):  # some file systems cannot sync
             os.fsync(file)
     finally:
         os.close(file)

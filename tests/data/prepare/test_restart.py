@@ -137,7 +137,7 @@ def test_killed_command_goes_on_and_gives_the_same_bytes(
     code, told = again.end()
     assert code == 0
     # The shard that was just finished may not have reached the journal that this test has read.
-    assert f"data.prepare: going on after {len(names)} finished shards, " in told
+    assert f"data.prepare: continuing after {len(names)} finished shards, " in told
     assert told.count("\n") == 1
     assert contents(tmp_path / "set") == unbroken
     after = {name: (tmp_path / "set" / name).stat() for name in names}
@@ -177,7 +177,7 @@ def test_stopped_command_keeps_the_finished_shards(
     assert code == 130
     assert told == (
         f"data.prepare: interrupted; {num_shards} finished shards are kept in {command.work}: "
-        "the same command goes on after them\n"
+        "the same command continues after them\n"
     )
     assert 3 <= num_shards < NUM_SHARDS
     assert start(tmp_path / "set", "--workers", "0").end()[0] == 0
@@ -208,7 +208,7 @@ def test_killed_worker_fails_the_command_and_keeps_the_finished_shards(
     assert code == 1
     assert told == (
         "data.prepare: a worker process was killed, most likely for want of memory; run again with fewer --workers; "
-        f"{num_shards} finished shards are kept in {command.work}: the same command goes on after them\n"
+        f"{num_shards} finished shards are kept in {command.work}: the same command continues after them\n"
     )
     assert start(tmp_path / "set", "--workers", "0").end()[0] == 0
     assert contents(tmp_path / "set") == unbroken

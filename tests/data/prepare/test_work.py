@@ -142,7 +142,9 @@ def test_images_of_finished_shards_are_not_read_again(tmp_path: Path, console: C
     for shard in journal.shards:
         after = (tmp_path / "set" / shard.name).stat()
         assert (after.st_ino, after.st_mtime_ns) == (before[shard.name].st_ino, before[shard.name].st_mtime_ns)
-    assert f"going on after {len(journal.finished)} finished shards, {journal.num_items} of 45 images" in notes(console)
+    assert f"continuing after {len(journal.finished)} finished shards, {journal.num_items} of 45 images" in notes(
+        console
+    )
 
 
 @pytest.mark.usefixtures("chunks_of_one")
@@ -150,7 +152,7 @@ def test_interrupted_preparation_says_what_is_kept(tmp_path: Path, console: Cons
     with pytest.raises(InterruptedPreparationError) as caught:
         prepare(job(tmp_path / "set", CountingSource(stop_at=20)), console)
     assert str(caught.value) == (
-        f"interrupted; 2 finished shards are kept in {tmp_path}/.set.unfinished: the same command goes on after them"
+        f"interrupted; 2 finished shards are kept in {tmp_path}/.set.unfinished: the same command continues after them"
     )
     with pytest.raises(InterruptedPreparationError, match="nothing is left behind, run the same command again"):
         prepare(job(tmp_path / "other", CountingSource(stop_at=5)), console)

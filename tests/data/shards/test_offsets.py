@@ -188,5 +188,7 @@ def test_offsets_of_a_right_hash_that_do_not_fit_the_shard_are_named(
     table[1] = row
     with closing(ShardReader(LocalShards(own_copy).open, shard, table)) as reader:
         reader.read(0)
-        with pytest.raises(DataError, match=r"shard 00000\.tar at byte \d+: not as 00000\.offsets says; copy it again"):
+        with pytest.raises(
+            DataError, match=r"shard 00000\.tar at byte \d+: it does not match 00000\.offsets; copy it again"
+        ):
             reader.read(1)

@@ -70,7 +70,7 @@ def test_a_class_may_be_called_test_beside_others(tmp_path: Path) -> None:
 
 
 def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"1 images, such as loose\.png, lie beside the class folders; move"):
+    with pytest.raises(SourceError, match=r"1 images, such as loose\.png, lie next to the class folders; move"):
         folder_source(make(tmp_path, "dog/1.png", "cat/2.png", "loose.png"))
 
 

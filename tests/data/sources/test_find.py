@@ -199,7 +199,7 @@ def test_incomplete_cifar10_is_recognised_and_its_missing_files_named(tmp_path: 
 def test_tar_files_beside_folders_or_images_need_a_kind(tmp_path: Path) -> None:
     path = make_shards(tmp_path / "set")
     make_folder(path / "cat")
-    refuse(path, rf"holds tar files beside folders or images; say what to read: webdataset:{path} or folder:{path}")
+    refuse(path, rf"holds tar files next to folders or images; say what to read: webdataset:{path} or folder:{path}")
     assert len(open_source(f"webdataset:{path}").items) == 5
     assert len(open_source(f"folder:{path}").items) == 5
 

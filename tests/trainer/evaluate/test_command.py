@@ -231,7 +231,7 @@ def test_mistakes_end_with_code_2_and_one_line(digits_folder: Path, tmp_path: Pa
             absent,
             "--seed",
             "-1",
-        ): "'-1' is given, expected is a whole number",
+        ): "'-1' is given, allowed is a whole number",
     }.items():
         assert main(arguments) == 2
         captured = capsys.readouterr()

@@ -6,9 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.shards.grid import GAP_LEVEL, GAP_PIXELS
 from trainer.sample.images import (
-    GAP_LEVEL,
-    GAP_PIXELS,
     check_destination,
     load_images,
     make_grid,

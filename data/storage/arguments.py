@@ -1,0 +1,25 @@
+"""Whole numbers on the command line: one parser for every command."""
+
+import argparse
+import re
+from collections.abc import Callable
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A type for argparse: a whole number in [low, high], or of `low` or more."""
+    allowed = f"a whole number of {low} or more" if high is None else f"a whole number of {low} to {high}"
+
+    def parse(text: str) -> int:
+        # The length is limited, because int() takes long for a million digits.
+        if not re.fullmatch(r"-?[0-9]{1,20}", text) or int(text) < low or (high is not None and int(text) > high):
+            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is {allowed}")
+        return int(text)
+
+    return parse
+
+
+def whole_numbers(text: str) -> list[int]:
+    """A type for argparse: whole numbers of 0 or more, separated by commas."""
+    if not re.fullmatch(r"[0-9]{1,20}(,[0-9]{1,20})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are whole numbers such as 3 or 3,5")
+    return [int(part) for part in text.split(",")]
