@@ -95,7 +95,8 @@ class Job:
 
     @property
     def log(self) -> str:
-        (file,) = self.cluster.scratch.glob(f"1/session_latest/logs/job-driver-{self.number}.log")
+        # Not through the link session_latest, which Ray renews while it runs.
+        (file,) = self.cluster.scratch.glob(f"1/session_2*/logs/job-driver-{self.number}.log")
         return file.read_text()
 
     def step(self) -> int:
