@@ -200,7 +200,7 @@ def test_shard_that_was_finished_but_not_entered_is_made_again(
     if offsets is not None:
         (work / "set" / "00002.offsets").write_bytes(offsets)
     prepare(job(tmp_path / "set"), console)
-    assert notes(console).startswith("data.prepare: going on after 2 finished shards, ")
+    assert notes(console).startswith("data.prepare: continuing after 2 finished shards, ")
     assert contents(tmp_path / "set") == contents(unbroken[0])
 
 
