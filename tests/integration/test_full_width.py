@@ -8,7 +8,7 @@ from models.discriminator import Discriminator
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Players
-from trainer.algorithm.pairs import draw_micro_batch
+from trainer.algorithm.pairs import RawBatch, draw_micro_batch
 from trainer.algorithm.randomness import Draws
 from trainer.checkpoint.snapshot import build_generator
 from trainer.config.io import load_config
@@ -33,14 +33,10 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
     players = Players({"g": engines[0], "d": engines[1]}, Diffusion.from_config(config.diffusion, CPU))
     game = Adversarial(r1_gamma=config.training.r1_gamma)
     size = config.data.image_size
-    micro_batch = draw_micro_batch(
-        torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8),
-        Draws(0, 0, torch.arange(1)),
-        players.diffusion,
-        latent_dim=config.generator.latent_dim,
-        flip=True,
-        share=1.0,
-    )
+    images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    draws = Draws(0, 0, torch.arange(1))
+    raw = RawBatch(images, draws, latent_dim=config.generator.latent_dim, flip=True, share=1.0)
+    micro_batch = draw_micro_batch(raw, players.diffusion)
     statistics = game.update("d", players, [micro_batch], 0) | game.update("g", players, [micro_batch], 0)
     Ema(engines[0], config.training.ema_decay).update(0)
 

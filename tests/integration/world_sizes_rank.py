@@ -22,9 +22,9 @@ import torch
 import torch.distributed.nn  # imported later, its default arguments would hold on to the group past its end
 from torch import Tensor
 
+from models.diffusion import Diffusion
 from trainer.algorithm.adversarial import Adversarial
-from trainer.algorithm.pairs import MicroBatch, Pair
-from trainer.algorithm.randomness import Draws
+from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch
 from trainer.checkpoint.format import FORMAT_VERSION, Checkpoint, newest_valid, rank_file
 from trainer.checkpoint.part import HashingChunks, HostMemory
 from trainer.config.io import load_config
@@ -73,10 +73,10 @@ def recorded_draws(digests: dict[str, list[str]], dtype: torch.dtype) -> Iterato
     """Inside, what each sample draws is digested, by step and sample, and computed on in `dtype`."""
     draw = Adversarial.draw
 
-    def drawing(self: Adversarial, images: Tensor, draws: Draws, *arguments: Any, **options: Any) -> MicroBatch:
-        batch = draw(self, images, draws, *arguments, **options)
+    def drawing(self: Adversarial, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
+        batch, draws = draw(self, raw, diffusion), raw.draws
         if batch.share > 0:
-            drawn = [images.contiguous()]
+            drawn = [raw.images.contiguous()]
             for pair in (batch.pair_d, batch.pair_g):
                 assert pair.dropout
                 drawn += [pair.t, pair.x_tm1, pair.x_t, pair.z, pair.noise_posterior, pair.dropout(1, (64,), 0.1)]
@@ -85,7 +85,7 @@ def recorded_draws(digests: dict[str, list[str]], dtype: torch.dtype) -> Iterato
                 digests[str(draws.step)].append(f"{sample} {hashlib.sha256(content).hexdigest()}")
         return replace(batch, pair_d=_in(dtype, batch.pair_d), pair_g=_in(dtype, batch.pair_g))
 
-    Adversarial.draw = drawing  # pyright: ignore[reportAttributeAccessIssue]
+    Adversarial.draw = drawing
     try:
         yield
     finally:

@@ -11,8 +11,6 @@ from functools import reduce
 from operator import add
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from models.diffusion import Diffusion, sample_posterior
 from models.dropout import masks_from
@@ -21,8 +19,7 @@ from models.sampling import Sampler
 from models.shapes import Image, Latent, Logits, Timestep
 from trainer.algorithm.losses import OBJECTIVES, Objective, gradient_penalty
 from trainer.algorithm.method import MethodSettings, Part, Players
-from trainer.algorithm.pairs import Labels, MicroBatch, Pair, draw_micro_batch
-from trainer.algorithm.randomness import Draws
+from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch
 from trainer.algorithm.statistics import (
     Statistic,
     Statistics,
@@ -100,19 +97,9 @@ class Adversarial:
         """The same game without R1 and R2."""
         return replace(self, r1_gamma=0.0, r2_gamma=0.0)
 
-    def draw(
-        self,
-        images: UInt8[Tensor, "b c h w"],
-        draws: Draws,
-        diffusion: Diffusion,
-        *,
-        latent_dim: int,
-        flip: bool,
-        share: float,
-        labels: Labels | None = None,
-    ) -> MicroBatch:
-        """Draw a pair for each update; see `draw_micro_batch`."""
-        return draw_micro_batch(images, draws, diffusion, latent_dim=latent_dim, flip=flip, share=share, labels=labels)
+    def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
+        """A pair for each update."""
+        return draw_micro_batch(raw, diffusion)
 
     def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
         """One update of D, with penalties in the steps where they are due, or one update of G."""

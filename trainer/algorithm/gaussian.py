@@ -11,8 +11,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from models.diffusion import Diffusion, noise_in, noisy, x0_without
 from models.dropout import KeepMask, masks_from
@@ -20,8 +18,8 @@ from models.generator import GeneratorConfig
 from models.sampling import Sampler
 from models.shapes import Image, Label, Latent, Timestep
 from trainer.algorithm.method import MethodSettings, Part, Players
-from trainer.algorithm.pairs import Labels, to_x0
-from trainer.algorithm.randomness import Draws, Purpose
+from trainer.algorithm.pairs import RawBatch, to_x0
+from trainer.algorithm.randomness import Purpose
 from trainer.algorithm.statistics import (
     Statistic,
     Statistics,
@@ -98,24 +96,15 @@ class Gaussian:
         return self
 
     @torch.no_grad()
-    def draw(
-        self,
-        images: UInt8[Tensor, "b c h w"],
-        draws: Draws,
-        diffusion: Diffusion,
-        *,
-        latent_dim: int,
-        flip: bool,
-        share: float,
-        labels: Labels | None = None,
-    ) -> NoisyBatch:
-        """Draw noisy images with the random numbers that the adversarial method uses to update G."""
+    def draw(self, raw: RawBatch, diffusion: Diffusion) -> NoisyBatch:
+        """Noisy images, by the draws of the adversarial method's update of G."""
+        images, draws = raw.images, raw.draws
         t = draws.integers(Purpose.G_TIMESTEP, diffusion.num_timesteps)
-        x0 = to_x0(images, draws.flips() if flip else None)
+        x0 = to_x0(images, draws.flips() if raw.flip else None)
         x_t = noisy(diffusion, x0, t, draws.normals(Purpose.G_NOISE_T, tuple(images.shape[1:])))
-        z = torch.zeros(len(images), latent_dim, device=images.device)
-        label = labels.drawn(draws, Purpose.G_LABEL_DROPOUT) if labels else None
-        return NoisyBatch(t, x0, x_t, z, share, partial(draws.keeps, Purpose.G_DROPOUT), label)
+        z = torch.zeros(len(images), raw.latent_dim, device=images.device)
+        label = raw.labels.drawn(draws, Purpose.G_LABEL_DROPOUT) if raw.labels else None
+        return NoisyBatch(t, x0, x_t, z, raw.share, partial(draws.keeps, Purpose.G_DROPOUT), label)
 
     def update(self, part: Part, players: Players, batches: Sequence[NoisyBatch], step: int) -> Statistics:
         """One update of G on the mean squared error of its prediction; for epsilon, DDPM (2006.11239) Eq. 14."""

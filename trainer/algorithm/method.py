@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from models.diffusion import Diffusion
 from models.sampling import Sampler
 from models.shapes import Image, Latent, Timestep
-from trainer.algorithm.pairs import Labels
-from trainer.algorithm.randomness import Draws
+from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.interface import Engine
 
@@ -113,27 +111,12 @@ class Method(Protocol[BatchT]):
         """The same method without penalties."""
         ...
 
-    def draw(
-        self,
-        images: UInt8[Tensor, "b c h w"],
-        draws: Draws,
-        diffusion: Diffusion,
-        *,
-        latent_dim: int,
-        flip: bool,
-        share: float,
-        labels: Labels | None = None,
-    ) -> BatchT:
-        """Draw the inputs of a step's updates for a micro-batch: a pure function of images and (seed, step, sample).
+    def draw(self, raw: RawBatch, diffusion: Diffusion) -> BatchT:
+        """What the updates of a step see of a micro-batch: a pure function of images and (seed, step, sample).
 
         Args:
-            images: the micro-batch, on the device of the draws.
-            draws: random numbers of these samples.
-            diffusion: tables on the same device.
-            latent_dim: length of z.
-            flip: mirror each image with probability 1/2.
-            share: fraction of the global batch; 0 for a micro-batch that only pads the number of forward passes.
-            labels: labels of the images; None without classes.
+            raw: the images.
+            diffusion: tables on their device.
         """
         ...
 

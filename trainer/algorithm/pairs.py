@@ -89,41 +89,6 @@ class MicroBatch:
     share: float
 
 
-def draw_micro_batch(
-    images: UInt8[Tensor, "b c h w"],
-    draws: Draws,
-    diffusion: Diffusion,
-    *,
-    latent_dim: int,
-    flip: bool,
-    share: float,
-    labels: "Labels | None" = None,
-) -> MicroBatch:
-    """Draw a micro-batch: a pure function of images and (seed, step, sample).
-
-    Args:
-        images: on the device of the draws.
-        draws: random numbers of these samples.
-        diffusion: tables on the same device.
-        latent_dim: length of z.
-        flip: mirror each image with probability 1/2.
-        share: fraction of the global batch.
-        labels: labels of the images; None without classes.
-    """
-    draw = pair_function(images.device.type)
-    # A tensor, because with an int the compiled function would be recompiled in every step.
-    step = draws.step if isinstance(draws.step, Tensor) else torch.full((), draws.step, device=images.device)
-    stepped = Draws(draws.seed, step, draws.samples)
-
-    @torch.no_grad()
-    def pair(purposes: PairPurposes) -> Pair:
-        drawn = draw(images, stepped, diffusion, purposes, latent_dim, flip)
-        label = labels.drawn(draws, purposes.label) if labels else None
-        return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label)
-
-    return MicroBatch(pair(FOR_D), pair(FOR_G), share)
-
-
 @dataclass(frozen=True)
 class Labels:
     """Classes of the images of a micro-batch.
@@ -144,6 +109,49 @@ class Labels:
             return self.of_images
         kept = draws.keeps(purpose, 0, (1,), self.dropout)[:, 0]
         return torch.where(kept, self.of_images, self.num_classes)
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Images of one forward pass of one rank, with all that a method draws from them by.
+
+    Attributes:
+        images: uint8, on the device of the draws.
+        draws: random numbers of these samples.
+        latent_dim: length of z.
+        flip: mirror each image with probability 1/2.
+        share: fraction of the global batch; 0 for a micro-batch that only pads the number of forward passes.
+        labels: labels of the images; None without classes.
+    """
+
+    images: UInt8[Tensor, "b c h w"]
+    draws: Draws
+    latent_dim: int
+    flip: bool
+    share: float
+    labels: Labels | None = None
+
+
+def draw_micro_batch(raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
+    """Draw a micro-batch: a pure function of images and (seed, step, sample).
+
+    Args:
+        raw: the images.
+        diffusion: tables on their device.
+    """
+    images, draws = raw.images, raw.draws
+    draw = pair_function(images.device.type)
+    # A tensor, because with an int the compiled function would be recompiled in every step.
+    step = draws.step if isinstance(draws.step, Tensor) else torch.full((), draws.step, device=images.device)
+    stepped = Draws(draws.seed, step, draws.samples)
+
+    @torch.no_grad()
+    def pair(purposes: PairPurposes) -> Pair:
+        drawn = draw(images, stepped, diffusion, purposes, raw.latent_dim, raw.flip)
+        label = raw.labels.drawn(draws, purposes.label) if raw.labels else None
+        return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label)
+
+    return MicroBatch(pair(FOR_D), pair(FOR_G), raw.share)
 
 
 DrawnPair = tuple[Timestep, Image, Image, Latent, Image]

@@ -93,10 +93,8 @@ def _overhead(options: argparse.Namespace, folder: Path) -> Report:
 
 
 def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
-    if options.mb < 4:
-        raise UserError(f"--mb is {options.mb}; at least 4 is needed")
     if not options.out.is_dir():
-        raise UserError(f"--out is {options.out}, which is no folder: name one on the disk to measure")
+        raise UserError(f"--out is {options.out}, which is not a folder: name one on the disk to measure")
     return measure_checkpoints(options.out, options.mb * 10**6, options.rounds)
 
 
@@ -127,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     overhead.add_argument("--steps", type=whole_number(1), default=200, help="steps that are timed in a round (200)")
     overhead.add_argument("--rounds", type=whole_number(1), default=3, help="pairs of runs (3)")
     checkpoint = add("checkpoint", "how long a checkpoint holds training", _checkpoint)
-    checkpoint.add_argument("--mb", type=whole_number(1), default=1000, help="size of the state in 10^6 bytes (1000)")
+    checkpoint.add_argument("--mb", type=whole_number(4), default=1000, help="size of the state in 10^6 bytes (1000)")
     checkpoint.add_argument("--rounds", type=whole_number(1), default=3, help="saves (3)")
     checkpoint.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()), help="folder on that disk")
     for command in (steps, pace):

@@ -33,9 +33,9 @@ def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
         action=_Print,
         nargs="?",
         metavar="SECTION[.KEY]",
-        help="print what a setting, the settings of a section or all settings mean, and stop",
+        help="explain one setting, the settings of a section, or all settings, then exit",
     )
-    parser.add_argument("--schema", action=_Print, nargs=0, help="print the JSON schema of configs, and stop")
+    parser.add_argument("--schema", action=_Print, nargs=0, help="print the JSON schema of configs, then exit")
 
 
 class _Print(argparse.Action):
@@ -49,7 +49,7 @@ class _Print(argparse.Action):
 
 
 def add_seed_argument(parser: argparse.ArgumentParser, help: str) -> None:
-    """--seed, 0 unless it is given: what the random numbers of samples take."""
+    """Add --seed, the seed of all random numbers of samples; 0 by default."""
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help=f"{help} (default: 0)")
 
 

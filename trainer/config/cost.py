@@ -17,7 +17,7 @@ from models.diffusion import Diffusion
 from models.networks import build_discriminator, build_generator
 from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.methods import make_method
-from trainer.algorithm.pairs import Labels
+from trainer.algorithm.pairs import Labels, RawBatch
 from trainer.algorithm.randomness import Draws
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.plain import TorchEngine
@@ -79,15 +79,9 @@ def measure_costs(config: TrainConfig, method: Method[Any] | None = None) -> Cos
     diffusion = Diffusion.from_config(config.diffusion, META)
     players = Players({part: _engine(network) for part, network in networks.items()}, diffusion)
     images, labels = _images(config)
-    batch = method.draw(
-        images,
-        Draws(0, 0, torch.empty(len(images), dtype=torch.int64, device=META)),
-        diffusion,
-        latent_dim=config.generator.latent_dim,
-        flip=config.data.horizontal_flip,
-        share=1.0,
-        labels=labels,
-    )
+    draws = Draws(0, 0, torch.empty(len(images), dtype=torch.int64, device=META))
+    raw = RawBatch(images, draws, config.generator.latent_dim, config.data.horizontal_flip, share=1.0, labels=labels)
+    batch = method.draw(raw, diffusion)
 
     x, t = torch.empty((1, *images.shape[1:]), device=META), torch.zeros(1, dtype=torch.int64, device=META)
     z, label = torch.empty(1, config.generator.latent_dim, device=META), labels.of_images[:1] if labels else None

@@ -48,8 +48,8 @@ class AveragedGenerator:
     def __init__(self, config: TrainConfig, ranks: Ranks, learner: Learner) -> None:
         """Build it on the ranks that sample: rank 0, and all ranks if the run is evaluated during training."""
         self._learner = learner
-        self._draws = ranks.rank == 0 or config.evaluation.interval_images is not None
-        self._network = build_generator(config, ranks.device).eval().requires_grad_(False) if self._draws else None
+        samples = ranks.rank == 0 or config.evaluation.interval_images is not None
+        self._network = build_generator(config, ranks.device).eval().requires_grad_(False) if samples else None
 
     def filled(self) -> nn.Module | None:
         """The generator with the current average, or None on a rank that does not sample. A collective."""

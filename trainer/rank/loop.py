@@ -13,7 +13,7 @@ from data.shards.index import ShardIndex
 from data.stream.batches import Batch, BatchIterator
 from data.stream.pipeline import open_batches
 from trainer.algorithm.method import Part
-from trainer.algorithm.pairs import Labels
+from trainer.algorithm.pairs import Labels, RawBatch
 from trainer.algorithm.randomness import Draws
 from trainer.algorithm.schedules import learning_rate
 from trainer.config.train_config import TrainConfig, num_steps, split_batch
@@ -202,15 +202,15 @@ class Loop:
         if num_classes:
             of_images = labels.to(device, non_blocking=True)
             classes = Labels(of_images, num_classes, self.config.training.label_dropout)
-        return self.method.draw(
+        raw = RawBatch(
             images.to(device, non_blocking=True),
             Draws(self.config.run.seed, self.step, torch.arange(first, first + len(images), device=device)),
-            self.learner.players.diffusion,
             latent_dim=self.config.generator.latent_dim,
             flip=self.config.data.horizontal_flip,
             share=weight / self.share.global_batch_size,
             labels=classes,
         )
+        return self.method.draw(raw, self.learner.players.diffusion)
 
     def measure(self) -> dict[str, float]:
         """The curves' values over the steps since the last call. A collective that waits for the device."""

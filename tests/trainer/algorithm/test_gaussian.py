@@ -9,6 +9,7 @@ from models.sampling import Sampler, sample
 from tests.trainer.runs import Stopper, configure, state_of, train
 from trainer.algorithm.gaussian import Gaussian, NoisyBatch
 from trainer.algorithm.method import Players
+from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
 from trainer.config.cost import measure_costs
 from trainer.config.plan import make_plan, render
@@ -101,7 +102,7 @@ def test_noisy_batch_is_a_function_of_seed_step_and_sample():
 
     def draw(first: int, last: int) -> NoisyBatch:
         draws = Draws(1, 7, torch.arange(first, last))
-        return Gaussian().draw(images[first:last], draws, MANY, latent_dim=3, flip=True, share=0.5)
+        return Gaussian().draw(RawBatch(images[first:last], draws, latent_dim=3, flip=True, share=0.5), MANY)
 
     whole, part = draw(0, 6), draw(2, 5)
     for name in ("t", "x0", "x_t", "z"):

@@ -12,7 +12,7 @@ from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, 
 from trainer.algorithm import methods
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Part, Players
-from trainer.algorithm.pairs import to_x0
+from trainer.algorithm.pairs import RawBatch, to_x0
 from trainer.algorithm.statistics import Statistic, Statistics, add_statistics, count, mean
 from trainer.config.sections import TrainingConfig
 from trainer.config.train_config import TrainConfig
@@ -35,8 +35,8 @@ class Copying:
     def without_penalties(self) -> "Copying":
         return self
 
-    def draw(self, images: torch.Tensor, *_: Any, latent_dim: int, share: float, **__: Any) -> Any:
-        return to_x0(images, None), torch.zeros(len(images), latent_dim), share
+    def draw(self, raw: RawBatch, diffusion: Any) -> Any:
+        return to_x0(raw.images, None), torch.zeros(len(raw.images), raw.latent_dim), raw.share
 
     def update(self, part: Part, players: Players, batches: Sequence[Any], step: int) -> Statistics:
         total: Statistics = {}

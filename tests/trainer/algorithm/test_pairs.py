@@ -15,6 +15,7 @@ from trainer.algorithm.pairs import (
     FOR_G,
     DrawnPair,
     PairPurposes,
+    RawBatch,
     checked,
     draw_micro_batch,
     draw_pair,
@@ -61,7 +62,7 @@ def test_flips_mirror_whole_images_by_their_own_coins():
 
 def test_a_pair_is_the_forward_process_of_the_flipped_images():
     images, d = some_images(8), draws(0, 8)
-    batch = draw_micro_batch(images, Draws(5, 7, d.samples), DIFFUSION, latent_dim=6, flip=True, share=0.5)
+    batch = draw_micro_batch(RawBatch(images, Draws(5, 7, d.samples), latent_dim=6, flip=True, share=0.5), DIFFUSION)
     t, x0 = d.integers(Purpose.G_TIMESTEP, 4), to_x0(images, d.flips())
     noises = d.normals(Purpose.G_NOISE_TM1, SHAPE), d.normals(Purpose.G_NOISE_T, SHAPE)
     x_tm1, x_t = forward_pair(DIFFUSION, x0, t, *noises)
@@ -78,9 +79,9 @@ def test_a_pair_is_the_forward_process_of_the_flipped_images():
 def test_a_sample_is_drawn_the_same_whatever_else_is_in_its_micro_batch():
     images = some_images(12)
     options = {"latent_dim": 6, "flip": True, "share": 1.0}
-    whole = draw_micro_batch(images, draws(0, 12), DIFFUSION, **options)
+    whole = draw_micro_batch(RawBatch(images, draws(0, 12), **options), DIFFUSION)
     for start, stop in ((0, 4), (4, 12), (11, 12)):
-        part = draw_micro_batch(images[start:stop], draws(start, stop), DIFFUSION, **options)
+        part = draw_micro_batch(RawBatch(images[start:stop], draws(start, stop), **options), DIFFUSION)
         for ours, theirs in ((part.pair_d, whole.pair_d), (part.pair_g, whole.pair_g)):
             for name in ("t", "x_tm1", "x_t", "z", "noise_posterior"):
                 assert torch.equal(getattr(ours, name), getattr(theirs, name)[start:stop]), name
@@ -89,7 +90,7 @@ def test_a_sample_is_drawn_the_same_whatever_else_is_in_its_micro_batch():
 
 
 def test_masks_of_the_updates_and_layers_differ():
-    batch = draw_micro_batch(some_images(4), draws(0, 4), DIFFUSION, latent_dim=6, flip=False, share=1.0)
+    batch = draw_micro_batch(RawBatch(some_images(4), draws(0, 4), latent_dim=6, flip=False, share=1.0), DIFFUSION)
     masks = [pair.dropout(layer, (64,), 0.5) for pair in (batch.pair_d, batch.pair_g) for layer in (0, 1)]  # pyright: ignore
     for i, one in enumerate(masks):
         for other in masks[:i]:

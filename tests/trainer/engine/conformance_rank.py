@@ -17,7 +17,7 @@ from models.generator import Generator, GeneratorConfig
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
-from trainer.algorithm.pairs import MicroBatch, draw_micro_batch
+from trainer.algorithm.pairs import MicroBatch, RawBatch, draw_micro_batch
 from trainer.algorithm.randomness import Draws
 from trainer.engine.interface import AdamConfig, Engine, EngineConfig, Fragment
 from trainer.engine.plain import make_adam
@@ -70,12 +70,14 @@ def micro_batches(start: int, stop: int, size: int) -> list[MicroBatch]:
     images = torch.randint(0, 256, (GLOBAL_BATCH, 1, 16, 16), generator=generator, dtype=torch.uint8)
     return [
         draw_micro_batch(
-            images[first : first + size],
-            Draws(3, 0, torch.arange(first, first + size)),
+            RawBatch(
+                images[first : first + size],
+                Draws(3, 0, torch.arange(first, first + size)),
+                latent_dim=8,
+                flip=False,
+                share=size / GLOBAL_BATCH,
+            ),
             Diffusion.from_config(DiffusionConfig(), CPU),
-            latent_dim=8,
-            flip=False,
-            share=size / GLOBAL_BATCH,
         )
         for first in range(start, stop, size)
     ]

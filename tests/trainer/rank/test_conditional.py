@@ -16,7 +16,7 @@ from tests.trainer.config.refusals import refusals
 from tests.trainer.runs import Stopper, configure, state_of, train
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
-from trainer.algorithm.pairs import Labels, draw_micro_batch
+from trainer.algorithm.pairs import Labels, RawBatch, draw_micro_batch
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.config.cost import measure_costs
 from trainer.engine.interface import Engine
@@ -99,15 +99,10 @@ def test_both_updates_hand_the_labels_to_both_networks():
 
     diffusion = Diffusion.from_config(DiffusionConfig())
     of_images = torch.tensor([3, 1, 2, 0])
-    batch = draw_micro_batch(
-        torch.zeros(4, 1, 4, 4, dtype=torch.uint8),
-        Draws(0, 0, torch.arange(4)),
-        diffusion,
-        latent_dim=2,
-        flip=False,
-        share=1.0,
-        labels=Labels(of_images, 4, 0.0),
-    )
+    images, draws = torch.zeros(4, 1, 4, 4, dtype=torch.uint8), Draws(0, 0, torch.arange(4))
+    labels = Labels(of_images, 4, 0.0)
+    raw = RawBatch(images, draws, latent_dim=2, flip=False, share=1.0, labels=labels)
+    batch = draw_micro_batch(raw, diffusion)
     players = Players({"g": Quiet(Net("g")), "d": Quiet(Net("d"))}, diffusion)  # pyright: ignore[reportAbstractUsage]
     game = Adversarial(r1_gamma=1.0)
     for part in game.parts:

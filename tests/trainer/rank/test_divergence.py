@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from models.diffusion import Diffusion
 from tests.trainer.engine.guard_rank import spoiled
 from tests.trainer.runs import Recorder, Stopper, assert_same_state, configure, state_of, train
 from trainer.algorithm.adversarial import STATISTICS, Adversarial
+from trainer.algorithm.pairs import RawBatch
 from trainer.config.sections import GuardConfig
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.ranks import Ranks
@@ -31,8 +33,8 @@ def arrange_failures(patch: pytest.MonkeyPatch, *steps: int, once: bool = False)
     """
     draw, made = Adversarial.draw, []
 
-    def failing(game: Adversarial, images: torch.Tensor, draws: Any, *rest: Any, **more: Any) -> Any:
-        batch, step = draw(game, images, draws, *rest, **more), draws.step + 1
+    def failing(game: Adversarial, raw: RawBatch, diffusion: Diffusion) -> Any:
+        batch, step = draw(game, raw, diffusion), raw.draws.step + 1
         if made[-1:] != [step]:
             made.append(step)
         return spoiled(batch, "nan") if step in steps and not (once and made.count(step) > 1) else batch
