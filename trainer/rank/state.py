@@ -86,7 +86,7 @@ class TrainingState:
         if checkpoint.manifest["data"] != self.index.digest:
             raise DataError(
                 f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
-                "index.json differs. Restore that data set, or start a new run in another run.directory"
+                "shards differ. Restore that data set, or start a new run in another run.directory"
             )
         learner, updates = self.learner, checkpoint.manifest.get("updates", {})
         for part, engine in learner.players.engines.items():

@@ -13,7 +13,7 @@ def collect_tags(index_digest: str, *, source: Path = Path(__file__).parent) -> 
     """Tags of a run.
 
     Args:
-        index_digest: SHA-256 of the data set's index.json, which lists every shard with its digest.
+        index_digest: digest of the data set, the same for both versions of its format; see `ShardIndex.digest`.
         source: folder of the code, in its git checkout if it has one.
     """
     # A submitted job comes without its .git folder; the submitter can supply the commit.
