@@ -191,7 +191,7 @@ def _timed(step: Step, seconds: float, loaders: Sequence[psutil.Process] = ()) -
     return _Round(images / elapsed, taker_us, (processor_s() - loaders_s) / images * 1e6 if loaders else None)
 
 
-def measure(
+def time_reading(
     index: ShardIndex, *, loader_workers: Sequence[int], micro_batch_size: int, seconds: float, rounds: int
 ) -> list[Rate]:
     """Time every way of reading.
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise DataError(
             f"{index.shown_location} is no local folder: the network would be measured; copy the data set first"
         )
-    rates = measure(
+    rates = time_reading(
         index,
         loader_workers=options.workers,
         micro_batch_size=options.micro_batch,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.launch import ROOT, run_python
 from tests.trainer.runs import configure, train
-from trainer.config.cost import measure_costs
+from trainer.config.cost import count_costs
 from trainer.config.io import config_names, load_config
 from trainer.evaluate import command as evaluate
 
@@ -123,7 +123,7 @@ def test_arguments_of_what_measures_are_taken_and_only_the_data_are_missed(
 def test_table_of_configs_states_the_figures_of_the_dry_run(name):
     (row,) = [line for line in PAGES["docs/configs.md"].splitlines() if line.startswith(f"| `{name}`")]
     config = load_config(name)
-    costs = measure_costs(config)
+    costs = count_costs(config)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:5] == [
         str(config.data.image_size),

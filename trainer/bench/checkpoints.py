@@ -23,7 +23,7 @@ from trainer.engine.ranks import Ranks
 _TENSOR_BYTES = 4 * 10**6
 
 
-def measure_checkpoints(folder: Path, num_bytes: int, rounds: int) -> Report:
+def time_checkpoints(folder: Path, num_bytes: int, rounds: int) -> Report:
     """Save a state of the given size, on one rank.
 
     Args:

@@ -15,9 +15,9 @@ import torch
 
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
-from trainer.bench.checkpoints import measure_checkpoints
+from trainer.bench.checkpoints import time_checkpoints
 from trainer.bench.made_images import make_images
-from trainer.bench.measurements import Report, compare_updates, measure_pace, measure_sampling, measure_steps
+from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
 from trainer.bench.overhead import summarize, time_pairs
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import load_config
@@ -69,7 +69,7 @@ def _steps(options: argparse.Namespace, folder: Path) -> Report:
         plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0", "training.precision=fp32"]
         rounds, measure = 2 * (options.rounds + 1), compare_updates
     else:
-        plain, rounds, measure = [], options.rounds + 1, measure_steps
+        plain, rounds, measure = [], options.rounds + 1, time_steps
     config = _config_of_one_rank(options, folder, steps=options.steps, rounds=rounds, more=plain)
     check_data(config)
     check_device(config)
@@ -79,13 +79,13 @@ def _steps(options: argparse.Namespace, folder: Path) -> Report:
 def _sampling(options: argparse.Namespace, folder: Path) -> Report:
     config = _config_of_one_rank(options, folder)
     check_device(config)
-    return measure_sampling(config, options.num)
+    return time_sampling(config, options.num)
 
 
 def _pace(options: argparse.Namespace, folder: Path) -> Report:
     config = _config_of_one_rank(options, folder)
     check_data(config)
-    return measure_pace(config, images_per_s=options.images_per_s, seconds=options.seconds)
+    return time_reading(config, images_per_s=options.images_per_s, seconds=options.seconds)
 
 
 def _overhead(options: argparse.Namespace, folder: Path) -> Report:
@@ -95,7 +95,7 @@ def _overhead(options: argparse.Namespace, folder: Path) -> Report:
 def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
     if not options.out.is_dir():
         raise UserError(f"--out is {options.out}, which is not a folder: name one on the disk to measure")
-    return measure_checkpoints(options.out, options.mb * 10**6, options.rounds)
+    return time_checkpoints(options.out, options.mb * 10**6, options.rounds)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from trainer.algorithm.method import Method
 from trainer.algorithm.methods import make_method
 from trainer.bench.authors_update import AuthorsAdversarial
 from trainer.checkpoint.snapshot import build_generator
-from trainer.config.cost import measure_costs
+from trainer.config.cost import count_costs
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.rank.build import build
@@ -62,11 +62,11 @@ def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> lis
             if methods:
                 loop.method = methods[len(rounds) % len(methods)]
             loop.run(loop.step + config.tracking.log_interval_steps)
-            rounds.append(loop.measure())
+            rounds.append(loop.take_metrics())
     return rounds
 
 
-def measure_steps(config: TrainConfig) -> Report:
+def time_steps(config: TrainConfig) -> Report:
     """Measure how fast a config trains, and the share of the device's peak that it reaches.
 
     Args:
@@ -84,7 +84,7 @@ def measure_steps(config: TrainConfig) -> Report:
     device = torch.device("cuda" if scaling.device == "gpu" else "cpu")
     peak = matmul_flops_per_s(device, torch.bfloat16 if training.precision == "bf16" else torch.float32)
     interval = (training.r1_interval_steps or 1) if training.r1_gamma else None
-    flops = measure_costs(config).flops_per_image(interval)
+    flops = count_costs(config).flops_per_image(interval)
     return report | {
         "peak_memory_gib": rounds[-1]["peak_memory_gib"],
         "flops_per_image": flops,
@@ -115,7 +115,7 @@ def compare_updates(config: TrainConfig) -> Report:
     }
 
 
-def measure_sampling(config: TrainConfig, num_images: int) -> Report:
+def time_sampling(config: TrainConfig, num_images: int) -> Report:
     """Sample with fresh weights: the network does the same work as with trained ones.
 
     Args:
@@ -139,7 +139,7 @@ def measure_sampling(config: TrainConfig, num_images: int) -> Report:
     return {"sampled_images_per_s": done / (time.perf_counter() - began)}
 
 
-def measure_pace(config: TrainConfig, *, images_per_s: float, seconds: float) -> Report:
+def time_reading(config: TrainConfig, *, images_per_s: float, seconds: float) -> Report:
     """Read one rank's micro-batches at a device's pace: ask for the next one while the device processes the last.
 
     Args:

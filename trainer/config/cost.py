@@ -61,7 +61,7 @@ class Costs:
         return self.update_g.flops_per_image + self.update_d.flops_per_image + share * r1_extra
 
 
-def measure_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs:
+def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs:
     """Count the costs of a config's networks at its micro-batch; takes about a second.
 
     Args:
@@ -92,7 +92,7 @@ def measure_costs(config: TrainConfig, method: Method[Any] | None = None) -> Cos
     def update(part: Part, method: Method[Any]) -> UpdateCost:
         if part not in method.parts:
             return UpdateCost(flops_per_image=0.0, saved_bytes=0)
-        return _measure(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
+        return _count(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
 
     update_g, update_d, update_d_r1 = update("g", method), update("d", method.without_penalties()), update("d", method)
     if config.training.precision == "bf16":
@@ -156,7 +156,7 @@ def _count_flops(run: Callable[[], Any]) -> float:
     return counter.total
 
 
-def _measure(update: Callable[[], Any], networks: Iterable[nn.Module], batch_size: int) -> UpdateCost:
+def _count(update: Callable[[], Any], networks: Iterable[nn.Module], batch_size: int) -> UpdateCost:
     """Run an update and count its FLOPs and the bytes that it saves for backward, without parameters."""
     known = {t.untyped_storage()._cdata for m in networks for t in (*m.parameters(), *m.buffers())}
     saved: dict[int, Tensor] = {}  # Keeps the tensors alive, so that no storage address is reused.

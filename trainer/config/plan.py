@@ -8,7 +8,7 @@ from data.storage.location import DataError
 from data.storage.redaction import redact
 from trainer.algorithm.batch_split import BatchSplit
 from trainer.algorithm.methods import make_method
-from trainer.config.cost import Costs, measure_costs
+from trainer.config.cost import Costs, count_costs
 from trainer.config.train_config import TrainConfig, num_steps, split_batch
 
 FP32_BYTES = 4
@@ -108,7 +108,7 @@ def make_plan(config: TrainConfig) -> Plan:
         num_samples = load_index(config.data.path).num_samples
     except (DataError, OSError) as error:
         data_note = str(error)
-    costs = measure_costs(config)
+    costs = count_costs(config)
     world_size = config.scaling.world_size
     method = make_method(config.training, config.generator)
     return Plan(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
-from trainer.evaluate.quality import Quality, frechet_distance, measure, statistics_of
+from trainer.evaluate.quality import Quality, compare, frechet_distance, statistics_of
 from trainer.sample.images import to_uint8
 
 NUM_FEATURES = 64
@@ -236,7 +236,7 @@ def evaluate_samples(
     reference_features = classifier.features(reference)
     noise = noise_images(samples.shape, seed=seed)
     logits = classifier.logits(samples)
-    quality = measure(classifier.features(samples), reference_features, logits=logits, seed=seed)
+    quality = compare(classifier.features(samples), reference_features, logits=logits, seed=seed)
     num_classes, predicted = int(labels.max()) + 1, logits.argmax(dim=1)
     agreement, class_agreement = (None, None) if asked is None else _agreement(predicted, asked)
     return Evaluation(

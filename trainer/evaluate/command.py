@@ -29,7 +29,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import NO_LABELS, evaluate_samples
 from trainer.evaluate.features import Codec, ScriptedNetwork, through
-from trainer.evaluate.reference import BATCH_SIZE, Numbered, cache_folder, load_reference, measure_samples, read_all
+from trainer.evaluate.reference import BATCH_SIZE, Numbered, cache_folder, evaluate_against, load_reference, read_all
 from trainer.evaluate.report import CODEC_WORDS, render, render_measured
 from trainer.sample.draw import default_device, load_run, sample_batches, sample_images
 from trainer.sample.images import load_images
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)
     if options.network is not None:
-        return _measure_with(options)
+        return _evaluate_with(options)
     index = load_index(options.reference)
     if index.num_classes is None:  # reported before a large data set is read in vain
         raise UserError(f"{options.reference}: {NO_LABELS}")
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure_with(options: argparse.Namespace) -> int:
+def _evaluate_with(options: argparse.Namespace) -> int:
     """The command with a given network, on all ranks started by torchrun."""
     ranks = None
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,7 +108,7 @@ def _measure_with(options: argparse.Namespace) -> int:
         network = ScriptedNetwork(options.network, device)
         batches, source = _numbered_samples(options, ranks, device)
         reference = load_reference(options.reference, network, ranks, options.cache)
-        measured = measure_samples(batches, reference, network, ranks, codec=options.through, seed=options.seed)
+        measured = evaluate_against(batches, reference, network, ranks, codec=options.through, seed=options.seed)
     finally:
         if ranks is not None:
             ranks.leave()

@@ -12,7 +12,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import train_classifier
 from trainer.evaluate.features import ClassifierNetwork, FeatureNetwork, ScriptedNetwork
-from trainer.evaluate.reference import Reference, cache_folder, load_reference, measure_samples, read_all
+from trainer.evaluate.reference import Reference, cache_folder, evaluate_against, load_reference, read_all
 from trainer.sample.draw import sample_batches
 
 SEED = 0
@@ -31,7 +31,7 @@ class RunEvaluation:
         self._config, self._ranks = config, ranks
         self._held: tuple[FeatureNetwork, Reference] | None = None
 
-    def measure(self, generator: nn.Module, diffusion: Diffusion) -> dict[str, float]:
+    def figures(self, generator: nn.Module, diffusion: Diffusion) -> dict[str, float]:
         """Figures by their names in `Quality`, as used for the curves.
 
         Args:
@@ -50,7 +50,7 @@ class RunEvaluation:
             world_size=ranks.world_size,
         )
         batches = zip(itertools.count(ranks.rank, ranks.world_size), drawn, strict=False)
-        measured = measure_samples(batches, reference, network, ranks, codec=settings.through, seed=SEED)
+        measured = evaluate_against(batches, reference, network, ranks, codec=settings.through, seed=SEED)
         figures = dataclasses.asdict(measured.quality)
         return {name: value for name, value in figures.items() if value is not None}
 

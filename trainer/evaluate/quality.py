@@ -62,7 +62,7 @@ class Quality:
     """Share of the reference's neighbourhoods that contain a sample (2002.09797)."""
 
 
-def measure(
+def compare(
     samples: Features,
     reference: Features | Statistics,
     *,

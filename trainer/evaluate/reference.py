@@ -27,7 +27,7 @@ from data.stream.pipeline import DataConfig
 from models.shapes import Uint8Image
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.features import Codec, FeatureNetwork, Seen, through
-from trainer.evaluate.quality import Quality, Statistics, measure
+from trainer.evaluate.quality import Quality, Statistics, compare
 from trainer.sample.images import load_images
 
 BATCH_SIZE = 64
@@ -104,7 +104,7 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
     return Reference(seen=seen, num_images=num_images)
 
 
-def measure_samples(
+def evaluate_against(
     batches: Numbered, reference: Reference, network: FeatureNetwork, ranks: Ranks | None, *, codec: Codec, seed: int
 ) -> Measured:
     """Measure samples. A collective; every rank gets the result.
@@ -133,7 +133,7 @@ def measure_samples(
             "another network"
         )
     return Measured(
-        quality=measure(seen.features, held, logits=seen.logits, seed=seed),
+        quality=compare(seen.features, held, logits=seen.logits, seed=seed),
         num_samples=len(seen.features),
         num_reference=reference.num_images,
         network=network.name,

@@ -81,7 +81,7 @@ class LogCurves:
 
     def run(self, loop: Loop) -> None:
         """Measure and log. Raises Diverged, on all ranks or on none."""
-        metrics = self._curves.metrics = loop.measure()
+        metrics = self._curves.metrics = loop.take_metrics()
         saves = {f"checkpoint/{name}": seconds for name, seconds in self._checkpoints.take_times().items()}
         failures = {"checkpoint_failures": float(self._checkpoints.take_failures())}
         self._tracker.log_metrics(loop.step, metrics | failures | saves)
@@ -156,7 +156,7 @@ class Evaluate:
         """Evaluate, on all ranks."""
         generator = self._averaged.filled()
         assert generator is not None
-        figures = self._evaluation.measure(generator, loop.learner.players.diffusion)
+        figures = self._evaluation.figures(generator, loop.learner.players.diffusion)
         self._curves.note_figures(loop.step, figures)
         self._tracker.log_metrics(loop.step, figures)
 

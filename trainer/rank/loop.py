@@ -109,8 +109,8 @@ class Loop:
         watchdog: is told of each phase.
         method: the training method; the learner's, unless a benchmark replaces it.
         step: optimizer steps done.
-        statistics: sums since the last `measure`.
-        measured: the result of the last `measure`; empty before the first.
+        statistics: sums since the last `take_metrics`.
+        measured: the result of the last `take_metrics`; empty before the first.
     """
 
     config: TrainConfig
@@ -212,7 +212,7 @@ class Loop:
         )
         return self.method.draw(raw, self.learner.players.diffusion)
 
-    def measure(self) -> dict[str, float]:
+    def take_metrics(self) -> dict[str, float]:
         """The curves' values over the steps since the last call. A collective that waits for the device."""
         metrics = self.statistics.take(self.ranks)
         wall, split, timed = self._clock.take()

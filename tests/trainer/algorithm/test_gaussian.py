@@ -11,7 +11,7 @@ from trainer.algorithm.gaussian import Gaussian, NoisyBatch
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
-from trainer.config.cost import measure_costs
+from trainer.config.cost import count_costs
 from trainer.config.plan import make_plan, render
 from trainer.engine.plain import TorchEngine
 from trainer.sample.draw import sample_run
@@ -147,7 +147,7 @@ def test_deterministic_sampler_is_refused_for_an_adversarial_run(tiny, tmp_path)
 @pytest.mark.slow
 def test_plan_knows_that_there_is_no_discriminator(tiny, tmp_path):
     config = configure(tiny, tmp_path, *GAUSSIAN)
-    adversarial, regression = measure_costs(configure(tiny, tmp_path)), measure_costs(config)
+    adversarial, regression = count_costs(configure(tiny, tmp_path)), count_costs(config)
     assert regression.parameters_g == adversarial.parameters_g
     assert (regression.parameters_d, regression.update_d.flops_per_image) == (0, 0)
     # Forward, and backward to the parameters and to all features but the image: a little less than three passes.

@@ -9,7 +9,7 @@ from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
 from trainer.algorithm.statistics import Statistics
 from trainer.bench.authors_update import AuthorsAdversarial
-from trainer.config.cost import measure_costs
+from trainer.config.cost import count_costs
 from trainer.config.io import load_config
 
 
@@ -18,8 +18,8 @@ from trainer.config.io import load_config
 def test_an_iteration_costs_two_forwards_of_g_more(name, ratio):
     config = load_config(name)
     ours, theirs = (
-        measure_costs(config),
-        measure_costs(config, AuthorsAdversarial.of(config.training, config.generator)),
+        count_costs(config),
+        count_costs(config, AuthorsAdversarial.of(config.training, config.generator)),
     )
     more = theirs.update_d.flops_per_image - ours.update_d.flops_per_image
     assert more == pytest.approx(2 * ours.forward_g, rel=0.01)

@@ -36,7 +36,7 @@ def test_step_is_held_for_the_copy_and_the_whole_is_what_the_disk_takes(tmp_path
     writer = MadeWriter(clock)
     monkeypatch.setattr(checkpoints, "time", clock)
     monkeypatch.setattr(checkpoints, "CheckpointWriter", writer)
-    found = checkpoints.measure_checkpoints(tmp_path, 8_000_000, 3)
+    found = checkpoints.time_checkpoints(tmp_path, 8_000_000, 3)
     assert found == {
         "synchronous_s": pytest.approx(0.5),
         "held_s": pytest.approx(0.1),
@@ -48,7 +48,7 @@ def test_step_is_held_for_the_copy_and_the_whole_is_what_the_disk_takes(tmp_path
 def test_save_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "CheckpointWriter", MadeWriter(MadeTime(), fails=True))
     with pytest.raises(OperationError, match="no space"):
-        checkpoints.measure_checkpoints(tmp_path, 4_000_000, 1)
+        checkpoints.time_checkpoints(tmp_path, 4_000_000, 1)
 
 
 def test_real_saves_leave_nothing_behind(tmp_path, capsys):

@@ -26,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, name: str) -> list[TrainConfig]:
 
 
 def test_one_rank_of_several_is_measured_with_its_share_in_whole_intervals_of_r1(tiny, monkeypatch, capsys):
-    (seen,) = [measured(monkeypatch, "measure_steps")]
+    (seen,) = [measured(monkeypatch, "time_steps")]
     more = ("scaling.world_size=2", "training.r1_interval_steps=4", "tracking.backend=mlflow")
     assert main(["steps", "--config", "digits", *overrides(tiny, *more), "--rounds", "2", "--json"]) == 0
     (config,) = seen
@@ -58,7 +58,7 @@ def test_steps_are_really_made_and_timed(tiny, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_cpu_is_measured_where_there_is_no_gpu_and_made_images_need_no_data_set(tiny, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    seen = measured(monkeypatch, "measure_pace")
+    seen = measured(monkeypatch, "time_reading")
     small = overrides(
         (*(s for s in tiny if not s.startswith("data.path")), "data.path=/nowhere"), "data.image_channels=3"
     )

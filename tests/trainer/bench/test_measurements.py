@@ -11,7 +11,7 @@ from tests.trainer.bench.made_time import MadeTime
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.statistics import Statistics
 from trainer.bench import measurements
-from trainer.bench.measurements import compare_updates, measure_pace, measure_steps, time_rounds
+from trainer.bench.measurements import compare_updates, time_reading, time_rounds, time_steps
 from trainer.config.io import load_config
 
 PARTS = ("time/data_s", "time/d_s", "time/g_s", "time/other_s")
@@ -30,8 +30,8 @@ def test_warming_up_does_not_count_and_the_share_of_the_peak_is_work_over_peak(m
     made_rounds(monkeypatch, 1.0, 40.0, 60.0, 50.0)
     monkeypatch.setattr(measurements, "matmul_flops_per_s", lambda *_: 400_000.0)
     costs = SimpleNamespace(flops_per_image=lambda interval: 1_984 + interval)
-    monkeypatch.setattr(measurements, "measure_costs", lambda _: costs)
-    found = measure_steps(load_config("digits", ["training.r1_interval_steps=16"]))
+    monkeypatch.setattr(measurements, "count_costs", lambda _: costs)
+    found = time_steps(load_config("digits", ["training.r1_interval_steps=16"]))
     assert found["images_per_s"] == 50  # median of 40, 60 and 50
     assert [found[name] for name in PARTS] == [1, 2, 3, 4]
     assert found["flops_per_image"] == 2_000
@@ -81,7 +81,7 @@ def test_waiting_is_what_the_reader_takes_longer_than_the_device(reading_s, rate
 
     monkeypatch.setattr(measurements, "time", clock)
     monkeypatch.setattr(measurements, "open_share", lambda *_, **__: batches())
-    found = measure_pace(load_config("digits", list(tiny)), images_per_s=80, seconds=100)
+    found = time_reading(load_config("digits", list(tiny)), images_per_s=80, seconds=100)
     assert found["images_per_s"] == pytest.approx(rate, rel=0.01)
     assert found["waiting_share"] == pytest.approx(share, abs=0.01)
     assert found["longest_wait_s"] == pytest.approx(longest_s, abs=1e-6)

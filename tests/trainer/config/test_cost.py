@@ -1,18 +1,18 @@
 import pytest
 import torch
 
-from trainer.config.cost import Costs, measure_costs
+from trainer.config.cost import Costs, count_costs
 from trainer.config.io import load_config
 
 
 @pytest.fixture(scope="module")
 def cifar10() -> Costs:
-    return measure_costs(load_config("cifar10"))
+    return count_costs(load_config("cifar10"))
 
 
 @pytest.fixture(scope="module")
 def lsun256() -> Costs:
-    return measure_costs(load_config("lsun256"))
+    return count_costs(load_config("lsun256"))
 
 
 def test_parameters_are_those_of_the_reference(cifar10, lsun256):
@@ -50,14 +50,14 @@ def test_r1_counts_at_its_interval(cifar10):
 
 
 def test_saved_bytes_grow_with_the_micro_batch_and_flops_of_an_image_do_not():
-    small, large = (measure_costs(load_config("digits", [f"training.micro_batch_size={micro}"])) for micro in (4, 16))
+    small, large = (count_costs(load_config("digits", [f"training.micro_batch_size={micro}"])) for micro in (4, 16))
     assert large.update_g.saved_bytes == pytest.approx(4 * small.update_g.saved_bytes, rel=0.01)
     assert large.update_d_r1.saved_bytes > large.update_d.saved_bytes
     assert large.update_g.flops_per_image == small.update_g.flops_per_image
 
 
 def test_bf16_halves_what_is_saved_except_on_the_real_half_of_r1():
-    fp32, bf16 = (measure_costs(load_config("digits", [f"training.precision={p}"])) for p in ("fp32", "bf16"))
+    fp32, bf16 = (count_costs(load_config("digits", [f"training.precision={p}"])) for p in ("fp32", "bf16"))
     assert bf16.update_g.saved_bytes == fp32.update_g.saved_bytes // 2
     assert fp32.update_d_r1.saved_bytes / 2 < bf16.update_d_r1.saved_bytes < fp32.update_d_r1.saved_bytes
 
@@ -80,12 +80,12 @@ def test_saved_bytes_are_what_autograd_holds_on_the_cpu():
         out = generator(torch.randn(4, 1, 16, 16), torch.zeros(4, dtype=torch.int64), torch.randn(4, 32))
     real = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     del out
-    counted = measure_costs(config).update_g.saved_bytes
+    counted = count_costs(config).update_g.saved_bytes
     # G's update also saves what D holds for the gradient of its input.
     assert real < counted < 2 * real
 
 
 def test_counting_draws_no_random_number():
     state = torch.get_rng_state()
-    measure_costs(load_config("digits"))
+    count_costs(load_config("digits"))
     assert torch.equal(torch.get_rng_state(), state)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import plan as plan_module
-from trainer.config.cost import Costs, measure_costs
+from trainer.config.cost import Costs, count_costs
 from trainer.config.io import load_config
 from trainer.config.plan import Plan, make_plan, render, state_memory
 from trainer.config.train_config import TrainConfig, split_batch
@@ -22,11 +22,11 @@ def costs_are_counted_once() -> Iterator[None]:
         data = (config.data.image_size, config.data.image_channels, config.data.num_classes)
         key = repr((networks, data, training, split_batch(config)))
         if key not in counted:
-            counted[key] = measure_costs(config)
+            counted[key] = count_costs(config)
         return counted[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "measure_costs", once)
+        patch.setattr(plan_module, "count_costs", once)
         yield
 
 

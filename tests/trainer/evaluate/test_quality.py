@@ -10,11 +10,11 @@ from scipy.spatial import KDTree
 
 from trainer.evaluate.quality import (
     Statistics,
+    compare,
     density_and_coverage,
     frechet_distance,
     inception_score,
     kernel_distance,
-    measure,
     precision_and_recall,
     statistics_of,
 )
@@ -123,7 +123,7 @@ def test_figures_of_the_data_themselves_of_one_mode_and_of_far_samples():
         return modes[torch.tensor(which).repeat(400 // len(which))] + torch.randn(400, 2, generator=generator)
 
     reference = draw([0, 1, 2, 3])
-    same, collapsed, far = (measure(x, reference) for x in (draw([0, 1, 2, 3]), draw([2]), draw([0, 1, 2, 3]) + 1000))
+    same, collapsed, far = (compare(x, reference) for x in (draw([0, 1, 2, 3]), draw([2]), draw([0, 1, 2, 3]) + 1000))
     assert same.density == pytest.approx(1.0, abs=0.15)
     assert min(same.precision or 0, same.recall or 0, same.coverage or 0) > 0.9
     assert (collapsed.precision or 0) > 0.85
@@ -135,8 +135,8 @@ def test_figures_of_the_data_themselves_of_one_mode_and_of_far_samples():
 
 def test_statistics_alone_give_the_frechet_distance_alone():
     samples, reference = gaussian(30, 3, 0.0, 9), gaussian(40, 3, 0.0, 10)
-    quality = measure(samples, statistics_of(reference), logits=torch.zeros(30, 2))
-    assert quality.fid == measure(samples, reference).fid
+    quality = compare(samples, statistics_of(reference), logits=torch.zeros(30, 2))
+    assert quality.fid == compare(samples, reference).fid
     assert quality.inception_score == pytest.approx(1.0)
     assert (quality.kid, quality.precision, quality.coverage) == (None, None, None)
 
@@ -144,7 +144,7 @@ def test_statistics_alone_give_the_frechet_distance_alone():
 def test_figures_are_a_function_of_the_seed_and_leave_the_random_state_alone():
     samples, reference = gaussian(40, 3, 0.0, 11), gaussian(60, 3, 0.3, 12)
     state = torch.get_rng_state()
-    first, again, other = (measure(samples, reference, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (compare(samples, reference, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first.kid != other.kid
     assert torch.equal(torch.get_rng_state(), state)

@@ -13,11 +13,11 @@ from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripte
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.format import list_checkpoints
 from trainer.config.sections import FIGURES
-from trainer.evaluate import reference as measure
+from trainer.evaluate import reference as module
 from trainer.evaluate.command import main
 from trainer.evaluate.features import ScriptedNetwork, Seen
 from trainer.evaluate.quality import Quality, Statistics, statistics_of
-from trainer.evaluate.reference import load_reference, measure_samples, read_all
+from trainer.evaluate.reference import evaluate_against, load_reference, read_all
 from trainer.sample.images import save_folder, save_npz
 
 
@@ -62,8 +62,8 @@ def test_reference_is_kept_by_a_hash_of_data_and_network_and_made_again_when_dam
     )
     (kept,) = tmp_path.iterdir()
     looked: list[int] = []
-    look = measure.see_over_ranks
-    monkeypatch.setattr(measure, "see_over_ranks", lambda *a: looked.append(1) or look(*a))
+    look = module.see_over_ranks
+    monkeypatch.setattr(module, "see_over_ranks", lambda *a: looked.append(1) or look(*a))
     again = load_reference(tiny_digits, network, None, tmp_path)
     assert isinstance(first.seen, Seen) and isinstance(again.seen, Seen)
     assert torch.equal(first.seen.features, again.seen.features)
@@ -79,9 +79,9 @@ def test_figures_do_not_depend_on_the_batches(tiny_digits, network_file, tmp_pat
     network = ScriptedNetwork(network_file)
     reference = load_reference(tiny_digits, network, None, tmp_path)
     images, _ = read_all(tiny_digits)
-    whole = measure_samples([(0, images[:300])], reference, network, None, codec="none", seed=0)
+    whole = evaluate_against([(0, images[:300])], reference, network, None, codec="none", seed=0)
     parts = list(enumerate(images[:300].split(64)))[::-1]
-    split = measure_samples(parts, reference, network, None, codec="none", seed=0)
+    split = evaluate_against(parts, reference, network, None, codec="none", seed=0)
     assert split.quality.fid == pytest.approx(whole.quality.fid, rel=1e-4)
     assert split.quality.recall == whole.quality.recall
     assert split.num_samples == 300
@@ -91,7 +91,7 @@ def test_statistics_of_another_network_are_refused(tiny_digits, network_file, tm
     reference = load_reference(tiny_digits, ScriptedNetwork(network_file), None, tmp_path)
     other = ScriptedNetwork(scripted(WithClasses(), tmp_path / "three.pt"))
     with pytest.raises(ValueError, match=r"the reference has 12 features, three\.pt .* gives 3"):
-        measure_samples([(0, read_all(tiny_digits)[0][:10])], reference, other, None, codec="none", seed=0)
+        evaluate_against([(0, read_all(tiny_digits)[0][:10])], reference, other, None, codec="none", seed=0)
 
 
 def test_command_states_count_network_and_codec(tiny_digits, network_file, tmp_path, capsys):

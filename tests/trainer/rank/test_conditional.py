@@ -18,7 +18,7 @@ from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import Labels, RawBatch, draw_micro_batch
 from trainer.algorithm.randomness import Draws, Purpose
-from trainer.config.cost import measure_costs
+from trainer.config.cost import count_costs
 from trainer.engine.interface import Engine
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.reference import read_all
@@ -167,6 +167,6 @@ def test_config_and_data_must_agree_on_the_classes(tiny, tiny_digits, tmp_path):
 
 
 def test_cost_counts_a_conditional_model(tiny, tmp_path):
-    plain, conditional = (measure_costs(configure(tiny, tmp_path, *more)) for more in ((), CLASSES))
+    plain, conditional = (count_costs(configure(tiny, tmp_path, *more)) for more in ((), CLASSES))
     assert conditional.parameters_g - plain.parameters_g == 11 * 16
     assert conditional.parameters_d - plain.parameters_d == 11 * 8 * 4
