@@ -23,7 +23,7 @@ ARROWS = {
 }
 """Our other packages that each package may import."""
 FLOORS = (
-    {"models", "data/storage"},
+    {"models", "data/storage", "data/images"},
     {"models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
     {"trainer/config", "data"},
@@ -152,7 +152,7 @@ COLUMNS = {
     **dict.fromkeys(("trainer/checkpoint", "trainer/config", "trainer/algorithm", "trainer/engine"), 1),
     **dict.fromkeys(("trainer/bench", "trainer/tracking"), 2),
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
-    "data/processes": 4,
+    **dict.fromkeys(("data/images", "data/processes"), 4),
     **dict.fromkeys(("data/prepare", "data/sources"), 5),
 }
 """The position of each folder in its row of the picture, left to right; the row is its floor."""

@@ -106,6 +106,12 @@ def _prepare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channels", type=whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
     )
+    parser.add_argument(
+        "--colour",
+        choices=("srgb", "keep"),
+        default="srgb",
+        help="convert colour profiles to sRGB, or keep the stored numbers (srgb)",
+    )
     parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
     parser.add_argument(
         "--max-images", type=whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
@@ -176,6 +182,7 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
             size=size,
             channels=cast(Literal[1, 2, 3], arguments.channels or source.defaults.channels),
             upscale=source.defaults.upscale or arguments.upscale,
+            colour=arguments.colour,
         ),
         shard_samples=None if by_size else arguments.shard_samples or _DEFAULT_SHARD_SAMPLES,
         shard_mb=by_size,

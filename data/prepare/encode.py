@@ -5,33 +5,17 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
+from data.images.decode import BadImageError, ImageFile
 from data.sources.source import Item, Source
 
-_FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
-"""Allowed decoders: some others run programs."""
 _MAX_PIXELS = 200_000_000
 _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
 TOO_SMALL = "is too small"
 """Start of the reason that `ImageForm.upscale` remedies."""
-_TURNS: dict[object, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Exif orientation -> transpose that makes the image upright."""
-
-
-class BadImageError(ValueError):
-    """An image cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +28,8 @@ class ImageForm:
     """1 grey, 3 RGB; 2 for points in the plane, stored as PNG grey and alpha."""
     upscale: bool
     """Enlarge smaller images instead of refusing them."""
+    colour: Literal["srgb", "keep"] = "srgb"
+    """Convert colour profiles to sRGB, or ignore them."""
 
     @property
     def extension(self) -> str:
@@ -86,8 +72,7 @@ def encode_image(content: bytes, form: ImageForm) -> bytes:
         with warnings.catch_warnings():
             # PIL warns about sizes that _MAX_PIXELS allows, and about unused metadata.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                return _encode(_resize(_load(image, form), form), form)
+            return _encode(_resize(_load(ImageFile(content), form), form), form)
     except BadImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -101,30 +86,15 @@ def encode_image(content: bytes, form: ImageForm) -> bytes:
         raise BadImageError(f"is damaged: {error}") from None
 
 
-def _load(image: Image.Image, form: ImageForm) -> Image.Image:
-    width, height = image.size
+def _load(file: ImageFile, form: ImageForm) -> Image.Image:
+    width, height = file.size
     if width * height > _MAX_PIXELS:
         raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
     if min(width, height) < form.size and not form.upscale:
         raise BadImageError(f"{TOO_SMALL}: {width}x{height}, the short side must be at least {form.size}")
-    # Not `image.draft`: decoding a JPEG at a fraction of its size is faster, but the result differs from the filtered
-    # full image by up to 2.5 grey levels on average (photographs, to 64 px), as much as the final encoding.
-    image.load()
-    # Not `ImageOps.exif_transpose`: it rewrites the Exif block, and fails if a good photograph has a wrong type there.
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode.startswith("I;16"):
-        # PIL would clip 16-bit grey at 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise BadImageError(f"has pixels of mode {image.mode}, which have no agreed range; convert it to 8 bits")
     if form.channels == 2:
-        return image
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return image.convert("L" if form.channels == 1 else "RGB")
+        return file.decode(keep_alpha=True)
+    return file.decode(keep_colours=form.colour == "keep").convert("L" if form.channels == 1 else "RGB")
 
 
 def _resize(image: Image.Image, form: ImageForm) -> Image.Image:

@@ -36,8 +36,9 @@ class PrepareOptions:
     """Processes that encode; 0 encodes in the main process."""
 
     def recorded(self) -> dict[str, Option]:
-        """The options that determine the bytes, as index.json keeps them. max_images and split only if given."""
-        part: dict[str, Option] = {"max_images": self.max_images, "split": self.split}
+        """The options that determine the bytes, as index.json keeps them. The last three only if given."""
+        colour = None if self.form.colour == "srgb" else self.form.colour
+        part: dict[str, Option] = {"max_images": self.max_images, "split": self.split, "colour": colour}
         return {
             "size": self.form.size,
             "channels": self.form.channels,

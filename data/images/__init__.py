@@ -1,0 +1,7 @@
+"""An image file of any kind becomes upright pixels in sRGB. Knows neither sources nor shards.
+
+Files:
+    colour    colour profiles to sRGB
+    decode    decodes; refuses what would come out wrong
+    metadata  separates pixels from metadata
+"""
