@@ -42,6 +42,11 @@ TINY = (
 """Overrides of `digits` for tiny networks and runs of ten steps that take a second or two."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fuzz-minutes` says how long each test of the marker `fuzz` damages its inputs."""
+    parser.addoption("--fuzz-minutes", type=float, default=None, help="minutes of each fuzz test (a fixed few inputs)")
+
+
 CLUSTERS = "tests/integration"
 """Tests that start Ray, Slurm or two hosts. They mostly wait, and share ports and cores."""
 

@@ -7,14 +7,13 @@ from typing import Literal, NoReturn, cast
 
 from data.prepare.encode import ImageForm
 from data.prepare.job import PrepareOptions
+from data.shards.index import MAX_IMAGE_SIZE
 from data.sources.source import Source
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError
 
 COMMANDS = ("inspect", "verify")
 _MIN_SIZE = 4
-_MAX_SIZE = 8192
-"""No memory holds a batch of larger images. Every decoder reads images of this size."""
 _MAX_WORKERS = 1024
 _DEFAULT_SHARD_SAMPLES = 4096
 _IMAGES_WORTH_A_WORKER = 500
@@ -100,8 +99,8 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--size",
-        type=whole_number(_MIN_SIZE, _MAX_SIZE),
-        help=f"height and width in pixels, {_MIN_SIZE} to {_MAX_SIZE} (default: the source's)",
+        type=whole_number(_MIN_SIZE, MAX_IMAGE_SIZE),
+        help=f"height and width in pixels, {_MIN_SIZE} to {MAX_IMAGE_SIZE} (default: the source's)",
     )
     parser.add_argument(
         "--channels", type=whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"

@@ -22,7 +22,7 @@ from data.prepare.work import PreparationError, prepare, shorten
 from data.prepare.work_folder import OutputError
 from data.shards.index import load_index
 from data.sources.find import open_source
-from data.sources.source import fingerprint
+from data.sources.source import fingerprint, shown_name
 from data.storage.errors import as_command
 from data.storage.location import DataError, is_url
 from data.storage.redaction import redact
@@ -70,11 +70,9 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
         f"{job.target}: {index.num_samples} images {index.image_size}x{index.image_size}x{index.image_channels}"
         f"{classes}, {len(index.shards)} shards, {sum(shard.num_bytes for shard in index.shards)} bytes"
     )
-    if source.num_skipped:
-        out.print(
-            f"{source.num_skipped} files of {source.description} were skipped: "
-            "no images by their name, or further ones of a sample"
-        )
+    if source.skipped:
+        lines = shorten([line.text for line in source.skipped])
+        out.print("\n".join([f"files of {shown_name(source.description)} that were left out:", *lines]))
     if outcome.bad:
         out.print("\n".join([f"{len(outcome.bad)} unusable images were left out:", *shorten(outcome.bad)]))
     return 0

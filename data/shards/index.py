@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from data.storage.location import DataError, is_remote, local_path
-from data.storage.redaction import redact
+from data.storage.redaction import escaped, redact
 from data.storage.remote import Storage
 
 INDEX_NAME = "index.json"
@@ -18,6 +18,12 @@ FORMAT_VERSION = 2
 """The version that is written. Version 1, which has no offsets files, is still read."""
 OFFSETS_SUFFIX = ".offsets"
 OFFSETS_SAMPLE_BYTES = 12
+MAX_IMAGE_SIZE = 8192
+"""No memory holds a batch of larger images. Every decoder reads images of this size."""
+_MIN_SAMPLE_BYTES = 1024
+"""A sample takes at least two blocks of its shard."""
+_MAX_FILE_BYTES = 2**53
+"""More than any file system allows."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -47,7 +53,7 @@ class Shard:
     """Plain file name next to index.json. Anything else, e.g. a path or WebDataset's `pipe:`, is refused."""
     num_samples: Annotated[int, Field(gt=0)]
     """Images in it."""
-    num_bytes: Annotated[int, Field(gt=0)]
+    num_bytes: Annotated[int, Field(gt=0, le=_MAX_FILE_BYTES)]
     """Size of the file."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of the file."""
@@ -78,7 +84,7 @@ class IndexDocument:
     """Identifies the file format."""
     version: Literal[1, 2]
     """Version of this format."""
-    image_size: Annotated[int, Field(ge=1)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
     """Height and width of every image."""
     image_channels: Literal[1, 2, 3]
     """1 grey, 3 RGB; 2 for points in the plane."""
@@ -113,7 +119,7 @@ class ShardIndex:
     num_classes: int | None
     """Number of classes, None without labels."""
     class_names: tuple[str, ...] | None
-    """Name of each class."""
+    """Name of each class, safe to print."""
     source: str
     """Kind and name of the source."""
     source_fingerprint: str
@@ -175,6 +181,11 @@ def _parse(content: bytes, where: str) -> IndexDocument:
     if len(set(names)) != len(names):
         raise DataError(f"{where}: shards: a name is listed twice: prepare the data set again")
     for number, shard in enumerate(document.shards):
+        if shard.num_samples * _MIN_SAMPLE_BYTES > shard.num_bytes:
+            raise DataError(
+                f"{where}: shards.{number}: {shard.num_bytes} bytes cannot hold {shard.num_samples} samples: prepare "
+                "the data set again"
+            )
         if problem := _offsets_problem(shard, document.version):
             raise DataError(f"{where}: shards.{number}.offsets: {problem}: prepare the data set again")
     if (len(document.class_names) if document.class_names is not None else None) != document.num_classes:
@@ -232,7 +243,7 @@ def load_index(path: str | Path) -> ShardIndex:
         image_size=document.image_size,
         image_channels=document.image_channels,
         num_classes=document.num_classes,
-        class_names=None if document.class_names is None else tuple(document.class_names),
+        class_names=None if document.class_names is None else tuple(map(escaped, document.class_names)),
         source=document.source,
         source_fingerprint=document.source_fingerprint,
         options=document.options,

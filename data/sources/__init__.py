@@ -6,6 +6,8 @@ Files:
     cifar10_pickle  reads its pickles without executing them
     files           folders and zip files
     find            finds the kind of a source
+    kinds           tells image files from others, and counts those
+    lmdb_reader     reads an LMDB in a process of its own
     lmdbs           LSUN and CelebA-HQ databases
     mnist           MNIST, Fashion-MNIST, StackedMNIST
     points          25 Gaussians in the plane

@@ -1,21 +1,23 @@
 """Image files in a folder or in a zip archive; sub-folders, if any, are the classes."""
 
-import lzma
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
+from data.sources.kinds import HIDDEN, REPLACED, START_BYTES, Reason, Skips, reason_to_skip
 from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside, shown_name
+from data.sources.tars import COMPRESSED_SUFFIXES
 
 _MAX_FILE_BYTES = 512 * 2**20
 _MAX_ZIP_RATIO = 200
 """Images hardly compress: a member that grows by more than this factor is not an image."""
 _RATIO_MATTERS_BYTES = 16 * 2**20
+_MAX_END_BYTES = 22 + 2**16
+"""End record of a zip with the longest comment."""
 _SPLIT_NAMES = {"test", "train", "val", "valid", "validation"}
 
 
@@ -63,16 +65,10 @@ class ZipSource(BaseSource):
             with self._archive.open(item.name) as stream:
                 # At most the checked size from the directory: the stream may be longer.
                 return stream.read(item.num_bytes)
-        except (
-            zipfile.BadZipFile,
-            NotImplementedError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            ValueError,
-            zlib.error,
-            lzma.LZMAError,
-        ) as error:
+        except (OSError, MemoryError):
+            raise
+        # Damaged members raise nearly anything.
+        except Exception as error:
             raise OSError(f"cannot unpack: {error}") from None
 
 
@@ -85,7 +81,7 @@ def folder_source(root: Path) -> FolderSource:
     if not root.is_dir():
         raise SourceError(f"source {root}: is a file, a folder of images was expected; give the folder it lies in")
     files: dict[str, int] = {}
-    num_skipped = 0
+    skips = Skips()
     real_parents: dict[str, frozenset[str]] = {}
     try:
         # Class folders are often links. Two may lead to the same place; a link to a folder above it is a cycle.
@@ -96,20 +92,34 @@ def folder_source(root: Path) -> FolderSource:
                 continue
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             real_parents.update((os.path.join(folder, name), above | {real}) for name in subfolders)
-            for name in names:
+            for name in sorted(names):
                 file = Path(folder, name)
-                if name.startswith(".") or file.suffix.lower() not in IMAGE_SUFFIXES:
-                    num_skipped += 1
+                relative = file.relative_to(root).as_posix()
+                if (reason := reason_to_skip(name, partial(_start_of, file))) is None:
+                    files[relative] = _size(file)
                 else:
-                    files[file.relative_to(root).as_posix()] = _size(file)
+                    # `find` has asked about tar files at the top: the user wants the other files.
+                    is_known = relative == name and name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))
+                    skips.add(relative, reason, 0 if is_known else _size(file))
     except OSError as error:
         raise SourceError(f"source {root}: cannot read {error.filename}: {error.strerror}") from None
-    items, class_names = _classify(f"source {root}", files, num_skipped)
-    return FolderSource(root=root.resolve(), items=items, class_names=class_names, num_skipped=num_skipped)
+    items, class_names = _classify(f"source {root}", files, skips)
+    return FolderSource(root=root.resolve(), items=items, class_names=class_names, skipped=skips.listed())
 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _start_of(file: Path) -> bytes:
+    try:
+        # A pipe would wait for its writer.
+        if not file.is_file():
+            return b""
+        with file.open("rb", buffering=0) as stream:
+            return stream.read(START_BYTES)
+    except OSError:
+        return b""
 
 
 def _size(file: Path) -> int:
@@ -126,27 +136,71 @@ def zip_source(file: Path) -> ZipSource:
     Raises:
         SourceError: unreadable, dangerous members, no images, or folders that are not clearly classes.
     """
-    files: dict[str, int] = {}
-    num_skipped = 0
     try:
         with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
+            _refuse_incomplete(file, archive.infolist())
+            files, skips = _list_members(file, archive)
     except PermissionError:
         raise SourceError(f"source {file}: cannot be read: Permission denied; change its mode or its owner") from None
-    except (zipfile.BadZipFile, OSError) as error:
+    except (SourceError, MemoryError):
+        raise
+    # A damaged directory raises nearly anything, e.g. NotImplementedError for an unknown version.
+    except Exception as error:
         raise SourceError(f"source {file}: not a readable zip archive ({error}); download or pack it again") from None
-    for member in members:
+    items, class_names = _classify(f"source {file}", files, skips)
+    return ZipSource(file=file.resolve(), items=items, class_names=class_names, skipped=skips.listed())
+
+
+def _refuse_incomplete(file: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Compare the directory with the number of members that the archive states, and with its start."""
+    with file.open("rb") as stream:
+        start = stream.read(4)
+        stream.seek(max(0, file.stat().st_size - _MAX_END_BYTES))
+        end = stream.read()
+    place = end.rfind(b"PK\5\6")
+    stated = int.from_bytes(end[place + 10 : place + 12], "little")
+    # The field has 16 bits. Its highest value refers to a larger one elsewhere, and some writers let it overflow.
+    if stated not in (len(members) % 2**16, 2**16 - 1):
+        raise SourceError(
+            f"source {file}: says that it has {stated} members, its directory lists {len(members)}; "
+            "download or pack it again"
+        )
+    if start == b"PK\3\4" and all(member.header_offset > 0 for member in members):
+        raise SourceError(
+            f"source {file}: begins with members that its directory does not list, as two zip files joined to one do; "
+            "unpack each, and give the folder"
+        )
+
+
+def _list_members(file: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], Skips]:
+    """Size of each image by name, and the other files."""
+    files: dict[str, int] = {}
+    skips = Skips()
+    for member in archive.infolist():
         _refuse_dangerous(file, member)
         path = PurePosixPath(member.filename)
         if member.is_dir() or path.parts[:1] == ("__MACOSX",):
             continue
-        is_image = path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
-        # An archive that was extended may repeat a name. The last member counts: `read` gets that one.
-        num_skipped += not is_image or member.filename in files
-        if is_image:
+        reason: Reason | None = HIDDEN
+        if not any(part.startswith(".") for part in path.parts):
+            reason = reason_to_skip(member.filename, partial(_start_of_member, archive, member))
+        if reason is not None:
+            skips.add(member.filename, reason, member.file_size)
+        else:
+            # An archive that was extended may repeat a name. The last member counts: `read` gets that one.
+            if member.filename in files:
+                skips.add(member.filename, REPLACED)
             files[member.filename] = member.file_size
-    items, class_names = _classify(f"source {file}", files, num_skipped)
-    return ZipSource(file=file.resolve(), items=items, class_names=class_names, num_skipped=num_skipped)
+    return files, skips
+
+
+def _start_of_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(member) as stream:
+            return stream.read(START_BYTES)
+    # Damaged members raise nearly anything.
+    except Exception:
+        return b""
 
 
 def _refuse_dangerous(file: Path, member: zipfile.ZipInfo) -> None:
@@ -163,11 +217,12 @@ def _refuse_dangerous(file: Path, member: zipfile.ZipInfo) -> None:
         )
 
 
-def _classify(where: str, files: dict[str, int], num_skipped: int) -> tuple[tuple[Item, ...], tuple[str, ...] | None]:
+def _classify(where: str, files: dict[str, int], skips: Skips) -> tuple[tuple[Item, ...], tuple[str, ...] | None]:
     """Sort the images and number the classes: the first folder of each path below the common folder."""
+    skips.refuse_losses(where, len(files), sum(files.values()))
     if not files:
         raise SourceError(
-            f"{where}: no images in it ({num_skipped} other files); known suffixes: {' '.join(IMAGE_SUFFIXES)}"
+            f"{where}: no images in it ({skips.total} other files); known suffixes: {' '.join(IMAGE_SUFFIXES)}"
         )
     names = sorted(files)
     split = {name: PurePosixPath(name).parts for name in names}

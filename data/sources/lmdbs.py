@@ -1,14 +1,21 @@
-"""Images in an LMDB: LSUN's (encoded images) and CelebA-HQ's (encoded images, or bare 256x256 RGB pixels)."""
+"""Images in an LMDB: LSUN's (encoded images) and CelebA-HQ's (encoded images, or bare 256x256 RGB pixels).
 
+The database is read by a process of its own, since a damaged one can end the process that reads it.
+"""
+
+import contextlib
+import subprocess
+import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
-from weakref import WeakValueDictionary
 
-import lmdb
-
+from data.sources import lmdb_reader
+from data.sources.kinds import is_image_start
+from data.sources.lmdb_reader import LENGTH, Answer, Request
 from data.sources.source import BaseSource, FormDefaults, Item, SourceError, pixel_file
 
 DATA_NAME = "data.mdb"
@@ -16,9 +23,68 @@ _RAW_SIZE = 256
 _RAW_BYTES = 3 * _RAW_SIZE**2
 _NUM_SNIFFED = 16
 """Values checked to find out what the database holds."""
-_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
-_open_environments: WeakValueDictionary[Path, lmdb.Environment] = WeakValueDictionary()
-"""LMDB forbids opening a database twice in one process. It closes with the last source that uses it."""
+
+
+class DatabaseError(OSError):
+    """The database cannot be read, or not at this place; the message says why."""
+
+
+class _Database:
+    """The process that reads a database. It ends with this object, or with this process."""
+
+    def __init__(self, file: Path) -> None:
+        """Open a database.
+
+        Raises:
+            DatabaseError: it is no LMDB, or damaged.
+        """
+        self._process = subprocess.Popen(
+            # -P: this script's folder is no place for imports.
+            [sys.executable, "-P", lmdb_reader.__file__, str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self.close = weakref.finalize(self, _end, self._process)
+        self._receive()
+
+    def ask(self, request: bytes, payload: bytes = b"") -> bytes | None:
+        """Send a request; None if the key is missing.
+
+        Raises:
+            DatabaseError: the database is damaged.
+        """
+        assert self._process.stdin is not None
+        # A dead reader is noticed when it gives no answer.
+        with contextlib.suppress(BrokenPipeError):
+            lmdb_reader.write_message(self._process.stdin, request, payload)
+        return self._receive()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still answers."""
+        return self.close.alive
+
+    def _receive(self) -> bytes | None:
+        assert self._process.stdout is not None
+        message = lmdb_reader.read_message(self._process.stdout)
+        if message is None:
+            self.close()
+            raise DatabaseError("reading it made LMDB end its process")
+        kind, payload = message
+        if kind == Answer.FAULT:
+            raise DatabaseError(payload.decode(errors="replace"))
+        return None if kind == Answer.MISSING else payload
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    # It may be at work on a request, or dead.
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if stream is not None:
+                stream.close()
+    process.wait()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +101,20 @@ class LmdbSource(BaseSource):
         return f"lmdb:{self.file.parent.name if self.file.name == DATA_NAME else self.file.name}"
 
     @cached_property
-    def _environment(self) -> lmdb.Environment:
-        return _open(self.file)
+    def _open(self) -> list[_Database]:
+        """The open database of this process, if any."""
+        return []
 
     def read(self, item: Item) -> bytes:
         """The value, as a PPM file if it is raw pixels; the database stays open in this process."""
+        if not (self._open and self._open[-1].is_alive):
+            try:
+                self._open[:] = [_Database(self.file)]
+            except DatabaseError as error:
+                raise SourceError(f"source {self.file}: no readable LMDB any more ({error}); get it again") from None
         try:
-            with self._environment.begin() as transaction:
-                value = transaction.get(unquote_to_bytes(item.name))
-        except lmdb.Error as error:
+            value = self._open[-1].ask(Request.VALUE, unquote_to_bytes(item.name))
+        except DatabaseError as error:
             raise OSError(f"the database is damaged: {error}") from None
         if value is None:
             raise OSError("its key is gone from the database")
@@ -67,62 +138,50 @@ def lmdb_source(path: Path, *, max_images: int | None) -> LmdbSource:
     file = (path / DATA_NAME if path.is_dir() else path).resolve()
     if not file.is_file():
         raise SourceError(f"source {path}: no {DATA_NAME} in it; give the folder that holds the LMDB's {DATA_NAME}")
-    environment = _open(file)
     try:
-        keys = _list_keys(environment, max_images)
-        is_raw = _sniff(path, environment, keys[:_NUM_SNIFFED])
-    except lmdb.Error as error:
-        raise SourceError(f"source {path}: the LMDB is damaged ({error}); get it again") from None
+        database = _Database(file)
+    except DatabaseError as error:
+        raise SourceError(f"source {file}: no readable LMDB ({error}); get it again") from None
+    with contextlib.closing(database):
+        try:
+            keys = _list_keys(database, max_images)
+            is_raw = _sniff(path, database, keys[:_NUM_SNIFFED])
+        except DatabaseError as error:
+            raise SourceError(f"source {path}: the LMDB is damaged ({error}); get it again") from None
     num_bytes = _RAW_BYTES if is_raw else 0
     items = tuple(Item(quote_from_bytes(key, safe="/ "), num_bytes, None) for key in keys)
     defaults = FormDefaults(_RAW_SIZE if is_raw else None, 3, False)
     return LmdbSource(file=file, is_raw=is_raw, items=items, defaults=defaults)
 
 
-def _open(file: Path) -> lmdb.Environment:
-    environment = _open_environments.get(file)
-    if environment is not None:
-        return environment
-    try:
-        # No locks, since the folder may be read-only; no read-ahead, since keys are read in shuffled order.
-        environment = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=1)
-    except lmdb.Error as error:
-        raise SourceError(f"source {file}: no readable LMDB ({error}); get it again") from None
-    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if file.stat().st_size < expected:
-        # Reading past the end of a mapped file kills the process.
-        raise SourceError(f"source {file}: has {file.stat().st_size} bytes of {expected}; it is cut off, get it again")
-    _open_environments[file] = environment
-    return environment
-
-
-def _list_keys(environment: lmdb.Environment, max_images: int | None) -> list[bytes]:
+def _list_keys(database: _Database, max_images: int | None) -> list[bytes]:
+    answer = database.ask(Request.KEYS, b"" if max_images is None else b"%d" % max_images) or b""
+    (stated,) = LENGTH.unpack_from(answer)
     keys: list[bytes] = []
-    are_numbers = True
-    with environment.begin() as transaction:
-        # Only keys, no sizes: lmdb reads all pages of a value that it returns, otherwise only the first.
-        for key in transaction.cursor().iternext(keys=True, values=False):
-            keys.append(key)
-            are_numbers = are_numbers and key.isdigit()
-            if len(keys) == max_images and not are_numbers:
-                break
-    if are_numbers:
+    place = LENGTH.size
+    while place < len(answer):
+        (length,) = LENGTH.unpack_from(answer, place)
+        place += LENGTH.size + length
+        keys.append(answer[place - length : place])
+    # A listing that was not stopped early has all keys.
+    if len(keys) != stated and (max_images is None or len(keys) < max_images):
+        raise DatabaseError(f"it says that it has {stated} entries, {len(keys)} can be listed")
+    if all(key.isdigit() for key in keys):
         # b"10" sorts before b"9".
         keys.sort(key=lambda key: (int(key), key))
     return keys[:max_images]
 
 
-def _sniff(path: Path, environment: lmdb.Environment, keys: Sequence[bytes]) -> bool:
+def _sniff(path: Path, database: _Database, keys: Sequence[bytes]) -> bool:
     """Whether values are raw pixels; refuses a database whose first values are neither raw pixels nor images."""
     if not keys:
         raise SourceError(f"source {path}: the LMDB is empty; get it again")
-    with environment.begin() as transaction:
-        values = [transaction.get(key, b"") for key in keys]
+    values = [database.ask(Request.VALUE, key) or b"" for key in keys]
     if all(len(value) == _RAW_BYTES for value in values):
         return True
-    if any(value.startswith(_IMAGE_STARTS) or (value[:4], value[8:12]) == (b"RIFF", b"WEBP") for value in values):
+    if any(is_image_start(value) for value in values):
         return False
-    if _is_named_database(environment, keys[0]):
+    if database.ask(Request.NAMED, keys[0]) == b"\1":
         raise SourceError(
             f"source {path}: the LMDB holds named sub-databases, such as {_shown(keys[0])}; "
             "expected is one database of images"
@@ -132,14 +191,6 @@ def _sniff(path: Path, environment: lmdb.Environment, keys: Sequence[bytes]) -> 
         f"{len(values[0])} bytes, which begin with {values[0][:8]!r}; expected are image files, as in LSUN, or "
         f"{_RAW_BYTES} bytes of pixels each, as in CelebA-HQ"
     )
-
-
-def _is_named_database(environment: lmdb.Environment, key: bytes) -> bool:
-    try:
-        environment.open_db(key, create=False)
-    except lmdb.Error:
-        return False
-    return True
 
 
 def _shown(key: bytes) -> str:

@@ -208,8 +208,8 @@ def _load_npz(file: Path) -> LabelledPixels:
             labels = _read_npy(file, archive, "labels", ())
     except SourceError:
         raise
-    # RuntimeError: encrypted. ValueError: damaged header.
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
+    # A damaged header is parsed as Python, which raises nearly anything, e.g. MemoryError for deep brackets.
+    except Exception as error:
         raise SourceError(f"source {file}: cannot be read ({error}); get it again") from None
     return _checked(file, images, file, labels)
 

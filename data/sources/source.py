@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol
 
 from data.storage.errors import UserError
+from data.storage.redaction import escaped
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".pgm", ".ppm")
 
 
 class SourceError(UserError):
@@ -26,6 +27,23 @@ class Item(NamedTuple):
     """Size of its file or pixels; 0 if unknown before it is read."""
     label: int | None
     """Class number, None without classes."""
+
+
+class Skipped(NamedTuple):
+    """Files that are left out for one reason."""
+
+    count: int
+    suffix: str
+    """With its dot, in lower case; empty for names without one."""
+    reason: str
+    example: str
+    """Name of one of them."""
+
+    @property
+    def text(self) -> str:
+        """For a message."""
+        suffix = shown_name(self.suffix) if self.suffix else "(no suffix)"
+        return f"{self.count} {suffix} ({self.reason}), such as {shown_name(self.example)}"
 
 
 class FormDefaults(NamedTuple):
@@ -61,8 +79,8 @@ class Source(Protocol):
         ...
 
     @property
-    def num_skipped(self) -> int:
-        """Skipped files: not images, or further images of one sample."""
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The files that are left out, by suffix and reason."""
         ...
 
     @property
@@ -86,7 +104,7 @@ class BaseSource:
 
     items: tuple[Item, ...]
     class_names: tuple[str, ...] | None = None
-    num_skipped: int = 0
+    skipped: tuple[Skipped, ...] = ()
     defaults: FormDefaults = PHOTOGRAPHS
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,7 +132,7 @@ def pixel_file(pixels: bytes, *, size: int, channels: int) -> bytes:
 
 def shown_name(name: str) -> str:
     """A name for a message: escapes line breaks, control characters and bytes that are not text."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
+    return escaped(name)
 
 
 def points_outside(name: str) -> bool:

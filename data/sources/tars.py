@@ -7,9 +7,11 @@ import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO
 
+from data.sources.kinds import FURTHER, LINK, NO_IMAGE, REPLACED, START_BYTES, Reason, Skips, reason_to_skip
 from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside
 
 COMPRESSED_SUFFIXES = (".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.xz", ".tar.zst", ".tbz2", ".tgz", ".txz")
@@ -18,6 +20,8 @@ _SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
 """Expected next to an image; not counted as skipped."""
 _MAX_LABEL = 10**5
 _MAX_CLS_BYTES = 16
+_TAIL_BYTES = 2**20
+"""Read at a time after the end mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,9 @@ def tar_source(path: Path, *, max_images: int | None) -> TarSource:
     """List the images of a tar file, or of all tar files directly in a folder, sorted by file name, in archive order.
 
     A sample's members share the name up to the first dot. One image per sample is taken: the first whose name has no
-    other dot, else the first. The rest count as skipped, as do links, devices and files with unknown suffix. Labels
-    come from the `.cls` members if every image has one.
+    other dot, else the first. The rest is counted as left out. If that were most images, and what follows the first dot
+    is different for each, the dots belong to the names: then a sample's members share the name up to the last dot.
+    Labels come from the `.cls` members if every image has one.
 
     Args:
         path: a .tar file or a folder of them.
@@ -52,18 +57,14 @@ def tar_source(path: Path, *, max_images: int | None) -> TarSource:
         SourceError: no shards, damaged, compressed or dangerous ones, or no images.
     """
     folder, shards = _find_shards(path)
-    items: list[Item] = []
-    num_skipped = 0
-    for shard in shards:
-        listing = _list_shard(folder / shard)
-        items += listing.items
-        num_skipped += listing.num_skipped
-        if max_images is not None and len(items) >= max_images:
-            break
+    items, skips = _list_shards(folder, shards, max_images, has_dots=False)
+    if len(items) < skips.count(FURTHER) and skips.num_parts > len(items):
+        items, skips = _list_shards(folder, shards, max_images, has_dots=True)
+    skips.refuse_losses(f"source {path}", len(items), sum(item.num_bytes for item in items))
     items = items[:max_images]
     if not items:
         raise SourceError(
-            f"source {path}: no images in its {len(shards)} shards ({num_skipped} other files); "
+            f"source {path}: no images in its {len(shards)} shards ({skips.total} other files); "
             f"known suffixes: {' '.join(IMAGE_SUFFIXES)}"
         )
     labels = [item.label for item in items if item.label is not None]
@@ -77,7 +78,7 @@ def tar_source(path: Path, *, max_images: int | None) -> TarSource:
         folder=folder,
         items=tuple(items),
         class_names=class_names,
-        num_skipped=num_skipped,
+        skipped=skips.listed(),
     )
 
 
@@ -101,41 +102,85 @@ def _find_shards(path: Path) -> tuple[Path, list[str]]:
     return path.resolve(), shards
 
 
+class _Skips(Skips):
+    """Also collects what follows the first dot in names of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts: set[str] = set()
+
+    def add_part(self, name: str) -> None:
+        """Note the name of an image with more than one dot."""
+        self._parts.add(name.partition(".")[2].rpartition(".")[0])
+
+    @property
+    def num_parts(self) -> int:
+        """How many different ones there are."""
+        return len(self._parts)
+
+
 @dataclass
 class _Sample:
-    images: list[tuple[str, int, int]] = field(default_factory=list)
-    """Name, offset and size."""
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Offset and size by name."""
     label: int | None = None
 
 
-class _Listing(NamedTuple):
-    items: list[Item]
-    num_skipped: int
+def _list_shards(
+    folder: Path, shards: list[str], max_images: int | None, *, has_dots: bool
+) -> tuple[list[Item], _Skips]:
+    items: list[Item] = []
+    skips = _Skips()
+    for shard in shards:
+        items += _list_shard(folder / shard, skips, has_dots=has_dots)
+        if max_images is not None and len(items) >= max_images:
+            break
+    return items, skips
 
 
-def _list_shard(shard: Path) -> _Listing:
+def _list_shard(shard: Path, skips: _Skips, *, has_dots: bool) -> list[Item]:
     samples: dict[str, _Sample] = {}
-    num_skipped = 0
     for member in _members(shard):
+        if member.isdir():
+            continue
         path = PurePosixPath(member.name)
-        suffix = path.suffix.lower()
-        is_plain = member.isreg() and not member.issparse() and not path.name.startswith(".")
-        # As in WebDataset, the sample's key ends at the first dot of the file name.
-        stem, _, extension = path.name.partition(".")
-        key = f"{path.parent}/{stem}"
-        if is_plain and suffix in IMAGE_SUFFIXES:
-            samples.setdefault(key, _Sample()).images.append((member.name, member.offset_data, member.size))
-        elif is_plain and extension == "cls":
-            samples.setdefault(key, _Sample()).label = _read_label(shard, member)
-        elif not member.isdir() and not (is_plain and suffix in _SIDECAR_SUFFIXES):
-            num_skipped += 1
+        # As in WebDataset, the sample's key ends at the first dot of the file name, unless dots belong to the names.
+        stem, _, extension = path.name.rpartition(".") if has_dots else path.name.partition(".")
+        sample = f"{path.parent}/{stem}"
+        reason = _reason_to_skip(shard, member)
+        if reason is None:
+            images = samples.setdefault(sample, _Sample()).images
+            # tar -r and tar -u append a newer member of the same name.
+            if images.pop(member.name, None):
+                skips.add(member.name, REPLACED)
+            images[member.name] = (member.offset_data, member.size)
+        elif reason == NO_IMAGE and extension == "cls":
+            samples.setdefault(sample, _Sample()).label = _read_label(shard, member)
+        elif reason != NO_IMAGE or path.suffix.lower() not in _SIDECAR_SUFFIXES:
+            skips.add(member.name, reason, member.size)
     items: list[Item] = []
     for sample in samples.values():
-        if sample.images:
-            name, offset, size = min(sample.images, key=lambda image: PurePosixPath(image[0]).name.count(".") > 1)
-            items.append(Item(f"{shard.name}@{offset}/{name}", size, sample.label))
-            num_skipped += len(sample.images) - 1
-    return _Listing(items, num_skipped)
+        taken = min(sample.images, key=lambda name: PurePosixPath(name).name.count(".") > 1, default="")
+        for name, (offset, size) in sample.images.items():
+            if name == taken:
+                items.append(Item(f"{shard.name}@{offset}/{name}", size, sample.label))
+            else:
+                skips.add(name, FURTHER)
+            skips.add_part(PurePosixPath(name).name)
+    return items
+
+
+def _reason_to_skip(shard: Path, member: tarfile.TarInfo) -> Reason | None:
+    reason = reason_to_skip(member.name, partial(_start_of, shard, member))
+    if not member.isreg() or member.issparse():
+        # Their content is elsewhere, or nowhere.
+        return LINK if reason is None else NO_IMAGE
+    return reason
+
+
+def _start_of(shard: Path, member: tarfile.TarInfo) -> bytes:
+    with shard.open("rb", buffering=0) as stream:
+        return os.pread(stream.fileno(), min(member.size, START_BYTES), member.offset_data)
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
@@ -163,13 +208,29 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
                     end = member.offset_data
                     yield member
                 end = archive.offset
-            # tarfile mistakes a damaged header, or a cut between two members, for the end.
-            stream.seek(end)
-            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise SourceError(f"{where}: is cut off or damaged at byte {end}; get it again")
-    # A malicious tar file can nest its headers.
-    except (tarfile.TarError, OSError, RecursionError) as error:
+            _refuse_wrong_end(where, stream, end)
+    except (SourceError, MemoryError):
+        raise
+    # A damaged or malicious tar file raises nearly anything: ValueError for numbers, RecursionError for nested headers.
+    except Exception as error:
         raise SourceError(f"{where}: no readable tar file ({error}); get it again") from None
+
+
+def _refuse_wrong_end(where: str, stream: IO[bytes], end: int) -> None:
+    """Check that nothing but zeros follows the last member.
+
+    tarfile mistakes a damaged header, a cut between two members, or a block of zeros in a hole, for the end.
+    """
+    stream.seek(end)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise SourceError(f"{where}: is cut off or damaged at byte {end}; get it again")
+    while block := stream.read(_TAIL_BYTES):
+        if block.strip(b"\0"):
+            raise SourceError(
+                f"{where}: something follows its end mark at byte {end}: another tar file, joined to it with cat, or "
+                "members after a damaged place. Get it again, or unpack it with tar --ignore-zeros -xf and give the "
+                "folder"
+            )
 
 
 def _read_label(shard: Path, member: tarfile.TarInfo) -> int:

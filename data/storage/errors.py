@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from data.storage.redaction import redact
+from data.storage.redaction import escaped, redact
 
 P = ParamSpec("P")
 
@@ -17,21 +17,21 @@ P = ParamSpec("P")
 class UserError(ValueError):
     """User input cannot be used; the message says what is wrong, what is allowed and what to do.
 
-    Secrets in URLs that the message quotes are redacted.
+    Secrets in URLs that the message quotes are redacted, and control characters escaped.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(escaped(redact(message), keep_lines=True))
 
 
 class OperationError(RuntimeError):
     """The user input is valid, but the work failed; the message says why.
 
-    Secrets in it are redacted too.
+    Secrets in it are redacted, and control characters escaped.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(escaped(redact(message), keep_lines=True))
 
 
 class StoppedError(Exception):

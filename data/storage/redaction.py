@@ -1,4 +1,4 @@
-"""Replaces passwords, tokens and keys in a text by ***."""
+"""Makes a text safe to show: replaces passwords, tokens and keys by ***, and escapes control characters."""
 
 import re
 from typing import Any
@@ -46,6 +46,19 @@ def redact(text: str) -> str:
     """
     text = _USER.sub(_hidden, text)
     return _ENCODED_FIELDS.sub(r"\1***", _SECRET_FIELDS.sub(r"\g<name>***", text))
+
+
+def escaped(text: str, *, keep_lines: bool = False) -> str:
+    """Escape control characters and bytes that are not text, so that a name from a file cannot steer a terminal.
+
+    Args:
+        text: the text.
+        keep_lines: keep line breaks, for messages of several lines.
+    """
+    return "".join(
+        character if character.isprintable() or (keep_lines and character == "\n") else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 def redact_values(values: Any) -> Any:

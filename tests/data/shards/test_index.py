@@ -155,3 +155,28 @@ def test_truncated_shard_is_named_with_both_sizes(own_copy: ShardIndex) -> None:
     stated = own_copy.shards[2].num_bytes
     with pytest.raises(DataError, match=rf"00002\.tar has {stated - 512} bytes, the index says {stated}"):
         verify_present(own_copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 8193}, "image_size: Input should be less than or equal to 8192"),
+        ({"num_samples": 10**9}, r"shards\.0: \d+ bytes cannot hold 1000000000 samples"),
+        ({"num_bytes": 10**30}, r"shards\.0\.num_bytes: Input should be"),
+    ],
+)
+def test_number_that_the_bytes_cannot_hold_is_refused(
+    own_copy: ShardIndex, change: dict[str, Any], message: str
+) -> None:
+    file = own_copy.directory / "index.json"
+    document = json.loads(file.read_text())
+    (document if "image_size" in change else document["shards"][0]).update(change)
+    file.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=message):
+        load_index(own_copy.directory)
+
+
+def test_control_characters_of_class_names_are_escaped(own_copy: ShardIndex) -> None:
+    file = own_copy.directory / "index.json"
+    file.write_text(file.read_text().replace('"dog"', r'"d\u001b[2Jog\n"'))
+    assert load_index(own_copy.directory).class_names == ("cat", r"d\x1b[2Jog\n")

@@ -1,11 +1,13 @@
 """What a folder or a zip of images holds, in which order, and what is refused."""
 
+import io
 import os
 import pickle
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import data.sources.files
 from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
@@ -35,7 +37,10 @@ def test_folder_without_subfolders_has_no_labels(tmp_path: Path) -> None:
     source = folder_source(make(tmp_path, "b.png", "a.JPG", "notes.txt", ".hidden.png"))
     assert listed(source) == [("a.JPG", None), ("b.png", None)]
     assert source.class_names is None
-    assert source.num_skipped == 2
+    assert [(skipped.count, skipped.suffix, skipped.reason) for skipped in source.skipped] == [
+        (1, ".png", "hidden"),
+        (1, ".txt", "no images"),
+    ]
     assert source.defaults == FormDefaults(None, 3, False)
     assert source.description == f"folder:{tmp_path.name}"
     assert source.read(source.items[0]) == b"a.JPG"
@@ -131,7 +136,7 @@ def test_zip_is_read_like_a_folder_without_its_outer_folder(tmp_path: Path) -> N
     source = zip_source(file)
     assert listed(source) == [("all/cat/2.png", 0), ("all/dog/1.png", 1)]
     assert source.class_names == ("cat", "dog")
-    assert source.num_skipped == 1
+    assert [skipped.text for skipped in source.skipped] == ["1 .md (no images), such as all/readme.md"]
     assert source.description == "zip:a.zip"
     assert source.read(source.items[1]) == b"all/dog/1.png"
     assert zip_source(pack(tmp_path / "b.zip", "all/1.png", "all/2.png")).class_names is None
@@ -140,7 +145,7 @@ def test_zip_is_read_like_a_folder_without_its_outer_folder(tmp_path: Path) -> N
 def test_hidden_folders_of_a_zip_are_left_out(tmp_path: Path) -> None:
     source = zip_source(pack(tmp_path / "a.zip", "cat/1.png", "dog/2.png", ".thumbs/1.png"))
     assert source.class_names == ("cat", "dog")
-    assert source.num_skipped == 1
+    assert [skipped.text for skipped in source.skipped] == ["1 .png (hidden), such as .thumbs/1.png"]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -151,7 +156,9 @@ def test_of_members_of_one_name_the_last_counts_and_the_others_are_skipped(tmp_p
     source = zip_source(tmp_path / "a.zip")
     assert [(item.name, item.num_bytes) for item in source.items] == [("1.png", 3)]
     assert source.read(source.items[0]) == b"3rd"
-    assert source.num_skipped == 2
+    assert [skipped.text for skipped in source.skipped] == [
+        "2 .png (replaced by a later file of the same name), such as 1.png"
+    ]
 
 
 def test_member_that_is_gone_is_an_error_of_that_image(tmp_path: Path) -> None:
@@ -209,3 +216,45 @@ def test_member_that_does_not_unpack_is_an_error_of_that_image(tmp_path: Path) -
     with pytest.raises(OSError, match="cannot unpack: Error -3 while decompressing"):
         source.read(source.items[0])
     assert source.read(source.items[1]) == b"2.png"
+
+
+def test_damaged_directory_of_a_zip_is_refused(tmp_path: Path) -> None:
+    content = pack(tmp_path / "a.zip", "a.png", "é.png").read_bytes()
+    entry, name = content.index(b"PK\1\2"), content.rindex("é".encode())
+    for place, value, message in (
+        (entry + 6, 100, r"zip file version 10\.0"),
+        (name + 1, ord("("), "codec can't decode"),
+        (content.rindex(b"PK\5\6") + 10, 3, "says that it has 3 members, its directory lists 2"),
+    ):
+        damaged = bytearray(content)
+        damaged[place] = value
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with pytest.raises(SourceError, match=message):
+            zip_source(tmp_path / "a.zip")
+
+
+def test_joined_zips_are_refused_and_a_program_before_a_zip_is_not(tmp_path: Path) -> None:
+    first, second = (pack(tmp_path / f"{name}.zip", f"{name}.png").read_bytes() for name in "ab")
+    (tmp_path / "joined.zip").write_bytes(first + second)
+    with pytest.raises(SourceError, match="begins with members that its directory does not list, as two zip files"):
+        zip_source(tmp_path / "joined.zip")
+    (tmp_path / "program.zip").write_bytes(b"#!/bin/sh\nexit\n" + second)
+    assert listed(zip_source(tmp_path / "program.zip")) == [("b.png", None)]
+
+
+def test_image_without_a_suffix_is_read_from_folder_and_zip(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "JPEG")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "4").write_bytes(stream.getvalue())
+    os.mkfifo(tmp_path / "set" / "pipe")
+    assert listed(folder_source(tmp_path / "set")) == [("4", None)]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("4", stream.getvalue())
+    assert listed(zip_source(tmp_path / "a.zip")) == [("4", None)]
+
+
+def test_folder_whose_images_are_mostly_of_an_unread_kind_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a.heic", "b.heic", "c.jpg")
+    with pytest.raises(SourceError, match=r"more would be lost than the 1 images .*: 2 \.heic \(HEIC, which"):
+        folder_source(tmp_path)

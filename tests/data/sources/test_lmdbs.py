@@ -1,6 +1,7 @@
 """LMDBs of LSUN's and CelebA-HQ's form, and databases that hold something else."""
 
 import ctypes
+import gc
 import io
 import mmap
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from PIL import Image
 
@@ -200,7 +202,7 @@ def test_truncated_database_is_refused_before_it_could_kill_the_process(tmp_path
     whole = file.stat().st_size
     for num_bytes in (whole - 4096, whole // 2, 3 * 4096):
         os.truncate(file, num_bytes)
-        with pytest.raises(SourceError, match=rf"has {num_bytes} bytes of {whole}; it is cut off, get it again"):
+        with pytest.raises(SourceError, match=rf"has {num_bytes} bytes of {whole}; it is cut off\); get it again"):
             lmdb_source(file.parent, max_images=None)
 
 
@@ -218,6 +220,52 @@ def test_damaged_tree_is_refused(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(SourceError, match=r"the LMDB is damaged \(.+\); get it again"):
         lmdb_source(file.parent, max_images=None)
+
+
+def test_database_that_lists_fewer_entries_than_it_states_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "set", {b"%02d" % n: encoded(picture(n), "PNG") for n in range(20)}) / "data.mdb"
+    content = bytearray(file.read_bytes())
+    for page in (0, 1):
+        # The count of entries of the main database, in both copies of the head.
+        place = page * 4096 + 120
+        if int.from_bytes(content[place : place + 8], "little") == 20:
+            content[place] = 25
+    file.write_bytes(content)
+    with pytest.raises(SourceError, match=r"it says that it has 25 entries, 20 can be listed"):
+        lmdb_source(file.parent, max_images=None)
+    assert len(lmdb_source(file.parent, max_images=7).items) == 20 - 13
+
+
+def test_damage_that_makes_lmdb_end_its_process_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "set", {b"%03d" % n: encoded(picture(n), "PNG") for n in range(100)}) / "data.mdb"
+    content = bytearray(file.read_bytes())
+    for page in range(2, len(content) // 4096):
+        # A leaf of the tree that says that it is a branch.
+        if content[page * 4096 + 10] == 2:
+            content[page * 4096 + 10] = 1
+    file.write_bytes(content)
+    with pytest.raises(SourceError, match=r"the LMDB is damaged \(.+\); get it again"):
+        lmdb_source(file.parent, max_images=None)
+
+
+def test_death_of_the_reader_costs_one_image(tmp_path: Path) -> None:
+    source = lmdb_source(write(tmp_path / "set", {b"a": encoded(picture(5), "JPEG")}), max_images=None)
+    wanted = source.read(source.items[0])
+    [child] = psutil.Process().children()
+    child.kill()
+    with pytest.raises(OSError, match="the database is damaged: reading it made LMDB end its process"):
+        source.read(source.items[0])
+    assert source.read(source.items[0]) == wanted
+
+
+def test_reader_ends_with_its_source(tmp_path: Path) -> None:
+    source = lmdb_source(write(tmp_path / "set", {b"a": encoded(picture(5), "JPEG")}), max_images=None)
+    assert psutil.Process().children() == []
+    source.read(source.items[0])
+    assert len(psutil.Process().children()) == 1
+    del source
+    gc.collect()
+    assert psutil.Process().children() == []
 
 
 def test_folder_without_a_database_is_refused(tmp_path: Path) -> None:

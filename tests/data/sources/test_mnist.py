@@ -283,3 +283,11 @@ def test_real_mnist_gives_60000_digits_and_triplets_of_all_classes() -> None:
     _, red, green, blue = map(int, stacked.items[0].name.split("-"))
     found = image(stacked.read(stacked.items[0]))[2:30, 2:30]
     assert (found == images[[red, green, blue]].transpose(1, 2, 0)).all()
+
+
+@pytest.mark.parametrize("header", [b"{{{{", b"{[]:1}\n", b"(" * 9000, b"\xff"], ids=["token", "key", "depth", "bytes"])
+def test_npz_header_that_is_no_dictionary_is_refused(tmp_path: Path, header: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(SourceError, match=r"a\.npz: cannot be read \("):
+        mnist_source(tmp_path / "a.npz", kind="mnist", split=None)

@@ -76,7 +76,7 @@ def test_img2dataset_folder_is_read_in_the_order_of_its_shards(tmp_path: Path) -
         assert item.num_bytes == len(content)
         assert np.asarray(Image.open(io.BytesIO(content)))[3, 3].tolist() == [number, 100, 200]
     assert {item.label for item in source.items} == {None}
-    assert (source.class_names, source.num_skipped) == (None, 0)
+    assert (source.class_names, source.skipped) == (None, ())
     assert source.description == "webdataset:laion"
     assert source.defaults == FormDefaults(None, 3, False)
     assert fingerprint(tar_source(folder, max_images=None)) == fingerprint(source)
@@ -135,7 +135,66 @@ def test_one_image_is_taken_of_each_sample_and_the_rest_is_counted(tmp_path: Pat
     }
     source = tar_source(write(tmp_path / "a.tar", members), max_images=None)
     assert [source.read(item) for item in source.items] == [b"first", b"left", b"other folder, other sample"]
-    assert source.num_skipped == 4
+    further = "further images of a sample, by the part of the name before its first dot"
+    assert [skipped.text for skipped in source.skipped] == [
+        f"3 .png ({further}), such as a.seg.png",
+        "1 .npy (no images), such as c.npy",
+    ]
+
+
+def test_dots_of_names_are_no_end_of_a_key_where_each_is_another(tmp_path: Path) -> None:
+    names = [f"photo.2019.{number:02d}.jpg" for number in range(6)]
+    members = {name: b"%d" % number for number, name in enumerate(names)} | {"photo.2019.00.cls": b"1"}
+    source = tar_source(write(tmp_path / "a.tar", members), max_images=None)
+    assert members_of(source) == names
+    assert source.skipped == ()
+
+
+def test_sample_of_more_lost_images_than_kept_is_refused(tmp_path: Path) -> None:
+    views = {f"{key}.{view}.png": b"x" for key in "abcdefg" for view in ("left", "middle", "right")}
+    refuse(
+        write(tmp_path / "a.tar", views), r"more would be lost than the 7 images.*14 \.png \(further images of a sample"
+    )
+
+
+def test_later_member_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tar", {"a.jpg": b"old", "b.jpg": b"b"})
+    with tarfile.open(file, "a") as archive:
+        add(archive, "a.jpg", b"new")
+    source = tar_source(file, max_images=None)
+    assert [source.read(item) for item in source.items] == [b"new", b"b"]
+    assert [line.text for line in source.skipped] == [
+        "1 .jpg (replaced by a later file of the same name), such as a.jpg"
+    ]
+
+
+def test_members_after_the_end_mark_or_a_hole_are_not_lost_in_silence(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name, {f"{name}.jpg": b"x"}) for name in "ab")
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    refuse(
+        joined, r"something follows its end mark at byte 1024: another tar file, .*unpack it with tar --ignore-zeros"
+    )
+    content = bytearray(write(tmp_path / "c.tar", {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c"}).read_bytes())
+    content[1024:1536] = bytes(512)
+    (tmp_path / "c.tar").write_bytes(content)
+    refuse(tmp_path / "c.tar", r"something follows its end mark at byte 1024: .*members after a damaged place")
+
+
+def test_member_without_a_known_suffix_is_known_by_its_start(tmp_path: Path) -> None:
+    source = tar_source(
+        write(tmp_path / "a.tar", {"1": picture(1), "2.jfif": picture(2), "3": b"text"}), max_images=None
+    )
+    assert members_of(source) == ["1", "2.jfif"]
+    assert [line.text for line in source.skipped] == ["1 (no suffix) (no images), such as 3"]
+
+
+def test_number_that_is_none_in_a_sparse_header_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.pax_headers = {"GNU.sparse.map": "0,x", "GNU.sparse.major": "0"}
+        archive.addfile(info)
+    refuse(tmp_path / "a.tar", r"no readable tar file \(invalid literal for int")
 
 
 def test_links_devices_folders_and_hidden_files_are_no_images(tmp_path: Path) -> None:
@@ -144,11 +203,15 @@ def test_links_devices_folders_and_hidden_files_are_no_images(tmp_path: Path) ->
         for name, kind in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("device", tarfile.CHRTYPE)):
             add(archive, f"./{name}.jpg", kind=kind)
         add(archive, "._a.jpg", b"of a Mac")
-        add(archive, "./a.jpg", b"image")
+        for name in "abc":
+            add(archive, f"./{name}.jpg", b"image")
     source = tar_source(tmp_path / "a.tar", max_images=None)
-    assert members_of(source) == ["./a.jpg"]
+    assert members_of(source) == ["./a.jpg", "./b.jpg", "./c.jpg"]
     assert source.read(source.items[0]) == b"image"
-    assert source.num_skipped == 4
+    assert [(skipped.count, skipped.reason) for skipped in source.skipped] == [
+        (3, "links, devices or sparse files"),
+        (1, "hidden"),
+    ]
 
 
 def test_long_and_odd_names_are_read_at_the_right_place(tmp_path: Path) -> None:

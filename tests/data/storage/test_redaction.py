@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.storage.location import DataError, checked_url, is_remote, local_path
-from data.storage.redaction import redact, redact_values
+from data.storage.redaction import escaped, redact, redact_values
 
 SHOWN = {
     # users and passwords
@@ -150,3 +150,11 @@ def test_refused_file_url_is_named_without_its_secret() -> None:
     with pytest.raises(DataError) as refused:
         local_path("file://user:hunter2@host/mine")
     assert "file://***@host/mine names no folder of this host" in str(refused.value)
+
+
+def test_control_characters_are_escaped_and_lines_kept_where_wanted() -> None:
+    text = "a\x1b]0;x\x07\r\u202eé\udc80\n"
+    assert escaped(text) == r"a\x1b]0;x\x07\r\u202eé\udc80\n"
+    assert escaped(text, keep_lines=True) == escaped(text)[:-2] + "\n"
+    assert escaped(escaped(text)) == escaped(text)
+    assert str(DataError("member \x1b[2J")) == r"member \x1b[2J"
