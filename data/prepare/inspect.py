@@ -132,7 +132,7 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
     return [
         f"location      {index.shown_location}",
         f"source        {shown_name(index.source)}",
-        f"options       {options}",
+        f"options       {shown_name(options)}",
         f"images        {index.num_samples}",
         f"form          {index.image_size}x{index.image_size}, {_FORMS[index.image_channels]}",
         *_class_lines(index, labels),

@@ -20,6 +20,7 @@ from data.shards.offsets import Table, read_offsets, scan
 from data.shards.reader import EncodedSample, ShardReader
 from data.storage.files import sha256_of
 from data.storage.location import DataError
+from data.storage.redaction import escaped
 
 _CACHE_GB = 50.0
 
@@ -59,13 +60,13 @@ def audit(index: ShardIndex, workers: int, out: Console, err: Console) -> bool:
         task = progress.add_task("verifying", total=index.num_samples)
         for shard, findings in zip(index.shards, results, strict=True):
             for line in (*findings.shard_faults, *findings.sample_faults):
-                out.print(line)
+                out.print(escaped(line))
             bad_shards += bool(findings.shard_faults)
             bad_samples += len(findings.sample_faults)
             hashes.append(findings.key_hashes)
             progress.advance(task, shard.num_samples)
     for line in _repeated_keys(index, hashes):
-        out.print(line)
+        out.print(escaped(line))
         bad_samples += 1
     summary = f"{index.shown_location}: {index.num_samples} images in {len(index.shards)} shards"
     if not (bad_shards or bad_samples):

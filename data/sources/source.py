@@ -32,7 +32,7 @@ class Item(NamedTuple):
 class Skipped(NamedTuple):
     """Files that are left out for one reason."""
 
-    count: int
+    num_files: int
     suffix: str
     """With its dot, in lower case; empty for names without one."""
     reason: str
@@ -43,7 +43,7 @@ class Skipped(NamedTuple):
     def text(self) -> str:
         """For a message."""
         suffix = shown_name(self.suffix) if self.suffix else "(no suffix)"
-        return f"{self.count} {suffix} ({self.reason}), such as {shown_name(self.example)}"
+        return f"{self.num_files} {suffix} ({self.reason}), such as {shown_name(self.example)}"
 
 
 class FormDefaults(NamedTuple):

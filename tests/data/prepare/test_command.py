@@ -326,3 +326,25 @@ def test_real_photographs_are_prepared_without_a_bad_one(photos: Path, tmp_path:
         images = next(batches).images.float()
     assert images.shape == (60, 3, 64, 64)
     assert images.std() > 30  # photographs, not flat pictures
+
+
+def test_left_out_files_are_counted_by_suffix_and_reason(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(class_folder, tmp_path / "pictures")
+    for name in ("a.txt", "b.txt", "c\x1b[2J.heic"):
+        (tmp_path / "pictures" / "cat" / name).write_bytes(b"x")
+    assert run(tmp_path / "pictures", "--out", tmp_path / "set", "--size", 8, "--workers", 0) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "files of folder:pictures that were left out:",
+        "  2 .txt (no images), such as cat/a.txt",
+        r"  1 .heic (HEIC, which is not read: convert them to PNG or JPEG), such as cat/c\x1b[2J.heic",
+    ]
+
+
+def test_kept_colours_are_another_data_set(class_folder: Path, tmp_path: Path, refusal: Refusal) -> None:
+    assert run(class_folder, "--out", tmp_path / "set", "--size", 8, "--workers", 0) == 0
+    # Not recorded: data sets have the same bytes as before there was a choice.
+    assert "colour" not in load_index(tmp_path / "set").options
+    error = refusal(class_folder, "--out", tmp_path / "set", "--size", 8, "--colour", "keep")
+    assert "holds another prepared data set (colour is None there, keep here)" in error

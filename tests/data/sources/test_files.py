@@ -37,7 +37,7 @@ def test_folder_without_subfolders_has_no_labels(tmp_path: Path) -> None:
     source = folder_source(make(tmp_path, "b.png", "a.JPG", "notes.txt", ".hidden.png"))
     assert listed(source) == [("a.JPG", None), ("b.png", None)]
     assert source.class_names is None
-    assert [(skipped.count, skipped.suffix, skipped.reason) for skipped in source.skipped] == [
+    assert [(skipped.num_files, skipped.suffix, skipped.reason) for skipped in source.skipped] == [
         (1, ".png", "hidden"),
         (1, ".txt", "no images"),
     ]

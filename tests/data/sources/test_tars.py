@@ -208,7 +208,7 @@ def test_links_devices_folders_and_hidden_files_are_no_images(tmp_path: Path) ->
     source = tar_source(tmp_path / "a.tar", max_images=None)
     assert members_of(source) == ["./a.jpg", "./b.jpg", "./c.jpg"]
     assert source.read(source.items[0]) == b"image"
-    assert [(skipped.count, skipped.reason) for skipped in source.skipped] == [
+    assert [(skipped.num_files, skipped.reason) for skipped in source.skipped] == [
         (3, "links, devices or sparse files"),
         (1, "hidden"),
     ]
