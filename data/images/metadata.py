@@ -68,6 +68,7 @@ def _orientation(exif: bytes, xmp: bytes = b"") -> int | None:
 def _separate_jpeg(content: bytes) -> Separated:
     kept, exif, xmp = bytearray(b"\xff\xd8"), b"", b""
     profile: dict[int, bytes] = {}
+    is_sequential = False
     place = 2
     while True:
         # Any bytes before a marker are skipped, as decoders do.
@@ -80,6 +81,9 @@ def _separate_jpeg(content: bytes) -> Separated:
         if marker in (0xD9, 0xDA) or end > len(content):
             # The pixels, or nothing that can be read.
             kept += content[start if start >= 0 else place :]
+            if marker == 0xDA and is_sequential and end < len(content):
+                # The only values that these frames allow. Some phones write others, of which libjpeg warns.
+                kept[len(kept) - len(content) + end - 3 : len(kept) - len(content) + end] = b"\x00\x3f\x00"
             break
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             place = start + 2
@@ -89,7 +93,11 @@ def _separate_jpeg(content: bytes) -> Separated:
         # These two decide on the colour space.
         is_jfif = marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
         is_adobe = marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
-        if not is_metadata or is_jfif or is_adobe:
+        is_sequential = is_sequential or marker in (0xC0, 0xC1)
+        if is_jfif:
+            # Of versions after 1 libjpeg warns, although nothing depends on them.
+            kept += content[start : start + 9] + b"\1" + content[start + 10 : end]
+        elif not is_metadata or is_adobe:
             kept += content[start:end]
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
             exif = exif or body

@@ -143,6 +143,19 @@ def test_extra_bytes_do_no_harm_to_a_jpeg(content: bytes) -> None:
     assert np.array_equal(decoded(content), decoded(JPEG))
 
 
+def test_numbers_that_no_pixel_depends_on_do_no_harm_to_a_jpeg() -> None:
+    version = JPEG.index(b"JFIF\0") + 5
+    # Of the scan: 0 to 63, of which libjpeg warns if it is 0 to 0 in a sequential JPEG.
+    scan = JPEG.index(b"\xff\xda") + 2 + int.from_bytes(JPEG[JPEG.index(b"\xff\xda") + 2 :][:2]) - 3
+    assert JPEG[scan : scan + 3] == b"\0\x3f\0"
+    for place, value in ((version, 3), (scan + 1, 0)):
+        odd = bytearray(JPEG)
+        odd[place] = value
+        assert np.array_equal(decoded(bytes(odd)), decoded(JPEG))
+        with pytest.raises(BadImageError, match=r"[Pp]remature end"):
+            ImageFile(bytes(odd[: len(odd) // 2]) + END).decode()
+
+
 def test_png_with_a_wrong_checksum_of_its_pixels_or_without_an_end_is_bad() -> None:
     content = png(ramp(), colours=0, bits=8)
     end = png_part(b"IEND", b"")
