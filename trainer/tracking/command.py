@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data.storage.redaction import redact
+from trainer.config.paths import path_argument
 from trainer.tracking.mlflow_sink import MlflowSink
 from trainer.tracking.sink import Sink
 from trainer.tracking.spool import Record, read_records, spool_path
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.tracking", description=(__doc__ or "").split("\n\n")[0])
     deliver = parser.add_subparsers(required=True).add_parser("deliver", help="send what is left in a run's spool")
-    deliver.add_argument("--run", type=Path, required=True, help="run directory")
+    deliver.add_argument("--run", type=path_argument, required=True, help="run directory")
     deliver.add_argument("--timeout", type=float, default=60.0, help="give up after failing for this long, in s")
     deliver.add_argument("--uri", help="send it to this server instead of the run's own")
     deliver.add_argument("--parent", type=int, help=argparse.SUPPRESS)
