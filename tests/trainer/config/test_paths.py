@@ -40,7 +40,7 @@ def test_home_variables_and_file_urls_are_understood(home: Path, given: str, fou
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("run.directory=s3://bucket/run", "a URL: give a file or folder that this machine can open; for checkpoints in"),
+        ("run.directory=s3://bucket/run", "this machine can open; for checkpoints in a bucket set"),
         ("run.directory=gs://bucket/run", "run.directory is gs://bucket/run, a URL"),
         ("run.directory=https://me:pa55w0rd@host/x", "run.directory is https://***@host/x, a URL"),
         ("run.directory=file://host/x", "names no folder of this host"),
