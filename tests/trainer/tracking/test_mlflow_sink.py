@@ -223,7 +223,7 @@ def test_nothing_to_deliver_and_a_password_that_is_not_kept_are_said(
 
     opened(tmp_path, "http://user:secret@127.0.0.1:1", uploader=NotStarted)
     assert main(["deliver", "--run", str(tmp_path)]) == 2
-    assert "set MLFLOW_TRACKING_URI to the whole URI" in caplog.text
+    assert "Set MLFLOW_TRACKING_URI to the whole URI" in caplog.text
 
 
 # With real processes

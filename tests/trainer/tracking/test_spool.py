@@ -7,7 +7,7 @@ import pytest
 from trainer.tracking.spool import (
     Progress,
     Spool,
-    count_records,
+    count_left,
     is_closed,
     load_progress,
     progress_path,
@@ -141,7 +141,7 @@ def test_full_disk_is_said_once_and_leaves_whole_lines(
             spool.metrics(step, {"loss": 1.0})
     spool.metrics(5, {"loss": 1.0})
     assert metric_steps(tmp_path) == [5]
-    assert count_records(spool_path(tmp_path)) == 2
+    assert count_left(spool_path(tmp_path), Progress()) == 2
     (warning,) = caplog.messages
     assert "training continues" in warning and str(spool_path(tmp_path)) in warning
 
@@ -183,6 +183,7 @@ def test_spool_of_a_version_that_named_no_backend_is_read(tmp_path: Path) -> Non
     )
     spool_path(tmp_path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     spool = opened(tmp_path, last_step=0)
+    assert count_left(spool_path(tmp_path), Progress()) == 3
     spool.metrics(10, {"loss": 1.0})
     spool.metrics(20, {"loss": 1.0})
     assert spool.uid == "u"
