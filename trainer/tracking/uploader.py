@@ -121,6 +121,8 @@ class Uploader:
         self._request_s = FIRST_REQUEST_S
         self._reminded = -REMIND_S
         self._failed_at = -1
+        self._superseded = False  # another run begins after the records of this one
+        self._died = False  # the last record sent is no close
         self._files_due = 0.0
 
     def run(self) -> int:
@@ -147,7 +149,7 @@ class Uploader:
             try:
                 worked = self._send_some()
                 if not worked and ending_since is not None:
-                    if not closed:
+                    if self._died if self._superseded else not closed:
                         self._mark_failed()
                     return len(self._noted.waiting)
             except Exception as error:  # any error of a network, database or plugin: try again
@@ -184,12 +186,18 @@ class Uploader:
                 continue
             self._note(offset=group[-1].end, refused=self._noted.refused + refused, trouble=None)
         self._note(offset=records[-1].end)
+        self._died = records[-1].kind != "close"
         return True
 
     def _read(self) -> list[Record]:
         """The next records, up to one that begins another run: that is for another process."""
-        records = itertools.islice(read_records(self._spool, self._noted.offset), MAX_RECORDS)
-        return list(itertools.takewhile(lambda record: not self._run.begins_another(record), records))
+        records = []
+        for record in itertools.islice(read_records(self._spool, self._noted.offset), MAX_RECORDS):
+            if self._run.begins_another(record):
+                self._superseded = True
+                break
+            records.append(record)
+        return records
 
     def _can_wait(self, record: Record, error: Exception) -> bool:
         """Whether the record is a file that fails although the server answers; the records after it then go first."""
