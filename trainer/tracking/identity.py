@@ -74,10 +74,12 @@ def reason_for_new_run(
         )
     changed = _changed(former, params, tags, restarted=last_step is None)
     if changed and (last_step is None or spool.is_ahead):
-        since = (
-            "no checkpoint was saved before" if last_step is None else f"steps after {last_step} were reported before"
-        )
-        return f"{since}, with other settings ({', '.join(changed[:5])}): the curves would not be those of one run"
+        names = ", ".join(changed[:5])
+        if last_step is None:
+            what = f"there is no checkpoint, and the settings differ from those of the start before ({names})"
+        else:
+            what = f"steps after {last_step} were reported before with other settings ({names})"
+        return f"{what}: the curves would not be those of one run"
     return None
 
 

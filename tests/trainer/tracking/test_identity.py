@@ -96,7 +96,7 @@ def test_start_without_a_checkpoint_and_with_other_settings_is_another_run(
     changed = {"params": KNOWN} | change
     changed["params"] = KNOWN | changed["params"]
     assert trained(tmp_path, 10, **changed) != first
-    assert f"no checkpoint was saved before, with other settings ({named}): the curves would not" in caplog.text
+    assert f"no checkpoint, and the settings differ from those of the start before ({named}): the curves" in caplog.text
     own = filter(RunRecords(spool_path(tmp_path)).own, read_records(spool_path(tmp_path)))
     assert [record.kind for record in own] == ["open", "artifact", "metrics", "close"]
     assert "http://host" in (tmp_path / "tracking/config.yaml").read_text()

@@ -29,7 +29,7 @@ def test_second_tracker_is_one_file_with_a_sink(tmp_path: Path) -> None:
     assert created == {"call": "create", "run": tracked.run_id, "name": "name"}
     calls = [line["call"] for line in lines if line["call"] != "status"]
     assert calls == ["describe", "artifact", "point", "point", "image", "artifact"]
-    assert {"call": "point", "key": "rate", "step": 10, "value": 2.0} in lines
+    assert {"call": "point", "run": tracked.run_id, "key": "rate", "step": 10, "value": 2.0} in lines
     assert {"call": "image", "key": "samples", "step": 10, "file": "grid.png"} in lines
     assert {"call": "artifact", "folder": "snapshot", "file": "grid.png"} in lines
     assert lines[-1] == {"call": "status", "status": "FINISHED"}
