@@ -113,12 +113,13 @@ def test_artifacts_follow_a_store_that_was_moved_or_copied(tmp_path: Path, move)
     before = locations(file)
     follow_artifacts(file)
     assert locations(file) == before
-    move(tmp_path / "old", tmp_path / "new place")
-    moved = tmp_path / "new place" / "mlflow.db"
+    place = tmp_path / "new place \N{LATIN SMALL LETTER A WITH DIAERESIS}"
+    move(tmp_path / "old", place)
+    moved = place / "mlflow.db"
     for _ in range(2):
         follow_artifacts(moved)
-        root = f"{(tmp_path / 'new place').as_uri()}/mlartifacts/ddgan"
-        assert "new%20place" in root
+        root = f"{place.as_uri()}/mlartifacts/ddgan"
+        assert "new%20place%20%C3%A4" in root
         assert locations(moved) == [root, "mlflow-artifacts:/0", None, f"{root}/a/artifacts", before[4]]
 
 
