@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.tracking.jsonl_sink import JsonLinesSink, read_lines
+from tests.trainer.tracking.helpers.jsonl_sink import JsonLinesSink, read_lines
 from tests.trainer.tracking.opened import opened
 from trainer.tracking.command import _hider, _Redacted, _target_uri, main
 from trainer.tracking.spool import RunRecords, spool_path

@@ -6,15 +6,15 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from tests.trainer.tracking.jsonl_sink import read_lines
+from tests.trainer.tracking.helpers.jsonl_sink import read_lines
+from tests.trainer.tracking.helpers.waits import is_running, wait_for
 from tests.trainer.tracking.opened import opened
-from tests.trainer.tracking.waits import is_running, wait_for
 from trainer.tracking.tracker import SpoolTracker, Tracker, UploaderProcess
 
 
 def opened_jsonl(folder: Path, watch_s: float = 30) -> Tracker:
     """A run that is reported to `folder/lines`."""
-    process = partial(UploaderProcess, module=("-m", "tests.trainer.tracking.jsonl_sink"))
+    process = partial(UploaderProcess, module=("-m", "tests.trainer.tracking.helpers.jsonl_sink"))
     return opened(folder / "run", f"file://{folder}/lines", backend="jsonl", uploader=process, watch_s=watch_s)
 
 

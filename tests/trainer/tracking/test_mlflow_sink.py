@@ -14,8 +14,8 @@ import pytest
 from mlflow.tracking._tracking_service import utils
 from PIL import Image
 
+from tests.trainer.tracking.helpers.mlflow_stores import only_run, steps
 from tests.trainer.tracking.opened import opened
-from tests.trainer.tracking.with_mlflow.mlflow_stores import only_run, steps
 from trainer.tracking.command import main
 from trainer.tracking.mlflow_sink import MlflowSink, artifact_root
 from trainer.tracking.sink import Point, RefusedError, RunGoneError

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from tests.launch import ROOT
+from tests.trainer.tracking.helpers.mlflow_stores import only_run, steps
+from tests.trainer.tracking.helpers.waits import is_running, wait_for
 from tests.trainer.tracking.opened import opened
-from tests.trainer.tracking.waits import is_running, wait_for
-from tests.trainer.tracking.with_mlflow.mlflow_stores import only_run, steps
 from trainer.tracking.spool import load_progress, spool_path
 
 

@@ -1,6 +1,6 @@
 """A second tracker, in one file: a server that is a file of JSON lines, one for each call.
 
-`python -m tests.trainer.tracking.jsonl_sink deliver ...` uploads to it as `trainer.tracking` does to MLflow.
+`python -m tests.trainer.tracking.helpers.jsonl_sink deliver ...` uploads to it as `trainer.tracking` does to MLflow.
 """
 
 import json
