@@ -1,12 +1,16 @@
 """Asks the tracking server whether it is there, is an MLflow server, and lets this run in."""
 
 import base64
+import configparser
 import http.client
+import netrc
 import os
 import socket
 import ssl
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data.storage.redaction import redact
@@ -39,18 +43,35 @@ def ask_store(uri: str) -> str:
     return shown
 
 
+def _user(uri: str) -> tuple[str, str]:
+    """User and password that MLflow's client would use: of the URI, its variables, its file, or ~/.netrc."""
+    parts = urlsplit(uri)
+    if parts.username is not None:
+        return unquote(parts.username), unquote(parts.password or "")
+    stored = configparser.ConfigParser(interpolation=None)
+    with suppress(OSError, configparser.Error, UnicodeDecodeError):
+        stored.read(Path("~/.mlflow/credentials").expanduser())
+    user, password = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}")
+        or stored.get("mlflow", f"mlflow_tracking_{name.lower()}", fallback="")
+        for name in ("USERNAME", "PASSWORD")
+    )
+    if not (user and password) and not os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        with suppress(OSError, netrc.NetrcParseError):
+            if known := netrc.netrc(os.environ.get("NETRC")).authenticators(parts.hostname or ""):
+                return known[0], known[2]
+    return user, password
+
+
 def _ask_server(uri: str, shown: str) -> None:
     parts = urlsplit(uri)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     place = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "") + parts.path.rstrip("/")
-    # MLflow's client takes a user in the URI, then these variables.
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    if parts.username is not None:
-        user = unquote(parts.username), unquote(parts.password or "")
+    user = _user(uri)
     request = urllib.request.Request(f"{place}/api/2.0/mlflow/experiments/search?max_results=1")
     if all(user):
-        request.add_header("Authorization", f"Basic {base64.b64encode(':'.join(map(str, user)).encode()).decode()}")
+        request.add_header("Authorization", f"Basic {base64.b64encode(':'.join(user).encode()).decode()}")
     elif token:
         request.add_header("Authorization", f"Bearer {token}")
     context = None
@@ -64,6 +85,8 @@ def _ask_server(uri: str, shown: str) -> None:
                 raise TrackingError(f"{shown} answers, but not as MLflow does: it is another server. {_HELP}")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
+            if any(os.environ.get(f"MLFLOW_TRACKING_{way}") for way in ("AUTH", "AWS_SIGV4")):
+                return  # MLflow logs in by a plugin
             given = (
                 "refuses the user and password that it was given"
                 if request.has_header("Authorization")

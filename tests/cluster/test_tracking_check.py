@@ -15,8 +15,9 @@ from trainer.tracking.store import TrackingError
 
 
 @pytest.fixture(autouse=True)
-def no_user(monkeypatch):
-    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+def no_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
 
 
@@ -58,6 +59,20 @@ def test_server_lets_a_user_in_and_tells_others(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pa55w0rd")
     ask_store(f"http://{server}/")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (".mlflow/credentials", "[mlflow]\nmlflow_tracking_username = user\nmlflow_tracking_password = pa55w0rd\n"),
+        (".netrc", "machine 127.0.0.1 login user password pa55w0rd\n"),
+    ],
+)
+def test_user_of_a_file_is_let_in(server, tmp_path, file, text):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    (tmp_path / file).chmod(0o600)
+    assert "answers" in ask_store(f"http://{server}")
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,16 @@ def test_broken_store_with_runs_is_named_and_left_alone(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
+def test_locked_store_is_tried_again_and_left_alone(tmp_path: Path) -> None:
+    def locked(uri: str) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    file = connected_to(tmp_path / "mlflow.db")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        open_database(f"sqlite:///{file}", file, locked)
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
+
+
 def test_files_of_other_programs_are_never_set_aside(tmp_path: Path) -> None:
     text, other = tmp_path / "text.db", tmp_path / "other.db"
     text.write_text("text" * 1000)
