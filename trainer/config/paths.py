@@ -42,11 +42,7 @@ def understood(name: str, text: str) -> str:
         except DataError as error:
             raise ValueError(f"{name}: {error}") from error
     if is_url(text):
-        more = (
-            "; to keep the checkpoints in a bucket, set checkpoint.directory to the URL"
-            if name == "run.directory"
-            else ""
-        )
+        more = "; for checkpoints in a bucket set checkpoint.directory to its URL" if name == "run.directory" else ""
         raise ValueError(f"{name} is {redact(text)}, a URL: give a file or folder that this machine can open{more}")
     return expanded(text, name)
 
