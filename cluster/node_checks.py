@@ -7,20 +7,18 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
+from cluster.tracking_check import ask_store
 from data.shards.index import load_index
 from data.storage.location import DataError, is_remote
 from data.storage.redaction import redact
 from trainer.config.train_config import TrainConfig
 from trainer.tracking.provenance import library_versions
-from trainer.tracking.store import tracking_uri
+from trainer.tracking.store import TrackingError, check_store, tracking_uri
 
 PACKAGES = ("trainer", "models", "data", "cluster")
 MIN_OPEN_FILES = 4096
@@ -28,7 +26,6 @@ MIN_SHM_MB = 64
 """Ranks keep their batches in shared memory; NCCL and gloo keep their buffers there."""
 BUSY_SHARE = 0.10
 """Share of a GPU's memory that may be in use before a run; drivers and displays take less."""
-_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -157,26 +154,15 @@ def check_open_files() -> str:
 
 
 def check_tracking(config: TrainConfig) -> str:
-    """Check that the tracking server answers."""
+    """Check that the tracking URI can work, and that its server answers and lets the run in."""
     if config.tracking.backend == "none":
         return "off"
-    uri = tracking_uri(config.tracking, Path(config.run.directory))
-    parts = urlsplit(uri)
-    shown = redact(uri)
-    if parts.scheme not in ("http", "https"):
-        return shown
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    address = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
+    directory = Path(config.run.directory)
     try:
-        urllib.request.urlopen(f"{address}{parts.path.rstrip('/')}/health", timeout=_ANSWER_S).close()
-    except urllib.error.HTTPError:
-        return f"{shown} answers"  # it may ask for credentials, which MLflow's own settings provide
-    except OSError as error:
-        raise CheckError(
-            f"{shown} does not answer: {getattr(error, 'reason', error)}. Start the server, correct tracking.uri or "
-            "MLFLOW_TRACKING_URI, or set tracking.backend=none"
-        ) from error
-    return f"{shown} answers"
+        check_store(config.tracking, directory)
+        return ask_store(tracking_uri(config.tracking, directory))
+    except TrackingError as error:
+        raise CheckError(str(error)) from error
 
 
 def check_gpus(expected: int) -> str:

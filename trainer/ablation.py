@@ -20,6 +20,7 @@ from data.storage.errors import OperationError, UserError, as_command
 from trainer.checkpoint.format import CheckpointError, list_checkpoints
 from trainer.config.command_line import add_config_arguments, check_data, check_device
 from trainer.config.io import load_config
+from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.evaluate.classifier import NO_LABELS, Evaluation, evaluate_samples, train_classifier
 from trainer.evaluate.reference import read_all
@@ -141,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=whole_numbers, default=[0], metavar="0,1", help="default: 0")
     parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples per run (default: {NUM_SAMPLES})")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder for the runs")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="file for the table")
+    parser.add_argument("--runs", type=path_argument, default=Path("runs/ablation"), help="folder for the runs")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE.md", help="file for the table")
     options = parser.parse_args(arguments)
     fixed = ["scaling.world_size=1", "tracking.backend=none", *options.set]
     plans = []

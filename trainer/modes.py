@@ -22,6 +22,7 @@ from data.shards.index import load_index
 from data.storage.errors import UserError, as_command
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument
+from trainer.config.paths import path_argument
 from trainer.evaluate.classifier import TrainedClassifier, train_classifier
 from trainer.evaluate.reference import read_all
 from trainer.sample.draw import sample_run
@@ -143,14 +144,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m trainer.modes", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, metavar="DIR", help="draw samples from this run")
+    source.add_argument("--run", type=path_argument, metavar="DIR", help="draw samples from this run")
     source.add_argument(
-        "--samples", type=Path, metavar="FILE", help="use these samples instead: an .npz file or a folder of PNGs"
+        "--samples",
+        type=path_argument,
+        metavar="FILE",
+        help="use these samples instead: an .npz file or a folder of PNGs",
     )
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="DIR", help="prepared stacks that train the classifier"
+        "--reference",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="prepared stacks that train the classifier",
     )
-    parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="prepared stacks of other digits")
+    parser.add_argument(
+        "--test", type=path_argument, required=True, metavar="DIR", help="prepared stacks of other digits"
+    )
     parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples to draw (default: {NUM_SAMPLES})")
     add_seed_argument(parser, "of the classifier and the samples")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from data.sources.points import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
 from data.storage.errors import UserError, as_command
 from trainer.config.command_line import add_seed_argument
+from trainer.config.paths import path_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import save_picture
 from trainer.sample.scatter import scatter, side_by_side
@@ -73,10 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.points", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
     )
-    parser.add_argument("--run", type=Path, action="append", required=True, metavar="DIR", help="may be repeated")
+    parser.add_argument(
+        "--run", type=path_argument, action="append", required=True, metavar="DIR", help="may be repeated"
+    )
     parser.add_argument("--num", type=int, default=10_000, help="points to draw from each (default: 10000)")
     add_seed_argument(parser, "of the points")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw the data, then each run, as one picture")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="FILE.png", help="draw the data, then each run, as one picture"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per set of points")
     options = parser.parse_args(arguments)
     if options.num < 1:

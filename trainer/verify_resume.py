@@ -22,6 +22,7 @@ from trainer.checkpoint.fingerprint import Fingerprint, fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import ConfigError, load_config
+from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.rank.fault_injection import MARK, Kill
 
@@ -183,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the kills (default: 0)")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="repeat with more seeds for this time")
-    parser.add_argument("--out", type=Path, help="folder for runs and logs (default: runs/verify-CONFIG)")
+    parser.add_argument("--out", type=path_argument, help="folder for runs and logs (default: runs/verify-CONFIG)")
     options = parser.parse_args(arguments)
     start_logging(0)
     if options.kills < 0:

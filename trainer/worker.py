@@ -9,12 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from data.storage.errors import as_command
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import load_config
 from trainer.rank.progress import ProgressBar, SignalDriver
 from trainer.rank.worker import run_rank
+from trainer.tracking.store import check_store
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(options.config, [*options.set, f"scaling.world_size={os.environ.get('WORLD_SIZE', 1)}"])
     check_device(config)
     check_data(config)
+    check_store(config.tracking, Path(config.run.directory))
     with ExitStack() as stack:
         bar = stack.enter_context(ProgressBar()) if rank == 0 else None
         outcome = run_rank(config, SignalDriver(bar))

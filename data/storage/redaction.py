@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+HIDDEN = "***"
+"""What is shown instead of a secret."""
 _HOST_AND_PORT = r"(?:[^/?\#\s:@]*@)?(?:localhost|[\w-]+\.[\w.-]+|\[[\da-f:.]+\]):\d{1,5}(?:[/?\#\s]|$)"
 _USER = re.compile(
     rf"""(?ix)

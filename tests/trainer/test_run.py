@@ -129,6 +129,14 @@ def test_place_for_checkpoints_that_cannot_be_used_is_named(tiny, tmp_path, caps
     assert told.format(tmp=tmp_path) in capsys.readouterr().err
 
 
+def test_tracking_uri_that_cannot_work_is_one_line_at_the_start(tiny, tmp_path, capsys):
+    more = ("tracking.backend=mlflow", "tracking.uri=localhost:5000")
+    assert main(arguments(tiny, tmp_path / "run", *more)) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "rank 0" not in text]
+    assert line.startswith("tracking.uri is localhost:5000: did you mean http://localhost:5000?")
+    assert not (tmp_path / "run").exists()
+
+
 def test_checkpoints_that_would_be_left_behind_are_named(tiny, tmp_path, capsys):
     train(configure(tiny, tmp_path / "run"), Stopper(2))
     assert main(arguments(tiny, tmp_path / "run", f"checkpoint.directory={tmp_path}/elsewhere")) == 2

@@ -21,6 +21,7 @@ from trainer.bench.measurements import Report, compare_updates, time_reading, ti
 from trainer.bench.overhead import summarize, time_pairs
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import load_config
+from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 
@@ -127,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint = add("checkpoint", "how long a checkpoint holds training", _checkpoint)
     checkpoint.add_argument("--mb", type=whole_number(4), default=1000, help="size of the state in 10^6 bytes (1000)")
     checkpoint.add_argument("--rounds", type=whole_number(1), default=3, help="saves (3)")
-    checkpoint.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()), help="folder on that disk")
+    checkpoint.add_argument(
+        "--out", type=path_argument, default=Path(tempfile.gettempdir()), help="folder on that disk"
+    )
     for command in (steps, pace):
         command.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
     return parser

@@ -38,7 +38,7 @@ def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig
     with replaced(folder / WEIGHTS) as draft:
         save_file(tensors, draft, metadata={"step": str(step)})
     with replaced(folder / CONFIG) as draft:
-        draft.write_text(redact(dump_config(config)))  # snapshots are shared with others
+        draft.write_text(redact(dump_config(config)), encoding="utf-8")  # snapshots are shared with others
     return folder
 
 

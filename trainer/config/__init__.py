@@ -6,6 +6,7 @@ Files:
     explain       the meaning of each setting, as text and as a schema
     io            YAML and --set to a config and back, absolute paths
     messages      wording of config errors
+    paths         ~, $NAME and URLs in settings that name files and folders
     plan          the dry run
     renamed       settings by their former names
     resume        which settings may change when a run is resumed

@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.storage.errors import UserError
-from data.storage.location import is_remote
-from data.storage.redaction import redact
+from data.storage.redaction import HIDDEN, redact
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
+from trainer.config.paths import PATHS, is_local, understood
 from trainer.config.renamed import RENAMED, rename
 from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
@@ -144,7 +144,17 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
     draft = _Draft(parse(_read_text(path, label)), label)
     for override in overrides:
         draft.override(override)
-    return _finish(draft)
+    config = _finish(draft)
+    for name, value in flat(config).items():
+        if isinstance(value, str) and HIDDEN in value and name != "tracking.uri":
+            section, field = name.split(".", 1)
+            draft.add(
+                (section, *field.split(".")),
+                f"{name} is {value}: its secret was left out when the file was written. Give the whole value again: "
+                f"--set {name}=...",
+            )
+    draft.raise_problems()
+    return config
 
 
 def load_stored(path: FilePath) -> TrainConfig:
@@ -194,7 +204,7 @@ def config_names() -> list[str]:
 
 
 def _resolve(name_or_path: str) -> FilePath:
-    path = FilePath(name_or_path)
+    path = FilePath(os.path.expanduser(name_or_path))
     is_yaml = path.suffix in (".yaml", ".yml")
     if "/" in name_or_path or (is_yaml and path.is_file()):
         return path
@@ -231,7 +241,21 @@ def _finish(draft: _Draft) -> TrainConfig:
                 _add_error(draft, path, error["type"], error)
     draft.raise_problems()
     assert config is not None
+    config = _with_values(config, _understood_paths(draft, config))
+    draft.raise_problems()
     return config
+
+
+def _understood_paths(draft: _Draft, config: TrainConfig) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name in PATHS:
+        section, field = name.split(".")
+        if text := getattr(getattr(config, section), field):
+            try:
+                values[name] = understood(name, text)
+            except ValueError as error:
+                draft.add((section, field), str(error))
+    return values
 
 
 def _add_error(draft: _Draft, path: Path, kind: str, error: Mapping[str, Any]) -> None:
@@ -267,18 +291,6 @@ def _drop_unknown_keys(draft: _Draft, values: dict[str, Any], section: type, pat
     return suggested
 
 
-PATHS = (
-    "run.directory",
-    "run.init_from",
-    "data.path",
-    "data.cache_directory",
-    "checkpoint.directory",
-    "evaluation.network",
-    "evaluation.reference",
-)
-"""Settings that are the path of a file or folder; some may also be a URL."""
-
-
 def inside_ray_job() -> bool:
     """Whether this process is the driver of a `ray job submit`, where each process has its own temporary folder."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -290,22 +302,24 @@ def with_absolute_paths(config: TrainConfig, *, inside_job: bool) -> TrainConfig
     Raises:
         ConfigError: inside a Ray job, files at a relative path would be lost with the job's temporary folder.
     """
-    given: dict[tuple[str, str], str | None] = {
-        (section, field): getattr(getattr(config, section), field) for section, field in (n.split(".") for n in PATHS)
-    }
-    local = {
-        name: path for name, path in given.items() if path and not is_remote(path) and not path.startswith("file:")
-    }
-    relative = {
-        f"{section}.{field}": path for (section, field), path in local.items() if not FilePath(path).is_absolute()
-    }
-    if inside_job and relative:
+    local: dict[str, str] = {}
+    for name in PATHS:
+        section, field = name.split(".")
+        path = getattr(getattr(config, section), field)
+        if path and is_local(name, path):
+            local[name] = path
+    if inside_job and (relative := {name: path for name, path in local.items() if not FilePath(path).is_absolute()}):
         raise ConfigError(
             f"{name} is {path}, a relative path: inside a Ray job each process has a temporary folder of its own, and "
             f"what is written there is lost. Give an absolute path that all nodes share: --set {name}=/shared/..."
             for name, path in relative.items()
         )
-    for (section, field), path in local.items():
-        changed = replace(getattr(config, section), **{field: str(FilePath(path).absolute())})
-        config = replace(config, **{section: changed})
+    return _with_values(config, {name: str(FilePath(path).absolute()) for name, path in local.items()})
+
+
+def _with_values(config: TrainConfig, values: Mapping[str, str]) -> TrainConfig:
+    """The config with other values of some settings, by dotted name."""
+    for name, value in values.items():
+        section, field = name.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{field: value})})
     return config

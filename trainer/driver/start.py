@@ -17,6 +17,7 @@ from trainer.config.io import ConfigError, from_dict
 from trainer.config.resume import check_resumable
 from trainer.config.train_config import TrainConfig
 from trainer.rank.run_folder import make_run_directory
+from trainer.tracking.store import check_store
 
 
 def set_up_ray() -> None:
@@ -41,11 +42,12 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
         Step of the newest checkpoint, 0 without one.
 
     Raises:
-        ConfigError, DataError, WeightsError: the run directory, the data or the initial weights do not fit, or another
-            run writes to the directory.
+        ConfigError, DataError, WeightsError, TrackingError: the run directory, the data, the initial weights or the
+            tracking URI do not fit, or another run writes to the directory.
     """
     check_data(config)
     directory = Path(config.run.directory)
+    check_store(config.tracking, directory)
     if directory.exists() and not directory.is_dir():
         raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
     if resume == "never" and directory.exists() and any(directory.iterdir()):

@@ -14,7 +14,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn, get_args
 
 import torch
@@ -25,6 +24,7 @@ from data.storage.errors import UserError, as_command
 from models.diffusion import Diffusion
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument
+from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import NO_LABELS, evaluate_samples
@@ -52,19 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m trainer.evaluate", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--samples", type=Path, metavar="FILE.npz|FOLDER", help="uint8 images [N, H, W, C], or PNGs")
-    what.add_argument("--run", type=Path, metavar="DIR", help="draw the samples from the newest checkpoint of a run")
+    what.add_argument(
+        "--samples", type=path_argument, metavar="FILE.npz|FOLDER", help="uint8 images [N, H, W, C], or PNGs"
+    )
+    what.add_argument(
+        "--run", type=path_argument, metavar="DIR", help="draw the samples from the newest checkpoint of a run"
+    )
     parser.add_argument("--num", type=int, default=500, help="samples to draw with --run (default: 500)")
     parser.add_argument(
         "--reference",
-        type=Path,
+        type=path_argument,
         required=True,
         metavar="DIR|FILE.npz",
         help="prepared data set, labelled; with --network any one, PNGs, or .npz of images or of mu and sigma",
     )
     parser.add_argument(
         "--network",
-        type=Path,
+        type=path_argument,
         metavar="FILE.pt",
         help="TorchScript whose features are taken (default: a small classifier, trained on the reference)",
     )
@@ -74,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="none",
         help="file format that the samples go through first; jpeg is what the authors of DDGAN did (default: none)",
     )
-    parser.add_argument("--cache", type=Path, default=cache_folder(), metavar="DIR", help="where references are kept")
+    parser.add_argument(
+        "--cache", type=path_argument, default=cache_folder(), metavar="DIR", help="where references are kept"
+    )
     add_seed_argument(parser, "of the classifier, noise, subsets and samples")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)

@@ -155,7 +155,7 @@ class Worker:
     def _open_tracker(self) -> None:
         checkpoint, directory = self.checkpoint, Path(self.config.run.directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.yaml").write_text(text := redact(dump_config(self.config)))
+        (directory / "config.yaml").write_text(text := redact(dump_config(self.config)), encoding="utf-8")
         if self.config.tracking.backend == "mlflow":
             self.tracker = open_tracker(
                 self.config.tracking,

@@ -7,13 +7,13 @@ same (the last batch is padded), because another size changes the order of the n
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from data.storage.arguments import whole_numbers
 from data.storage.errors import as_command
 from models.sampling import Sampler
 from trainer.config.command_line import add_seed_argument
+from trainer.config.paths import path_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import check_destination, save_images
 
@@ -22,7 +22,7 @@ from trainer.sample.images import check_destination, save_images
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="directory of the run, or of a snapshot")
+    parser.add_argument("--run", type=path_argument, required=True, help="directory of the run, or of a snapshot")
     parser.add_argument(
         "--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid"
     )
@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fast", action="store_true", help="on a GPU: bfloat16, compiled, large batches; images differ slightly"
     )
-    parser.add_argument("--out", type=Path, required=True, help="grid.png, images.npz, or a folder for one PNG each")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="grid.png, images.npz, or a folder for one PNG each"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.num < 1:

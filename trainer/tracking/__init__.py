@@ -2,6 +2,8 @@
 
 Files:
     command      python -m trainer.tracking: uploads a spool; the sinks by name
+    database     MLflow's SQLite file: made once, artifacts next to it
+    identity     which run on the server a directory reports to
     mlflow_sink  MLflow, used only here
     provenance   commit, versions, data: the tags of a run
     sink         the interface to a tracking server, one file for each

@@ -11,15 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
-from data.storage.redaction import redact
+from data.storage.redaction import HIDDEN, redact
+from trainer.config.paths import path_argument
+from trainer.tracking.identity import begin_new_run
 from trainer.tracking.mlflow_sink import MlflowSink
 from trainer.tracking.sink import Sink
-from trainer.tracking.spool import Record, read_records, spool_path
-from trainer.tracking.store import choose_store
+from trainer.tracking.spool import Record, RunRecords, spool_path
+from trainer.tracking.store import VARIABLE, TrackingError, choose_store, secrets_of
 from trainer.tracking.uploader import Uploader, upload_lock
 
 log = logging.getLogger(__name__)
@@ -29,14 +31,22 @@ SINKS: Mapping[str, Callable[[str, Path], Sink]] = {"mlflow": MlflowSink}
 
 
 class _Redacted(io.TextIOBase):
-    """A stream that hides passwords: the messages of trackers and databases contain whole URIs."""
+    """A stream that hides passwords: the messages of trackers and databases contain whole URIs.
 
-    def __init__(self, stream: TextIO):
+    It never fails: what the stream's encoding lacks is written as escapes.
+    """
+
+    def __init__(self, stream: TextIO, hide: Callable[[str], str]):
         self._stream = stream
+        self._hide = hide
 
     def write(self, text: str, /) -> int:
         """Write the text with passwords removed."""
-        self._stream.write(redact(text))
+        shown = self._hide(text)
+        try:
+            self._stream.write(shown)
+        except UnicodeEncodeError:
+            self._stream.write(shown.encode("ascii", "backslashreplace").decode())
         return len(text)
 
     def flush(self) -> None:
@@ -44,59 +54,67 @@ class _Redacted(io.TextIOBase):
         self._stream.flush()
 
 
+def _hider(asked_uri: str | None) -> Callable[[str], str]:
+    """Hides secrets in a text: by their form, and those of the environment and the asked URI by their value."""
+    known = {*secrets_of(asked_uri or ""), *secrets_of(os.environ.get(VARIABLE, ""))}
+    secrets = sorted((secret for secret in known if len(secret) > 3), key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, HIDDEN)
+        return redact(text)
+
+    return hide
+
+
 def _target_uri(asked: str | None, is_child: bool, opening: Record, run_directory: Path) -> str:
     """The upload target: as requested, as given to the trainer's child in its environment, or as the run configured it.
 
     Raises:
-        ValueError: the URI had a password, which the spool does not store.
+        TrackingError: the URI is wrong, or had a password, which the spool does not store.
     """
     if asked or is_child:
-        return choose_store(asked, run_directory).uri
-    saved = str(opening.payload["uri"])
-    named = os.environ.get("MLFLOW_TRACKING_URI")
-    if named and (opening.payload["uri_source"] != "config" or redact(named) == saved):
-        return choose_store(named, run_directory).uri
-    if "***" in saved:
-        raise ValueError(
-            f"the run goes to {saved}, and its password is not kept in the spool: "
-            "set MLFLOW_TRACKING_URI to the whole URI and run this again"
-        )
-    return saved
+        return choose_store(asked, run_directory, name="--uri").uri
+    payload = opening.payload
+    saved, source = str(payload["uri"]), payload["uri_source"]
+    # The directory may have been moved since, and the store next to it as well.
+    saved = None if source == "default" else str(payload.get("uri_given") or saved)
+    if os.environ.get(VARIABLE) and source != "config":
+        saved = None
+    return choose_store(saved, run_directory, name="the run's tracking URI").uri
 
 
 def _upload(
     run_directory: Path,
-    asked_uri: str | None,
-    timeout_s: float,
-    parent: int | None,
+    given: argparse.Namespace,
+    hide: Callable[[str], str],
     sinks: Mapping[str, Callable[[str, Path], Sink]],
 ) -> int:
     """Upload the spool of a run. Returns the exit code: 0 if nothing is left to upload."""
-    spool = spool_path(run_directory)
-    openings = [record for record in read_records(spool) if record.kind == "open"] if spool.is_file() else []
-    if not openings:
-        log.error("%s is no spool of a run: nothing to deliver", spool)
-        return 2
-    opening = openings[-1]
     try:
-        uri = _target_uri(asked_uri, parent is not None, opening, run_directory)
-    except ValueError as error:
-        log.error("%s", error)
+        opening = RunRecords(spool_path(run_directory)).newest
+        assert opening
+        uri = _target_uri(given.uri, given.parent is not None, opening, run_directory)
+    except (OSError, ValueError) as error:
+        told = isinstance(error, TrackingError)
+        log.error("%s", error if told else f"{spool_path(run_directory)} is no spool of a run: nothing to deliver")
         return 2
-    sink = sinks[opening.payload.get("backend", "mlflow")](uri, run_directory)
 
     def trainer_lives() -> bool:
-        return parent is not None and os.getppid() == parent
+        return given.parent is not None and os.getppid() == given.parent
 
     # The uploader of a run that just ended may still be working.
-    wait_until = time.monotonic() + timeout_s
+    wait_until = time.monotonic() + given.timeout
     try:
         with upload_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
+            if given.new_run:
+                begin_new_run(run_directory)
             left = Uploader(
                 run_directory,
-                sink,
+                sinks[opening.payload.get("backend", "mlflow")](uri, run_directory),
                 target=redact(uri),
-                timeout_s=timeout_s,
+                hide=hide,
+                timeout_s=given.timeout,
                 trainer_lives=trainer_lives,
                 # The signal's default action ends the process even inside a database driver; no data is lost.
                 watchdog=lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds),
@@ -115,9 +133,10 @@ def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.tracking", description=(__doc__ or "").split("\n\n")[0])
     deliver = parser.add_subparsers(required=True).add_parser("deliver", help="send what is left in a run's spool")
-    deliver.add_argument("--run", type=Path, required=True, help="run directory")
+    deliver.add_argument("--run", type=path_argument, required=True, help="run directory")
     deliver.add_argument("--timeout", type=float, default=60.0, help="give up after failing for this long, in s")
     deliver.add_argument("--uri", help="send it to this server instead of the run's own")
+    deliver.add_argument("--new-run", action="store_true", help="send everything to a new run on the server")
     deliver.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads would take CPU time from the ranks
@@ -126,10 +145,11 @@ def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable
         # A stop signal reaches every process of a job, but the trainer has yet to write the records of its last steps.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with redirect_stderr(_Redacted(sys.stderr)):
+    hide = _hider(given.uri)
+    with redirect_stderr(_Redacted(sys.stderr, hide)), redirect_stdout(_Redacted(sys.stdout, hide)):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         try:
-            return _upload(Path(os.path.abspath(given.run)), given.uri, given.timeout, given.parent, sinks)
+            return _upload(Path(os.path.abspath(given.run)), given, hide, sinks)
         except Exception:
             log.exception("the upload failed")
             return 1

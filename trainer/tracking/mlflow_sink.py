@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import uuid
@@ -11,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.tracking.database import ARTIFACTS, open_database
 from trainer.tracking.sink import Point, RefusedError, RunGoneError
 from trainer.tracking.spool import Record
+from trainer.tracking.store import database_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,8 +53,9 @@ class MlflowSink:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
     def attach(self, opening: Record, run_id: str | None) -> tuple[str, bool]:
-        for candidate in (run_id, opening.payload["run_id"]):
-            if candidate and self._exists(candidate):
+        # The id of a checkpoint is used where tracking/ was removed: then a deleted run is not to be brought back.
+        for candidate, wanted in ((run_id, True), (opening.payload["run_id"], False)):
+            if candidate and self._exists(candidate, wanted=wanted):
                 self._run_id = candidate
                 return candidate, False
         experiment_id = self._experiment(opening.payload["experiment"])
@@ -145,29 +149,64 @@ class MlflowSink:
         if self._connected is None:
             from mlflow import MlflowClient
 
-            self._connected = MlflowClient(tracking_uri=self._uri)
+            def connect(uri: str) -> MlflowClient:
+                client = MlflowClient(tracking_uri=uri)
+                client.search_experiments(max_results=1)  # makes the tables, or checks them
+                return client
+
+            file = database_file(self._uri)
+            self._connected = open_database(self._uri, file, connect) if file else MlflowClient(self._uri)
         return self._connected
 
-    def _exists(self, run_id: str) -> bool:
+    def _exists(self, run_id: str, *, wanted: bool = True) -> bool:
+        """Whether the server has the run; one in the bin counts, and is an error, only if it is wanted."""
         from mlflow.exceptions import MlflowException
 
         try:
-            run = self._client.get_run(run_id)
+            with self._let_in():
+                run = self._client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
-        if run.info.lifecycle_stage != "active":
-            raise RuntimeError(f"the run was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
-        return True
+        if run.info.lifecycle_stage == "active":
+            return True
+        if not wanted:
+            return False
+        raise RuntimeError(
+            f"the run was deleted: `mlflow runs restore --run-id {run_id}` brings it back, or `mlflow experiments "
+            f"restore --experiment-id {run.info.experiment_id}` with its experiment; for a new run with all curves: "
+            f"python -m trainer.tracking deliver --new-run --run {shlex.quote(str(self._run_directory))}"
+        )
 
     def _experiment(self, name: str) -> str:
-        known = self._client.get_experiment_by_name(name)
+        with self._let_in():
+            known = self._client.get_experiment_by_name(name)
         if known is not None:
+            if known.lifecycle_stage != "active":
+                raise RuntimeError(
+                    f"the experiment {name} was deleted: `mlflow experiments restore --experiment-id "
+                    f"{known.experiment_id}` brings it back, or set tracking.experiment to another name"
+                )
             return known.experiment_id
         root = artifact_root(self._uri, self._run_directory)
         folder = None if root is None else (root / re.sub(r"[^\w.-]+", "_", name)).as_uri()
         return self._client.create_experiment(name, artifact_location=folder)
+
+    @contextmanager
+    def _let_in(self) -> Iterator[None]:
+        """Name a refused user in words; servers answer with pages of HTML."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            if error.get_http_status_code() in (401, 403) or re.search(r"error code 40[13]\b", str(error)):
+                raise PermissionError(
+                    "the tracking server refuses this user (401 or 403): set MLFLOW_TRACKING_USERNAME and "
+                    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                ) from error
+            raise
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -190,11 +229,10 @@ def artifact_root(uri: str, run_directory: Path) -> Path | None:
 
     MLflow itself would use `mlruns` in the current folder.
     """
-    scheme, _, rest = uri.partition("://")
-    if scheme.startswith("sqlite"):
-        return Path(rest[1:].partition("?")[0]).parent / "mlartifacts"
-    if scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
-        return Path(os.path.abspath(run_directory)).parent / "mlartifacts"
+    if file := database_file(uri):
+        return file.parent / ARTIFACTS
+    if re.match(r"(postgresql|mysql|mssql)\b", uri):
+        return Path(os.path.abspath(run_directory)).parent / ARTIFACTS
     return None
 
 

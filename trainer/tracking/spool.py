@@ -8,6 +8,9 @@ server has received it. Both files are in `<run directory>/tracking`.
     {"kind": "image", "at": ..., "step": 150, "key": "samples", "path": "samples/000150.png"}
     {"kind": "artifact", "at": ..., "step": null, "path": "snapshots/final.safetensors", "folder": "snapshots", ...}
     {"kind": "close", "at": ..., "step": null, "status": "FINISHED"}
+
+An open record with another uid than those before it begins a new run on the server. It takes over what came before, up
+to its step; see `RunRecords`.
 """
 
 import json
@@ -16,7 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +55,8 @@ class Progress:
 
     target: str = ""
     """The server's URI without its password. A different server starts at offset 0."""
+    uid: str | None = None
+    """The run's own id, as in its open records."""
     run_id: str | None = None
     """The server's id of the run."""
     offset: int = 0
@@ -60,6 +65,15 @@ class Progress:
     """Number of skipped records: the server rejected them as invalid, or their file is gone."""
     trouble: str | None = None
     """Why the last attempt failed; None if it succeeded."""
+    waiting: tuple[int, ...] = ()
+    """Offsets of images and artifacts before `offset` that the server could not store yet."""
+    files_trouble: str | None = None
+    """Why they could not be stored."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps records from the server, for a message."""
+        return self.trouble or (self.files_trouble and f"it takes curves, but no files: {self.files_trouble}")
 
 
 def spool_path(run_directory: Path) -> Path:
@@ -72,13 +86,15 @@ def progress_path(run_directory: Path) -> Path:
     return run_directory / "tracking" / "delivered.json"
 
 
-def load_progress(run_directory: Path, target: str) -> Progress:
-    """Progress at the server `target`; the start of the spool if none is recorded or it cannot be read."""
+def load_progress(run_directory: Path, target: str, uid: str | None = None) -> Progress:
+    """Progress of the run `uid` at the server `target`; the start if none is recorded or it cannot be read."""
     try:
         noted = Progress(**json.loads(progress_path(run_directory).read_text()))
     except (OSError, ValueError, TypeError):
-        return Progress(target=target)
-    return noted if noted.target == target else Progress(target=target)
+        return Progress(target=target, uid=uid)
+    if noted.target != target or (uid and noted.uid not in (None, uid)):
+        return Progress(target=target, uid=uid)
+    return replace(noted, uid=uid or noted.uid, waiting=tuple(noted.waiting))
 
 
 def save_progress(run_directory: Path, progress: Progress) -> None:
@@ -107,11 +123,55 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
             yield Record(kind=kind, at=at, step=step, payload=fields, start=start, end=offset)
 
 
-def count_records(path: Path, offset: int = 0) -> int:
-    """Number of records from byte `offset` on."""
+class RunRecords:
+    """The records of a spool that belong to its newest run on the server.
+
+    A spool may hold several runs one after the other: a copied directory, or a start with other settings, begins a new
+    one. A run owns all records from its first open record on. Of those before, it owns points, images and artifacts up
+    to the step at which it began; nothing, if it began without a checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the open records.
+
+        Raises:
+            ValueError: the spool has none.
+            OSError: it cannot be read.
+        """
+        self._begins: list[Record] = []
+        self.newest: Record | None = None
+        for record in read_records(path):
+            if record.kind == "open":
+                if self.newest is None or record.payload["uid"] != self.newest.payload["uid"]:
+                    self._begins.append(record)
+                self.newest = record
+        if not self._begins:
+            raise ValueError(f"{path} does not begin with an open record")
+        self.opening = self._begins[-1]
+        self.uid: str = self.opening.payload["uid"]
+
+    def own(self, record: Record) -> bool:
+        """Whether a record belongs to the newest run."""
+        for later in self._begins:
+            if later.start <= record.start:
+                continue
+            if later.step is None or record.kind in ("open", "close"):
+                return False
+            if record.step is not None and record.step > later.step:
+                return False
+        return True
+
+    def begins_another(self, record: Record) -> bool:
+        """Whether a record, written since, begins another run."""
+        return record.kind == "open" and record.start > self.opening.start and record.payload["uid"] != self.uid
+
+
+def count_left(path: Path, noted: Progress) -> int:
+    """Number of records that the server does not have yet."""
     try:
-        return sum(1 for _ in read_records(path, offset))
-    except OSError:
+        own = RunRecords(path).own
+        return sum(own(record) for record in read_records(path, noted.offset)) + len(noted.waiting)
+    except (OSError, ValueError):
         return 0
 
 
@@ -142,6 +202,7 @@ class Spool:
             OSError: the folder or the file cannot be written.
         """
         self.path = spool_path(run_directory)
+        self.former: Record | None = None
         self.uid = uuid.uuid4().hex
         self._directory = Path(os.path.abspath(run_directory))
         self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
@@ -153,6 +214,17 @@ class Spool:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._repair()
         self._read_back(-1 if last_step is None else last_step)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the run has reported steps that come again, after the checkpoint that it resumes from."""
+        return bool(self._keys_at)
+
+    def begin_new_run(self) -> None:
+        """Let the next `open` begin a new run on the server; see `RunRecords`."""
+        self.uid = uuid.uuid4().hex
+        self._keys_at.clear()
+        self._artifacts.clear()
 
     def open(self, *, step: int | None, **payload: Any) -> None:
         """Record that a process starts or resumes the run."""
@@ -218,19 +290,20 @@ class Spool:
             os.ftruncate(self._file, end)
 
     def _read_back(self, last_step: int) -> None:
-        """Read the run's uid and the records after `last_step`."""
-        uid = None
-        for record in read_records(self.path):
+        """Read the newest open record, and which of the run's points, images and artifacts are in the spool."""
+        try:
+            run = RunRecords(self.path)
+        except ValueError:
+            return
+        self.former, self.uid = run.newest, run.uid
+        for record in filter(run.own, read_records(self.path)):
             match record.kind:
-                case "open":
-                    uid = uid or record.payload["uid"]
                 case "artifact":
                     self._artifacts.add(json.dumps(record.payload, sort_keys=True))
                 case "metrics" | "image" if record.step is not None and record.step > last_step:
                     keys = record.payload.get("metrics")
                     names = {f"image {record.payload['key']}"} if keys is None else {f"metric {key}" for key in keys}
                     self._remember(record.step, names)
-        self.uid = uid or self.uid
 
     def _remember(self, step: int, names: set[str]) -> None:
         # Most steps have the same names: sharing one set keeps a million steps small.

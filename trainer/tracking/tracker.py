@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from data.storage.files import replaced
 from data.storage.redaction import redact
-from trainer.tracking.spool import Spool, Status, count_records, load_progress
+from trainer.tracking.identity import bind, reason_for_new_run
+from trainer.tracking.spool import Spool, Status, count_left, load_progress
 from trainer.tracking.store import choose_store
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 STOPPED_FLUSH_S = 5.0
 """Longest wait for the server at the end of a stopped run."""
+_UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+"""MLflow prints text that a latin-1 or ASCII locale cannot write, and would fail."""
 
 
 class UploaderProcess:
@@ -64,7 +67,7 @@ class UploaderProcess:
             with (folder / "delivery.log").open("ab") as output:
                 self._process = subprocess.Popen(
                     [sys.executable, *self._module, "deliver", *arguments],
-                    env={**os.environ, "MLFLOW_TRACKING_URI": self._uri, "PYTHONPATH": path},
+                    env={**os.environ, **_UTF8, "MLFLOW_TRACKING_URI": self._uri, "PYTHONPATH": path},
                     cwd=folder,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -161,7 +164,7 @@ class SpoolTracker:
 
     @property
     def run_id(self) -> str | None:
-        return load_progress(self._directory, self._shown_uri).run_id
+        return load_progress(self._directory, self._shown_uri, self._spool.uid).run_id
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self._closed:
@@ -184,18 +187,18 @@ class SpoolTracker:
         # A stopped run has little time to end, and the start that resumes it uploads the rest.
         limit_s = STOPPED_FLUSH_S if status == "KILLED" else math.inf
         done = self._uploader.wait(min(self._flush_timeout_s, limit_s))
-        noted = load_progress(self._directory, self._shown_uri)
+        noted = load_progress(self._directory, self._shown_uri, self._spool.uid)
         if noted.refused:
             log_file = self._spool.path.with_name("delivery.log")
             log.warning("the tracking server took all but %d records, see %s", noted.refused, log_file)
-        waiting = count_records(self._spool.path, noted.offset)
+        waiting = count_left(self._spool.path, noted)
         if waiting and not done:
             log.warning(
                 "%d records of the run are not at %s yet%s. They are safe in %s; to send them: "
                 "python -m trainer.tracking deliver --run %s",
                 waiting,
                 self._shown_uri,
-                f" ({noted.trouble})" if noted.trouble else "",
+                f" ({noted.problem})" if noted.problem else "",
                 self._spool.path,
                 shlex.quote(str(self._directory)),
             )
@@ -206,7 +209,7 @@ class SpoolTracker:
             return
         self._watched = time.monotonic()
         self._uploader.keep_alive()
-        trouble = load_progress(self._directory, self._shown_uri).trouble
+        trouble = load_progress(self._directory, self._shown_uri, self._spool.uid).problem
         if trouble and not self._trouble:
             log.warning("tracking server %s: %s. Metrics wait in %s", self._shown_uri, trouble, self._spool.path)
         elif self._trouble and not trouble:
@@ -247,7 +250,27 @@ def open_tracker(
     store = choose_store(config.uri, run_directory)
     try:
         spool = Spool(run_directory, last_step=last_step)
-        config_file = _keep_config(spool.path.parent, redact(config_yaml), last_step)
+    except OSError as error:
+        log.warning("the run is not tracked: %s", error)
+        return NullTracker()
+    shown_params = {key: redact(str(value)) for key, value in params.items()}
+    shown_tags = {key: redact(str(value)) for key, value in tags.items()}
+    reason = reason_for_new_run(
+        run_directory,
+        spool,
+        last_step=last_step,
+        experiment=config.experiment,
+        params=shown_params,
+        tags=shown_tags,
+    )
+    is_first = spool.former is None or (reason is not None and last_step is None)
+    if reason:
+        spool.begin_new_run()
+        run_id = None
+        log.warning("a new run begins on the tracking server: %s", reason)
+    try:
+        bind(run_directory, spool.uid)
+        config_file = _keep_config(spool.path.parent, redact(config_yaml), None if is_first else last_step or 0)
     except OSError as error:
         log.warning("the run is not tracked: %s", error)
         return NullTracker()
@@ -259,8 +282,9 @@ def open_tracker(
         experiment=config.experiment,
         uri=redact(store.uri),
         uri_source=store.source,
-        params={key: redact(str(value)) for key, value in params.items()},
-        tags={key: redact(str(value)) for key, value in tags.items()},
+        uri_given=store.given and redact(store.given),
+        params=shown_params,
+        tags=shown_tags,
     )
     spool.artifact(config_file, None)
     process = uploader(run_directory, store.uri, config.flush_timeout_s)
@@ -270,12 +294,12 @@ def open_tracker(
     )
 
 
-def _keep_config(folder: Path, text: str, last_step: int | None) -> Path:
+def _keep_config(folder: Path, text: str, resumed_step: int | None) -> Path:
     """Write the run's config, or the resumed run's if it differs; a file with the same content is not touched."""
     path = folder / "config.yaml"
-    if path.exists() and path.read_text() != text:
-        path = folder / f"config-resumed-{last_step or 0}.yaml"
-    if not path.exists() or path.read_text() != text:
+    if resumed_step is not None and path.exists() and path.read_text(encoding="utf-8") != text:
+        path = folder / f"config-resumed-{resumed_step}.yaml"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         with replaced(path) as draft:
-            draft.write_text(text)
+            draft.write_text(text, encoding="utf-8")
     return path

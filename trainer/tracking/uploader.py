@@ -22,7 +22,8 @@ from trainer.tracking.sink import Point, RefusedError, RunGoneError, Sink
 from trainer.tracking.spool import (
     Progress,
     Record,
-    count_records,
+    RunRecords,
+    count_left,
     is_closed,
     load_progress,
     read_records,
@@ -77,6 +78,7 @@ class Uploader:
         sink: Sink,
         *,
         target: str,
+        hide: Callable[[str], str] = redact,
         timeout_s: float,
         trainer_lives: Callable[[], bool],
         poll_s: float = 0.5,
@@ -90,6 +92,7 @@ class Uploader:
             run_directory: folder of the run.
             sink: the server.
             target: the server's URI without password; the key of the saved progress.
+            hide: replaces secrets in the text of an error.
             timeout_s: once the spool is closed or the trainer dead, give up after failing for this long.
             trainer_lives: whether more records may still come.
             poll_s: time between checks of the spool, in s.
@@ -107,7 +110,9 @@ class Uploader:
         self._clock = clock
         self._sleep = sleep
         self._watchdog = watchdog
-        self._noted = load_progress(run_directory, target)
+        self._hide = hide
+        self._run = RunRecords(self._spool)
+        self._noted = load_progress(run_directory, target, self._run.uid)
         if self._noted.offset > self._spool.stat().st_size:
             self._noted = replace(self._noted, offset=0)
         self._attached = False
@@ -115,6 +120,10 @@ class Uploader:
         self._known: dict[str, set[int]] = {}
         self._request_s = FIRST_REQUEST_S
         self._reminded = -REMIND_S
+        self._failed_at = -1
+        self._superseded = False  # another run begins after the records of this one
+        self._died = False  # the last record sent is no close
+        self._files_due = 0.0
 
     def run(self) -> int:
         """Upload until all is sent and the spool is closed or the trainer dead. Returns the number of records left."""
@@ -129,6 +138,7 @@ class Uploader:
                 ending_since = None
             elif ending_since is None:
                 ending_since = next_try = began  # time is limited from here on
+                self._files_due = began
             if began < next_try:
                 self._sleep(min(self._poll_s, next_try - began))
                 continue
@@ -139,15 +149,15 @@ class Uploader:
             try:
                 worked = self._send_some()
                 if not worked and ending_since is not None:
-                    if not closed:
+                    if self._died if self._superseded else not closed:
                         self._mark_failed()
-                    return 0
+                    return len(self._noted.waiting)
             except Exception as error:  # any error of a network, database or plugin: try again
                 if self._noted.offset > offset:
                     last_good, pause_s = self._clock(), 1.0
                 self._note_failure(error, began)
                 if ending_since is not None and self._clock() - max(last_good, ending_since) >= self._timeout_s:
-                    return count_records(self._spool, self._noted.offset)
+                    return count_left(self._spool, self._noted)
                 next_try = self._clock() + (pause_s if ending_since is None else 1.0)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 continue
@@ -156,35 +166,92 @@ class Uploader:
                 self._sleep(self._poll_s)
 
     def _send_some(self) -> bool:
-        records = list(itertools.islice(read_records(self._spool, self._noted.offset), MAX_RECORDS))
+        records = self._read()
         if not records:
-            return False
+            return self._send_waiting()
         # Records noted as sent must survive a power cut, or new ones at their offsets would count as sent.
         _sync(self._spool)
         with self._limit(LONGEST_CALL_S):
             if self._attach():
                 return True
-        for group in _groups(records):
+        for group in _groups([record for record in records if self._run.own(record)]):
             try:
                 self._send(group)
                 refused = 0
             except (RefusedError, FileNotFoundError) as error:
                 refused = self._send_singly(group, error)
+            except Exception as error:
+                if not self._can_wait(group[0], error):
+                    raise
+                continue
             self._note(offset=group[-1].end, refused=self._noted.refused + refused, trouble=None)
+        self._note(offset=records[-1].end)
+        self._died = records[-1].kind != "close"
         return True
+
+    def _read(self) -> list[Record]:
+        """The next records, up to one that begins another run: that is for another process."""
+        records = []
+        for record in itertools.islice(read_records(self._spool, self._noted.offset), MAX_RECORDS):
+            if self._run.begins_another(record):
+                self._superseded = True
+                break
+            records.append(record)
+        return records
+
+    def _can_wait(self, record: Record, error: Exception) -> bool:
+        """Whether the record is a file that fails although the server answers; the records after it then go first."""
+        if record.kind not in ("image", "artifact") or isinstance(error, RunGoneError):
+            return False
+        if record.start != self._failed_at and not self._noted.waiting:
+            self._failed_at = record.start  # it fails again after the next attach, unless the server itself was down
+            return False
+        self._note_files([*self._noted.waiting, record.start], error)
+        self._note(offset=record.end)
+        return True
+
+    def _send_waiting(self) -> bool:
+        """Try the files that the server could not store, from time to time. Returns whether any was sent."""
+        if not self._noted.waiting or self._clock() < self._files_due:
+            return False
+        with self._limit(LONGEST_CALL_S):
+            if self._attach():
+                return True
+        for count, start in enumerate(list(self._noted.waiting)):
+            record, refused = next(read_records(self._spool, start)), 0
+            try:
+                self._send([record])
+            except (RefusedError, FileNotFoundError) as error:
+                refused = self._send_singly([record], error)
+            except RunGoneError:
+                raise
+            except Exception as error:
+                self._files_due = self._clock() + REMIND_S
+                self._note_files(self._noted.waiting, error)
+                return count > 0
+            waiting = tuple(offset for offset in self._noted.waiting if offset != start)
+            self._note(waiting=waiting, refused=self._noted.refused + refused)
+        self._note(files_trouble=None)
+        log.info("the server has all files now")
+        return True
+
+    def _note_files(self, waiting: Sequence[int], error: Exception) -> None:
+        trouble = self._shown(error)
+        if trouble != self._noted.files_trouble:
+            log.warning("files wait, and curves go first; will try again: %s", trouble)
+        self._note(waiting=tuple(waiting), files_trouble=trouble)
 
     def _attach(self) -> bool:
         """Find or create the run. Returns whether it is not the recorded one: everything is then sent again."""
         if self._attached:
             return False
-        opening = next(read_records(self._spool), None)
-        if opening is None or opening.kind != "open":
-            raise ValueError(f"{self._spool} does not begin with an open record")
-        run_id, created = self._sink.attach(opening, self._noted.run_id)
+        run_id, created = self._sink.attach(self._run.opening, self._noted.run_id)
         if created:
             self._doubt_until = 0
         anew = self._noted.run_id is not None and run_id != self._noted.run_id
-        self._note(run_id=run_id, offset=0 if anew else self._noted.offset)
+        self._note(run_id=run_id)
+        if anew:
+            self._note(offset=0, waiting=())
         if self._trainer_lives():
             self._sink.set_status("RUNNING", None)
         self._attached = True
@@ -227,7 +294,7 @@ class Uploader:
     def _send_singly(self, group: Sequence[Record], error: Exception) -> int:
         """After a refusal of the group, send each record alone and skip the refused ones. Returns how many."""
         if len(group) == 1:
-            log.warning("passed over %s of step %s: %s", group[0].kind, group[0].step, redact(str(error)))
+            log.warning("passed over %s of step %s: %s", group[0].kind, group[0].step, self._hide(str(error)))
             return 1
         self._doubt(group[-1].end)
         refused = 0
@@ -248,17 +315,20 @@ class Uploader:
 
     def _note_failure(self, error: Exception, began: float) -> None:
         if isinstance(error, RunGoneError):
-            self._note(run_id=None, offset=0)
+            self._note(run_id=None, offset=0, waiting=())
         self._attached = False
         self._doubt(self._spool.stat().st_size)
         if self._clock() - began >= 0.9 * self._request_s:
             self._request_s = min(LONGEST_REQUEST_S, 2 * self._request_s)  # the server may be slow rather than down
-        lines = redact(str(error)).strip().splitlines() or [""]
-        trouble = f"{type(error).__name__}: {lines[0][:300]}"
+        trouble = self._shown(error)
         if trouble != self._noted.trouble or self._clock() - self._reminded >= REMIND_S:
             log.warning("not uploaded, will try again: %s", trouble)
             self._reminded = self._clock()
             self._note(trouble=trouble)
+
+    def _shown(self, error: Exception) -> str:
+        lines = self._hide(str(error)).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0][:500]}"
 
     def _doubt(self, until: int) -> None:
         """Note that records before this byte may be at the server although not saved as sent."""

@@ -6,15 +6,15 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from tests.trainer.tracking.jsonl_sink import read_lines
+from tests.trainer.tracking.helpers.jsonl_sink import read_lines
+from tests.trainer.tracking.helpers.waits import is_running, wait_for
 from tests.trainer.tracking.opened import opened
-from tests.trainer.tracking.waits import is_running, wait_for
 from trainer.tracking.tracker import SpoolTracker, Tracker, UploaderProcess
 
 
 def opened_jsonl(folder: Path, watch_s: float = 30) -> Tracker:
     """A run that is reported to `folder/lines`."""
-    process = partial(UploaderProcess, module=("-m", "tests.trainer.tracking.jsonl_sink"))
+    process = partial(UploaderProcess, module=("-m", "tests.trainer.tracking.helpers.jsonl_sink"))
     return opened(folder / "run", f"file://{folder}/lines", backend="jsonl", uploader=process, watch_s=watch_s)
 
 
@@ -29,7 +29,7 @@ def test_second_tracker_is_one_file_with_a_sink(tmp_path: Path) -> None:
     assert created == {"call": "create", "run": tracked.run_id, "name": "name"}
     calls = [line["call"] for line in lines if line["call"] != "status"]
     assert calls == ["describe", "artifact", "point", "point", "image", "artifact"]
-    assert {"call": "point", "key": "rate", "step": 10, "value": 2.0} in lines
+    assert {"call": "point", "run": tracked.run_id, "key": "rate", "step": 10, "value": 2.0} in lines
     assert {"call": "image", "key": "samples", "step": 10, "file": "grid.png"} in lines
     assert {"call": "artifact", "folder": "snapshot", "file": "grid.png"} in lines
     assert lines[-1] == {"call": "status", "status": "FINISHED"}

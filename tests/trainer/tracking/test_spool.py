@@ -6,8 +6,9 @@ import pytest
 
 from trainer.tracking.spool import (
     Progress,
+    RunRecords,
     Spool,
-    count_records,
+    count_left,
     is_closed,
     load_progress,
     progress_path,
@@ -141,7 +142,7 @@ def test_full_disk_is_said_once_and_leaves_whole_lines(
             spool.metrics(step, {"loss": 1.0})
     spool.metrics(5, {"loss": 1.0})
     assert metric_steps(tmp_path) == [5]
-    assert count_records(spool_path(tmp_path)) == 2
+    assert count_left(spool_path(tmp_path), Progress()) == 2
     (warning,) = caplog.messages
     assert "training continues" in warning and str(spool_path(tmp_path)) in warning
 
@@ -183,7 +184,59 @@ def test_spool_of_a_version_that_named_no_backend_is_read(tmp_path: Path) -> Non
     )
     spool_path(tmp_path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     spool = opened(tmp_path, last_step=0)
+    assert count_left(spool_path(tmp_path), Progress()) == 3
     spool.metrics(10, {"loss": 1.0})
     spool.metrics(20, {"loss": 1.0})
     assert spool.uid == "u"
     assert metric_steps(tmp_path) == [10, 20]
+
+
+def own_steps(run: Path) -> list[int | None]:
+    own = RunRecords(spool_path(run)).own
+    return [record.step for record in read_records(spool_path(run)) if own(record) and record.kind == "metrics"]
+
+
+def test_new_run_takes_over_the_points_up_to_its_checkpoint_and_none_without_one(tmp_path: Path) -> None:
+    def report(spool: Spool, *steps: int) -> None:
+        spool.image(steps[0], "samples", tmp_path / "a.png")
+        for step in steps:
+            spool.metrics(step, {"loss": 1.0})
+
+    report(opened(tmp_path), 10, 20, 30)
+    second = Spool(tmp_path, last_step=20)
+    assert second.is_ahead
+    second.begin_new_run()
+    second.open(step=20, params={}, tags={})
+    report(second, 30, 40)
+    assert own_steps(tmp_path) == [10, 20, 30, 40]
+    third = Spool(tmp_path, last_step=30)
+    assert third.uid == second.uid
+    third.begin_new_run()
+    third.open(step=30, params={}, tags={})
+    report(third, 40)
+    assert own_steps(tmp_path) == [10, 20, 30, 40]
+    assert metric_steps(tmp_path) == [10, 20, 30, 30, 40, 40]
+    fourth = Spool(tmp_path)
+    fourth.begin_new_run()
+    fourth.open(step=None, params={}, tags={})
+    assert own_steps(tmp_path) == []
+    assert count_left(spool_path(tmp_path), Progress()) == 1
+    report(fourth, 10)
+    assert own_steps(tmp_path) == [10]
+
+
+def test_progress_is_that_of_one_run(tmp_path: Path) -> None:
+    progress_path(tmp_path).parent.mkdir()
+    noted = Progress(target="a", uid="one", run_id="r", offset=7, waiting=(3, 5))
+    save_progress(tmp_path, noted)
+    assert load_progress(tmp_path, "a", "one") == noted
+    assert load_progress(tmp_path, "a", "two") == Progress(target="a", uid="two")
+
+
+def test_files_that_wait_are_left_and_named(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    spool.metrics(10, {"loss": 1.0})
+    noted = Progress(offset=spool_path(tmp_path).stat().st_size, waiting=(3, 5), files_trouble="no rights")
+    assert count_left(spool_path(tmp_path), noted) == 2
+    assert noted.problem == "it takes curves, but no files: no rights"
+    assert Progress().problem is None

@@ -134,6 +134,15 @@ def test_uploader_process_that_died_is_started_again_and_one_that_lives_is_not(t
     process._process.wait()
 
 
+def test_uploader_process_can_print_anything_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "tracking").mkdir()
+    process = UploaderProcess(tmp_path, URI, 1, module=("-c", "print('\\U0001f3c3', end='')"))
+    assert process.wait(60)
+    assert (tmp_path / "tracking/delivery.log").read_text(encoding="utf-8") == "\U0001f3c3"
+
+
 def test_uploader_process_that_cannot_start_does_not_stop_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -200,6 +200,82 @@ def test_file_that_is_gone_is_passed_over(tmp_path: Path, caplog: pytest.LogCapt
     assert "file is gone" in caplog.text
 
 
+class NoFiles(Sink):
+    """A server whose artifact store refuses this client, until it is allowed."""
+
+    allowed = False
+
+    def _check(self) -> None:
+        if not self.allowed:
+            raise PermissionError("http://user:secret@host: no rights")
+
+    def send_image(self, key: str, step: int, at: int, file: Path) -> None:
+        self._check()
+        super().send_image(key, step, at, file)
+
+    def send_artifact(self, file: Path, folder: str | None) -> None:
+        self._check()
+        super().send_artifact(file, folder)
+
+
+def test_files_that_the_server_cannot_store_let_the_rest_pass_and_arrive_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, clock = Server(), Clock()
+    spool_of_a_run(tmp_path)
+    assert uploader(tmp_path, NoFiles(server), clock=clock).run() == 2
+    assert clock.now < 10
+    assert len(server.points) == 12 and server.statuses[-1] == "FINISHED"
+    noted = load_progress(tmp_path, "there")
+    assert len(noted.waiting) == 2 and noted.trouble is None
+    assert noted.problem == "it takes curves, but no files: PermissionError: http://***@host: no rights"
+    assert caplog.text.count("files wait, and curves go first") == 1
+    assert uploader(tmp_path, Sink(server)).run() == 0
+    assert_complete(server)
+    assert load_progress(tmp_path, "there").problem is None
+
+
+def test_files_are_tried_again_while_training_goes_on(tmp_path: Path) -> None:
+    server, clock = Server(), Clock()
+    spool_of_a_run(tmp_path, close=False)
+    sink = NoFiles(server)
+
+    def lives() -> bool:
+        sink.allowed = clock.now > 1000
+        return clock.now < 2000
+
+    upload = uploader(tmp_path, sink, lives=lives, clock=clock)
+    assert upload.run() == 0
+    assert server.artifacts == {"file"} and server.images == {("samples", 20)}
+    assert load_progress(tmp_path, "there").waiting == ()
+
+
+def test_file_that_waits_and_is_gone_is_passed_over(tmp_path: Path) -> None:
+    server = Server()
+    spool_of_a_run(tmp_path)
+    uploader(tmp_path, NoFiles(server)).run()
+    (tmp_path / "file").unlink()
+    assert uploader(tmp_path, Sink(server)).run() == 0
+    assert load_progress(tmp_path, "there").refused == 2
+
+
+@pytest.mark.parametrize(("close", "status"), [(False, "FAILED"), (True, "FINISHED")])
+def test_uploader_of_a_former_run_stops_where_the_next_begins(tmp_path: Path, close: bool, status: str) -> None:
+    server = Server()
+    spool_of_a_run(tmp_path, close=close)
+    former = uploader(tmp_path, Sink(server))
+    spool = Spool(tmp_path)
+    spool.begin_new_run()
+    spool.open(step=None, params={}, tags={})
+    spool.metrics(10, {"loss": 7})
+    spool.close("FINISHED")
+    assert former.run() == 0
+    assert server.statuses == ["RUNNING", status] and len(server.points) == 12
+    assert uploader(tmp_path, Sink(server)).run() == 0
+    assert len(server.runs) == 2 and server.statuses[2:] == ["RUNNING", "FINISHED"]
+    assert [point.value for point in server.points[12:]] == [7]
+
+
 def dead(name: str) -> None:
     raise ConnectionRefusedError(f"{name}: http://user:secret@host refused")
 

@@ -1,6 +1,6 @@
 """A second tracker, in one file: a server that is a file of JSON lines, one for each call.
 
-`python -m tests.trainer.tracking.jsonl_sink deliver ...` uploads to it as `trainer.tracking` does to MLflow.
+`python -m tests.trainer.tracking.helpers.jsonl_sink deliver ...` uploads to it as `trainer.tracking` does to MLflow.
 """
 
 import json
@@ -21,13 +21,14 @@ class JsonLinesSink:
 
     def __init__(self, uri: str, run_directory: Path):
         self._path = Path(urlsplit(uri).path)
+        self._run = ""
 
     def limit_requests(self, timeout_s: float) -> None:
         pass
 
     def attach(self, opening: Record, run_id: str | None) -> tuple[str, bool]:
-        run = opening.payload["uid"]
-        created = not any(line["call"] == "create" for line in read_lines(self._path))
+        run = self._run = opening.payload["uid"]
+        created = not any(line["call"] == "create" and line["run"] == run for line in read_lines(self._path))
         if created:
             self._write("create", run=run, name=opening.payload["run_name"])
         return run, created
@@ -39,11 +40,12 @@ class JsonLinesSink:
         self._write("status", status=status)
 
     def known_steps(self, key: str) -> set[int]:
-        return {line["step"] for line in read_lines(self._path) if line["call"] == "point" and line["key"] == key}
+        points = [line for line in read_lines(self._path) if line["call"] == "point" and line["run"] == self._run]
+        return {line["step"] for line in points if line["key"] == key}
 
     def send_points(self, points: Sequence[Point]) -> None:
         for point in points:
-            self._write("point", key=point.key, step=point.step, value=point.value)
+            self._write("point", run=self._run, key=point.key, step=point.step, value=point.value)
 
     def send_image(self, key: str, step: int, at: int, file: Path) -> None:
         self._write("image", key=key, step=step, file=file.name)

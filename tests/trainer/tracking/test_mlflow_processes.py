@@ -1,0 +1,165 @@
+"""The whole way to MLflow, with real processes and real servers.
+
+A file store appends a point each time it is sent, so it shows a doubled one; a database hides it.
+"""
+
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from wsgiref.simple_server import make_server
+
+import mlflow
+import pytest
+from PIL import Image
+
+from tests.launch import ROOT
+from tests.trainer.tracking.helpers.mlflow_stores import only_run, steps
+from tests.trainer.tracking.helpers.waits import is_running, wait_for
+from tests.trainer.tracking.opened import opened
+from trainer.tracking.spool import load_progress, spool_path
+
+
+def replay(run: Path, *arguments: str) -> None:
+    """The command that the warning names, as a user types it."""
+    command = [sys.executable, "-m", "trainer.tracking", "deliver", "--run", str(run), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+class HangingServer:
+    """Accepts connections and never answers."""
+
+    def __init__(self) -> None:
+        self.connections: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.connections.append(self._listener.accept()[0])
+
+    def die(self) -> None:
+        """Reset what is open, and refuse what comes."""
+        with suppress(OSError):  # the second time
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def hanging_server() -> Iterator[HangingServer]:
+    server = HangingServer()
+    yield server
+    server.die()
+
+
+def test_training_process_does_not_import_mlflow() -> None:
+    code = "import sys, trainer.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_hanging_server_costs_the_flush_timeout_and_no_point(
+    hanging_server: HangingServer, database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    tracked = opened(run, f"http://user:secret@127.0.0.1:{hanging_server.port}", flush_timeout_s=1)
+    wait_for(lambda: bool(hanging_server.connections))
+    for step in range(1000):
+        tracked.log_metrics(step, {"loss": 1.0})
+    began = time.monotonic()
+    tracked.close("FINISHED")
+    assert time.monotonic() - began < 5  # flush_timeout_s and slack for a busy machine
+    (warning,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)
+    assert "1003 records" in warning and f"--run {run}" in warning
+    for file in run.rglob("*"):
+        assert not file.is_file() or b"secret" not in file.read_bytes(), file
+    hanging_server.die()  # in the middle of a request
+    replay(run, "--uri", database)  # it waits for the first uploader to give up
+    assert steps(database) == list(range(1000))
+    assert only_run(database).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_refusing_server_gets_everything_when_it_is_back(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "server.db")
+    monkeypatch.chdir(tmp_path)  # the server makes a default database in the current folder
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    uri, run = f"http://127.0.0.1:{port}", tmp_path / "run"
+    tracked = opened(run, uri)
+    tracked.log_metrics(0, {"loss": float("nan")})
+    from mlflow.server import app, constants  # takes a second or two, while the uploader starts
+
+    monkeypatch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{tmp_path}/server.db")
+    monkeypatch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
+    monkeypatch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(tmp_path / "kept"))
+    monkeypatch.setenv(constants.SERVE_ARTIFACTS_ENV_VAR, "true")
+    wait_for(lambda: "ConnectionError" in (run / "tracking/delivery.log").read_text())
+    server = make_server("127.0.0.1", port, app)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for step in range(1, 300):
+            tracked.log_metrics(step, {"loss": 1.0})
+        # The end waits some seconds for a server that is down, and the pauses between attempts have grown.
+        wait_for(lambda: load_progress(run, uri).offset == spool_path(run).stat().st_size, timeout_s=120)
+        Image.new("RGB", (8, 8)).save(run / "grid.png")
+        tracked.log_image(299, "samples", run / "grid.png")
+        tracked.log_artifact(run / "grid.png", "snapshots")
+        tracked.close("KILLED")
+        assert steps(uri) == list(range(300))
+        ended = only_run(uri)
+        assert ended.info.run_id == tracked.run_id
+        assert ended.info.status == "KILLED"
+        assert ended.data.params == {"training.r1_gamma": "0.05", "tracking.uri": uri}
+        assert ended.data.tags["index_sha256"] == "digest"
+        client = mlflow.MlflowClient(uri)
+        assert {file.path for file in client.list_artifacts(ended.info.run_id)} == {
+            "config.yaml",
+            "images",
+            "snapshots",
+        }
+        assert len(client.list_artifacts(ended.info.run_id, "images")) == 2
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_run_killed_and_resumed_is_one_run_without_gap_or_double(tmp_path: Path) -> None:
+    run, uri = tmp_path / "run", f"file://{tmp_path}/store"
+    killed = f"""
+import os, signal, time
+from pathlib import Path
+from tests.trainer.tracking.opened import opened
+tracked = opened(Path({str(run)!r}), {uri!r})
+for step in range(10, 131, 10):
+    tracked.log_metrics(step, {{"loss": 1.0}})
+print(tracked._uploader.pid, flush=True)
+while tracked.run_id is None:
+    time.sleep(0.1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", killed], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    wait_for(lambda: not is_running(int(done.stdout)))
+    assert steps(uri) == list(range(10, 131, 10))
+    assert only_run(uri).info.status == "FAILED"
+    resumed = opened(run, uri, last_step=100)
+    for step in range(110, 201, 10):
+        resumed.log_metrics(step, {"loss": 1.0})
+    resumed.close("FINISHED")
+    assert steps(uri) == list(range(10, 201, 10))
+    assert only_run(uri).info.status == "FINISHED"
