@@ -107,6 +107,22 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
             yield Record(kind=kind, at=at, step=step, payload=fields, start=start, end=offset)
 
 
+def read_curves(run_directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of each point of each curve, by step; empty for a run that was not tracked.
+
+    Of the points that a curve has at one step, the first counts, as on the server.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    try:
+        for record in read_records(spool_path(run_directory)):
+            if record.kind == "metrics" and record.step is not None:
+                for name, value in record.payload["metrics"].items():
+                    curves.setdefault(name, {}).setdefault(record.step, value)
+    except FileNotFoundError:
+        return {}
+    return {name: sorted(points.items()) for name, points in curves.items()}
+
+
 def count_records(path: Path, offset: int = 0) -> int:
     """Number of records from byte `offset` on."""
     try:
