@@ -5,6 +5,7 @@ Files:
     command          python -m trainer.evaluate
     during_training  evaluation during training
     features         networks that compute features; codecs applied to samples
+    picture          real images, samples and curves in one picture
     quality          FID, KID, Inception score, precision, recall, density, coverage
     reference        measuring samples against a reference, over all ranks
     report           results as a table

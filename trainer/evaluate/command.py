@@ -29,10 +29,12 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import NO_LABELS, evaluate_samples
 from trainer.evaluate.features import Codec, ScriptedNetwork, through
+from trainer.evaluate.picture import draw_picture
 from trainer.evaluate.reference import BATCH_SIZE, Numbered, cache_folder, evaluate_against, load_reference, read_all
 from trainer.evaluate.report import CODEC_WORDS, render, render_measured
 from trainer.sample.draw import default_device, load_run, sample_batches, sample_images
 from trainer.sample.images import load_images
+from trainer.tracking.spool import read_curves
 
 TIMEOUT_S = 3600
 """How long a rank waits for the others, which may sample more slowly."""
@@ -83,7 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_seed_argument(parser, "of the classifier, noise, subsets and samples")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE.png",
+        help="draw real images, samples and the curves of the run; not with --network",
+    )
     options = parser.parse_args(arguments)
+    if options.picture is not None and (options.network is not None or options.picture.suffix != ".png"):
+        parser.error("--picture takes a name that ends in .png, and cannot be given together with --network")
     if options.network is not None:
         return _evaluate_with(options)
     index = load_index(options.reference)
@@ -100,6 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         text = render(evaluation, source=source, class_names=index.class_names)
     sys.stdout.write(text + "\n")
+    if options.picture is not None:
+        draw_picture(
+            options.picture,
+            real=(reference, labels),
+            samples=(samples, asked),
+            class_names=index.class_names or (),
+            curves=read_curves(options.run) if options.run else {},
+        )
+        sys.stderr.write(f"trainer.evaluate: the picture is {options.picture}\n")
     return 0
 
 

@@ -1,5 +1,6 @@
 """What a run does between steps: log curves, report to the driver, draw grids, evaluate and save checkpoints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -112,12 +113,20 @@ class ReportStatus:
 
 
 class DrawGrid:
-    """Draws a grid of samples with the averaged weights, always from the same noise."""
+    """Draws a grid of samples with the averaged weights, always from the same noise; with classes, a row for each."""
 
     phase: Phase = "sampling"
 
-    def __init__(self, config: TrainConfig, averaged: AveragedGenerator, tracker: Tracker) -> None:
+    def __init__(
+        self, config: TrainConfig, averaged: AveragedGenerator, tracker: Tracker, class_names: Sequence[str]
+    ) -> None:
+        """Args:
+        class_names: names of the classes of the data set; empty without classes.
+        """
         self._config, self._averaged, self._tracker = config, averaged, tracker
+        # More rows than images would show some classes only.
+        fits = config.data.num_classes and len(class_names) <= config.grids.num_images
+        self._rows = tuple(class_names) if fits else ()
         self._interval_steps = config.grids.interval_steps
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
@@ -130,9 +139,11 @@ class DrawGrid:
         if generator is None or loop.ranks.rank != 0:
             return
         num = config.grids.num_images
+        if self._rows:
+            num -= num % len(self._rows)
         images = sample_images(generator, loop.learner.players.diffusion, config, num=num, seed=0)
         file = Path(config.run.directory) / "samples" / f"step-{loop.step:08d}.png"
-        save_grid(file, images)
+        save_grid(file, images, self._rows)
         self._tracker.log_image(loop.step, "samples", file)
 
 

@@ -99,7 +99,7 @@ class Worker:
         return (
             LogCurves(config.tracking.log_interval_steps, tracker, curves, self.checkpoints, self.replaced),
             ReportStatus(self.driver),
-            DrawGrid(config, self.averaged, tracker),
+            DrawGrid(config, self.averaged, tracker, self.index.class_names or ()),
             Evaluate(config, self.ranks, self.averaged, tracker, curves),
             SaveCheckpoint(
                 config.checkpoint.save_interval_steps, self.checkpoints, self.state, tracker, curves, self.replaced

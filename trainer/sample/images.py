@@ -4,7 +4,7 @@ Files appear complete or not at all: they are written under a temporary name in 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile
@@ -36,22 +36,26 @@ def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return levels.nan_to_num(nan=0.0).round().to(torch.uint8)
 
 
-def make_grid(images: Uint8Image) -> UInt8[Tensor, "c grid_h grid_w"]:
-    """Lay out N images in floor(sqrt(N)) rows with 2 grey pixels between them; enlarge small ones by a whole factor.
+def make_grid(images: Uint8Image, class_names: Sequence[str] = ()) -> UInt8[Tensor, "c grid_h grid_w"]:
+    """Lay out N images with 2 grey pixels between them; enlarge small ones by a whole factor.
 
     Args:
-        images: uint8 [N, C, H, W] in reading order, N > 0.
+        images: uint8 [N, C, H, W], N > 0.
+        class_names: image i is of class i % K: each class becomes a row with its name to the left, and N is a multiple
+            of K. Empty: the images come in reading order in floor(sqrt(N)) rows.
     """
     _check_images(images)
-    columns = -(-len(images) // math.isqrt(len(images)))
+    columns = -(-len(images) // (len(class_names) or math.isqrt(len(images))))
+    if class_names:
+        images = images.unflatten(0, (columns, len(class_names))).transpose(0, 1).flatten(0, 1)
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
-    grid = lay_out(pixels, columns=columns, min_width=GRID_WIDTH_PIXELS)
+    grid = lay_out(pixels, columns=columns, min_width=GRID_WIDTH_PIXELS, row_names=class_names)
     return torch.from_numpy(grid).permute(2, 0, 1)
 
 
-def save_grid(path: Path, images: Uint8Image) -> None:
-    """Write all images as one grid PNG, or 2-D points as one scatter plot."""
-    save_picture(path, scatter(images) if images.shape[1:] == (2, 1, 1) else make_grid(images))
+def save_grid(path: Path, images: Uint8Image, class_names: Sequence[str] = ()) -> None:
+    """Write all images as one grid PNG, see `make_grid`, or 2-D points as one scatter plot."""
+    save_picture(path, scatter(images) if images.shape[1:] == (2, 1, 1) else make_grid(images, class_names))
 
 
 def save_picture(path: Path, picture: UInt8[Tensor, "c h w"]) -> None:

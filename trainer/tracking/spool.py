@@ -166,6 +166,24 @@ class RunRecords:
         return record.kind == "open" and record.start > self.opening.start and record.payload["uid"] != self.uid
 
 
+def read_curves(run_directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of each point of each curve of the newest run, by step; empty for a run that was not tracked.
+
+    Of the points that a curve has at one step, the first counts, as on the server.
+    """
+    path = spool_path(run_directory)
+    curves: dict[str, dict[int, float]] = {}
+    try:
+        own = RunRecords(path).own
+        for record in read_records(path):
+            if record.kind == "metrics" and record.step is not None and own(record):
+                for name, value in record.payload["metrics"].items():
+                    curves.setdefault(name, {}).setdefault(record.step, value)
+    except (OSError, ValueError):
+        return {}
+    return {name: sorted(points.items()) for name, points in curves.items()}
+
+
 def count_left(path: Path, noted: Progress) -> int:
     """Number of records that the server does not have yet."""
     try:

@@ -24,7 +24,7 @@ def test_curves_are_logged_at_the_interval_and_at_the_end():
 @pytest.mark.parametrize(("interval", "steps"), [("3", [3, 6, 9, 10]), ("null", [10])])
 def test_grids_are_drawn_at_the_interval_and_at_the_end(tiny, tmp_path, interval, steps):
     config = configure(tiny, tmp_path, f"grids.interval_steps={interval}")
-    assert due_steps(DrawGrid(config, NOTHING, NOTHING)) == steps  # pyright: ignore[reportArgumentType]
+    assert due_steps(DrawGrid(config, NOTHING, NOTHING, ())) == steps  # pyright: ignore[reportArgumentType]
 
 
 def test_evaluations_come_after_so_many_images_whatever_the_batch(tiny, tmp_path):

@@ -64,6 +64,18 @@ def test_grid_shows_every_image_enlarged_in_reading_order_between_gaps():
     assert torch.all(grid[:, ~seen] == GAP_LEVEL)
 
 
+def test_grid_of_classes_has_a_row_for_each_with_its_name_to_the_left():
+    images = made_images(number=6, size=200)  # three classes in turn, two images of each
+    grid = make_grid(images, ["cat", "dog", "horse"])
+    step, margin = 200 * 2 + GAP_PIXELS, grid.shape[2] - (2 * 200 * 2 + GAP_PIXELS)
+    for i, image in enumerate(images):
+        y, x = i % 3 * step, margin + i // 3 * step
+        assert torch.equal(grid[:, y : y + 400 : 2, x : x + 400 : 2], image)
+    for row in range(3):
+        name = grid[:, row * step : row * step + 400, :margin]
+        assert 0 < (name < 128).float().mean() < 0.2  # some ink on white
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_file_holds_the_grid(tmp_path: Path, channels: int):
     images = made_images(channels=channels)

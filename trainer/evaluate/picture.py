@@ -1,0 +1,70 @@
+"""One picture of a run: real images, samples, and the curves of losses and quality."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.storage.files import replaced
+from models.shapes import Uint8Image
+from trainer.sample.images import make_grid
+
+ROWS = 10
+"""Rows of the grids; of more classes, the first ones are shown."""
+COLUMNS = 8
+LOSSES = ("loss_d_real", "loss_d_fake", "loss_g")
+QUALITY = ("fid", "precision", "recall", "coverage")
+Labelled = tuple[Uint8Image, Tensor | None]
+"""Images with their classes; None: their classes are not known."""
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+"""Step and value of each point, by the name of the curve."""
+
+
+def draw_picture(file: Path, *, real: Labelled, samples: Labelled, class_names: Sequence[str], curves: Curves) -> None:
+    """Draw and write the picture; the file appears complete or not at all.
+
+    Args:
+        file: name with .png; its folder exists.
+        real: images of the data set.
+        samples: generated images, with the classes that were requested.
+        class_names: names of the classes.
+        curves: of the run; those of `LOSSES` and `QUALITY` are drawn, as far as they are there.
+    """
+    # Loaded here, because it takes half a second, which other commands can do without.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 11), layout="constrained")
+    axes = figure.subplots(2, 2, height_ratios=(2, 1))
+    for axis, title, labelled in zip(axes[0], ("real images", "samples"), (real, samples), strict=True):
+        grid = _grid(labelled, class_names).permute(1, 2, 0).numpy()
+        axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title)
+        axis.set_axis_off()
+    for axis, title, names in zip(axes[1], ("losses", "quality"), (LOSSES, QUALITY), strict=True):
+        for name in names:
+            if points := curves.get(name):
+                axis.plot(*zip(*points, strict=True), label=name)
+        axis.set(title=title, xlabel="step")
+        axis.grid(visible=True, alpha=0.3)
+        if axis.lines:
+            axis.legend()
+        else:
+            axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes)
+    if axes[1, 1].lines:
+        axes[1, 1].set_yscale("log")  # distances and shares in one plot
+    with replaced(file) as draft:
+        figure.savefig(draft, format="png", dpi=100)
+
+
+def _grid(labelled: Labelled, class_names: Sequence[str]) -> Tensor:
+    """A row for each class where classes are known, otherwise the first images; uint8 [C, H, W]."""
+    images, labels = labelled
+    if labels is None:
+        return make_grid(images[: ROWS * COLUMNS])
+    of_class = [images[labels == label][:COLUMNS] for label in range(min(ROWS, len(class_names)))]
+    columns = min(map(len, of_class))
+    if columns == 0:
+        return make_grid(images[: ROWS * COLUMNS])
+    in_turn = torch.stack([rows[:columns] for rows in of_class], dim=1).flatten(0, 1)
+    return make_grid(in_turn, list(class_names[: len(of_class)]))
