@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument(
         "--picture",
-        type=Path,
+        type=path_argument,
         metavar="FILE.png",
         help="draw real images, samples and the curves of the run; not with --network",
     )
