@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.storage.errors import UserError
-from data.storage.location import is_remote
+from data.storage.location import DataError, check_names, is_remote
 from data.storage.redaction import redact
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
 from trainer.config.renamed import RENAMED, rename
@@ -229,9 +229,22 @@ def _finish(draft: _Draft) -> TrainConfig:
             # Otherwise a misspelt required field and a value that YAML could not read would be reported twice.
             if (error["type"] != "missing" or path not in suggested) and path not in draft.unread:
                 _add_error(draft, path, error["type"], error)
+    if config:
+        _check_paths(draft, config)
     draft.raise_problems()
     assert config is not None
     return config
+
+
+def _check_paths(draft: _Draft, config: TrainConfig) -> None:
+    for name in PATHS:
+        section, field = name.split(".")
+        path = getattr(getattr(config, section), field)
+        try:
+            if path is not None:
+                check_names(path)
+        except DataError as error:
+            draft.add((section, field), f"{name} {error}")
 
 
 def _add_error(draft: _Draft, path: Path, kind: str, error: Mapping[str, Any]) -> None:
