@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data.processes.loader import signals_blocked
+from data.processes.signals import StopRequest, handle_stop_signals
 from data.storage.errors import OperationError, UserError
 from trainer.checkpoint.lease import LAUNCH_VARIABLE, this_process
 from trainer.config.command_line import start_logging
@@ -164,7 +166,8 @@ def _start_local_ray() -> Any:
     # Ray Train's processes ask the dashboard for the state of their actors; they inherit its address from here.
     # Otherwise they use the last Ray started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
-    with _children_in_a_group_of_their_own():
+    # A closed terminal must not end Ray before the ranks have saved: its processes inherit the mask.
+    with _children_in_a_group_of_their_own(), signals_blocked(signal.SIGHUP):
         return ray.init(
             address="local",
             include_dashboard=True,
@@ -342,28 +345,23 @@ def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
     )
 
 
-@dataclass
-class _Stop:
-    """Whether the user has asked for a stop."""
-
-    asked: bool = False
-
-
 @contextmanager
-def _stop_on_signals(state: Any) -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks the workers to save a checkpoint and stop; the second ends the driver."""
-    stop = _Stop()
+def _stop_on_signals(state: Any) -> Iterator[StopRequest]:
+    """The first signal asks the workers to save a checkpoint and stop; a second one ends the driver."""
+    stop = StopRequest()
 
     def ask(number: int, _frame: object) -> None:
-        if stop.asked:
+        was_asked = stop.asked
+        if stop.note(number):
             raise KeyboardInterrupt
-        stop.asked = True
+        if was_asked:
+            return
         log.warning(
             "%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name
         )
         state.ask_to_stop.remote()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = handle_stop_signals(ask)
     try:
         yield stop
     finally:
