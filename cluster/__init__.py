@@ -12,3 +12,5 @@ Files:
     request      what a launcher asks a cluster for
     slurm/       training as a Slurm job
 """
+
+import trainer as trainer  # it makes sure that `models` and `data` are those of this project

@@ -6,4 +6,5 @@ Files:
     pool     processes that encode and verify
     sentry   kills a rank that its own watchdog cannot end
     signals  signals that ask for a stop, and a terminal that is gone
+    sockets  a folder for multiprocessing's sockets
 """

@@ -2,7 +2,7 @@
 
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended. Each rank gets its place in the
 group from Ray Train's environment and talks to the driver through a small actor, `StateActor`, without waiting for it.
-Ray reads its settings from the environment at import, so `driver.start.set_up_ray` must be called first.
+Ray reads its settings from the environment at import, so `driver.environment.set_up_ray` must be called first.
 
 Ray Train restarts a group that fails, with as many ranks as there is room for. To enlarge a group, Ray would also kill
 a healthy one and lose the work since the last checkpoint. So Ray's own check is switched off: the driver asks the ranks
@@ -11,8 +11,11 @@ to stop at a checkpoint, and only then lets Ray start more of them.
 
 import logging
 import os
+import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +40,7 @@ from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
+from trainer.driver import sweeper
 from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor
@@ -51,6 +55,8 @@ REPORT_INTERVAL_S = 0.2
 FINAL_PAUSE_S = 30.0
 NEVER_S = 1e9
 LOOPBACK = "127.0.0.1"
+_sweepers: list[subprocess.Popen[bytes]] = []
+"""Kept, since each ends with its input, a pipe that is closed when this process ends."""
 
 
 class ClusterError(UserError):
@@ -166,8 +172,9 @@ def _start_local_ray() -> Any:
     # Ray Train's processes ask the dashboard for the state of their actors; they inherit its address from here.
     # Otherwise they use the last Ray started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
-    # A closed terminal must not end Ray before the ranks have saved: its processes inherit the mask.
-    with _children_in_a_group_of_their_own(), signals_blocked(signal.SIGHUP):
+    # A closed terminal must not end Ray before the ranks have saved, and Ctrl-Z must stop only the driver: the ranks do
+    # not survive a stopped Ray. Ray's processes inherit the mask.
+    with _children_in_a_group_of_their_own(), signals_blocked(signal.SIGHUP, signal.SIGTSTP), _swept_after_the_driver():
         return ray.init(
             address="local",
             include_dashboard=True,
@@ -176,6 +183,20 @@ def _start_local_ray() -> Any:
             _node_ip_address=LOOPBACK,
             logging_level=logging.WARNING,
         )
+
+
+@contextmanager
+def _swept_after_the_driver() -> Iterator[None]:
+    """Mark the processes that are started inside, and have them killed if they outlive this one."""
+    mark = secrets.token_hex(16)
+    command = [sys.executable, "-I", "-S", sweeper.__file__, f"{sweeper.VARIABLE}={mark}"]
+    null = subprocess.DEVNULL
+    _sweepers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, cwd="/"))
+    os.environ[sweeper.VARIABLE] = mark
+    try:
+        yield
+    finally:
+        del os.environ[sweeper.VARIABLE]
 
 
 @contextmanager

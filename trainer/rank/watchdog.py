@@ -147,7 +147,7 @@ class Watchdog:
         os.write(2, report.encode())  # in one call: all ranks of a group report at once, often to the same log
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a") as file:
+            with self._file.open("a", encoding="utf-8") as file:
                 file.write(f"{timestamp()} {report}")
         except OSError as error:
             log.error("cannot write %s: %s", self._file, error)
