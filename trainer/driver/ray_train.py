@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray._private.ray_logging import global_worker_stdstream_dispatcher as ray_streams
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -43,7 +43,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.driver import sweeper
 from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.scale_up import ScaleUp
-from trainer.driver.state_actor import FinalError, Snapshot, StateActor
+from trainer.driver.state_actor import FinalError, Snapshot, StateActor, is_lost_peer
 from trainer.rank.divergence import DivergenceError
 from trainer.rank.progress import ProgressBar, RunStatus
 from trainer.rank.run_folder import Outcome
@@ -114,13 +114,27 @@ def _train_rank(arguments: dict[str, Any]) -> None:
         result = FinalError(str(error), is_refusal=False)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
-        ray.get(state.post_error.remote(f"rank {rank}: {type(error).__name__}: {first_line}", driver.step))
+        message = f"rank {rank}: {type(error).__name__}: {first_line}"
+        ray.get(state.post_error.remote(message, driver.step))
+        if is_lost_peer(message):
+            _keep_traceback_off_the_terminal()
         raise
     if rank == 0 or isinstance(result, FinalError):
         ray.get(state.post_result.remote(result))
     if isinstance(result, FinalError):
         _await_the_end()
     return None
+
+
+def _keep_traceback_off_the_terminal() -> None:
+    """Ray Train logs the traceback of the error that a rank raises. If the rank has only lost another one, the message
+    that the driver shows says as much, and the traceback belongs into Ray's log files."""
+
+    def lower(record: logging.LogRecord) -> bool:
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+    logging.getLogger("ray.train.v2._internal.util").addFilter(lower)
 
 
 def _await_turn(driver: RayDriver, state: Any, world_size: int) -> bool:
@@ -158,11 +172,13 @@ def connected() -> Iterator[str]:
 
 def _leave_out_ray_internals() -> None:
     """Filter what Ray prints of its processes' output with `without_ray_internals`. Ray has no setting for it."""
-    for name, show in [pair for pair in ray_streams.handlers if pair[0] == "ray_print_logs"]:
-        ray_streams.remove_handler(name)
-        ray_streams.add_handler(
-            name, lambda data, show=show: show({**data, "lines": without_ray_internals(data["lines"])})
-        )
+    show = ray_worker.print_worker_logs
+    if not isinstance(show, partial):  # not yet filtered by this process
+        ray_worker.print_worker_logs = partial(_show_output, show)
+
+
+def _show_output(show: Callable[..., None], data: dict[str, Any], *more: Any, **options: Any) -> None:
+    show({**data, "lines": without_ray_internals(data["lines"])}, *more, **options)
 
 
 def _start_local_ray() -> Any:
