@@ -26,10 +26,9 @@ class StopRequest:
         self.asked = False
         self._clock, self._asked_at = clock, 0.0
 
-    def note(self, number: int) -> bool:
+    def note(self) -> bool:
         """Note a signal; returns whether it is a second request."""
-        if number == signal.SIGHUP:
-            leave_dead_terminal()
+        leave_dead_terminal()  # a shell that exits sends SIGTERM to stopped jobs, and SIGHUP later
         again = self.asked and self._clock() - self._asked_at > SAME_REQUEST_S
         if not self.asked:
             self.asked, self._asked_at = True, self._clock()

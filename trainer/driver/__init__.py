@@ -1,6 +1,7 @@
 """The process that starts the ranks.
 
 Files:
+    children     child processes that outlive the terminal but not the driver
     environment  makes the environment fit for Ray, or refuses it
     ray_output   which lines of Ray's processes a user sees
     ray_train    Ray Train, signals, communication between workers and driver

@@ -11,11 +11,8 @@ to stop at a checkpoint, and only then lets Ray start more of them.
 
 import logging
 import os
-import secrets
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +29,6 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.processes.loader import signals_blocked
 from data.processes.signals import StopRequest, handle_stop_signals
 from data.storage.errors import OperationError, UserError
 from trainer.checkpoint.lease import LAUNCH_VARIABLE, this_process
@@ -40,7 +36,7 @@ from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
-from trainer.driver import sweeper
+from trainer.driver.children import independent_children
 from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor, is_lost_peer
@@ -55,8 +51,6 @@ REPORT_INTERVAL_S = 0.2
 FINAL_PAUSE_S = 30.0
 NEVER_S = 1e9
 LOOPBACK = "127.0.0.1"
-_sweepers: list[subprocess.Popen[bytes]] = []
-"""Kept, since each ends with its input, a pipe that is closed when this process ends."""
 
 
 class ClusterError(UserError):
@@ -188,9 +182,7 @@ def _start_local_ray() -> Any:
     # Ray Train's processes ask the dashboard for the state of their actors; they inherit its address from here.
     # Otherwise they use the last Ray started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
-    # A closed terminal must not end Ray before the ranks have saved, and Ctrl-Z must stop only the driver: the ranks do
-    # not survive a stopped Ray. Ray's processes inherit the mask.
-    with _children_in_a_group_of_their_own(), signals_blocked(signal.SIGHUP, signal.SIGTSTP), _swept_after_the_driver():
+    with independent_children():
         return ray.init(
             address="local",
             include_dashboard=True,
@@ -199,37 +191,6 @@ def _start_local_ray() -> Any:
             _node_ip_address=LOOPBACK,
             logging_level=logging.WARNING,
         )
-
-
-@contextmanager
-def _swept_after_the_driver() -> Iterator[None]:
-    """Mark the processes that are started inside, and have them killed if they outlive this one."""
-    mark = secrets.token_hex(16)
-    command = [sys.executable, "-I", "-S", sweeper.__file__, f"{sweeper.VARIABLE}={mark}"]
-    null = subprocess.DEVNULL
-    _sweepers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, cwd="/"))
-    os.environ[sweeper.VARIABLE] = mark
-    try:
-        yield
-    finally:
-        del os.environ[sweeper.VARIABLE]
-
-
-@contextmanager
-def _children_in_a_group_of_their_own() -> Iterator[None]:
-    """Keep Ray alive to save a checkpoint when a signal reaches the driver's process group, as `timeout` sends it.
-
-    The leader of a group cannot leave it; its children then stay in its group.
-    """
-    group = os.getpgrp()
-    if group == os.getpid():
-        yield
-        return
-    os.setpgid(0, 0)
-    try:
-        yield
-    finally:
-        os.setpgid(0, group)
 
 
 def check_resources(config: TrainConfig) -> None:
@@ -389,7 +350,7 @@ def _stop_on_signals(state: Any) -> Iterator[StopRequest]:
 
     def ask(number: int, _frame: object) -> None:
         was_asked = stop.asked
-        if stop.note(number):
+        if stop.note():
             raise KeyboardInterrupt
         if was_asked:
             return

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,7 +76,8 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         if self._terminal:
-            self._progress.stop()
+            with suppress(OSError):  # the terminal is gone
+                self._progress.stop()
 
     def show(self, status: RunStatus) -> None:
         """Draw `status`."""
@@ -101,7 +103,7 @@ class SignalDriver:
         handle_stop_signals(self._ask)
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self._stop.note(number):
+        if self._stop.note():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
