@@ -44,6 +44,8 @@ def set_up_ray() -> None:
         # We start our own Ray. Anybody who can reach it can run code as this user, so it needs a token even locally.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # It watches for nodes that a cloud takes back, and each worker group would wait for its start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ["RAY_TMPDIR"] = ray_folder()
         for name in ("no_proxy", "NO_PROXY"):  # its processes talk to each other over HTTP too
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), _LOOPBACK)))

@@ -16,10 +16,12 @@ MARK = f"{sweeper.VARIABLE}=0123"
 def sleeping() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Processes with the mark, with another mark, and with the mark in another session."""
 
-    def start(value: str, **options: bool) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sleep", "600"], env={**os.environ, sweeper.VARIABLE: value}, **options)
+    def start(value: str, session: bool = False) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            ["sleep", "600"], env={**os.environ, sweeper.VARIABLE: value}, start_new_session=session
+        )
 
-    found = {"of Ray": start("0123"), "of another Ray": start("01234"), "moved": start("0123", start_new_session=True)}
+    found = {"of Ray": start("0123"), "of another Ray": start("01234"), "moved": start("0123", session=True)}
     yield found
     for process in found.values():
         process.kill()
