@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from data.processes.sockets import LONGEST_FOLDER
 from data.storage.redaction import redact
 from trainer.config.io import ConfigError, inside_ray_job
 
@@ -46,7 +47,10 @@ def set_up_ray() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # It watches for nodes that a cloud takes back, and each worker group would wait for its start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ["RAY_TMPDIR"] = ray_folder()
+        os.environ["RAY_TMPDIR"] = folder = ray_folder()
+        if len(os.fsencode(os.environ.get("TMPDIR", ""))) > LONGEST_FOLDER:
+            log.warning("TMPDIR is too long for the sockets of Ray's processes; they take %s instead", folder)
+            os.environ["TMPDIR"] = folder
         for name in ("no_proxy", "NO_PROXY"):  # its processes talk to each other over HTTP too
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), _LOOPBACK)))
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"

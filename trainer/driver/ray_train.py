@@ -153,9 +153,10 @@ def connected() -> Iterator[str]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         context: Any = ray.init(address=address, logging_level=logging.WARNING) if address else _start_local_ray()
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises errors of many types, some with a whole log file as message
         where = f"the Ray at {address}" if address else "a local Ray"
-        raise ClusterError(f"cannot connect to {where}: {error}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise ClusterError(f"cannot connect to {where}: {reason}") from error
     try:
         _leave_out_ray_internals()
         yield f"{context['session_dir']}/logs"

@@ -83,6 +83,12 @@ def test_ray_does_without_a_folder_for_temporary_files_that_does_not_fit(monkeyp
     assert ray_folder() == "/tmp"
 
 
+def test_processes_of_ray_get_a_short_folder_for_temporary_files(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 90)
+    set_up_ray()
+    assert os.environ["RAY_TMPDIR"] == os.environ["TMPDIR"] == "/tmp"
+
+
 def test_own_ray_has_a_token_and_is_reached_without_a_proxy(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", "intranet")
