@@ -13,3 +13,5 @@ Files:
     slurm/          training as a Slurm job
     tracking_check  the tracking server, before a run
 """
+
+import trainer as trainer  # it makes sure that `models` and `data` are those of this project

@@ -22,8 +22,9 @@ from cluster.pair_check import all_reduce, rounds
 from cluster.request import job_config
 from data.storage.errors import as_command
 from trainer.config.command_line import add_config_arguments, start_logging
+from trainer.config.io import ConfigError
 from trainer.config.train_config import TrainConfig
-from trainer.driver.start import set_up_ray
+from trainer.driver.environment import ray_folder, set_up_ray
 from trainer.rank.run_folder import make_run_directory
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check_machine(config: TrainConfig) -> list[Line]:
     """Run all checks that need no cluster."""
+    try:
+        ray_folder()
+    except ConfigError as error:
+        return [Line("environment", False, str(error))]
     gpus = config.scaling.world_size if config.scaling.device == "gpu" else 0
     return summarize([examine(config, None, gpus)])
 
@@ -173,7 +178,10 @@ class Probe:
 
 def check_cluster(config: TrainConfig, nodes: int | None, join_timeout_s: float) -> list[Line]:
     """Run all checks on all nodes of the cluster at RAY_ADDRESS."""
-    set_up_ray()
+    try:
+        set_up_ray()
+    except ConfigError as error:
+        return [Line("nodes", False, str(error))]
     import ray
 
     try:

@@ -5,11 +5,11 @@ step 1: x_tm1 at t = 0 is x0 itself, and x_t at t = T-1 is nearly pure noise. (T
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from models.shapes import Image, Timestep
@@ -22,14 +22,14 @@ FIRST_TIME = 1e-3
 class DiffusionConfig:
     """The forward process: number of steps and noise schedule."""
 
-    num_timesteps: PositiveInt = 4
+    num_timesteps: Annotated[int, Field(gt=0, le=100_000, description="published processes have up to 4,000 steps")] = 4
     """Number T of denoising steps that make an image from noise. The paper tries 1, 2, 4 and 8."""
     schedule: Literal["vp", "geometric"] = "vp"
     """How the noise grows: as in the variance preserving SDE (`vp`), or by a constant factor of its variance at every
     step (`geometric`)."""
     beta_min: PositiveFloat = 0.1
     """Start of the schedule: rate of the SDE with `vp`, noise variance with `geometric`."""
-    beta_max: PositiveFloat = 20.0
+    beta_max: Annotated[float, Field(gt=0, le=1000, description="above, float64 keeps nothing of the image")] = 20.0
     """End of the schedule, in the unit of beta_min and above it; below 1 with `geometric`."""
 
     def __post_init__(self) -> None:

@@ -35,10 +35,12 @@ class DiscriminatorConfig:
     kind: Literal["small", "large", "mlp"] = "small"
     """Architecture. `small` halves the image three times, for images up to 64 px; `large` six times, for 256 px. `mlp`
     is a perceptron without minibatch deviation, for points of the plane."""
-    base_channels: PositiveInt = 64
+    base_channels: Annotated[int, Field(gt=0, le=1024, description="published networks have 64")] = 64
     """Unit of the layers' widths: the first layer has 2 times as many channels, the widest 8 times. With `mlp`, the
     width of each layer."""
-    time_embedding_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
+    time_embedding_dim: Annotated[
+        int, Field(ge=4, le=65_536, multiple_of=2, description="wider networks fit no device")
+    ] = 256
     """Width of the time embedding, an even number."""
     stddev_group_size: PositiveInt = 4
     """Images whose features are compared with each other in the minibatch standard deviation."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Annotated, Literal, cast
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,14 +31,17 @@ class GeneratorConfig:
     kind: Literal["unet", "mlp"] = "unet"
     """`mlp` treats an image as a vector, for 2-D points: 1 + num_res_blocks hidden layers of width base_channels. Its
     base_channels, and reads only the latent settings and output_tanh in addition."""
-    base_channels: PositiveInt = 128
+    base_channels: Annotated[int, Field(gt=0, le=16_384, description="wider networks fit no device")] = 128
     """Channels of the first level: a multiple of 4, and from 128 on a multiple of 32."""
-    channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2, 2)
+    channel_multipliers: Annotated[
+        tuple[Annotated[int, Field(gt=0, le=64, description="wider networks fit no device")], ...],
+        Field(min_length=1, max_length=16),
+    ] = (1, 2, 2, 2)
     """Width of each level of the U-Net in units of base_channels. Each level has half the resolution of the one
     before."""
-    num_res_blocks: PositiveInt = 2
+    num_res_blocks: Annotated[int, Field(gt=0, le=32, description="published networks have up to 8")] = 2
     """Residual blocks of each level on the way down. On the way up each level has one more."""
-    attention_resolutions: tuple[PositiveInt, ...] = (16,)
+    attention_resolutions: Annotated[tuple[PositiveInt, ...], Field(max_length=16)] = (16,)
     """Levels with self-attention, by the height of their feature maps in pixels. The middle of the U-Net always has
     it."""
     dropout: DropProbability = 0.0
@@ -60,18 +63,20 @@ class GeneratorConfig:
     time_embedding: Literal["positional", "fourier"] = "positional"
     """How the generator sees the step: sines of t at fixed frequencies (`positional`), or of log(t + 1) at random ones
     (`fourier`)."""
-    fourier_scale: PositiveFloat = 16.0
+    fourier_scale: Annotated[float, Field(gt=0, le=1e6, description="above, float32 cannot tell two steps apart")] = (
+        16.0
+    )
     """Standard deviation of the random frequencies of `fourier`."""
     output_tanh: bool = True
     """Squash the output into [-1, 1], the range of pixels, by tanh."""
     latent: bool = True
     """Feed z to the generator. false: it gets zeros instead, so x0_pred depends on x_t and t only (the paper's
     result, an ablation of the paper."""
-    latent_dim: PositiveInt = 100
+    latent_dim: Annotated[int, Field(gt=0, le=65_536, description="wider networks fit no device")] = 100
     """Length of the latent z."""
-    latent_embedding_dim: PositiveInt = 256
+    latent_embedding_dim: Annotated[int, Field(gt=0, le=65_536, description="wider networks fit no device")] = 256
     """Width of the mapping network, whose output modulates the adaptive norms."""
-    num_mapping_layers: PositiveInt = 3
+    num_mapping_layers: Annotated[int, Field(gt=0, le=128, description="deeper networks do not train")] = 3
     """Layers of the mapping network in addition to its first."""
 
 

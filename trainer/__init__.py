@@ -21,3 +21,28 @@ Files:
     verify_resume  proves that kills do not change the result
     worker         the command that runs one rank, with or without torchrun
 """
+
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import ModuleType
+
+
+class _OwnPackages(MetaPathFinder):
+    """Finds this project's packages next to this one. Others have a `models` or `data` too, and `python -m` would take
+    those of the current folder."""
+
+    names = frozenset({"models", "data", "cluster"})
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """See `importlib`; None leaves a name to the other finders."""
+        if fullname not in self.names:
+            return None
+        return importlib.machinery.PathFinder.find_spec(fullname, [str(Path(__file__).parents[1])], target)
+
+
+sys.meta_path.insert(0, _OwnPackages())

@@ -16,7 +16,8 @@ from trainer.config.command_line import add_config_arguments, add_explain_argume
 from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
 from trainer.config.plan import make_plan, render
 from trainer.config.train_config import TrainConfig, num_steps
-from trainer.driver.start import check_before_start, set_up_ray
+from trainer.driver.environment import set_up_ray
+from trainer.driver.start import check_before_start
 from trainer.rank.progress import Outcome
 from trainer.rank.run_folder import outcome_at
 from trainer.tracking.store import tracking_uri

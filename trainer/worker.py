@@ -5,14 +5,13 @@ On its own it is a run with one rank; with `torchrun --nproc-per-node 2 -m train
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from data.storage.errors import as_command
-from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
+from trainer.config.command_line import add_config_arguments, check_data, check_device, check_group, start_logging
 from trainer.config.io import load_config
 from trainer.rank.progress import ProgressBar, SignalDriver
 from trainer.rank.worker import run_rank
@@ -27,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.worker", description=__doc__)
     add_config_arguments(parser)
     options = parser.parse_args(arguments)
-    rank = int(os.environ.get("RANK", 0))
+    rank, world_size = check_group()
     start_logging(rank)
-    config = load_config(options.config, [*options.set, f"scaling.world_size={os.environ.get('WORLD_SIZE', 1)}"])
+    config = load_config(options.config, [*options.set, f"scaling.world_size={world_size}"])
     check_device(config)
     check_data(config)
     check_store(config.tracking, Path(config.run.directory))

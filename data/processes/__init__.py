@@ -1,7 +1,10 @@
 """Child processes; they end with their parent.
 
 Files:
-    child   ends a process with its parent
-    loader  starts and ends loader processes
-    pool    processes that encode and verify
+    child    ends a process with its parent
+    loader   starts and ends loader processes
+    pool     processes that encode and verify
+    sentry   kills a rank that its own watchdog cannot end
+    signals  signals that ask for a stop, and a terminal that is gone
+    sockets  a folder for multiprocessing's sockets
 """

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from data.processes.child import end_with_parent
+from data.processes.sockets import use_short_socket_folder
 
 _PRELOADED = ["torch", "webdataset", "simplejpeg", "PIL.Image", "pydantic"]
 """Third-party only: the server has another import path, and skips modules that it does not find."""
@@ -58,6 +59,7 @@ class _LoaderPopen(popen_forkserver.Popen):
             reduction.dump(process_obj, payload)
         finally:
             set_spawning_popen(None)
+        use_short_socket_folder()
         # Start it before signals are blocked: its start unblocks signals.
         resource_tracker.ensure_running()
         with signals_blocked(*_RANK_SIGNALS):

@@ -12,6 +12,7 @@ from multiprocessing import connection, resource_tracker
 from typing import Any, TypeVar
 
 from data.processes.child import end_with_parent
+from data.processes.sockets import use_short_socket_folder
 from data.storage.errors import OperationError
 
 _Task = TypeVar("_Task")
@@ -48,6 +49,7 @@ def map_in_order(
         return
     # The resource tracker, which a semaphore would start, ignores Ctrl-C and SIGTERM. A closed terminal must not end it
     # either, or Python prints a warning. It keeps its initial signal mask.
+    use_short_socket_folder()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, previous)

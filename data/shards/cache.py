@@ -10,10 +10,15 @@ It holds, for a file with SHA-256 h of n bytes:
 
 All locks are flocks: they end with the process, however it ends. Each open descriptor of a file holds a shared lock.
 Only a file that can be locked exclusively is evicted.
+
+A file may have been altered or planted since its download. So it is hashed before it is opened, unless this process has
+already done so, or another process has it open and thus has done so. Meanwhile it is locked exclusively: a second
+process waits for the first, and does not read the file again.
 """
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -24,7 +29,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.shards.index import OFFSETS_SUFFIX, DataFile
+from data.storage.files import sha256_of
 from data.storage.location import DataError
+
+log = logging.getLogger(__name__)
 
 WAIT_FOR_ROOM_S = 600.0
 """Longest wait for room while other processes hold everything open."""
@@ -46,20 +54,29 @@ def cache_folder(configured: str | None) -> Path:
     """The folder that data.cache_directory names; by default a private folder among the temporary files.
 
     Raises:
-        DataError: the default folder cannot be made, is a link, or others may write to it.
+        DataError: it belongs to somebody else, or others may write to it, and could plant shards there; or the default
+            folder cannot be made.
     """
-    if configured is not None:
-        return Path(configured).expanduser().absolute()
     directory = Path(tempfile.gettempdir()) / f"ddgan-shards-{os.getuid()}"
+    if configured is not None:
+        directory = Path(configured).expanduser().absolute()
     try:
-        with suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-        found = directory.lstat()
+        if configured is None:
+            with suppress(FileExistsError):
+                directory.mkdir(mode=0o700)
+        # Anyone may make a link among the temporary files.
+        found = directory.lstat() if configured is None else directory.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return directory  # it is made, or refused, when it is needed
     except OSError as error:
-        raise DataError(f"cannot make {directory}: {error.strerror}; set data.cache_directory") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        # Anyone may make folders among the temporary files, and could plant shards.
-        raise DataError(f"{directory} is not a folder that only you can write: remove it, or set data.cache_directory")
+        raise DataError(f"cannot use {directory}: {error.strerror}; set data.cache_directory") from None
+    if stat.S_ISLNK(found.st_mode) or found.st_uid != os.getuid():
+        raise DataError(f"{directory} is not your own folder: remove it, or set data.cache_directory to another one")
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & 0o022:
+        raise DataError(
+            f"{directory} can be written by others, who could plant shards there: chmod go-w {directory}, or set "
+            "data.cache_directory to another folder"
+        )
     return directory
 
 
@@ -74,8 +91,9 @@ class CacheDirectory:
         """
         self.directory = directory
         self._capacity_bytes = capacity_bytes
+        self._hashed: set[tuple[int, int, int]] = set()
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._locked():
                 self._taken_bytes()
         except OSError as error:
@@ -127,6 +145,7 @@ class CacheDirectory:
             try:
                 fill(part)
                 with self._locked():
+                    self._hashed.add(_identity(part.stat()))
                     part.rename(self._path(file))
                     # Before another process can evict it.
                     descriptor = self._open(file)
@@ -145,16 +164,38 @@ class CacheDirectory:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            found = os.fstat(descriptor)
-            if found.st_nlink and found.st_size == file.num_bytes:
-                with suppress(PermissionError):
-                    os.utime(descriptor)
-                return descriptor
-            os.close(descriptor)
-            if found.st_nlink:
-                # Damaged after verification, e.g. by a crash of the host.
-                path.unlink(missing_ok=True)
+            opened = False
+            try:
+                is_right = self._is_right(descriptor, file)
+                # From an exclusive lock this goes through none, so that the file may be evicted meanwhile.
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                there = os.fstat(descriptor).st_nlink > 0
+                if opened := is_right and there:
+                    with suppress(PermissionError):
+                        os.utime(descriptor)
+                    return descriptor
+                if there:
+                    log.warning("%s: its copy %s is damaged or altered and is removed", file.title, path)
+                    path.unlink(missing_ok=True)
+            finally:
+                if not opened:
+                    os.close(descriptor)
+
+    def _is_right(self, descriptor: int, file: DataFile) -> bool:
+        """Whether the content is that of the index; hashes it if nobody has it open and this process never did."""
+        found = os.fstat(descriptor)
+        if found.st_size != file.num_bytes:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        if _identity(found) not in self._hashed:
+            if sha256_of(descriptor) != file.sha256:
+                return False
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            self._hashed.add(_identity(found))
+        return True
 
     @contextmanager
     def _errors_explained(self, file: DataFile) -> Iterator[None]:
@@ -242,6 +283,10 @@ class CacheDirectory:
                 with suppress(FileNotFoundError):
                     found = file.stat()
                     yield found.st_mtime_ns, found.st_size, file
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_dev, found.st_ino, found.st_size
 
 
 def _lock(file: Path, *, wait: bool) -> int | None:

@@ -1,12 +1,13 @@
 """Files and folders, local or at a URL. Imports no data set code.
 
 Files:
-    arguments  whole numbers on the command line
-    errors     expected errors of a command, with message and exit code
-    failures   classifies storage errors: whether to retry, what to say
-    files      atomic writes, hashes, timestamps
-    location   folder or URL; DataError
-    redaction  hides passwords, tokens and keys in shown text
-    remote     reads files at a URL, with retries
-    writable   writes files at a URL
+    arguments     whole numbers on the command line
+    errors        expected errors of a command, with message and exit code
+    failures      classifies storage errors: whether to retry, what to say
+    files         atomic writes, hashes, timestamps
+    location      folder or URL; DataError
+    redaction     hides passwords, tokens and keys in shown text
+    remote        reads files at a URL, with retries
+    surroundings  what a command needs of its process
+    writable      writes files at a URL
 """

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from data.storage.redaction import escaped, redact
+from data.storage.surroundings import prepare_process
 
 P = ParamSpec("P")
 
@@ -60,6 +61,7 @@ def as_command(
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> int:
+            prepare_process()
             try:
                 return main(*args, **kwargs)
             except UserError as error:

@@ -1,5 +1,6 @@
 """Location of a prepared data set: a local folder, or a URL that fsspec can read. Neither runs a shell."""
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,9 @@ from data.storage.errors import UserError
 from data.storage.redaction import redact
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_LONGEST_NAME = 255
+_LONGEST_PATH = 3800
+"""Bytes. Linux allows 4095, and a run adds the names of its own files and folders."""
 _NO_STORAGE = {
     "asynclocal",
     "async_wrapper",
@@ -45,10 +49,38 @@ def local_path(path: str | Path) -> Path:
     """
     if not (isinstance(path, str) and path.lower().startswith("file:")):
         return Path(path).absolute()
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError:  # a bracket that is no part of an IPv6 address
+        raise DataError(f"{path} is not a URL: write file:///absolute/folder, or the plain path") from None
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise DataError(f"{path} names no folder of this host: write file:///absolute/folder, or the plain path")
     return Path(unquote(parts.path))
+
+
+def check_names(path: str) -> None:
+    """Refuse a path or URL that no file can have, before anything is looked for.
+
+    Raises:
+        DataError: it is empty or too long, or has too long a name in it.
+    """
+    if not path:
+        raise DataError("is empty: give a path")
+    for name in path.split("/"):
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            raise DataError(
+                f"has a part of {len(os.fsencode(name))} bytes, more than the {_LONGEST_NAME} of a file name"
+            )
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise DataError(
+            f"has {len(os.fsencode(path))} bytes: at most {_LONGEST_PATH}, since longer names follow below it"
+        )
+    try:
+        urlsplit(path if is_url(path) else "")
+    except ValueError:  # a bracket that is no part of an IPv6 address
+        raise DataError(
+            f"is {path}, which is not a URL: write a plain path, or a URL such as s3://place/folder"
+        ) from None
 
 
 def checked_url(url: str) -> str:

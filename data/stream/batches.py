@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 _LISTED = 5
 _PREFETCHED = 2
 """Micro-batches requested from a loader process in advance."""
+_QUEUE_BYTES = 256 * 1024
+"""The queues between the processes keep their semaphores there too, a page each."""
 _SHARED_MEMORY = "/dev/shm"
 
 
@@ -110,8 +112,8 @@ class Slots:
     @classmethod
     def _refuse_too_much(cls, num_bytes: int) -> None:
         # Shared memory may be allocated lazily: writing past the available part kills the process by a bus error.
-        if os.path.isdir(_SHARED_MEMORY) and _free_bytes() < num_bytes:
-            raise DataError(cls._too_little(num_bytes))
+        if os.path.isdir(_SHARED_MEMORY) and _free_bytes() < num_bytes + _QUEUE_BYTES:
+            raise DataError(cls._too_little(num_bytes + _QUEUE_BYTES))
 
     @staticmethod
     def _too_little(num_bytes: int) -> str:

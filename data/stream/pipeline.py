@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch.utils.data import get_worker_info
 from webdataset.pipeline import DataPipeline
 
@@ -28,31 +28,32 @@ class DataConfig:
 
     path: str
     """Folder or URL of a data set that `python -m data.prepare` made: tar shards and index.json."""
-    image_size: PositiveInt
+    image_size: Annotated[int, Field(gt=0, le=4096, description="one larger image would have more than 50 MB")]
     """Height and width of the images in pixels, as they were prepared."""
     image_channels: Literal[1, 2, 3] = 3
     """Channels of the images, as they were prepared: 1 for grey, 3 for RGB, 2 for points of the plane."""
-    num_classes: NonNegativeInt = 0
+    num_classes: Annotated[
+        int, Field(ge=0, le=1_000_000, description="each class has an embedding in both networks")
+    ] = 0
     """Number of classes, as they were prepared, for a class-conditional model: both networks see the label of each
     image.
     0: labels are not used."""
     horizontal_flip: bool = True
     """Mirror each image with probability 1/2. Which ones does not depend on the number of ranks."""
-    loader_workers: NonNegativeInt = 2
+    loader_workers: Annotated[int, Field(ge=0, le=256, description="each is a process with its own memory")] = 2
     """Processes of each rank that read and decode images. 0: the rank's main process does it."""
     shuffle_window_shards: PositiveInt = 32
     """Number of shards whose images are shuffled together. More shards mix better, keep more files open, and delay the
     first batch when shards come over a network. Another number gives another order of the images."""
     verify: Literal["hash", "size"] = "hash"
-    """What is checked before a start: the SHA-256 of each shard (`hash`; only once, until the file changes), or its
-    size
-    (`size`)."""
+    """What is checked before a start: the SHA-256 of each shard (`hash`; again only after the file has changed, or 30
+    days later), or its size (`size`)."""
     max_bad_percent: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Percentage of the images that may be unreadable. Others replace them; with more the run stops."""
     cache_directory: str | None = None
     """Local folder for copies of shards that come from a URL, shared by all processes of a host. null: a folder of the
-    user in /tmp."""
-    cache_gb: PositiveFloat = 50.0
+    user in /tmp. Nobody else may be able to write to it."""
+    cache_gb: Annotated[float, Field(gt=0, le=1e9, description="no disk is larger than 10^18 bytes")] = 50.0
     """Largest size of cache_directory in 10^9 bytes. It must hold three times shuffle_window_shards shards."""
 
 

@@ -26,7 +26,7 @@ def no_ray(monkeypatch):
     def reached() -> None:
         raise AssertionError("went on to start Ray")
 
-    monkeypatch.setattr("trainer.driver.start.set_up_ray", reached)
+    monkeypatch.setattr("trainer.driver.environment.set_up_ray", reached)
 
 
 @pytest.mark.parametrize(

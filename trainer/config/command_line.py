@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from typing import Any
 
@@ -76,6 +77,32 @@ def start_logging(rank: int) -> None:
     handler = logging.StreamHandler(_CurrentStderr())
     handler.setFormatter(_ShownFormatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
+
+
+def check_group() -> tuple[int, int]:
+    """The rank of this process and the number of ranks, as torchrun gives them; without torchrun 0 and 1.
+
+    Raises:
+        ConfigError: some of torchrun's variables are missing: others have left the rest in the environment.
+    """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    left = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if not left:
+        return 0, 1
+    try:
+        rank, world_size = (int(os.environ.get(name, "")) for name in ("RANK", "WORLD_SIZE"))
+    except ValueError:
+        rank, world_size = 0, 0
+    if missing or not 0 <= rank < world_size:
+        what = f"{', '.join(missing)} is not set" if missing else "that is no rank of a group"
+        raise ConfigError(
+            [
+                f"the environment has {' and '.join(left)}, but {what}. Start the ranks with torchrun, which sets "
+                f"{', '.join(names)}; for a single rank: unset RANK WORLD_SIZE LOCAL_RANK"
+            ]
+        )
+    return rank, world_size
 
 
 def check_device(config: TrainConfig) -> None:

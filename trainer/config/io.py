@@ -250,7 +250,8 @@ def _understood_paths(draft: _Draft, config: TrainConfig) -> dict[str, str]:
     values: dict[str, str] = {}
     for name in PATHS:
         section, field = name.split(".")
-        if text := getattr(getattr(config, section), field):
+        text: str | None = getattr(getattr(config, section), field)
+        if text is not None:
             try:
                 values[name] = understood(name, text)
             except ValueError as error:

@@ -40,7 +40,8 @@ def describe(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = " and ".join(filter(None, (_bound(extra) for extra in _flatten(arguments[1:]))))
-        return f"{describe(arguments[0])} {bounds}".strip()
+        why = next((extra.description for extra in arguments[1:] if isinstance(extra, FieldInfo)), None)
+        return f"{describe(arguments[0])} {bounds}".strip() + (f" ({why})" if why else "")
     if origin in (Union, UnionType):
         words = [describe(argument) for argument in arguments if argument is not NoneType]
         return " or ".join(words) + (", or null" if NoneType in arguments else "")

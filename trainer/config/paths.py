@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from data.storage.location import DataError, is_remote, is_url, local_path
+from data.storage.location import DataError, check_names, is_remote, is_url, local_path
 from data.storage.redaction import redact
 
 PATHS = {
@@ -32,8 +32,13 @@ def understood(name: str, text: str) -> str:
     A path that exists as it is written is taken literally.
 
     Raises:
-        ValueError: it is a URL of a setting that takes none, a home folder is unknown, or a variable is not set.
+        ValueError: no file can have this name, it is a URL of a setting that takes none, a home folder is unknown, or a
+            variable is not set.
     """
+    try:
+        check_names(text)
+    except DataError as error:
+        raise ValueError(f"{name} {error}") from error
     if not is_local(name, text) or os.path.exists(text):
         return text
     if re.match(r"(?i)file:", text):

@@ -48,9 +48,9 @@ class RunConfig:
 class TrainingConfig:
     """The optimization: length, batch size, precision, losses and optimizer."""
 
-    total_images: PositiveInt
+    total_images: Annotated[int, Field(gt=0, le=10**15, description="no machine trains on more")]
     """Length of the run in training images, rounded up to whole steps. An image counts each time it is used."""
-    global_batch_size: PositiveInt
+    global_batch_size: Annotated[int, Field(gt=0, le=10**7, description="a step would take hours")]
     """Images of one optimizer step, all ranks together; a multiple of discriminator.stddev_group_size. The ranks share
     its groups as evenly as whole groups allow."""
     micro_batch_size: PositiveInt | None = None
@@ -91,23 +91,23 @@ class TrainingConfig:
 class ScalingConfig:
     """Number of ranks, their devices, and what happens when one fails."""
 
-    world_size: PositiveInt = 1
+    world_size: Annotated[int, Field(gt=0, le=16_384, description="each rank keeps a connection to all others")] = 1
     """Number of ranks: the processes that train together. Each is one Ray Train worker."""
     min_world_size: PositiveInt | None = None
     """Fewest ranks with which the run continues when nodes are lost. It returns to world_size as soon as nodes are free
     again; the global batch stays the same. null: always world_size, so the run waits until lost nodes are back."""
     device: Literal["cpu", "gpu"] = "gpu"
     """Where the ranks compute. `gpu` gives one GPU to each rank."""
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: Annotated[int, Field(gt=0, le=4096, description="no machine has more")] = 1
     """CPUs that Ray reserves for a rank, for its main process and its loader processes. With device cpu, also the
     number
     of threads that the rank computes with."""
-    max_failures: NonNegativeInt = 3
+    max_failures: Annotated[int, Field(ge=0, le=1_000_000, description="a failure takes seconds")] = 3
     """How often Ray restarts the ranks from the last checkpoint after a failure: the first time at once, later after a
     pause of 2, 4, ... 60 seconds. Three failures at the same step always end the run."""
-    timeout_s: PositiveInt = 1800
+    timeout_s: Annotated[int, Field(gt=0, le=10**7, description="that is 115 days")] = 1800
     """Seconds that a rank waits for the others in a collective operation before it fails."""
-    watchdog_s: PositiveFloat | None = 600.0
+    watchdog_s: Annotated[float, Field(gt=0, le=1e7, description="that is 115 days")] | None = 600.0
     """Seconds without progress in a step after which a rank writes the stack of each thread to the log and ends itself,
     so that the ranks are restarted. The start, grids, evaluations, checkpoints and the end get timeout_s in addition.
     null: never."""
@@ -164,7 +164,7 @@ class EvaluationConfig:
     """Training images between evaluations of the averaged weights. The results are logged as the curves fid, kid,
     inception_score, precision, recall, density and coverage, which checkpoint.keep_best may name. null: no
     evaluations."""
-    num_samples: Annotated[int, Field(ge=2)] = 1000
+    num_samples: Annotated[int, Field(ge=2, le=10**7, description="their features would fill the memory")] = 1000
     """Samples drawn for each evaluation, from the same noise each time."""
     network: str | None = None
     """TorchScript file of the feature network, such as Inception. null: a small classifier that is trained on the data
@@ -183,7 +183,7 @@ class GridsConfig:
 
     interval_steps: PositiveInt | None = 1000
     """Optimizer steps between grids. null: one grid, at the end."""
-    num_images: PositiveInt = 64
+    num_images: Annotated[int, Field(gt=0, le=10_000, description="they are one PNG file")] = 64
     """Images in a grid."""
 
 
@@ -200,6 +200,6 @@ class TrackingConfig:
     """Name of the MLflow experiment that the run belongs to."""
     log_interval_steps: PositiveInt = 50
     """Optimizer steps between two points of the curves. Values leave the device only at these steps."""
-    flush_timeout_s: NonNegativeFloat = 30.0
+    flush_timeout_s: Annotated[float, Field(ge=0, le=86_400, description="that is a day")] = 30.0
     """Seconds that the end of a run waits until the tracking server has taken what is left to send; a stopped run waits
     at most 5 seconds."""

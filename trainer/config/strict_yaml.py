@@ -7,6 +7,7 @@ are decimal (`1_000` is 1000), a duplicate key is a problem, and aliases and tag
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,6 +163,9 @@ def _read_scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
             text.encode()
         except UnicodeEncodeError:
             raise ValueError("is no valid Unicode text") from None
+        for character in text:
+            if unicodedata.category(character) == "Cc":
+                raise ValueError(f"holds the control character U+{ord(character):04X}; leave it out")
         return text
     pattern = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}[kind]
     if not pattern.match(text):

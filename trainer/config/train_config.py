@@ -1,6 +1,6 @@
 """All sections of a run's settings together, and the rules across them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -55,7 +55,7 @@ class TrainConfig:
                 problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
-        _check_elastic(self)  # last: it checks copies of this config with other world sizes
+        _check_elastic(self)  # last: it needs a batch that world_size can split
 
     @property
     def image_form(self) -> ImageForm:
@@ -63,14 +63,18 @@ class TrainConfig:
         return ImageForm(self.data.image_size, self.data.image_channels, self.data.num_classes)
 
 
-def split_batch(config: TrainConfig) -> BatchSplit:
+def split_batch(config: TrainConfig, world_size: int | None = None) -> BatchSplit:
     """Spread the global batch over ranks and micro-batches.
+
+    Args:
+        config: the run.
+        world_size: number of ranks; None: scaling.world_size.
 
     Raises:
         ValueError: It cannot be spread; the message shows the arithmetic.
     """
     training, discriminator = config.training, config.discriminator
-    sizes = (training.global_batch_size, config.scaling.world_size, training.micro_batch_size)
+    sizes = (training.global_batch_size, world_size or config.scaling.world_size, training.micro_batch_size)
     if discriminator.stddev_grouping == "strided":
         return split_evenly(*sizes, discriminator.stddev_group_size)
     return split_groups(*sizes, discriminator.stddev_group_size)
@@ -81,9 +85,9 @@ def _check_elastic(config: TrainConfig) -> None:
     scaling = config.scaling
     for world_size in range(scaling.min_world_size or scaling.world_size, scaling.world_size):
         try:
-            fewer = replace(config, scaling=replace(scaling, world_size=world_size, min_world_size=None))
+            fewer = split_batch(config, world_size)
             if config.discriminator.stddev_grouping == "strided":
-                _check_same_micro_batch(split_batch(fewer), split_batch(config))
+                _check_same_micro_batch(fewer, split_batch(config))
         except ValueError as error:
             raise ValueError(
                 f"scaling.min_world_size is {scaling.min_world_size} and scaling.world_size {scaling.world_size}: the "
@@ -167,6 +171,8 @@ def _build_problem(generator: GeneratorConfig, form: ImageForm) -> str | None:
             build_generator(generator, form)
     except ValueError as error:
         return f"generator: {error}"
+    except RuntimeError as error:  # torch counts the bytes of a tensor in 64 bits
+        return f"generator: a layer is too large: {str(error).splitlines()[0]}"
     return None
 
 

@@ -1,9 +1,12 @@
 """The process that starts the ranks.
 
 Files:
+    children     child processes that outlive the terminal but not the driver
+    environment  makes the environment fit for Ray, or refuses it
     ray_output   which lines of Ray's processes a user sees
     ray_train    Ray Train, signals, communication between workers and driver
     scale_up     decides when a run that lost ranks adds new ones
-    start        checks and settings before Ray or a GPU is touched
+    start        checks before Ray or a GPU is touched
     state_actor  state shared by driver and workers; failures and restarts
+    sweeper      ends what a killed driver left of its Ray
 """

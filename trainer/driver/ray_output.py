@@ -1,18 +1,20 @@
 """Selects which output of Ray's processes is shown on the driver's terminal.
 
 The output of the ranks is shown. Log lines of Ray's own C++ code describe Ray's internal state and help only its
-developers; errors that follow from it are also raised in Python. These lines stay in Ray's log files.
+developers; errors that follow from it are also raised in Python. The driver itself says that a worker was killed. These
+lines stay in Ray's log files.
 """
 
 import re
 from collections.abc import Iterable
 
 # [2026-11-28 08:25:48,839 E 21460 21573] core_worker.cc:2465: ... Fatal errors (C) end their process and are shown.
-_CPP_LINE = re.compile(
+_INTERNAL_LINE = re.compile(
     r"^(\([\w-]+\) )?\[[\d-]+ [\d:,]+ [DIWE] \d+ \d+\] (\([\w-]+\) )?\S+\.(cc|h):\d+: |\[state-dump\]"
+    r"|^A worker died or was killed while executing a task"
 )
 
 
 def without_ray_internals(lines: Iterable[str]) -> list[str]:
-    """The lines that are not log lines of Ray's C++ code."""
-    return [line for line in lines if not _CPP_LINE.search(line)]
+    """The lines that are neither log lines of Ray's C++ code nor its notice of a killed worker."""
+    return [line for line in lines if not _INTERNAL_LINE.search(line)]

@@ -2,7 +2,7 @@
 
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended. Each rank gets its place in the
 group from Ray Train's environment and talks to the driver through a small actor, `StateActor`, without waiting for it.
-Ray reads its settings from the environment at import, so `driver.start.set_up_ray` must be called first.
+Ray reads its settings from the environment at import, so `driver.environment.set_up_ray` must be called first.
 
 Ray Train restarts a group that fails, with as many ranks as there is room for. To enlarge a group, Ray would also kill
 a healthy one and lose the work since the last checkpoint. So Ray's own check is switched off: the driver asks the ranks
@@ -15,29 +15,31 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray._private.ray_logging import global_worker_stdstream_dispatcher as ray_streams
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data.processes.signals import StopRequest, handle_stop_signals
 from data.storage.errors import OperationError, UserError
 from trainer.checkpoint.lease import LAUNCH_VARIABLE, this_process
 from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
+from trainer.driver.children import independent_children
 from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.scale_up import ScaleUp
-from trainer.driver.state_actor import FinalError, Snapshot, StateActor
+from trainer.driver.state_actor import FinalError, Snapshot, StateActor, is_lost_peer
 from trainer.rank.divergence import DivergenceError
 from trainer.rank.progress import Outcome, ProgressBar, RunStatus
 from trainer.rank.worker import run_rank
@@ -105,13 +107,27 @@ def _train_rank(arguments: dict[str, Any]) -> None:
         result = FinalError(str(error), is_refusal=False)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
-        ray.get(state.post_error.remote(f"rank {rank}: {type(error).__name__}: {first_line}", driver.step))
+        message = f"rank {rank}: {type(error).__name__}: {first_line}"
+        ray.get(state.post_error.remote(message, driver.step))
+        if is_lost_peer(message):
+            _keep_traceback_off_the_terminal()
         raise
     if rank == 0 or isinstance(result, FinalError):
         ray.get(state.post_result.remote(result))
     if isinstance(result, FinalError):
         _await_the_end()
     return None
+
+
+def _keep_traceback_off_the_terminal() -> None:
+    """Ray Train logs the traceback of the error that a rank raises. If the rank has only lost another one, the message
+    that the driver shows says as much, and the traceback belongs into Ray's log files."""
+
+    def lower(record: logging.LogRecord) -> bool:
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+    logging.getLogger("ray.train.v2._internal.util").addFilter(lower)
 
 
 def _await_turn(driver: RayDriver, state: Any, world_size: int) -> bool:
@@ -137,9 +153,10 @@ def connected() -> Iterator[str]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         context: Any = ray.init(address=address, logging_level=logging.WARNING) if address else _start_local_ray()
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises errors of many types, some with a whole log file as message
         where = f"the Ray at {address}" if address else "a local Ray"
-        raise ClusterError(f"cannot connect to {where}: {error}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise ClusterError(f"cannot connect to {where}: {reason}") from error
     try:
         _leave_out_ray_internals()
         yield f"{context['session_dir']}/logs"
@@ -149,11 +166,13 @@ def connected() -> Iterator[str]:
 
 def _leave_out_ray_internals() -> None:
     """Filter what Ray prints of its processes' output with `without_ray_internals`. Ray has no setting for it."""
-    for name, show in [pair for pair in ray_streams.handlers if pair[0] == "ray_print_logs"]:
-        ray_streams.remove_handler(name)
-        ray_streams.add_handler(
-            name, lambda data, show=show: show({**data, "lines": without_ray_internals(data["lines"])})
-        )
+    show = ray_worker.print_worker_logs
+    if not isinstance(show, partial):  # not yet filtered by this process
+        ray_worker.print_worker_logs = partial(_show_output, show)
+
+
+def _show_output(show: Callable[..., None], data: dict[str, Any], *more: Any, **options: Any) -> None:
+    show({**data, "lines": without_ray_internals(data["lines"])}, *more, **options)
 
 
 def _start_local_ray() -> Any:
@@ -163,7 +182,7 @@ def _start_local_ray() -> Any:
     # Ray Train's processes ask the dashboard for the state of their actors; they inherit its address from here.
     # Otherwise they use the last Ray started by hand on this machine, running or not.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
-    with _children_in_a_group_of_their_own():
+    with independent_children():
         return ray.init(
             address="local",
             include_dashboard=True,
@@ -172,23 +191,6 @@ def _start_local_ray() -> Any:
             _node_ip_address=LOOPBACK,
             logging_level=logging.WARNING,
         )
-
-
-@contextmanager
-def _children_in_a_group_of_their_own() -> Iterator[None]:
-    """Keep Ray alive to save a checkpoint when a signal reaches the driver's process group, as `timeout` sends it.
-
-    The leader of a group cannot leave it; its children then stay in its group.
-    """
-    group = os.getpgrp()
-    if group == os.getpid():
-        yield
-        return
-    os.setpgid(0, 0)
-    try:
-        yield
-    finally:
-        os.setpgid(0, group)
 
 
 def check_resources(config: TrainConfig) -> None:
@@ -341,28 +343,23 @@ def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
     )
 
 
-@dataclass
-class _Stop:
-    """Whether the user has asked for a stop."""
-
-    asked: bool = False
-
-
 @contextmanager
-def _stop_on_signals(state: Any) -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks the workers to save a checkpoint and stop; the second ends the driver."""
-    stop = _Stop()
+def _stop_on_signals(state: Any) -> Iterator[StopRequest]:
+    """The first signal asks the workers to save a checkpoint and stop; a second one ends the driver."""
+    stop = StopRequest()
 
     def ask(number: int, _frame: object) -> None:
-        if stop.asked:
+        was_asked = stop.asked
+        if stop.note():
             raise KeyboardInterrupt
-        stop.asked = True
+        if was_asked:
+            return
         log.warning(
             "%s: finishing the step and writing a checkpoint; again to stop at once", signal.Signals(number).name
         )
         state.ask_to_stop.remote()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = handle_stop_signals(ask)
     try:
         yield stop
     finally:

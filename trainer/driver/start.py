@@ -1,8 +1,5 @@
-"""Checks and settings before Ray or a GPU is touched."""
+"""Checks before Ray or a GPU is touched."""
 
-import os
-import secrets
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,21 +15,6 @@ from trainer.config.resume import check_resumable
 from trainer.config.train_config import TrainConfig
 from trainer.rank.run_folder import make_run_directory
 from trainer.tracking.store import check_store
-
-
-def set_up_ray() -> None:
-    """Set the environment variables that Ray reads when it is imported."""
-    if not os.environ.get("RAY_ADDRESS"):
-        # We start our own Ray. Anybody who can reach it can run code as this user, so it needs a token even locally.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # It watches for nodes that a cloud takes back, and each worker group would wait for its start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # show every line of a rank at once
-    if not sys.stderr.isatty():
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no escape sequences in files
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU ranks still see the GPUs
 
 
 def check_before_start(config: TrainConfig, *, resume: str) -> int:

@@ -15,6 +15,11 @@ LONGEST_PAUSE_S = 60.0
 _LOST_PEER = re.compile(r"gloo|NCCL|connection (closed|reset)|broken pipe|socket", re.IGNORECASE)
 
 
+def is_lost_peer(error: str) -> bool:
+    """Whether an error's message only says that another rank is gone."""
+    return bool(_LOST_PEER.search(error))
+
+
 @dataclass(frozen=True)
 class FinalError:
     """An error that a restart would not fix.
@@ -48,7 +53,7 @@ class Failure:
     @property
     def is_lost_peer(self) -> bool:
         """Whether the error only says that another rank is gone, which is rarely the cause."""
-        return bool(_LOST_PEER.search(self.error))
+        return is_lost_peer(self.error)
 
 
 class Failures:

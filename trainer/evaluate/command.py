@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, get_args
@@ -23,7 +22,7 @@ from data.shards.index import load_index
 from data.storage.errors import UserError, as_command
 from models.diffusion import Diffusion
 from models.shapes import Uint8Image
-from trainer.config.command_line import add_seed_argument
+from trainer.config.command_line import add_seed_argument, check_group
 from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
@@ -126,7 +125,7 @@ def _evaluate_with(options: argparse.Namespace) -> int:
     """The command with a given network, on all ranks started by torchrun."""
     ranks = None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if check_group()[1] > 1:
         ranks = Ranks.join("gpu" if device == "cuda" else "cpu", TIMEOUT_S)
         device = str(ranks.device)
     try:

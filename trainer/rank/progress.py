@@ -9,11 +9,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data.processes.signals import StopRequest, handle_stop_signals
 
 LOG_INTERVAL_S = 60.0
 """Time between two progress log lines if there is no terminal."""
@@ -96,7 +99,8 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         if self._terminal:
-            self._progress.stop()
+            with suppress(OSError):  # the terminal is gone
+                self._progress.stop()
 
     def show(self, status: RunStatus) -> None:
         """Draw `status`."""
@@ -114,19 +118,17 @@ class ProgressBar:
 
 
 class SignalDriver:
-    """The driver of a worker without Ray: SIGTERM and SIGINT request a stop; on rank 0 a bar shows the progress."""
+    """The driver of a worker without Ray: signals request a stop; on rank 0 a bar shows the progress."""
 
     def __init__(self, bar: ProgressBar | None) -> None:
         self._bar = bar
-        self._stop = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self._stop = StopRequest()
+        handle_stop_signals(self._ask)
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self._stop:  # second signal: the user does not want to wait
+        if self._stop.note():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._stop = True
 
     def report(self, status: RunStatus) -> None:
         """Update the bar."""
@@ -135,4 +137,4 @@ class SignalDriver:
 
     def stop_requested(self) -> bool:
         """Whether a signal was received."""
-        return self._stop
+        return self._stop.asked

@@ -14,6 +14,7 @@ import pytest
 from data.shards import cache as cache_directory
 from data.shards.cache import CacheDirectory, DownloadingError, NoRoomError, cache_folder
 from data.shards.index import Shard, ShardIndex
+from data.storage.files import sha256_of
 from data.storage.location import DataError
 
 
@@ -151,6 +152,51 @@ def test_file_that_was_cut_counts_as_missing(prepared: ShardIndex, folder: Path)
     assert names(folder) == {"lock"}
 
 
+def flip_a_bit(file: Path) -> None:
+    """Alter a file in place; its size and its modification time stay."""
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[700] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_altered_file_counts_as_missing_for_a_process_that_has_not_read_it(
+    prepared: ShardIndex, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = prepared.shards[0]
+    os.close(opened(cache_of(folder, prepared, 3), prepared, 0))
+    flip_a_bit(folder / f"{shard.sha256}.tar")
+    assert cache_of(folder, prepared, 3).open(shard) is None
+    assert names(folder) == {"lock"}
+    assert "shard 00000.tar: its copy" in caplog.text
+
+
+def test_file_is_hashed_once_by_each_process_and_not_while_another_has_it_open(
+    prepared: ShardIndex, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+
+    def count(descriptor: int) -> str:
+        hashed.append(descriptor)
+        return sha256_of(descriptor)
+
+    monkeypatch.setattr(cache_directory, "sha256_of", count)
+    # An object keeps what its process has hashed, so that each one here is as a process of its own.
+    first, second, third = (cache_of(folder, prepared, 3) for _ in range(3))
+    os.close(opened(first, prepared, 0))
+    os.close(opened(first, prepared, 0))
+    assert len(hashed) == 0, "the download itself was verified"
+    descriptor = opened(second, prepared, 0)
+    os.close(opened(third, prepared, 0))
+    assert len(hashed) == 1, "another process had it open"
+    with open(descriptor, "rb") as file:
+        assert file.read() == (prepared.directory / "00000.tar").read_bytes()
+    os.close(opened(second, prepared, 0))
+    os.close(opened(third, prepared, 0))
+    assert len(hashed) == 2
+
+
 def test_other_files_in_the_folder_are_left_alone(prepared: ShardIndex, folder: Path) -> None:
     folder.mkdir()
     mine = {"00000.tar", "x.part", "a.b.part", "note.lock", f"{'0' * 63}.tar"}
@@ -182,21 +228,36 @@ def test_default_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.Mon
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert cache_folder(None) == folder
     assert cache_folder("~/x") == Path.home() / "x"
-    folder.chmod(0o770)
-    with pytest.raises(
-        DataError, match=rf"{folder} is not a folder that only you can write: remove it, or set data\.c"
-    ):
-        cache_folder(None)
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="is not a folder that only you"):
+    with pytest.raises(DataError, match=rf"{folder} is not your own folder: remove it, or set data\.cache_directory"):
         cache_folder(None)
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o1777])
+@pytest.mark.parametrize("is_configured", [False, True])
+def test_folder_that_others_can_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_configured: bool, mode: int
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"ddgan-shards-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(DataError, match=rf"can be written by others, .*: chmod go-w {folder}, or set data\.cache_dir"):
+        cache_folder(str(folder) if is_configured else None)
+    folder.chmod(0o755)
+    assert cache_folder(str(folder) if is_configured else None) == folder
+
+
+def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
     (tmp_path / f"ddgan-shards-{other}").mkdir(mode=0o700)
-    with pytest.raises(DataError, match="is not a folder that only you"):
-        cache_folder(None)
+    for configured in (None, str(tmp_path)):
+        with pytest.raises(DataError, match="is not your own folder"):
+            cache_folder(configured)
 
 
 def test_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:

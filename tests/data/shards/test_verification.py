@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.shards.index import ShardIndex, load_index
-from data.shards.verification import verify_shards
+from data.shards.verification import READ_AGAIN_S, verify_shards
 from data.storage import remote as storage
 from data.storage.location import DataError
 from tests.data.servers import Fault, FaultyServer, serve
@@ -96,16 +96,36 @@ def test_shards_are_read_once_and_again_only_after_a_change(
     assert caplog.messages == [f"checking the hashes of 16 files, {whole_gb:.3g} GB"]
     caplog.clear()
 
-    # What a reading would see is not seen: nothing that is known of the file has changed.
-    alter(own_copy.directory / "00003.tar", keep_time=True)
     with caplog.at_level(logging.INFO):
         verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
     assert caplog.messages == []
 
-    os.utime(own_copy.directory / "00003.tar")
+    # The change time, which no program can set back, shows it.
+    alter(own_copy.directory / "00003.tar", keep_time=True)
     with caplog.at_level(logging.INFO), pytest.raises(DataError, match=r"shard 00003\.tar was altered"):
         verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
     assert caplog.messages == [f"checking the hashes of 1 files, {size_gb:.3g} GB"]
+
+
+def test_files_are_read_again_after_a_month_or_when_the_clock_went_back(
+    own_copy: ShardIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    started, readings = 1_800_000_000, []
+    for later_s in (0, READ_AGAIN_S - 1, READ_AGAIN_S, READ_AGAIN_S + 1, 0):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            now = started + later_s
+            verify_shards(own_copy, by="hash", cache_directory=str(tmp_path), clock=lambda now=now: now)
+        readings.append(len(caplog.messages))
+    assert readings == [1, 0, 1, 0, 1]
+
+
+def test_cache_folder_that_others_can_write_is_refused(prepared: ShardIndex, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o1777)
+    with pytest.raises(DataError, match="can be written by others"):
+        verify_shards(prepared, by="hash", cache_directory=str(cache))
 
 
 def test_file_that_was_replaced_is_read_again(own_copy: ShardIndex, tmp_path: Path) -> None:
@@ -135,13 +155,13 @@ def test_what_was_read_is_remembered_for_each_copy(
         assert set(json.loads(file.read_text())) == {file.name for file in prepared.files}
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"00000.tar": 7}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"00000.tar": 7}', b'{"00000.tar": [1, 2]}', b"\xff"])
 def test_damaged_note_of_what_was_read_is_ignored(own_copy: ShardIndex, tmp_path: Path, content: bytes) -> None:
-    verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
+    verify_shards(own_copy, by="hash", cache_directory=str(tmp_path), clock=lambda: 1.8e9)
     (note,) = (tmp_path / "verified").iterdir()
     right = note.read_bytes()
     note.write_bytes(content)
-    verify_shards(own_copy, by="hash", cache_directory=str(tmp_path))
+    verify_shards(own_copy, by="hash", cache_directory=str(tmp_path), clock=lambda: 1.8e9)
     assert note.read_bytes() == right
 
 

@@ -134,7 +134,7 @@ SCALARS = (
     | st.booleans()
     | st.integers(-(10**17), 10**17)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"]))
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"]))
     | st.sampled_from(
         [
             "1e-4",

@@ -17,6 +17,7 @@ PREEMPTION = (
         "[2026-11-28 08:25:48,839 W 1 2] (raylet) node_manager.cc:12: a worker is slow",
         "(python-core-worker) [2026-11-28 08:25:48,839 I 1 2] actor_manager.cc:218: received notification",
         "[state-dump] NumActors: 3",
+        "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot, check ...",
         "[2026-11-28 08:25:48,839 I 1 2] (raylet) node_manager.cc:12: [state-dump] Event stats:",
     ],
 )

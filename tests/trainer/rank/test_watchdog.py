@@ -24,7 +24,9 @@ from trainer.rank.watchdog import Watchdog
 
 def wait_for_ever():
     if sys.argv[2] == "alone":
-        ctypes.PyDLL(None).sleep(600)  # unlike CDLL it keeps the interpreter to itself
+        c, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)  # unlike CDLL, PyDLL keeps the lock
+        c.pthread_mutex_lock(mutex)
+        c.pthread_mutex_lock(mutex)  # a second time: no signal ends this
     threading.Event().wait()
 
 with Watchdog(0.5, rank=3, directory=Path(sys.argv[1])) as watchdog:
@@ -46,8 +48,58 @@ def test_a_rank_that_stands_still_ends_with_the_stacks_of_all_threads(tmp_path):
 
 def test_one_that_keeps_the_interpreter_to_itself_ends_too(tmp_path):
     done = run_python(["-c", HANGING, str(tmp_path), "alone"], timeout_s=60)
-    assert done.returncode == 1
+    assert done.returncode == -signal.SIGKILL
+    assert "rank 3 (process" in done.stderr and "keeps Python's lock. It is killed" in done.stderr
     assert "in wait_for_ever" in done.stderr
+
+
+STOPPED = """
+import sys, threading
+from pathlib import Path
+from trainer.rank.watchdog import Watchdog
+
+with Watchdog(1.0, directory=Path(sys.argv[1])) as watchdog:
+    watchdog.end_step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        watchdog.enter("data")
+        print("alive", flush=True)
+"""
+
+
+def test_one_that_was_stopped_for_longer_than_allowed_continues(tmp_path):
+    rank = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert rank.stdin and rank.stdout
+    try:
+        assert rank.stdout.readline() == "ready\n"
+        rank.send_signal(signal.SIGSTOP)
+        time.sleep(4.0)  # more than the limit and the grace of both watchers
+        rank.send_signal(signal.SIGCONT)
+        print("still there?", file=rank.stdin, flush=True)
+        assert rank.stdout.readline() == "alive\n"
+        rank.stdin.close()
+        assert rank.wait(60) == 0
+    finally:
+        rank.kill()
+    assert not any(tmp_path.iterdir())
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count():
+    clock = Clock()
+    watchdog = Watchdog(10.0, clock=clock)
+    clock.now = 9.0
+    watchdog._note_time(looked_at=8.0, pause_s=1.0)
+    assert watchdog.standing() == ("start", 9.0, 10.0)
+    clock.now = 1000.0
+    watchdog._note_time(looked_at=9.0, pause_s=1.0)
+    assert watchdog.standing() == ("start", 0.0, 10.0)
 
 
 def test_a_folder_that_cannot_be_written_does_not_keep_it_alive(tmp_path):
