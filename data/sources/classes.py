@@ -51,6 +51,7 @@ def classify(
     folders: Iterable[str] = (),
     classes: Classes,
     give_part: Callable[[str], str],
+    allow_loose: bool = False,
 ) -> Labelled:
     """Number the classes: the first folder of each path below the common folder, in the order of their names.
 
@@ -60,6 +61,7 @@ def classify(
         path_of: the path of a name, with `/`.
         folders: paths of all folders, to name those without images.
         classes: how folders are taken.
+        allow_loose: images next to folders mean that there are no classes.
         give_part: what to do to give a folder alone as the source, for a message.
 
     Raises:
@@ -73,7 +75,7 @@ def classify(
     while all(len(path) > depth + 1 and path[depth] == first[depth] for path in parts.values()):
         depth += 1
     loose = [name for name, path in parts.items() if len(path) == depth + 1]
-    if len(loose) == len(files):
+    if len(loose) == len(files) or (loose and allow_loose and classes == "auto"):
         return _without_classes(files)
     if loose:
         raise SourceError(

@@ -103,7 +103,8 @@ def folder_source(root: Path, *, classes: Classes = "auto") -> FolderSource:
             subfolders[:] = sorted(
                 name for name in subfolders if not name.startswith(".") and name not in SYSTEM_FOLDERS
             )
-            folders.append(within)
+            if within != ".":
+                folders.append(within)
             real_parents.update((os.path.join(folder, name), above | {real}) for name in subfolders)
             for name in sorted(names):
                 file = Path(folder, name)

@@ -22,7 +22,7 @@ _AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbS
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
 _CLASSES_KINDS = ("folder", "zip", "webdataset")
-_PART = re.compile(r"(.+?)[._-]?(\d{3}|z\d\d|part[._-]?\w*|[a-z]{2}|crdownload|aria2|download)", re.IGNORECASE)
+_PART = re.compile(r"(.+?)[._-](\d{3}|z\d\d|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", "gaussians25")
 _ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
@@ -173,8 +173,11 @@ def _kind_of_folder(path: Path) -> str:
 
 def _kind_of_file(path: Path) -> str:
     suffix = path.suffix.lower()
-    with path.open("rb") as stream:
-        start = stream.read(START_BYTES)
+    start = b""
+    # A pipe would wait for its writer.
+    if path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(START_BYTES)
     if foreign := foreign_kind(start):
         raise SourceError(f"source {path}: {foreign}")
     if path.name.lower().startswith("cifar-100-python") or start.startswith(b"cifar-100-python/"):

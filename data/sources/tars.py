@@ -106,6 +106,7 @@ def _label(path: Path, folder: Path, items: list[Item], skips: "_Skips", classes
             members,
             lambda name: name.partition("/")[2].removeprefix("./").replace("\\", "/"),
             classes=classes,
+            allow_loose=True,
             give_part=lambda part: f"unpack it (tar -xf) and give one of them alone as the source, such as {part}",
         )
     if unlabelled:
@@ -127,8 +128,9 @@ def _prepared_names(folder: Path) -> tuple[str, ...] | None:
         names = document["class_names"] if document["format"] == "ddgan-shards" else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if known else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
 
 
 def _find_shards(path: Path) -> tuple[Path, list[str]]:
