@@ -15,6 +15,7 @@ _MAX_PROFILE_BYTES = 16 * 2**20
 _MAX_TEXT_BYTES = 2**20
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_FILL = re.compile(rb"\xff+")
 _ORIENTATION_TAG = 274
 _PROFILE_TAG = 34675
 _XMP_TAG = 700
@@ -73,9 +74,12 @@ def _separate_jpeg(content: bytes) -> Separated:
     while True:
         # Any bytes before a marker are skipped, as decoders do.
         start = content.find(b"\xff", place)
+        if start >= 0:
+            # Of a row of them, the last begins the marker.
+            start = _FILL.match(content, start).end() - 1  # pyright: ignore[reportOptionalMemberAccess]
         marker = content[start + 1] if 0 <= start < len(content) - 3 else 0xD9
-        if marker in (0x00, 0xFF):
-            place = start + (2 if marker == 0 else 1)
+        if marker == 0x00:
+            place = start + 2
             continue
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
         if marker in (0xD9, 0xDA) or end > len(content):

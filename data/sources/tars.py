@@ -25,7 +25,7 @@ _MAX_JSON_BYTES = 2**20
 _LABEL_KEYS = ("cls", "label", "class", "class_id")
 """Keys of a .json that hold a class number in some data sets."""
 _TAIL_BYTES = 2**20
-"""Read at a time after the end mark."""
+"""Read at a time after the end mark. Programs fill an archive with at most as many zeros."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +289,10 @@ def _refuse_wrong_end(where: str, stream: IO[bytes], end: int) -> None:
                 "members after a damaged place. Get it again, or unpack it with tar --ignore-zeros -xf and give the "
                 "folder"
             )
+    if (num_zeros := stream.tell() - end) > 2 * _TAIL_BYTES:
+        raise SourceError(
+            f"{where}: its last {num_zeros} bytes are zeros, as of a download that was stopped; get it again"
+        )
 
 
 def _read_label(shard: Path, member: tarfile.TarInfo) -> int:

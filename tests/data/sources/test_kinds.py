@@ -73,7 +73,7 @@ def test_more_lost_than_kept_is_refused_and_as_many_is_not() -> None:
         skips.refuse_losses("source x", 2, 100)
 
 
-def test_archive_beside_images_is_refused_unless_they_may_come_from_it() -> None:
+def test_archive_next_to_images_is_refused_unless_they_may_come_from_it() -> None:
     skips = Skips()
     skips.add("train.zip", ARCHIVE, 200)
     skips.refuse_losses("source x", 1, 100)

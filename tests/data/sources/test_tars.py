@@ -185,6 +185,14 @@ def test_members_after_the_end_mark_or_a_hole_are_not_lost_in_silence(tmp_path: 
     refuse(tmp_path / "c.tar", r"something follows its end mark at byte 1024: .*members after a damaged place")
 
 
+def test_download_whose_rest_is_zeros_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tar", {"a.jpg": b"a"})
+    os.truncate(file, 2**20)
+    assert len(tar_source(file, max_images=None).items) == 1
+    os.truncate(file, 3 * 2**20)
+    refuse(file, r"its last 3144704 bytes are zeros, as of a download that was stopped")
+
+
 def test_member_without_a_known_suffix_is_known_by_its_start(tmp_path: Path) -> None:
     source = tar_source(
         write(tmp_path / "a.tar", {"1": picture(1), "2.jfif": picture(2), "3": b"text"}), max_images=None
