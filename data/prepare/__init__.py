@@ -7,6 +7,7 @@ Files:
     inspect      summary and contact sheet
     job          the task, and whether it is done
     journal      finished shards, for a restart
+    origin       what a data set was made from
     terminal     messages and progress bars
     verify       hashes and decodes everything
     work         runs a preparation

@@ -21,7 +21,8 @@ _IMAGES_WORTH_A_WORKER = 500
 _EPILOG = """sources:
   gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
   digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
-  a folder             of images; its sub-folders, if any, are the classes (ImageNet, CelebA-HQ as files)
+  a folder             of images; its sub-folders, if any, are the classes (ImageNet, CelebA-HQ as files), or the
+                       labels are in its dataset.json (StyleGAN, EDM)
   a .zip               of images, in the same form
   CIFAR-10             cifar-10-python.tar.gz, or the folder cifar-10-batches-py that it unpacks to
   mnist:PATH           a folder of idx files (train-images-idx3-ubyte.gz and so on), or .npz files of images and labels
@@ -37,7 +38,7 @@ other commands:
   inspect DIR          summary and contact sheet of a prepared data set
   verify DIR           hash every shard and decode every image of a prepared data set
 
-A command that was stopped or killed goes on after its last finished shard when it is given again; the result is the
+A command that was stopped or killed continues after its last finished shard when it is given again. The result is the
 same, bit for bit.
 
 exit codes: 0 done or already there, 1 failed (bad images, full disk), 2 wrong arguments, 130 interrupted"""
@@ -59,6 +60,12 @@ def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("'' is given, expected is a path")
     return text
+
+
+def _new_path(text: str) -> str:
+    if text.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text!r} is given, which begins with ~; write {os.path.expanduser(text)}")
+    return _path(os.path.expandvars(text) if text.startswith(("$HOME", "${HOME}")) else text)
 
 
 def _percent(text: str) -> float:
@@ -95,7 +102,7 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", type=_path, metavar="SOURCE", help="where the images are, see below")
     parser.add_argument(
-        "--out", required=True, type=_path, metavar="DIR", help="new or empty folder for the prepared data set"
+        "--out", required=True, type=_new_path, metavar="DIR", help="new or empty folder for the prepared data set"
     )
     parser.add_argument(
         "--size",
@@ -114,6 +121,12 @@ def _prepare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--upscale", action="store_true", help="enlarge images that are smaller than --size")
     parser.add_argument(
         "--max-images", type=whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
+    )
+    parser.add_argument(
+        "--classes",
+        choices=("auto", "folders", "none"),
+        default="auto",
+        help="whether folders are classes: if that is clear (auto), each of them, or none",
     )
     parser.add_argument("--split", choices=("train", "test"), help="part of CIFAR-10 or a kind of MNIST (train)")
     shards = parser.add_mutually_exclusive_group()

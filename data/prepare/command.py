@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from data.prepare.arguments import default_workers, parse_arguments, resolve_options
@@ -20,12 +21,16 @@ from data.prepare.job import Preparation, refuse_unwritable_names
 from data.prepare.terminal import plain_console
 from data.prepare.work import PreparationError, prepare, shorten
 from data.prepare.work_folder import OutputError
-from data.shards.index import load_index
+from data.shards.files import LocalShards
+from data.shards.index import ShardIndex, load_index
+from data.shards.offsets import read_offsets
 from data.sources.find import open_source
 from data.sources.source import fingerprint, shown_name
 from data.storage.errors import as_command
 from data.storage.location import DataError, is_url
 from data.storage.redaction import redact
+
+_SHOWN_CLASSES = 20
 
 
 @as_command(name="data.prepare", interrupted="interrupted; run the same command again")
@@ -44,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
-    source = open_source(arguments.source, split=arguments.split, max_images=arguments.max_images, seed=arguments.seed)
+    source = open_source(
+        arguments.source,
+        split=arguments.split,
+        max_images=arguments.max_images,
+        seed=arguments.seed,
+        classes=arguments.classes,
+    )
     refuse_unwritable_names(source)
     job = Preparation(
         source=source,
@@ -65,17 +76,40 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     if outcome.was_there:
         out.print(f"{job.target} already holds this data set ({index.num_samples} images); nothing to do")
         return 0
-    classes = f", {index.num_classes} classes" if index.num_classes else ""
     out.print(
         f"{job.target}: {index.num_samples} images {index.image_size}x{index.image_size}x{index.image_channels}"
-        f"{classes}, {len(index.shards)} shards, {sum(shard.num_bytes for shard in index.shards)} bytes"
+        f", {len(index.shards)} shards, {sum(shard.num_bytes for shard in index.shards)} bytes"
     )
     if source.skipped:
         lines = shorten([line.text for line in source.skipped])
         out.print("\n".join([f"files of {shown_name(source.description)} that were left out:", *lines]))
     if outcome.bad:
         out.print("\n".join([f"{len(outcome.bad)} unusable images were left out:", *shorten(outcome.bad)]))
+    for note in source.notes:
+        out.print(note)
+    out.print(_class_line(index))
     return 0
+
+
+def _class_line(index: ShardIndex) -> str:
+    """Names and sizes of the classes; names of those without images."""
+    names = index.class_names
+    if names is None:
+        return "no classes"
+    counts = np.zeros(len(names), dtype=np.int64)
+    files = LocalShards(index)
+    for shard in index.shards:
+        labels = read_offsets(shard, files.open)[:, 2].astype(np.int64) - 1
+        counts += np.bincount(labels, minlength=len(names))
+    empty = [shown_name(name) for name, count in zip(names, counts, strict=True) if not count]
+    lost = f"; without images: {_first(empty)}" if empty else ""
+    sizes = [f"{shown_name(name)} {count}" for name, count in zip(names, counts, strict=True) if count]
+    return f"{len(names)} classes: {_first(sizes)}{lost}"
+
+
+def _first(texts: list[str]) -> str:
+    rest = f" and {len(texts) - _SHOWN_CLASSES} more" if len(texts) > _SHOWN_CLASSES else ""
+    return ", ".join(texts[:_SHOWN_CLASSES]) + rest
 
 
 def _target(out: str) -> Path:

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from data.images.decode import BadImageError, ImageFile
-from data.sources.source import Item, Source
+from data.sources.kinds import START_BYTES, foreign_kind
+from data.sources.source import Item, Source, hash_of
 
 _MAX_PIXELS = 200_000_000
 _JPEG_MIN_SIZE = 64
@@ -43,19 +44,25 @@ class Prepared(NamedTuple):
     item: Item
     content: bytes
     error: str | None = None
+    source_hash: int = 0
+    """`hash_of` for the bytes that the source gave."""
 
 
 def prepare_items(source: Source, items: list[Item], form: ImageForm) -> list[Prepared]:
     """Read and encode some images of a source; unusable ones are reported, not raised."""
-    prepared: list[Prepared] = []
-    for item in items:
-        try:
-            prepared.append(Prepared(item, encode_image(source.read(item), form)))
-        except BadImageError as error:
-            prepared.append(Prepared(item, b"", str(error)))
-        except OSError as error:
-            prepared.append(Prepared(item, b"", f"cannot be read: {error.strerror or error}"))
-    return prepared
+    return [_prepare_item(source, item, form) for item in items]
+
+
+def _prepare_item(source: Source, item: Item, form: ImageForm) -> Prepared:
+    found = b""
+    try:
+        found = source.read(item)
+        return Prepared(item, encode_image(found, form), source_hash=hash_of(item, found))
+    except BadImageError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+    return Prepared(item, b"", reason, hash_of(item, found))
 
 
 def encode_image(content: bytes, form: ImageForm) -> bytes:
@@ -76,7 +83,7 @@ def encode_image(content: bytes, form: ImageForm) -> bytes:
     except BadImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise BadImageError("is no image of a known format") from None
+        raise BadImageError(foreign_kind(content[:START_BYTES]) or "is no image of a known format") from None
     except Image.DecompressionBombError:
         raise BadImageError(f"has more than {_MAX_PIXELS} pixels") from None
     except MemoryError:

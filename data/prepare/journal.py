@@ -21,6 +21,8 @@ class FinishedShard:
     """Source images taken since the previous shard, including unusable ones."""
     bad: list[str]
     """A line for each unusable image among them."""
+    content: str
+    """`content_of` for these images."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -30,10 +32,12 @@ class Journal:
 
     format: Literal["ddgan-preparation"] = "ddgan-preparation"
     """Identifies the file format."""
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     """Version of the format."""
     job: dict[str, int | float | str | bool | None]
     """Everything that determines the bytes of the result."""
+    state: str
+    """The source's `state` when its images were listed."""
     finished: list[FinishedShard]
     """The finished shards, in order."""
 
@@ -52,9 +56,11 @@ class Journal:
         """A line for each unusable image among them."""
         return [line for entry in self.finished for line in entry.bad]
 
-    def extended(self, shard: Shard, *, num_items: int, bad: list[str]) -> "Journal":
-        """Add a shard; `num_items` and `bad` count from the start of the source."""
-        entry = FinishedShard(shard=shard, num_items=num_items - self.num_items, bad=bad[len(self.bad) :])
+    def extended(self, shard: Shard, *, num_items: int, bad: list[str], content: str) -> "Journal":
+        """Add a shard; `num_items` and `bad` count from the start of the source, `content` from the last shard."""
+        entry = FinishedShard(
+            shard=shard, num_items=num_items - self.num_items, bad=bad[len(self.bad) :], content=content
+        )
         return replace(self, finished=[*self.finished, entry])
 
     def save(self, file: Path) -> None:

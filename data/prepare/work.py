@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 
 from data.prepare.encode import TOO_SMALL, ImageForm, Prepared, prepare_items
 from data.prepare.job import Preparation, describe_difference, find_prepared
 from data.prepare.journal import Journal, load_journal
+from data.prepare.origin import Origin, content_of, read_content, refuse_other_origin
 from data.prepare.terminal import progress_bar
 from data.prepare.work_folder import WorkFolder, remove_emptied
 from data.prepare.writer import ShardSequence, write_index
@@ -67,13 +69,13 @@ def prepare(job: Preparation, console: Console) -> Outcome:
         InterruptedPreparationError: Ctrl-C; finished shards are kept.
         OSError: the result could not be written; nothing is left behind.
     """
-    index = find_prepared(job)
+    index = _find_prepared(job, console)
     if index is not None:
         remove_emptied(job.target)
         return Outcome(index=index, bad=[], was_there=True)
     with WorkFolder(job.target) as work:
         # Another process may have finished just before this one locked the folder.
-        index = find_prepared(job)
+        index = _find_prepared(job, console)
         if index is not None:
             work.remove()
             return Outcome(index=index, bad=[], was_there=True)
@@ -88,6 +90,13 @@ def prepare(job: Preparation, console: Console) -> Outcome:
         except WorkerError as error:
             raise PreparationError(f"{error}; {_keep(job, work)}") from None
     return Outcome(index=load_index(job.target), bad=bad, was_there=False)
+
+
+def _find_prepared(job: Preparation, console: Console) -> ShardIndex | None:
+    index = find_prepared(job)
+    if index is not None:
+        refuse_other_origin(job, console)
+    return index
 
 
 def shorten(lines: list[str]) -> list[str]:
@@ -114,6 +123,7 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
     with progress_bar(console) as progress:
         journal = _resume(job, work, progress)
         bad, done = journal.bad, journal.num_items
+        hashes: list[int] = []
         _refuse_bad(bad, job)
         task = progress.add_task("preparing", total=len(source.items), completed=done)
         with (
@@ -129,17 +139,24 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
             shard: Shard | None
             for number, prepared in samples:
                 done += 1
+                hashes.append(prepared.source_hash)
                 progress.advance(task)
                 if prepared.error is not None:
                     bad.append(f"{shown_name(prepared.item.name)} {shown_name(prepared.error)}")
                     _refuse_bad(bad, job)
                 elif shard := shards.write(_key(number, prepared.item), _members(prepared, options.form)):
-                    journal = journal.extended(shard, num_items=done, bad=bad)
+                    journal = journal.extended(shard, num_items=done, bad=bad, content=content_of(hashes))
                     journal.save(work.journal)
+                    hashes.clear()
             if shard := shards.finish():
-                journal.extended(shard, num_items=done, bad=bad).save(work.journal)
+                journal = journal.extended(shard, num_items=done, bad=bad, content=content_of(hashes))
+                journal.save(work.journal)
+                hashes.clear()
     if not shards.shards:
         raise PreparationError("no usable image is left:\n" + "\n".join(shorten(bad)))
+    # Before the index, which makes the folder a data set.
+    finished = (int(entry.content, 16) for entry in journal.finished)
+    Origin(state=journal.state, content=content_of([*finished, *hashes])).save(work.result)
     write_index(work.result, _index_document(job, shards.shards))
     return bad
 
@@ -155,18 +172,26 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     if journal is None or journal.job != identity:
         if journal is not None and journal.finished:
             note(f"other unfinished work in {work.path} is discarded ({describe_difference(identity, journal.job)})")
-        journal = Journal(job=identity, finished=[])
+        journal = Journal(job=identity, state=job.source.state, finished=[])
     intact = 0
+    order = _order(job)
+    is_same = journal.state == job.source.state
+    num_items = 0
     task = progress.add_task("checking finished shards", total=len(journal.finished), visible=bool(journal.finished))
     for entry in journal.finished:
         damaged = [work.result / file.name for file in entry.shard.files if not _is_intact(work.result, file)]
         if damaged:
             note(f"{damaged[0]} is damaged; shard {entry.shard.name} and those after it are prepared again")
             break
+        items = [job.source.items[number] for number in order[num_items : num_items + entry.num_items].tolist()]
+        if not is_same and read_content(job.source, items, job.options.workers, progress.console) != entry.content:
+            note(f"images of the source have changed; shard {entry.shard.name} and those after it are prepared again")
+            break
+        num_items += entry.num_items
         intact += 1
         progress.advance(task)
     progress.remove_task(task)
-    journal = replace(journal, finished=journal.finished[:intact])
+    journal = replace(journal, state=job.source.state, finished=journal.finished[:intact])
     # The journal first: it never lists missing shards.
     journal.save(work.journal)
     work.discard(keep=frozenset(file.name for shard in journal.shards for file in shard.files))
@@ -227,11 +252,16 @@ def _members(prepared: Prepared, form: ImageForm) -> dict[str, bytes]:
 def _prepared_in_order(job: Preparation, *, start: int) -> Generator[tuple[int, Prepared], None, None]:
     """The prepared images with their numbers in the source, in shuffled order from position `start`."""
     items = job.source.items
-    draws = np.random.Philox(key=np.array([job.options.seed, 0], dtype=np.uint64)).random_raw(len(items))
-    order = np.argsort(np.asarray(draws), kind="stable")
+    order = _order(job)
     places = range(start, len(order), _CHUNK_ITEMS)
     chunks = ([items[number] for number in order[place : place + _CHUNK_ITEMS].tolist()] for place in places)
     work = partial(prepare_items, job.source, form=job.options.form)
     with contextlib.closing(map_in_order(work, chunks, job.options.workers)) as results:
         for place, prepared in zip(places, results, strict=True):
             yield from zip(order[place : place + _CHUNK_ITEMS].tolist(), prepared, strict=True)
+
+
+def _order(job: Preparation) -> npt.NDArray[np.intp]:
+    """The numbers of the source's images in shuffled order."""
+    draws = np.random.Philox(key=np.array([job.options.seed, 0], dtype=np.uint64)).random_raw(len(job.source.items))
+    return np.argsort(np.asarray(draws), kind="stable")

@@ -4,6 +4,7 @@ Files:
     arrays          images in an array; the digits
     cifar10         CIFAR-10
     cifar10_pickle  reads its pickles without executing them
+    classes         class folders, labels of dataset.json
     files           folders and zip files
     find            finds the kind of a source
     kinds           tells image files from others, and counts those

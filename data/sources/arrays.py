@@ -1,5 +1,6 @@
 """Sources of small images in arrays; the digits of scikit-learn."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +22,13 @@ class LabelledPixels(NamedTuple):
     """[N, size, size, channels]."""
     labels: npt.NDArray[np.int64]
     """[N]."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of all of it, hexadecimal."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.pixels).data)
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +64,18 @@ def array_source(
         class_names: name of each label; labels are 0 .. len(class_names) - 1.
         defaults: form of the images, with the channels of the arrays.
     """
-    pixels, labels = load()
+    loaded = load()
+    pixels, labels = loaded
     num_bytes = pixels[:1].nbytes
     items = tuple(Item(f"{number:05d}", num_bytes, label) for number, label in enumerate(labels.tolist()))
-    return ArraySource(description=description, load=load, items=items, class_names=class_names, defaults=defaults)
+    return ArraySource(
+        description=description,
+        load=load,
+        items=items,
+        class_names=class_names,
+        defaults=defaults,
+        state=loaded.digest,
+    )
 
 
 def digits_source() -> ArraySource:

@@ -3,6 +3,7 @@
 The archive is unpacked in memory, up to a maximum size.
 """
 
+import contextlib
 import gzip
 import io
 import tarfile
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from data.sources.source import FormDefaults, SourceError
 
 _FOLDER = "cifar-10-batches-py"
 _ARCHIVE = "cifar-10-python.tar.gz"
+_GZIP_START = b"\x1f\x8b"
 _META = "batches.meta"
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _BATCH_IMAGES = 10_000
@@ -45,7 +47,9 @@ def find_cifar10(path: Path) -> Path | None:
 def _begins_as_archive(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
-            first_block = zlib.decompressobj(wbits=31).decompress(stream.read(2**16), tarfile.BLOCKSIZE)
+            first_block = stream.read(2**16)
+            if first_block.startswith(_GZIP_START):
+                first_block = zlib.decompressobj(wbits=31).decompress(first_block, tarfile.BLOCKSIZE)
     except (OSError, zlib.error):
         return False
     return first_block.startswith(_FOLDER.encode())
@@ -119,7 +123,7 @@ def _read_files(place: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
                 return
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise SourceError(f"source {place}: cannot be read ({error}); {_ADVICE}") from None
-    raise SourceError(f"source {place}: {', '.join(sorted(missing))} missing; {_ADVICE}")
+    raise SourceError(f"source {place}: {', '.join(sorted(missing))} missing from CIFAR-10; {_ADVICE}")
 
 
 def _folder_files(place: Path, wanted: list[str]) -> Iterator[tuple[str, "partial[bytes]"]]:
@@ -131,15 +135,18 @@ def _folder_files(place: Path, wanted: list[str]) -> Iterator[tuple[str, "partia
 
 
 def _archive_files(place: Path) -> Iterator[tuple[str, "partial[bytes]"]]:
-    with gzip.open(place) as unpacked:
+    with place.open("rb") as stream, contextlib.ExitStack() as stack:
+        is_packed = stream.read(2) == _GZIP_START
+        stream.seek(0)
+        unpacked = stack.enter_context(gzip.open(stream)) if is_packed else stream
         bounded = _BoundedStream(unpacked, f"source {place}")
         with tarfile.open(fileobj=bounded, mode="r|") as archive:
             for member in archive:
-                stream = archive.extractfile(member) if member.isreg() else None
-                if stream is not None:
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is not None:
                     name = member.name.rpartition("/")[2]
                     _refuse_large(f"source {place}: {name}", member.size)
-                    yield name, partial(stream.read)
+                    yield name, partial(file.read)
 
 
 def _refuse_large(where: str, num_bytes: int) -> None:
@@ -150,7 +157,7 @@ def _refuse_large(where: str, num_bytes: int) -> None:
 class _BoundedStream(io.RawIOBase):
     """Raises an error if an archive is larger than CIFAR-10."""
 
-    def __init__(self, stream: gzip.GzipFile, where: str) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, where: str) -> None:
         super().__init__()
         self._stream = stream
         self._where = where

@@ -1,15 +1,16 @@
-"""Image files in a folder or in a zip archive; sub-folders, if any, are the classes."""
+"""Image files in a folder or in a zip archive."""
 
 import os
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
-from data.sources.kinds import HIDDEN, REPLACED, START_BYTES, Reason, Skips, reason_to_skip
-from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside, shown_name
+from data.sources.classes import LABELS_NAME, SYSTEM_FOLDERS, Classes, Labelled, classify, classify_by_labels, labels_of
+from data.sources.kinds import HIDDEN, PREPARED, REPLACED, START_BYTES, SYSTEM, Reason, Skips, reason_to_skip
+from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, State, points_outside
 from data.sources.tars import COMPRESSED_SUFFIXES
 
 _MAX_FILE_BYTES = 512 * 2**20
@@ -18,7 +19,7 @@ _MAX_ZIP_RATIO = 200
 _RATIO_MATTERS_BYTES = 16 * 2**20
 _MAX_END_BYTES = 22 + 2**16
 """End record of a zip with the longest comment."""
-_SPLIT_NAMES = {"test", "train", "val", "valid", "validation"}
+_MAX_LABELS_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,9 @@ class ZipSource(BaseSource):
             raise OSError(f"cannot unpack: {error}") from None
 
 
-def folder_source(root: Path) -> FolderSource:
-    """List the images under a folder. Hidden files and folders are skipped, links are followed.
+def folder_source(root: Path, *, classes: Classes = "auto") -> FolderSource:
+    """List the images under a folder. Links are followed. Left out are hidden files and folders, folders of the system,
+    and prepared data sets.
 
     Raises:
         SourceError: unreadable, no images, or sub-folders that are not clearly classes.
@@ -81,7 +83,8 @@ def folder_source(root: Path) -> FolderSource:
     if not root.is_dir():
         raise SourceError(f"source {root}: is a file, a folder of images was expected; give the folder it lies in")
     files: dict[str, int] = {}
-    skips = Skips()
+    folders: list[str] = []
+    skips, state = Skips(), State()
     real_parents: dict[str, frozenset[str]] = {}
     try:
         # Class folders are often links. Two may lead to the same place; a link to a folder above it is a cycle.
@@ -90,21 +93,44 @@ def folder_source(root: Path) -> FolderSource:
             if real in above:
                 subfolders.clear()
                 continue
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            within = Path(folder).relative_to(root).as_posix()
+            if within != "." and "index.json" in names and any(name.endswith(".tar") for name in names):
+                skips.add(within, PREPARED)
+                subfolders.clear()
+                continue
+            for name in SYSTEM_FOLDERS.intersection(subfolders):
+                skips.add(Path(folder, name).relative_to(root).as_posix(), SYSTEM)
+            subfolders[:] = sorted(
+                name for name in subfolders if not name.startswith(".") and name not in SYSTEM_FOLDERS
+            )
+            if within != ".":
+                folders.append(within)
             real_parents.update((os.path.join(folder, name), above | {real}) for name in subfolders)
             for name in sorted(names):
                 file = Path(folder, name)
                 relative = file.relative_to(root).as_posix()
                 if (reason := reason_to_skip(name, partial(_start_of, file))) is None:
-                    files[relative] = _size(file)
+                    files[relative] = _size(file, state)
                 else:
                     # `find` has asked about tar files at the top: the user wants the other files.
                     is_known = relative == name and name.lower().endswith((".tar", *COMPRESSED_SUFFIXES))
                     skips.add(relative, reason, 0 if is_known else _size(file))
     except OSError as error:
         raise SourceError(f"source {root}: cannot read {error.filename}: {error.strerror}") from None
-    items, class_names = _classify(f"source {root}", files, skips)
-    return FolderSource(root=root.resolve(), items=items, class_names=class_names, skipped=skips.listed())
+    labels = None
+    if (file := root / LABELS_NAME).is_file() and classes == "auto":
+        state.add(file)
+        labels = _read_start(file, _MAX_LABELS_BYTES)
+    labelled = _classify(
+        f"source {root}",
+        files,
+        skips,
+        classes=classes,
+        folders=folders,
+        labels=labels,
+        give_part=lambda part: f"give one of them alone as the source, such as {root / part}",
+    )
+    return FolderSource(root=root.resolve(), skipped=skips.listed(), state=state.digest, **labelled._asdict())
 
 
 def _raise(error: OSError) -> None:
@@ -112,34 +138,43 @@ def _raise(error: OSError) -> None:
 
 
 def _start_of(file: Path) -> bytes:
+    return _read_start(file, START_BYTES)
+
+
+def _read_start(file: Path, num_bytes: int) -> bytes:
     try:
         # A pipe would wait for its writer.
         if not file.is_file():
             return b""
         with file.open("rb", buffering=0) as stream:
-            return stream.read(START_BYTES)
+            return stream.read(num_bytes)
     except OSError:
         return b""
 
 
-def _size(file: Path) -> int:
+def _size(file: Path, state: State | None = None) -> int:
     # A dangling link is one bad image, which `read` reports; the rest of the folder is usable.
     try:
-        return file.stat().st_size
+        return file.stat().st_size if state is None else state.add(file).st_size
     except OSError:
         return 0
 
 
-def zip_source(file: Path) -> ZipSource:
+def zip_source(file: Path, *, classes: Classes = "auto") -> ZipSource:
     """List the images in a zip archive.
 
     Raises:
         SourceError: unreadable, dangerous members, no images, or folders that are not clearly classes.
     """
+    state, labels = State(), None
     try:
+        state.add(file)
         with zipfile.ZipFile(file) as archive:
             _refuse_incomplete(file, archive.infolist())
             files, skips = _list_members(file, archive)
+            if classes == "auto":
+                labels = _labels_file(file, archive)
+            folders = [_zip_path(name).rstrip("/") for name in archive.namelist() if _is_folder(name)]
     except PermissionError:
         raise SourceError(f"source {file}: cannot be read: Permission denied; change its mode or its owner") from None
     except (SourceError, MemoryError):
@@ -147,8 +182,39 @@ def zip_source(file: Path) -> ZipSource:
     # A damaged directory raises nearly anything, e.g. NotImplementedError for an unknown version.
     except Exception as error:
         raise SourceError(f"source {file}: not a readable zip archive ({error}); download or pack it again") from None
-    items, class_names = _classify(f"source {file}", files, skips)
-    return ZipSource(file=file.resolve(), items=items, class_names=class_names, skipped=skips.listed())
+    labelled = _classify(
+        f"source {file}",
+        files,
+        skips,
+        classes=classes,
+        folders=folders,
+        labels=labels,
+        path_of=_zip_path,
+        give_part=lambda part: (
+            f"unpack it (unzip {file} -d FOLDER) and give one of them alone as the source, such as FOLDER/{part}"
+        ),
+    )
+    return ZipSource(file=file.resolve(), skipped=skips.listed(), state=state.digest, **labelled._asdict())
+
+
+def _zip_path(name: str) -> str:
+    # Some programs on Windows write their own separator.
+    return name.replace("\\", "/")
+
+
+def _is_folder(name: str) -> bool:
+    return _zip_path(name).endswith("/") and not SYSTEM_FOLDERS.intersection(_zip_path(name).split("/"))
+
+
+def _labels_file(file: Path, archive: zipfile.ZipFile) -> bytes | None:
+    if LABELS_NAME not in archive.namelist():
+        return None
+    member = archive.getinfo(LABELS_NAME)
+    if member.file_size > _MAX_LABELS_BYTES:
+        raise SourceError(
+            f"source {file}: its {LABELS_NAME} has {member.file_size} bytes, which are no labels; remove it"
+        )
+    return archive.read(member)
 
 
 def _refuse_incomplete(file: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -178,8 +244,11 @@ def _list_members(file: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int],
     skips = Skips()
     for member in archive.infolist():
         _refuse_dangerous(file, member)
-        path = PurePosixPath(member.filename)
-        if member.is_dir() or path.parts[:1] == ("__MACOSX",):
+        path = PurePosixPath(_zip_path(member.filename))
+        if _zip_path(member.filename).endswith("/"):
+            continue
+        if SYSTEM_FOLDERS.intersection(path.parts[:-1]):
+            skips.add(member.filename, SYSTEM)
             continue
         reason: Reason | None = HIDDEN
         if not any(part.startswith(".") for part in path.parts):
@@ -217,36 +286,26 @@ def _refuse_dangerous(file: Path, member: zipfile.ZipInfo) -> None:
         )
 
 
-def _classify(where: str, files: dict[str, int], skips: Skips) -> tuple[tuple[Item, ...], tuple[str, ...] | None]:
-    """Sort the images and number the classes: the first folder of each path below the common folder."""
+def _classify(
+    where: str,
+    files: dict[str, int],
+    skips: Skips,
+    *,
+    classes: Classes,
+    folders: list[str],
+    labels: bytes | None,
+    give_part: Callable[[str], str],
+    path_of: Callable[[str], str] = str,
+) -> Labelled:
     skips.refuse_losses(where, len(files), sum(files.values()))
     if not files:
         raise SourceError(
             f"{where}: no images in it ({skips.total} other files); known suffixes: {' '.join(IMAGE_SUFFIXES)}"
         )
-    names = sorted(files)
-    split = {name: PurePosixPath(name).parts for name in names}
-    # An archive usually holds one top folder with all files, which is not a class.
-    depth = 0
-    while all(len(parts) > depth + 1 for parts in split.values()) and len({p[depth] for p in split.values()}) == 1:
-        depth += 1
-    loose = [name for name in names if len(split[name]) == depth + 1]
-    if len(loose) == len(names):
-        return tuple(Item(name, files[name], None) for name in names), None
-    if loose:
-        raise SourceError(
-            f"{where}: {len(loose)} images, such as {shown_name(loose[0])}, lie next to the class folders; "
-            "move them into one, or all images into a single folder to have no classes"
-        )
-    class_names = tuple(sorted({parts[depth] for parts in split.values()}))
-    _refuse_splits(where, class_names)
-    number = {name: label for label, name in enumerate(class_names)}
-    return tuple(Item(name, files[name], number[split[name][depth]]) for name in names), class_names
-
-
-def _refuse_splits(where: str, class_names: Iterable[str]) -> None:
-    if {name.lower() for name in class_names} <= _SPLIT_NAMES:
-        raise SourceError(
-            f"{where}: its folders {', '.join(class_names)} are splits, which would be taken for classes; "
-            "give one of them alone as the source"
-        )
+    files = {name: files[name] for name in sorted(files)}
+    known = None if labels is None else labels_of(where, labels)
+    if known:
+        return classify_by_labels(where, files, path_of, known)
+    if known is not None:
+        classes = "none"
+    return classify(where, files, path_of, folders=folders, classes=classes, give_part=give_part)

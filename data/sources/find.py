@@ -1,12 +1,15 @@
 """Opens the source for `data.prepare`: finds its kind from the path, or takes the kind that the user names."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from data.sources.arrays import ArraySource, Split, digits_source
 from data.sources.cifar10 import cifar10_source, find_cifar10
+from data.sources.classes import Classes
 from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
+from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
 from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
 from data.sources.points import PointsSource, gaussians25_source
@@ -18,11 +21,21 @@ from data.storage.redaction import redact
 _AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
+_CLASSES_KINDS = ("folder", "zip", "webdataset")
+_PART = re.compile(r"(.+?)[._-](\d{3}|z\d\d|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
+_CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", "gaussians25")
 _ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
 
 
-def open_source(name: str, *, split: Split | None = None, max_images: int | None = None, seed: int = 0) -> Source:
+def open_source(
+    name: str,
+    *,
+    split: Split | None = None,
+    max_images: int | None = None,
+    seed: int = 0,
+    classes: Classes = "auto",
+) -> Source:
     """Find the images of a source.
 
     Args:
@@ -30,6 +43,7 @@ def open_source(name: str, *, split: Split | None = None, max_images: int | None
         split: only for CIFAR-10 and the MNIST family, where None means train.
         max_images: keeps the first ones in the source's order; for StackedMNIST the number of triplets.
         seed: determines the triplets of StackedMNIST and the points of gaussians25; 0 .. 2**64 - 1.
+        classes: how the folders of images are taken; only for a folder, a zip or WebDataset shards.
 
     Raises:
         SourceError: no such source, or nothing in it can be prepared.
@@ -45,20 +59,27 @@ def open_source(name: str, *, split: Split | None = None, max_images: int | None
             f"source {name}: split {split} is given, but {kind} has no splits; leave it out "
             f"(kinds with splits: {', '.join(_SPLIT_KINDS)})"
         )
-    source = _open(kind, path, split, max_images, seed)
+    if classes != "auto" and kind not in _CLASSES_KINDS:
+        raise SourceError(
+            f"source {name}: --classes {classes} is given, but the classes of {kind} do not come from folders; "
+            f"leave it out (kinds with class folders: {', '.join(_CLASSES_KINDS)})"
+        )
+    source = _open(kind, path, split, max_images, seed, classes)
     return replace(source, items=source.items[:max_images])
 
 
-def _open(kind: str, path: Path, split: Split | None, max_images: int | None, seed: int) -> _AnySource:
+def _open(
+    kind: str, path: Path, split: Split | None, max_images: int | None, seed: int, classes: Classes
+) -> _AnySource:
     match kind:
         case "digits":
             return digits_source()
         case "gaussians25":
             return gaussians25_source(num_points=max_images, seed=seed)
         case "folder":
-            return folder_source(path)
+            return folder_source(path, classes=classes)
         case "zip":
-            return zip_source(path)
+            return zip_source(path, classes=classes)
         case "cifar10":
             return cifar10_source(path, split=split or "train")
         case "mnist" | "fashionmnist":
@@ -68,7 +89,7 @@ def _open(kind: str, path: Path, split: Split | None, max_images: int | None, se
         case "lmdb":
             return lmdb_source(path, max_images=max_images)
         case "webdataset":
-            return tar_source(path, max_images=max_images)
+            return tar_source(path, max_images=max_images, classes=classes)
     raise AssertionError(kind)
 
 
@@ -80,6 +101,10 @@ def _parse(name: str) -> tuple[str, Path]:
         return _recognise(Path(name)), Path(name)
     # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
+    if named is None and name.startswith(("~", "$HOME/", "${HOME}/")):
+        expanded = os.path.expanduser(os.path.expandvars(name))
+        if expanded != name:
+            return _parse(expanded)
     if named is None:
         raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
     kind, path = named.groups()
@@ -89,6 +114,8 @@ def _parse(name: str) -> tuple[str, Path]:
         if is_url(name):
             raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
         raise SourceError(f"source {name}: unknown kind {kind!r}; {_ALLOWED}")
+    # The shell expands a tilde only at the start of a word.
+    path = os.path.expanduser(os.path.expandvars(path))
     if not path or not _exists(Path(path)):
         raise SourceError(f"source {name}: no such file or folder {path!r}; {_ALLOWED}")
     return kind, Path(path)
@@ -122,7 +149,18 @@ def _kind_of_folder(path: Path) -> str:
         return "cifar10"
     if holds_mnist(path):
         return "mnist"
-    names = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
+    if (path / "meta").is_file() and (path / "train").is_file():
+        raise SourceError(f"source {path}: {_CIFAR100}")
+    # A prepared data set may lie among its shards.
+    names = [
+        entry
+        for entry in path.iterdir()
+        if not entry.name.startswith((".", "_")) and not (entry / "index.json").is_file()
+    ]
+    if databases := sorted(entry.name for entry in names if (entry / DATA_NAME).is_file()):
+        raise SourceError(
+            f"source {path}: holds {len(databases)} LMDBs; give one of them alone as the source: {path / databases[0]}"
+        )
     if not any(entry.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)) for entry in names):
         return "folder"
     if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in names):
@@ -135,6 +173,15 @@ def _kind_of_folder(path: Path) -> str:
 
 def _kind_of_file(path: Path) -> str:
     suffix = path.suffix.lower()
+    start = b""
+    # A pipe would wait for its writer.
+    if path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(START_BYTES)
+    if foreign := foreign_kind(start):
+        raise SourceError(f"source {path}: {foreign}")
+    if path.name.lower().startswith("cifar-100-python") or start.startswith(b"cifar-100-python/"):
+        raise SourceError(f"source {path}: {_CIFAR100}")
     if suffix == ".zip":
         return "zip"
     if suffix == ".npz":
@@ -145,4 +192,9 @@ def _kind_of_file(path: Path) -> str:
         return "cifar10"
     if path.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
         return "webdataset"
+    if (part := _PART.fullmatch(path.name)) and "." in part[1]:
+        raise SourceError(
+            f"source {path}: is a part of a download; finish the download, or join all its parts with "
+            f"cat PARTS > {part[1]}, and give that file"
+        )
     raise SourceError(f"source {path}: unknown kind of file {path.suffix or '(no suffix)'}; {_ALLOWED}")

@@ -21,6 +21,8 @@ class Reason(NamedTuple):
 
 
 NO_IMAGE, HIDDEN = Reason("no images"), Reason("hidden")
+SYSTEM = Reason("folders of the system or a file server")
+PREPARED = Reason("prepared data sets")
 REPLACED = Reason("replaced by a later file of the same name")
 FURTHER = Reason("further images of a sample, by the part of the name before its first dot", True)
 LINK = Reason("links, devices or sparse files", True)
@@ -71,6 +73,22 @@ def is_image_start(start: bytes) -> bool:
     return is_map or (start[:2], start[6:10]) == (b"BM", bytes(4))
 
 
+def foreign_kind(start: bytes) -> str | None:
+    """What a file that begins so is instead of an image or an archive, and what to do; None if unknown."""
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "is an HTML page, as a failed download leaves it; download it again"
+    kind = _other_kind(start)
+    return None if kind is None else f"is {kind}, which is not read; convert it to PNG or JPEG"
+
+
+def _other_kind(start: bytes) -> str | None:
+    other = next((kind for begin, kind in _OTHER_STARTS.items() if start.startswith(begin)), None)
+    return other or (_BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None)
+
+
 def reason_to_skip(name: str, read_start: Callable[[], bytes]) -> Reason | None:
     """Why a file is no image that can be read; None if it is one, by its name or, with an unknown one, by its start.
 
@@ -93,9 +111,7 @@ def reason_to_skip(name: str, read_start: Callable[[], bytes]) -> Reason | None:
     start = read_start()
     if is_image_start(start):
         return None
-    other = next((kind for begin, kind in _OTHER_STARTS.items() if start.startswith(begin)), None)
-    other = other or (_BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None)
-    if other is not None:
+    if other := _other_kind(start):
         return _unread(other)
     return ARCHIVE if start.startswith(_ARCHIVE_STARTS) or start[257:262] == b"ustar" else NO_IMAGE
 

@@ -16,11 +16,13 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from data.sources import lmdb_reader
 from data.sources.kinds import is_image_start
 from data.sources.lmdb_reader import LENGTH, Answer, Request
-from data.sources.source import BaseSource, FormDefaults, Item, SourceError, pixel_file
+from data.sources.source import BaseSource, FormDefaults, Item, SourceError, State, pixel_file
 
 DATA_NAME = "data.mdb"
 _RAW_SIZE = 256
 _RAW_BYTES = 3 * _RAW_SIZE**2
+_META_BYTES = 2 * 4096
+"""The pages with the numbers of the last transactions."""
 _NUM_SNIFFED = 16
 """Values checked to find out what the database holds."""
 
@@ -138,6 +140,10 @@ def lmdb_source(path: Path, *, max_images: int | None) -> LmdbSource:
     file = (path / DATA_NAME if path.is_dir() else path).resolve()
     if not file.is_file():
         raise SourceError(f"source {path}: no {DATA_NAME} in it; give the folder that holds the LMDB's {DATA_NAME}")
+    state = State()
+    with file.open("rb") as stream:
+        # Its own counters: the time of a mapped file may be late.
+        state.add(file, stream.read(_META_BYTES))
     try:
         database = _Database(file)
     except DatabaseError as error:
@@ -151,7 +157,7 @@ def lmdb_source(path: Path, *, max_images: int | None) -> LmdbSource:
     num_bytes = _RAW_BYTES if is_raw else 0
     items = tuple(Item(quote_from_bytes(key, safe="/ "), num_bytes, None) for key in keys)
     defaults = FormDefaults(_RAW_SIZE if is_raw else None, 3, False)
-    return LmdbSource(file=file, is_raw=is_raw, items=items, defaults=defaults)
+    return LmdbSource(file=file, is_raw=is_raw, items=items, defaults=defaults, state=state.digest)
 
 
 def _list_keys(database: _Database, max_images: int | None) -> list[bytes]:

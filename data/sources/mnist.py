@@ -96,7 +96,8 @@ def stacked_mnist_source(path: Path, *, split: Split | None, num_triplets: int |
     if num_triplets is not None and num_triplets > _MAX_TRIPLETS:
         raise SourceError(f"source {path}: {num_triplets} triplets are asked for, allowed are 1 to {_MAX_TRIPLETS}")
     name, load = _find(path, split)
-    labels = load().labels
+    loaded = load()
+    labels = loaded.labels
     triplets = _draw_triplets(num_triplets or len(labels), num_images=len(labels), seed=seed)
     stacked_labels = labels[triplets] @ np.array([100, 10, 1])
     num_bytes = 3 * (_IMAGE_SHAPE[0] + 2 * _STACKED_PAD) ** 2
@@ -111,6 +112,7 @@ def stacked_mnist_source(path: Path, *, split: Split | None, num_triplets: int |
         load=load,
         items=items,
         class_names=tuple(f"{number:03d}" for number in range(1000)),
+        state=loaded.digest,
         defaults=FormDefaults(32, 3, False),
     )
 

@@ -5,13 +5,19 @@ source is executed.
 """
 
 import hashlib
+import os
+import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from data.storage.errors import UserError
 from data.storage.redaction import escaped
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".pgm", ".ppm")
+
+
+HASH_BYTES = 16
 
 
 class SourceError(UserError):
@@ -84,6 +90,16 @@ class Source(Protocol):
         ...
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the classes."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """Changes whenever the files of the source may have; equal only if they have not."""
+        ...
+
+    @property
     def defaults(self) -> FormDefaults:
         """The usual form of this source for training."""
         ...
@@ -105,10 +121,36 @@ class BaseSource:
     items: tuple[Item, ...]
     class_names: tuple[str, ...] | None = None
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+    state: str = ""
     defaults: FormDefaults = PHOTOGRAPHS
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"items": ()}
+
+
+class State:
+    """Place, size and times of the files of a source, as one hash."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, file: Path, content: bytes = b"") -> os.stat_result:
+        """Add a file and, if given, a part of its content.
+
+        Raises:
+            OSError: it is missing.
+        """
+        status = file.stat()
+        place = os.fsencode(file.absolute())
+        numbers = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        self._hash.update(b"%d %s %d %d %d %d " % (len(place), place, *numbers) + content)
+        return status
+
+    @property
+    def digest(self) -> str:
+        """The hash of all files so far, hexadecimal."""
+        return self._hash.hexdigest()
 
 
 def fingerprint(source: Source) -> str:
@@ -117,6 +159,14 @@ def fingerprint(source: Source) -> str:
     for item in source.items:
         digest.update(f"\0{item.name}\0{item.num_bytes}\0{item.label}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def hash_of(item: Item, content: bytes) -> int:
+    """A hash of an image's name and bytes, of 128 bits."""
+    name = item.name.encode("utf-8", "surrogateescape")
+    digest = hashlib.blake2b(len(name).to_bytes(8) + name, digest_size=HASH_BYTES)
+    digest.update(content)
+    return int.from_bytes(digest.digest())
 
 
 def pixel_file(pixels: bytes, *, size: int, channels: int) -> bytes:
@@ -138,4 +188,5 @@ def shown_name(name: str) -> str:
 def points_outside(name: str) -> bool:
     """Whether an archive member's name would leave the folder that the archive is unpacked to."""
     parts = name.replace("\\", "/").split("/")
-    return parts[0] == "" or ".." in parts or ":" in parts[0]
+    # A colon is a plain character, except after the letter of a Windows drive.
+    return parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:[/\\]", name) is not None

@@ -3,6 +3,7 @@
 The headers are read once. Images are then read at their offsets, without unpacking or scanning the archive.
 """
 
+import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -11,15 +12,18 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from data.sources.classes import MAX_LABEL, Classes, Labelled, classify
 from data.sources.kinds import FURTHER, LINK, NO_IMAGE, REPLACED, START_BYTES, Reason, Skips, reason_to_skip
-from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, points_outside
+from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, State, points_outside, shown_name
 
 COMPRESSED_SUFFIXES = (".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.xz", ".tar.zst", ".tbz2", ".tgz", ".txz")
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 _SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
 """Expected next to an image; not counted as skipped."""
-_MAX_LABEL = 10**5
 _MAX_CLS_BYTES = 16
+_MAX_JSON_BYTES = 2**20
+_LABEL_KEYS = ("cls", "label", "class", "class_id")
+"""Keys of a .json that hold a class number in some data sets."""
 _TAIL_BYTES = 2**20
 """Read at a time after the end mark. Programs fill an archive with at most as many zeros."""
 
@@ -41,20 +45,22 @@ class TarSource(BaseSource):
         return content
 
 
-def tar_source(path: Path, *, max_images: int | None) -> TarSource:
+def tar_source(path: Path, *, max_images: int | None, classes: Classes = "auto") -> TarSource:
     """List the images of a tar file, or of all tar files directly in a folder, sorted by file name, in archive order.
 
     A sample's members share the name up to the first dot. One image per sample is taken: the first whose name has no
     other dot, else the first. The rest is counted as left out. If that were most images, and what follows the first dot
     is different for each, the dots belong to the names: then a sample's members share the name up to the last dot.
-    Labels come from the `.cls` members if every image has one.
+    Labels come from the `.cls` members, else from the folders of the members. The class names of a prepared data set
+    come from its index.json.
 
     Args:
         path: a .tar file or a folder of them.
         max_images: shards after that many images are not read.
+        classes: how folders and labels are taken.
 
     Raises:
-        SourceError: no shards, damaged, compressed or dangerous ones, or no images.
+        SourceError: no shards, damaged, compressed or dangerous ones, no images, or not clearly labelled ones.
     """
     folder, shards = _find_shards(path)
     items, skips = _list_shards(folder, shards, max_images, has_dots=False)
@@ -67,19 +73,64 @@ def tar_source(path: Path, *, max_images: int | None) -> TarSource:
             f"source {path}: no images in its {len(shards)} shards ({skips.total} other files); "
             f"known suffixes: {' '.join(IMAGE_SUFFIXES)}"
         )
-    labels = [item.label for item in items if item.label is not None]
-    if len(labels) < len(items):
-        class_names = None
-        items = [item._replace(label=None) for item in items]
-    else:
-        class_names = tuple(str(number) for number in range(max(labels) + 1))
+    labelled = _label(path, folder, items, skips, classes)
+    state = State()
+    for shard in shards:
+        state.add(folder / shard)
     return TarSource(
         description=f"webdataset:{path.resolve().name}",
         folder=folder,
-        items=tuple(items),
-        class_names=class_names,
         skipped=skips.listed(),
+        state=state.digest,
+        **labelled._asdict(),
     )
+
+
+def _label(path: Path, folder: Path, items: list[Item], skips: "_Skips", classes: Classes) -> Labelled:
+    """Find the classes of the images.
+
+    Raises:
+        SourceError: some have a label, others not; or they may be in a place that is not read.
+    """
+    where, without = f"source {path}", "add --classes none to take all images without classes"
+    unlabelled = [item for item in items if item.label is None]
+    if classes != "auto" or len(unlabelled) == len(items):
+        if skips.json_label and classes == "auto":
+            raise SourceError(
+                f"{where}: {shown_name(skips.json_label)} may hold a label, which is not read from there; write it to "
+                f"a .cls member, or {without}"
+            )
+        members = {item.name: item.num_bytes for item in items}
+        return classify(
+            where,
+            members,
+            lambda name: name.partition("/")[2].removeprefix("./").replace("\\", "/"),
+            classes=classes,
+            allow_loose=True,
+            give_part=lambda part: f"unpack it (tar -xf) and give one of them alone as the source, such as {part}",
+        )
+    if unlabelled:
+        raise SourceError(
+            f"{where}: {len(unlabelled)} of {len(items)} images have no label (.cls), such as "
+            f"{shown_name(unlabelled[0].name)}; add the labels, or {without}"
+        )
+    labels = [item.label for item in items if item.label is not None]
+    names = _prepared_names(folder)
+    if names is None or len(names) <= max(labels):
+        names = tuple(str(number) for number in range(max(labels) + 1))
+    return Labelled(tuple(items), names)
+
+
+def _prepared_names(folder: Path) -> tuple[str, ...] | None:
+    """The class names of a prepared data set."""
+    try:
+        document = json.loads((folder / "index.json").read_bytes())
+        names = document["class_names"] if document["format"] == "ddgan-shards" else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
 
 
 def _find_shards(path: Path) -> tuple[Path, list[str]]:
@@ -108,6 +159,8 @@ class _Skips(Skips):
     def __init__(self) -> None:
         super().__init__()
         self._parts: set[str] = set()
+        self.json_label = ""
+        """A .json member that seems to hold a label."""
 
     def add_part(self, name: str) -> None:
         """Note the name of an image with more than one dot."""
@@ -140,6 +193,7 @@ def _list_shards(
 
 def _list_shard(shard: Path, skips: _Skips, *, has_dots: bool) -> list[Item]:
     samples: dict[str, _Sample] = {}
+    seen_json = False
     for member in _members(shard):
         if member.isdir():
             continue
@@ -154,8 +208,12 @@ def _list_shard(shard: Path, skips: _Skips, *, has_dots: bool) -> list[Item]:
             if images.pop(member.name, None):
                 skips.add(member.name, REPLACED)
             images[member.name] = (member.offset_data, member.size)
-        elif reason == NO_IMAGE and extension == "cls":
+        elif reason == NO_IMAGE and extension.lower() == "cls":
             samples.setdefault(sample, _Sample()).label = _read_label(shard, member)
+        elif reason == NO_IMAGE and extension.lower() == "json" and not seen_json:
+            # One tells what the others hold.
+            seen_json = True
+            skips.json_label = skips.json_label or (member.name if _holds_label(shard, member) else "")
         elif reason != NO_IMAGE or path.suffix.lower() not in _SIDECAR_SUFFIXES:
             skips.add(member.name, reason, member.size)
     items: list[Item] = []
@@ -240,8 +298,18 @@ def _refuse_wrong_end(where: str, stream: IO[bytes], end: int) -> None:
 def _read_label(shard: Path, member: tarfile.TarInfo) -> int:
     with shard.open("rb", buffering=0) as stream:
         content = os.pread(stream.fileno(), min(member.size, _MAX_CLS_BYTES), member.offset_data).strip()
-    if member.size > _MAX_CLS_BYTES or not content.isdigit() or int(content) > _MAX_LABEL:
+    if member.size > _MAX_CLS_BYTES or not content.isdigit() or int(content) > MAX_LABEL:
         raise SourceError(
-            f"source {shard}: {member.name!r} holds {content!r}, expected is a class number of 0 to {_MAX_LABEL}"
+            f"source {shard}: {member.name!r} holds {content!r}, expected is a class number of 0 to {MAX_LABEL}"
         )
     return int(content)
+
+
+def _holds_label(shard: Path, member: tarfile.TarInfo) -> bool:
+    with shard.open("rb", buffering=0) as stream:
+        content = os.pread(stream.fileno(), min(member.size, _MAX_JSON_BYTES), member.offset_data)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and any(type(document.get(key)) is int for key in _LABEL_KEYS)

@@ -339,6 +339,7 @@ def test_left_out_files_are_counted_by_suffix_and_reason(
         "files of folder:pictures that were left out:",
         "  2 .txt (no images), such as cat/a.txt",
         r"  1 .heic (HEIC, which is not read: convert them to PNG or JPEG), such as cat/c\x1b[2J.heic",
+        "2 classes: cat 20, dog 20",
     ]
 
 
@@ -348,3 +349,13 @@ def test_kept_colours_are_another_data_set(class_folder: Path, tmp_path: Path, r
     assert "colour" not in load_index(tmp_path / "set").options
     error = refusal(class_folder, "--out", tmp_path / "set", "--size", 8, "--colour", "keep")
     assert "holds another prepared data set (colour is None there, keep here)" in error
+
+
+def test_other_images_of_the_same_names_and_sizes_are_another_data_set(tmp_path: Path, refusal: Refusal) -> None:
+    for place, grey in (("one", 10), ("two", 200), ("copy", 10)):
+        (tmp_path / place / "set").mkdir(parents=True)
+        Image.new("L", (16, 16), grey).save(tmp_path / place / "set" / "0.bmp")
+    out = ("--out", tmp_path / "out", "--size", 8, "--workers", 0)
+    assert run(tmp_path / "one" / "set", *out) == 0
+    assert "holds a data set of other images" in refusal(tmp_path / "two" / "set", *out)
+    assert run(tmp_path / "copy" / "set", *out) == 0

@@ -258,7 +258,7 @@ def test_other_folders_and_files_are_no_cifar10(tmp_path: Path) -> None:
     file.write_bytes(b"no gzip")
     with pytest.raises(SourceError, match=r"no CIFAR-10 there; expected is cifar-10-python\.tar\.gz or the folder"):
         cifar10_source(tmp_path, split="train")
-    with pytest.raises(SourceError, match=r"binary\.tar\.gz: cannot be read \(Not a gzipped file"):
+    with pytest.raises(SourceError, match=r"binary\.tar\.gz: cannot be read \("):
         cifar10_source(file, split="train")
     write_archive(file, [member("../cifar-10-batches-bin/data_batch_1.bin", 100)])
     with pytest.raises(SourceError, match=r"binary\.tar\.gz: .*batches\.meta missing"):

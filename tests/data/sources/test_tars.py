@@ -112,7 +112,11 @@ def test_labels_come_from_cls_members_where_every_image_has_one(tmp_path: Path) 
     source = tar_source(write(tmp_path / "a.tar", members), max_images=None)
     assert [(item.label, source.read(item)) for item in source.items] == [(3, picture(0)), (0, picture(1))]
     assert source.class_names == ("0", "1", "2", "3")
-    source = tar_source(write(tmp_path / "b.tar", members | {"c.jpg": picture(2)}), max_images=None)
+    file = write(tmp_path / "b.tar", members | {"c.jpg": picture(2)})
+    refuse(
+        file, r"1 of 3 images have no label \(\.cls\), such as b\.tar@\d+/c\.jpg; add the labels, or add --classes none"
+    )
+    source = tar_source(file, max_images=None, classes="none")
     assert [item.label for item in source.items] == [None, None, None]
     assert source.class_names is None
 
@@ -145,7 +149,7 @@ def test_one_image_is_taken_of_each_sample_and_the_rest_is_counted(tmp_path: Pat
 def test_dots_of_names_are_no_end_of_a_key_where_each_is_another(tmp_path: Path) -> None:
     names = [f"photo.2019.{number:02d}.jpg" for number in range(6)]
     members = {name: b"%d" % number for number, name in enumerate(names)} | {"photo.2019.00.cls": b"1"}
-    source = tar_source(write(tmp_path / "a.tar", members), max_images=None)
+    source = tar_source(write(tmp_path / "a.tar", members), max_images=None, classes="none")
     assert members_of(source) == names
     assert source.skipped == ()
 
@@ -297,3 +301,14 @@ def test_no_shards_and_no_images_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"a.txt": b"", "b.npy": b"", "c.cls": b"1"})
     write(tmp_path / "b.tar", {})
     refuse(tmp_path, r"no images in its 2 shards \(1 other files\); known suffixes: \.bmp")
+
+
+def test_class_folders_and_names_of_a_prepared_data_set_give_the_classes(tmp_path: Path) -> None:
+    members = {f"pets/{name}/0.png": picture(0) for name in ("dog", "cat")}
+    source = tar_source(write(tmp_path / "a.tar", members), max_images=None)
+    assert ([item.label for item in source.items], source.class_names) == ([1, 0], ("cat", "dog"))
+    index = {"format": "ddgan-shards", "class_names": ["a", "b"]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    labelled = write(tmp_path / "a.tar", {"0.png": picture(0), "0.CLS": b"0"})
+    assert tar_source(labelled, max_images=None).class_names == ("a", "b")
+    refuse(write(tmp_path / "a.tar", {"0.png": picture(0), "0.json": b'{"label": 3}'}), "may hold a label")
