@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.storage.files import replaced
+from data.storage.files import read_note, replaced, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,16 @@ def progress_path(run_directory: Path) -> Path:
 
 def load_progress(run_directory: Path, target: str) -> Progress:
     """Progress at the server `target`; the start of the spool if none is recorded or it cannot be read."""
-    try:
-        noted = Progress(**json.loads(progress_path(run_directory).read_text()))
-    except (OSError, ValueError, TypeError):
-        return Progress(target=target)
-    return noted if noted.target == target else Progress(target=target)
+    noted = read_note(progress_path(run_directory), _parse_progress)
+    return noted if noted and noted.target == target else Progress(target=target)
+
+
+def _parse_progress(content: bytes) -> Progress:
+    noted = Progress(**json.loads(content))
+    texts = all(isinstance(text, str) for text in (noted.target, noted.run_id or "", noted.trouble or ""))
+    if not texts or not all(type(number) is int and number >= 0 for number in (noted.offset, noted.refused)):
+        raise ValueError("its values have wrong types")
+    return noted
 
 
 def save_progress(run_directory: Path, progress: Progress) -> None:
@@ -101,10 +106,30 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
             try:
                 fields = json.loads(line)
                 kind, at, step = (fields.pop(name) for name in ("kind", "at", "step"))
-            except (ValueError, TypeError, KeyError, AttributeError):
+                if type(at) is not int or type(step) not in (int, type(None)) or not _is_payload(kind, fields):
+                    raise ValueError("its values have wrong types")
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 log.warning("%s: the line at byte %d is no record, passed over", path, start)
                 continue
             yield Record(kind=kind, at=at, step=step, payload=fields, start=start, end=offset)
+
+
+def _is_payload(kind: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether these are the fields of a record of that kind, with the types that the readers rely on."""
+    match kind:
+        case "open":
+            mappings = (fields.get("params", {}), fields.get("tags", {}))
+            return isinstance(fields["uid"], str) and all(isinstance(mapping, dict) for mapping in mappings)
+        case "metrics":
+            return all(type(value) in (int, float) for value in fields["metrics"].values())
+        case "image":
+            return isinstance(fields["key"], str) and isinstance(fields["path"], str)
+        case "artifact":
+            return isinstance(fields["path"], str) and isinstance(fields["folder"], str | None)
+        case "close":
+            return isinstance(fields["status"], str)
+        case _:
+            return False
 
 
 def count_records(path: Path, offset: int = 0) -> int:
@@ -150,7 +175,12 @@ class Spool:
         self._artifacts: set[str] = set()
         self._disk_failed = False
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._file = self._opened()
+        except (PermissionError, IsADirectoryError) as error:
+            log.warning("%s cannot be used and is set aside: %s", self.path, error)
+            set_aside(self.path)
+            self._file = self._opened()
         self._repair()
         self._read_back(-1 if last_step is None else last_step)
 
@@ -207,6 +237,9 @@ class Spool:
             self._disk_failed = True
             return False
         return True
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _repair(self) -> None:
         """Cut off a last line without a newline: its writer was killed in the middle of it."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data.storage.files import replaced
+from data.storage.files import read_note, replaced
 from data.storage.redaction import redact
 from trainer.tracking.spool import Spool, Status, count_records, load_progress
 from trainer.tracking.store import choose_store
@@ -273,9 +273,10 @@ def open_tracker(
 def _keep_config(folder: Path, text: str, last_step: int | None) -> Path:
     """Write the run's config, or the resumed run's if it differs; a file with the same content is not touched."""
     path = folder / "config.yaml"
-    if path.exists() and path.read_text() != text:
+    if (found := read_note(path, bytes.decode)) not in (None, text):
         path = folder / f"config-resumed-{last_step or 0}.yaml"
-    if not path.exists() or path.read_text() != text:
+        found = read_note(path, bytes.decode)
+    if found != text:
         with replaced(path) as draft:
             draft.write_text(text)
     return path

@@ -51,7 +51,7 @@ def upload_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterat
         BlockingIOError: another process holds it, and `keep_waiting` returned False.
     """
     path = run_directory / "tracking" / "lock"
-    with path.open("a+") as file:
+    with path.open("a+", errors="replace") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,9 +177,9 @@ class Uploader:
         """Find or create the run. Returns whether it is not the recorded one: everything is then sent again."""
         if self._attached:
             return False
-        opening = next(read_records(self._spool), None)
-        if opening is None or opening.kind != "open":
-            raise ValueError(f"{self._spool} does not begin with an open record")
+        opening = next((record for record in read_records(self._spool) if record.kind == "open"), None)
+        if opening is None:
+            raise ValueError(f"{self._spool} has no open record")
         run_id, created = self._sink.attach(opening, self._noted.run_id)
         if created:
             self._doubt_until = 0
