@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.checkpoint.lying_storage.lying import Lying, PowerCut
+from tests.data.storage.lying import Lying, PowerCut
 from tests.trainer.checkpoint.saved import fragments
 from trainer.checkpoint.format import FORMAT_VERSION, CheckpointError, checkpoint_name, rank_file
 from trainer.checkpoint.part import HostMemory
