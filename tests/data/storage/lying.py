@@ -3,7 +3,7 @@
 import builtins
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Lying:
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
-            target = arguments[0] if arguments else "."
+            target: Any = arguments[0] if arguments else "."
             file = self._names.get(target, "") if isinstance(target, int) else os.fspath(target)
             if not isinstance(file, str) or not file.startswith(self.folder):
                 return real(*arguments, **more)
@@ -49,7 +49,7 @@ class Lying:
                     half = self._write(target, arguments[1][: max(1, len(arguments[1]) // 2)])
                     return half if self.fault == "short" else len(arguments[1])
                 if self.fault not in ("short", "torn"):
-                    code = self.fault[1] if isinstance(self.fault, tuple) else self.fault
+                    code: Any = self.fault[1] if isinstance(self.fault, tuple) else self.fault
                     raise OSError(code, os.strerror(code), file)
             result = real(*arguments, **more)
             self._follow(name, target, file, arguments, result)
@@ -57,7 +57,7 @@ class Lying:
 
         return call
 
-    def _follow(self, name: str, target: Any, file: str, arguments: tuple[Any, ...], result: Any) -> None:
+    def _follow(self, name: str, target: Any, file: str, arguments: Sequence[Any], result: Any) -> None:
         if name == "open" and isinstance(result, int):
             self._names[result] = file
             if len(arguments) > 1 and arguments[1] & (os.O_WRONLY | os.O_RDWR):
