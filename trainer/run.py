@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.storage.errors import OperationError, StoppedError, as_command
 from data.storage.redaction import redact
+from trainer.checkpoint.resume import add_resume_argument
 from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
 from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
 from trainer.config.plan import make_plan, render
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(redact(dump_config(config)) + "\n" + render(make_plan(config)))
         return 0
     config = with_absolute_paths(config, inside_job=inside_ray_job())
-    done = check_before_start(config, resume=options.resume)
+    done = check_before_start(config, options.resume)
     if done >= num_steps(config):
         print(_summary(config, outcome_at(config, done)))
         return 0
@@ -50,12 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train a Denoising Diffusion GAN on Ray Train and DeepSpeed. To resume, repeat the command.",
     )
     add_config_arguments(parser)
-    parser.add_argument(
-        "--resume",
-        choices=("auto", "never"),
-        default="auto",
-        help="auto: resume from the newest valid checkpoint, if there is one; never: refuse a used run directory",
-    )
+    add_resume_argument(parser)
     parser.add_argument("--init-from", metavar="FILE", help="start from generator weights: a snapshot's or published")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
     add_explain_arguments(parser)

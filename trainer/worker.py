@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from data.storage.errors import as_command
+from trainer.checkpoint.resume import Resume, ResumeError, add_resume_argument, choose
 from trainer.config.command_line import add_config_arguments, check_data, check_device, check_group, start_logging
-from trainer.config.io import load_config
+from trainer.config.io import ConfigError, load_config
 from trainer.rank.progress import ProgressBar, SignalDriver
 from trainer.rank.worker import run_rank
 from trainer.tracking.store import check_store
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 0: finished or stopped on request; 1: failed; 2: the config or the data are wrong."""
     parser = argparse.ArgumentParser(prog="python -m trainer.worker", description=__doc__)
     add_config_arguments(parser)
+    add_resume_argument(parser)
     options = parser.parse_args(arguments)
     rank, world_size = check_group()
     start_logging(rank)
@@ -32,9 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_device(config)
     check_data(config)
     check_store(config.tracking, Path(config.run.directory))
+    if rank == 0 and options.resume != Resume():  # the other ranks wait for this one when they form their group
+        _, move_others_aside = choose(config, options.resume)
+        move_others_aside()
     with ExitStack() as stack:
         bar = stack.enter_context(ProgressBar()) if rank == 0 else None
-        outcome = run_rank(config, SignalDriver(bar))
+        try:
+            outcome = run_rank(config, SignalDriver(bar))
+        except ResumeError as error:
+            raise ConfigError([str(error)]) from error
     if rank == 0:
         log.info("%s at step %d: %s", "finished" if outcome.finished else "stopped", outcome.step, outcome.checkpoint)
     return 0

@@ -1,14 +1,18 @@
-"""Atomic file writes, hashes and timestamps."""
+"""Atomic file writes, notes that may be damaged, hashes and timestamps."""
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @contextmanager
@@ -45,6 +49,37 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write or replace a JSON file, atomically and durably."""
     with replaced(file, durable=True, draft=f"{file.name}.unfinished") as draft:
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_note(file: Path, parse: Callable[[bytes], T]) -> T | None:
+    """Read a file that is only a note: work continues without it, so it must never end the work.
+
+    Args:
+        file: if it is damaged or cannot be read, this is logged, and the file is renamed, see `set_aside`.
+        parse: returns the note; raises ValueError, TypeError, KeyError or AttributeError if it is damaged.
+
+    Returns:
+        The note; None if the file is missing or was set aside.
+    """
+    try:
+        return parse(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        aside = set_aside(file)
+        where = f"kept as {aside.name}" if aside else "it stays where it is"
+        log.warning("%s is damaged or cannot be read, and is ignored (%s): %s", file, where, error)
+        return None
+
+
+def set_aside(file: Path) -> Path | None:
+    """Rename a file or folder to NAME.bad-TIME; returns its new path, or None if it is missing or cannot be renamed."""
+    aside = file.with_name(f"{file.name}.bad-{time.time_ns()}")
+    try:
+        os.rename(file, aside)
+    except OSError:
+        return None
+    return aside
 
 
 def sync_folder(folder: Path) -> None:

@@ -120,6 +120,16 @@ class WritableStorage(Storage):
             except FileNotFoundError:
                 continue
 
+    def copy(self, name: str, target: str) -> None:
+        """Copy a file within the folder, without a download where the service can.
+
+        Raises:
+            StorageError: the storage does not answer, or refuses.
+        """
+        with self._explained(f"cannot copy {name} to {target}"):
+            root = self._connect()[1]
+            self._call("cp_file", name, f"{root}/{target}")
+
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         """Translate errors, except those for files that are missing or already exist."""

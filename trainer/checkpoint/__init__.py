@@ -8,6 +8,7 @@ Files:
     lease         allows one run at a time to write to a directory
     lease_places  where leases are kept
     part          one rank's safetensors file, laid out in host memory
+    resume        where a run resumes: --resume, and what is moved aside
     retention     which checkpoints are kept
     snapshot      averaged weights with their config, initial weights
     storage       where checkpoints are stored; a folder

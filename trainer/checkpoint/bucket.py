@@ -103,6 +103,9 @@ class RemoteStorage:
         """See `CheckpointStorage`."""
         self._storage.write(f"{checkpoint}/{name}", chunks)
 
+    def confirm(self, checkpoint: str, name: str, sha256: str) -> None:
+        """See `CheckpointStorage`. The service compares checksums of what arrives."""
+
     def commit(self, checkpoint: str, manifest: bytes) -> None:
         """See `CheckpointStorage`."""
         self._storage.put(f"{checkpoint}/{MANIFEST}", manifest)
@@ -116,6 +119,14 @@ class RemoteStorage:
         files = [name for name in self._storage.files() if name.startswith(f"{checkpoint}/")]
         manifest = f"{checkpoint}/{MANIFEST}"
         self._storage.remove(sorted(files, key=lambda name: name != manifest))
+
+    def set_aside(self, checkpoint: str, folder: str) -> None:
+        """See `CheckpointStorage`. The manifest moves last, so that an interrupted move can be repeated."""
+        files = [name for name in self._storage.files() if name.startswith(f"{checkpoint}/")]
+        manifest = f"{checkpoint}/{MANIFEST}"
+        for name in sorted(files, key=lambda name: name == manifest):
+            self._storage.copy(name, f"{folder}/{name}")
+        self.delete(checkpoint)
 
     def tidy(self, checkpoint: Checkpoint) -> None:
         """See `CheckpointStorage`."""

@@ -12,8 +12,9 @@ it. Loading executes no code: the data are safetensors, the manifest is JSON. `C
 import hashlib
 import json
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 class CheckpointError(OperationError):
     """A checkpoint cannot be written or read; says which file and what to do."""
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read at present, or not by this version; it may well be intact."""
+
+
+class NewerFormatError(ValueError):
+    """A newer version of the program wrote the manifest."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Checkpoint:
         """Compare each file with the size and SHA-256 in the manifest.
 
         Raises:
-            CheckpointError: a file is missing, differs or cannot be read; names the first one.
+            UnreadableError: a file cannot be read.
+            CheckpointError: a file is missing or differs. Both name the first one.
         """
         self.check_sizes()
         for name, expected in self.manifest["files"].items():
@@ -71,7 +81,7 @@ class Checkpoint:
             try:
                 found = sha256_of(file)
             except OSError as error:
-                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+                raise UnreadableError(f"{file} cannot be read: {error.strerror}") from error
             if found != expected["sha256"]:
                 raise CheckpointError(f"{file} is damaged: its SHA-256 differs from its manifest's")
 
@@ -79,13 +89,17 @@ class Checkpoint:
         """Check that each file exists with the size in the manifest, without reading it.
 
         Raises:
-            CheckpointError: a file is missing or has another size; names the first one.
+            UnreadableError: a file cannot be looked at.
+            CheckpointError: a file is missing or has another size. Both name the first one.
         """
         for name, expected in self.manifest["files"].items():
             file = self.path / name
-            if not file.is_file():
-                raise CheckpointError(f"{file} is missing")
-            size = file.stat().st_size
+            try:
+                size = file.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                raise CheckpointError(f"{file} is missing") from None
+            except OSError as error:
+                raise UnreadableError(f"{file} cannot be read: {error.strerror}") from error
             if size != expected["bytes"]:
                 raise CheckpointError(f"{file} has {size} bytes, its manifest says {expected['bytes']}")
 
@@ -161,6 +175,11 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(name: str) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(name.removeprefix("step-"))
+
+
 def is_checkpoint_name(name: str) -> bool:
     """Whether this is the name of a checkpoint folder, complete or not."""
     return bool(_NAME.fullmatch(name))
@@ -188,13 +207,19 @@ def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
         name: name of the folder that contains it.
 
     Raises:
-        ValueError: it is cut or altered, has another format version or step, or lacks a field; says which.
+        NewerFormatError: it has a newer format version.
+        ValueError: it is cut or altered, has another step, or lacks a field; says which.
     """
-    manifest: Any = json.loads(content)
+    try:
+        manifest: Any = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is no JSON of a manifest") from error
     if not isinstance(manifest, dict) or "format_version" not in manifest:
         raise ValueError("it has no format_version")
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {manifest['format_version']}, this program reads {FORMAT_VERSION}")
+    version = manifest["format_version"]
+    if version != FORMAT_VERSION:
+        kind = NewerFormatError if isinstance(version, int) and version > FORMAT_VERSION else ValueError
+        raise kind(f"format version {version}, this program reads {FORMAT_VERSION}")
     if manifest.pop(_SEAL, None) != _seal(manifest):
         raise ValueError("it is damaged: its SHA-256 differs from the one it states")
     missing = {"step", "world_size", "files", "config"} - manifest.keys()
@@ -208,10 +233,23 @@ def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
     return manifest
 
 
+def folder_names(directory: Path) -> list[str]:
+    """Names of all checkpoint folders in a directory, complete or not, sorted; none if it does not exist.
+
+    Raises:
+        OSError: the directory cannot be read, so its contents are unknown.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if is_checkpoint_name(entry.name) and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """Checkpoints with a readable manifest, oldest first. A folder without a manifest is skipped."""
     found: list[Checkpoint] = []
-    for path in sorted(path for path in directory.glob("step-*") if is_checkpoint_name(path.name)):
+    for path in (directory / name for name in folder_names(directory)):
         try:
             found.append(Checkpoint(path, parse_manifest((path / MANIFEST).read_bytes(), path.name)))
         except (FileNotFoundError, NotADirectoryError):
@@ -222,20 +260,12 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def newest_valid(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files all match their manifest; the others are logged and skipped."""
-
-    def verified(checkpoint: Checkpoint) -> Checkpoint:
-        checkpoint.verify()
-        return checkpoint
-
-    return newest_of(list_checkpoints(directory), verified)
-
-
-def newest_of(found: Sequence[Checkpoint], fetch: Callable[[Checkpoint], Checkpoint]) -> Checkpoint | None:
-    """The newest checkpoint that `fetch` returns without a CheckpointError; the others are logged and skipped."""
-    for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True):
+    """The newest checkpoint of a local folder whose files all match their manifest; the others are logged."""
+    for checkpoint in reversed(list_checkpoints(directory)):
         try:
-            return fetch(checkpoint)
+            checkpoint.verify()
         except CheckpointError as error:
             log.warning("passing over checkpoint %s: %s", checkpoint.path.name, error)
+        else:
+            return checkpoint
     return None

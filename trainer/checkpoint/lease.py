@@ -93,9 +93,13 @@ class Holder:
     def decode(cls, content: bytes) -> "Holder | None":
         """Parse the file's content; None if it is damaged."""
         try:
-            return cls(**json.loads(content))
-        except (ValueError, TypeError):
+            holder = cls(**json.loads(content))
+        except (ValueError, TypeError, RecursionError):
             return None
+        texts = (holder.launch, holder.process, holder.token, holder.host, holder.since)
+        numbers = (holder.pid, holder.beat)
+        valid = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+        return holder if valid else None
 
 
 def this_process() -> str:
@@ -113,7 +117,7 @@ def is_alive(process: str) -> bool | None:
     """Whether a process as from `this_process` is alive; None if that cannot be checked from here."""
     machine, _, rest = process.partition(" ")
     pid, _, started = rest.partition(" ")
-    if machine != _machine() or not pid.isdigit() or not _started(os.getpid()):
+    if machine != _machine() or not (pid.isascii() and pid.isdigit()) or not _started(os.getpid()):
         return None
     return _started(int(pid)) == started != ""
 

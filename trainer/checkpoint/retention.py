@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.checkpoint.format import Checkpoint, CheckpointError, parse_manifest
+from trainer.checkpoint.format import (
+    Checkpoint,
+    CheckpointError,
+    NewerFormatError,
+    UnreadableError,
+    parse_manifest,
+    step_of,
+)
 from trainer.checkpoint.storage import CheckpointStorage
 from trainer.config.sections import CheckpointConfig
 
@@ -76,10 +83,11 @@ def saved(checkpoint: Checkpoint, rules: Retention) -> Saved:
 
 
 def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> None:
-    """Delete what is no longer needed after a commit.
+    """Delete what the checkpoint just committed supersedes.
 
-    That is: checkpoints that the rules do not keep; everything later than `newest` (it failed verification, or the run
-    would not be at this step); and leftovers of unfinished saves.
+    That is: checkpoints before `newest` that the rules do not keep, and leftovers of unfinished saves before it. What
+    is later than `newest`, cannot be read, or has a newer format stays. In a folder, a checkpoint with missing or cut
+    files does not count among those that the rules keep.
 
     Args:
         storage: of the checkpoints.
@@ -95,18 +103,38 @@ def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> N
     if own is None or own.manifest != newest.manifest:
         raise CheckpointError(f"{storage.shown}/{newest.path.name} is not there as it was written: nothing is deleted")
     storage.check_sizes(own)
-    before = [saved(c, rules) for c in found.values() if c.step <= newest.step]
+    complete, unreadable = _sorted_out(storage, [c for c in found.values() if c.step <= newest.step])
+    before = [saved(c, rules) for c in complete]
     if rules.keep_best and not any(s.value is not None for s in before):
         log.warning(
             "checkpoint.keep_best is %s, which no checkpoint has: its manifest has %s",
             rules.keep_best,
             ", ".join(sorted(newest.manifest.get("metrics", {}))) or "no metrics yet",
         )
-    kept = kept_steps(before, rules)
+    kept = kept_steps(before, rules) | unreadable
     storage.tidy(own)
     for name in storage.names():
-        if found[name].step not in kept if name in found else is_remains(storage, name):
+        superseded = step_of(name) < newest.step
+        if superseded and (found[name].step not in kept if name in found else is_remains(storage, name)):
             storage.delete(name)
+
+
+def _sorted_out(storage: CheckpointStorage, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint], set[int]]:
+    """The checkpoints whose files have their sizes, and the steps of those that cannot be looked at now."""
+    if storage.copies:  # each look would list the whole bucket
+        return list(found), set()
+    complete: list[Checkpoint] = []
+    unreadable: set[int] = set()
+    for checkpoint in found:
+        try:
+            storage.check_sizes(checkpoint)
+            complete.append(checkpoint)
+        except UnreadableError as error:
+            log.warning("%s; it stays", error)
+            unreadable.add(checkpoint.step)
+        except CheckpointError as error:
+            log.warning("%s: %s does not count among the checkpoints to keep", error, checkpoint.path.name)
+    return complete, unreadable
 
 
 def is_remains(storage: CheckpointStorage, name: str) -> bool:
@@ -118,5 +146,7 @@ def is_remains(storage: CheckpointStorage, name: str) -> bool:
     content = storage.manifest(name)
     try:
         return content is None or not parse_manifest(content, name)
+    except NewerFormatError:
+        return False
     except ValueError:
         return True

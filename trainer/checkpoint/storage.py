@@ -1,27 +1,34 @@
 """Where checkpoints are stored: a local or shared folder, or a folder of remote storage (s3 or other fsspec)."""
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from data.storage.files import replaced, sync_folder
+from data.storage.files import replaced, sha256_of, sync_folder
 from data.storage.location import DataError, is_remote, local_path
 from trainer.checkpoint.bucket import RemoteStorage
 from trainer.checkpoint.format import (
     MANIFEST,
     Checkpoint,
     CheckpointError,
+    NewerFormatError,
+    UnreadableError,
     checkpoint_name,
-    is_checkpoint_name,
+    folder_names,
     list_checkpoints,
-    newest_of,
+    parse_manifest,
+    step_of,
 )
-from trainer.config.io import ConfigError, load_stored
+from trainer.config.io import load_stored
 from trainer.config.train_config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointStorage(Protocol):
@@ -46,7 +53,8 @@ class CheckpointStorage(Protocol):
         """Get the checkpoint in a local folder, verified; downloads it if needed. `forget` removes the copy.
 
         Raises:
-            CheckpointError: a file is missing, differs or cannot be read.
+            UnreadableError: a file cannot be read at present.
+            CheckpointError: a file is missing or differs.
         """
         ...
 
@@ -59,11 +67,15 @@ class CheckpointStorage(Protocol):
         ...
 
     def names(self) -> Iterable[str]:
-        """Names of all checkpoint folders, complete or not."""
+        """Names of all checkpoint folders, complete or not, oldest first."""
         ...
 
     def write(self, checkpoint: str, name: str, chunks: Iterable[memoryview]) -> None:
         """Write a part durably. An existing file of that name is replaced, never written into."""
+        ...
+
+    def confirm(self, checkpoint: str, name: str, sha256: str) -> None:
+        """Read a part back, where the storage does not itself check what arrives; OSError if it differs."""
         ...
 
     def commit(self, checkpoint: str, manifest: bytes) -> None:
@@ -76,6 +88,10 @@ class CheckpointStorage(Protocol):
 
     def delete(self, checkpoint: str) -> None:
         """Delete a checkpoint, the manifest first, so that a partial one is never taken as valid."""
+        ...
+
+    def set_aside(self, checkpoint: str, folder: str) -> None:
+        """Move a checkpoint into a folder of the storage, where it is no checkpoint of the run any more."""
         ...
 
     def tidy(self, checkpoint: Checkpoint) -> None:
@@ -118,7 +134,7 @@ class FolderStorage:
 
     def names(self) -> Iterable[str]:
         """See `CheckpointStorage`."""
-        return sorted(p.name for p in self.folder.glob("step-*") if is_checkpoint_name(p.name) and p.is_dir())
+        return folder_names(self.folder)
 
     def write(self, checkpoint: str, name: str, chunks: Iterable[memoryview]) -> None:
         """See `CheckpointStorage`."""
@@ -127,6 +143,11 @@ class FolderStorage:
         # A process wrongly believed dead may still write to the old file of that name; the new file is separate.
         file.unlink(missing_ok=True)
         _write_durably(file, chunks)
+
+    def confirm(self, checkpoint: str, name: str, sha256: str) -> None:
+        """See `CheckpointStorage`. `_write_durably` has dropped the file from the page cache."""
+        if sha256_of(self.folder / checkpoint / name) != sha256:
+            raise OSError(errno.EIO, f"{checkpoint}/{name} does not hold what was written to it")
 
     def commit(self, checkpoint: str, manifest: bytes) -> None:
         """See `CheckpointStorage`."""
@@ -151,6 +172,12 @@ class FolderStorage:
         (path / MANIFEST).unlink(missing_ok=True)
         sync_folder(path)  # else a crash of the host could bring the manifest back without the parts
         shutil.rmtree(path)
+
+    def set_aside(self, checkpoint: str, folder: str) -> None:
+        """See `CheckpointStorage`."""
+        (self.folder / folder).mkdir(exist_ok=True)
+        os.rename(self.folder / checkpoint, self.folder / folder / checkpoint)
+        sync_folder(self.folder)
 
     def tidy(self, checkpoint: Checkpoint) -> None:
         """See `CheckpointStorage`."""
@@ -205,62 +232,86 @@ def storage_of_run(run: Path) -> CheckpointStorage:
     return open_storage(elsewhere)
 
 
-def check_not_moved(config: TrainConfig) -> None:
-    """Check that a run that finds no checkpoint has none at the place that its last start used.
-
-    Raises:
-        ConfigError: it has some there; starting from scratch is hardly what the user wants.
-        CheckpointError: the place of the last start cannot be read.
-    """
-    run = Path(config.run.directory)
-    if not (run / "config.yaml").is_file():
-        return
-    before, now = storage_of(load_stored(run / "config.yaml")), storage_of(config)
-    found = newest_seen(before) if before.location != now.location else None
-    if found:
-        raise ConfigError(
-            [
-                f"checkpoint.directory is {now.shown}, which holds no checkpoint, but the run in {run} has kept its "
-                f"own in {before.shown}, the newest of step {found.step}. Copy them, set checkpoint.directory back, or "
-                "start again in another run.directory"
-            ]
-        )
-
-
 def shown_checkpoint(config: TrainConfig, step: int) -> str:
     """Where the checkpoint of `step` is, for messages."""
     return f"{storage_of(config).shown}/{checkpoint_name(step)}"
 
 
-def newest_fetched(storage: CheckpointStorage) -> Checkpoint | None:
-    """The newest valid checkpoint, in a local folder; the others are logged and skipped.
+@dataclass
+class Survey:
+    """What a search for the newest valid checkpoint has found.
+
+    Attributes:
+        newest: the newest valid one, or None.
+        problems: what is wrong with each newer one, by name.
+        unreadable: whether one of these cannot be read at present, or not by this version, and so may be intact.
+    """
+
+    newest: Checkpoint | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    unreadable: bool = False
+
+
+def survey(storage: CheckpointStorage, *, fetch: bool) -> Survey:
+    """Search for the newest valid checkpoint. Folders without a manifest are saves that never ended: no problem.
+
+    Args:
+        storage: of the checkpoints.
+        fetch: download and verify it; otherwise only file sizes are compared in remote storage.
 
     Raises:
-        CheckpointError: the storage itself cannot be read, so its contents are unknown.
+        UnreadableError: the storage itself cannot be read, so its contents are unknown.
     """
+    found = Survey()
     try:
-        return newest_of(storage.list(), storage.fetch)
+        names = sorted(storage.names(), key=step_of, reverse=True)
     except OSError as error:
-        raise CheckpointError(f"checkpoints cannot be read: {error}") from error
+        raise UnreadableError(f"checkpoints cannot be read: {error}") from error
+    for name in names:
+        try:
+            content = storage.manifest(name)
+            if content is None:
+                continue
+            checkpoint = Checkpoint(storage.place(name), parse_manifest(content, name))
+            if fetch or not storage.copies:
+                checkpoint = storage.fetch(checkpoint)
+            else:
+                storage.check_sizes(checkpoint)
+            found.newest = checkpoint
+            return found
+        except UnreadableError as error:
+            found.unreadable, problem = True, str(error)
+        except (OSError, NewerFormatError) as error:
+            found.unreadable, problem = True, f"it cannot be read: {error}"
+        except CheckpointError as error:
+            problem = str(error)
+        except ValueError as error:
+            problem = f"its manifest is damaged: {error}"
+        found.problems[name] = problem.removeprefix(f"{storage.shown}/{name}/")
+        log.warning("passing over checkpoint %s: %s", name, problem)
+        if found.unreadable and storage.copies:  # a service that fails now would fail for each
+            break
+    return found
+
+
+def newest_fetched(storage: CheckpointStorage) -> Checkpoint | None:
+    """The newest valid checkpoint, in a local folder; damaged ones are logged and skipped.
+
+    Raises:
+        UnreadableError: the storage or a newer checkpoint cannot be read at present, so the newest is unknown.
+    """
+    return _newest(survey(storage, fetch=True))
 
 
 def newest_seen(storage: CheckpointStorage) -> Checkpoint | None:
-    """Like `newest_fetched`, but downloads nothing: for remote storage, only the file sizes are compared.
+    """Like `newest_fetched`, but downloads nothing: for remote storage, only the file sizes are compared."""
+    return _newest(survey(storage, fetch=False))
 
-    Raises:
-        CheckpointError: the storage itself cannot be read.
-    """
 
-    def seen(checkpoint: Checkpoint) -> Checkpoint:
-        if isinstance(storage, FolderStorage):
-            return storage.fetch(checkpoint)
-        storage.check_sizes(checkpoint)
-        return checkpoint
-
-    try:
-        return newest_of(storage.list(), seen)
-    except OSError as error:
-        raise CheckpointError(f"checkpoints cannot be read: {error}") from error
+def _newest(found: Survey) -> Checkpoint | None:
+    if found.unreadable:
+        raise UnreadableError("checkpoints cannot be read: " + "; ".join(found.problems.values()))
+    return found.newest
 
 
 def find_checkpoint(storage: CheckpointStorage, step: int | None) -> Checkpoint:
@@ -287,5 +338,6 @@ def _write_durably(file: Path, chunks: Iterable[memoryview]) -> None:
             while chunk:
                 chunk = chunk[os.write(descriptor, chunk) :]
         os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read back from the disk
     finally:
         os.close(descriptor)

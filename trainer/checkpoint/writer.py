@@ -44,14 +44,15 @@ CLOSE_S = 60.0
 
 
 def write_part(storage: CheckpointStorage, checkpoint: str, file: str, part: Part) -> dict[str, Any]:
-    """Write one file of a checkpoint; returns its size and SHA-256, as in the manifest.
+    """Write one file of a checkpoint and read it back; returns its size and SHA-256, as in the manifest.
 
     Raises:
         OSError: it cannot be written.
     """
     chunks = HashingChunks(part)
     storage.write(checkpoint, file, chunks)
-    return {"bytes": part.num_bytes, "sha256": chunks.sha256()}
+    storage.confirm(checkpoint, file, sha256 := chunks.sha256())
+    return {"bytes": part.num_bytes, "sha256": sha256}
 
 
 def commit_parts(
@@ -77,6 +78,7 @@ class CheckpointWriter:
         *,
         timeout_s: float = 1800.0,
         check_claim: Callable[[], None] = lambda: None,
+        on_commit: Callable[[int], None] = lambda step: None,
         newest_step: int | None = None,
         token: str = "",
     ) -> None:
@@ -88,11 +90,13 @@ class CheckpointWriter:
             retention: which checkpoints are kept after a commit.
             timeout_s: how long ranks wait for one another's parts.
             check_claim: called on rank 0; raises if another run has taken the storage over.
+            on_commit: called on rank 0 with the step of each new checkpoint, before older ones are deleted.
             newest_step: step of the checkpoint that the run resumes from.
             token: used in the names of the parts; the same on all ranks, unique to this group of ranks.
         """
         self._token = token
         self._storage, self._ranks, self._retention, self._check_claim = storage, ranks, retention, check_claim
+        self._on_commit = on_commit
         self._group: Any = None
         if ranks.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -270,6 +274,7 @@ class CheckpointWriter:
             self._delete_remains(name)
             return
         before, self.newest_step, self._error = self.newest_step, step, ""
+        self._on_commit(step)
         try:
             prune(self._storage, self._retention, Checkpoint(Path(name), parse_manifest(content, name)))
         except CheckpointError as error:  # a file has disappeared since it was written

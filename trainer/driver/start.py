@@ -4,21 +4,20 @@ import tempfile
 from pathlib import Path
 
 from data.storage.redaction import redact
-from trainer.checkpoint.format import CheckpointError
 from trainer.checkpoint.lease import this_process
 from trainer.checkpoint.lease_places import claim
+from trainer.checkpoint.resume import Resume, choose
 from trainer.checkpoint.snapshot import WeightsError
-from trainer.checkpoint.storage import check_not_moved, newest_seen, storage_of
+from trainer.checkpoint.storage import storage_of
 from trainer.config.command_line import check_data
-from trainer.config.io import ConfigError, from_dict
-from trainer.config.resume import check_resumable
+from trainer.config.io import ConfigError
 from trainer.config.train_config import TrainConfig
 from trainer.rank.run_folder import make_run_directory
 from trainer.tracking.store import check_store
 
 
-def check_before_start(config: TrainConfig, *, resume: str) -> int:
-    """Refuse everything that can be found wrong before Ray or a GPU is touched.
+def check_before_start(config: TrainConfig, resume: Resume) -> int:
+    """Refuse everything that can be found wrong before Ray or a GPU is touched; then do what --resume asks for.
 
     Returns:
         Step of the newest checkpoint, 0 without one.
@@ -32,23 +31,8 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
     check_store(config.tracking, directory)
     if directory.exists() and not directory.is_dir():
         raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
-    if resume == "never" and directory.exists() and any(directory.iterdir()):
-        raise ConfigError(
-            [
-                f"--resume is never, but {directory} already holds a run: give another run.directory, or omit --resume "
-                "never to resume that run"
-            ]
-        )
-    try:
-        storage = storage_of(config)
-        newest = newest_seen(storage)
-        if newest is None:
-            check_not_moved(config)
-    except CheckpointError as error:
-        raise ConfigError([str(error)]) from error
-    if newest:
-        check_resumable(from_dict(newest.manifest["config"], str(newest.path)), config)
-    elif config.run.init_from and not Path(config.run.init_from).is_file():
+    newest, move_others_aside = choose(config, resume)
+    if newest is None and config.run.init_from and not Path(config.run.init_from).is_file():
         raise WeightsError(redact(f"run.init_from is {config.run.init_from}: there is no such file"))
     try:
         make_run_directory(config.run)
@@ -56,10 +40,12 @@ def check_before_start(config: TrainConfig, *, resume: str) -> int:
             pass
     except OSError as error:
         raise ConfigError([f"run.directory is {directory}, which cannot be written: {error.strerror}"]) from error
+    storage = storage_of(config)
     try:
         storage.check_writable()
     except OSError as error:
         raise ConfigError([f"checkpoint.directory is {storage.shown}, which cannot be written: {error}"]) from error
     # Released at once: rank 0 claims it when it starts, on whatever host it runs.
     claim(config, this_process()).release()
+    move_others_aside()
     return newest.step if newest else 0

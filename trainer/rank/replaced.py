@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from data.storage.files import read_note
 from data.stream.batches import BadSampleLimit, Replaced
 from trainer.engine.ranks import Ranks
 from trainer.tracking.tracker import Tracker
@@ -44,7 +45,7 @@ class ReplacedSamples:
 
     def _write(self, names: Sequence[str], tracker: Tracker) -> None:
         try:
-            known = set(self._file.read_text().splitlines()) if self._file.exists() else set[str]()
+            known = set((read_note(self._file, bytes.decode) or "").splitlines())
             new = [name for name in dict.fromkeys(names) if name not in known]
             if new:
                 with self._file.open("a") as stream:

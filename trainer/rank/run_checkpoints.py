@@ -10,8 +10,9 @@ from typing import TypeVar
 from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.lease import LeaseError, launch_id
 from trainer.checkpoint.lease_places import Claim, claim
+from trainer.checkpoint.resume import ResumeError, newest_to_resume, note_saved
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.storage import newest_fetched, storage_of
+from trainer.checkpoint.storage import storage_of
 from trainer.checkpoint.writer import CheckpointWriter
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
@@ -34,7 +35,7 @@ class RunCheckpoints:
             LeaseError: on every rank, if another run writes to the directory.
             CheckpointError: `checkpoint.directory` is a URL of an unsupported storage.
         """
-        self._ranks, self._checkpoint = ranks, config.checkpoint
+        self._ranks, self._config, self._checkpoint = ranks, config, config.checkpoint
         self.storage = storage_of(config)
         self._claim: Claim | None = None
         if ranks.rank == 0:
@@ -53,16 +54,17 @@ class RunCheckpoints:
         Rank 0 reads and hashes everything. If the storage is remote, one rank of every other host does too.
 
         Raises:
-            CheckpointError: on every rank, if the storage cannot be read.
+            ResumeError: on every rank, if the run has checkpoints but cannot resume; see `newest_to_resume`.
+            CheckpointError: on every rank, if a host cannot download it.
         """
         if self._writer:
             self._writer.finish()
         found, error = None, ""
         if self._ranks.rank == 0:
-            found, error = _attempt(lambda: newest_fetched(self.storage), CheckpointError)
+            found, error = _attempt(lambda: newest_to_resume(self._config, fetch=True), CheckpointError)
         found, error = self._ranks.broadcast((found, error))
         if error:
-            raise CheckpointError(error)
+            raise ResumeError(error)
         if found is None:
             return None
         # Only the name is the same on all hosts.
@@ -96,6 +98,7 @@ class RunCheckpoints:
             Retention.of(self._checkpoint),
             timeout_s=self._timeout_s,
             check_claim=self._claim.check if self._claim else lambda: None,
+            on_commit=lambda step: note_saved(self._config, step),
             newest_step=newest_step,
             token=self._ranks.broadcast(uuid.uuid4().hex[:8]),
         )

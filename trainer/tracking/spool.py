@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.storage.files import replaced
+from data.storage.files import read_note, replaced, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +88,20 @@ def progress_path(run_directory: Path) -> Path:
 
 def load_progress(run_directory: Path, target: str, uid: str | None = None) -> Progress:
     """Progress of the run `uid` at the server `target`; the start if none is recorded or it cannot be read."""
-    try:
-        noted = Progress(**json.loads(progress_path(run_directory).read_text()))
-    except (OSError, ValueError, TypeError):
+    noted = read_note(progress_path(run_directory), _parse_progress)
+    if noted is None or noted.target != target or (uid and noted.uid not in (None, uid)):
         return Progress(target=target, uid=uid)
-    if noted.target != target or (uid and noted.uid not in (None, uid)):
-        return Progress(target=target, uid=uid)
-    return replace(noted, uid=uid or noted.uid, waiting=tuple(noted.waiting))
+    return replace(noted, uid=uid or noted.uid)
+
+
+def _parse_progress(content: bytes) -> Progress:
+    noted = Progress(**json.loads(content))
+    noted = replace(noted, waiting=tuple(noted.waiting))
+    texts = (noted.target, *(text or "" for text in (noted.uid, noted.run_id, noted.trouble, noted.files_trouble)))
+    numbers = (noted.offset, noted.refused, *noted.waiting)
+    if not all(isinstance(text, str) for text in texts) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("its values have wrong types")
+    return noted
 
 
 def save_progress(run_directory: Path, progress: Progress) -> None:
@@ -117,10 +124,30 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
             try:
                 fields = json.loads(line)
                 kind, at, step = (fields.pop(name) for name in ("kind", "at", "step"))
-            except (ValueError, TypeError, KeyError, AttributeError):
+                if type(at) is not int or type(step) not in (int, type(None)) or not _is_payload(kind, fields):
+                    raise ValueError("its values have wrong types")
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 log.warning("%s: the line at byte %d is no record, passed over", path, start)
                 continue
             yield Record(kind=kind, at=at, step=step, payload=fields, start=start, end=offset)
+
+
+def _is_payload(kind: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether these are the fields of a record of that kind, with the types that the readers rely on."""
+    match kind:
+        case "open":
+            mappings = (fields.get("params", {}), fields.get("tags", {}))
+            return isinstance(fields["uid"], str) and all(isinstance(mapping, dict) for mapping in mappings)
+        case "metrics":
+            return all(type(value) in (int, float) for value in fields["metrics"].values())
+        case "image":
+            return isinstance(fields["key"], str) and isinstance(fields["path"], str)
+        case "artifact":
+            return isinstance(fields["path"], str) and isinstance(fields["folder"], str | None)
+        case "close":
+            return isinstance(fields["status"], str)
+        case _:
+            return False
 
 
 class RunRecords:
@@ -229,7 +256,12 @@ class Spool:
         self._artifacts: set[str] = set()
         self._disk_failed = False
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._file = self._opened()
+        except (PermissionError, IsADirectoryError) as error:
+            log.warning("%s cannot be used and is set aside: %s", self.path, error)
+            set_aside(self.path)
+            self._file = self._opened()
         self._repair()
         self._read_back(-1 if last_step is None else last_step)
 
@@ -297,6 +329,9 @@ class Spool:
             self._disk_failed = True
             return False
         return True
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _repair(self) -> None:
         """Cut off a last line without a newline: its writer was killed in the middle of it."""

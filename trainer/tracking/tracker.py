@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data.storage.files import replaced
+from data.storage.files import read_note, replaced
 from data.storage.redaction import redact
 from trainer.tracking.identity import bind, reason_for_new_run
 from trainer.tracking.spool import Spool, Status, count_left, load_progress
@@ -297,9 +297,11 @@ def open_tracker(
 def _keep_config(folder: Path, text: str, resumed_step: int | None) -> Path:
     """Write the run's config, or the resumed run's if it differs; a file with the same content is not touched."""
     path = folder / "config.yaml"
-    if resumed_step is not None and path.exists() and path.read_text(encoding="utf-8") != text:
+    found = read_note(path, bytes.decode)
+    if resumed_step is not None and found not in (None, text):
         path = folder / f"config-resumed-{resumed_step}.yaml"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        found = read_note(path, bytes.decode)
+    if found != text:
         with replaced(path) as draft:
             draft.write_text(text, encoding="utf-8")
     return path

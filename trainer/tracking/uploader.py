@@ -52,7 +52,7 @@ def upload_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterat
         BlockingIOError: another process holds it, and `keep_waiting` returned False.
     """
     path = run_directory / "tracking" / "lock"
-    with path.open("a+") as file:
+    with path.open("a+", errors="replace") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

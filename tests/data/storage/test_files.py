@@ -1,12 +1,13 @@
 """A file appears as a whole or not at all, and is on the disk where that is asked for."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from data.storage.files import replaced, sha256_of, timestamp, write_json
+from data.storage.files import read_note, replaced, sha256_of, timestamp, write_json
 
 
 def test_file_is_replaced_at_the_end_alone(tmp_path: Path) -> None:
@@ -106,3 +107,22 @@ def test_hash_is_of_the_whole_file_by_path_or_descriptor(tmp_path: Path) -> None
 def test_time_is_in_utc_to_the_second() -> None:
     assert len(timestamp()) == len("2026-01-31T12:00:00Z")
     assert timestamp().endswith("Z")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{", b"[]", b'{"step": "x"}', b"5", b"[" * 100_000])
+def test_damaged_note_is_named_once_and_set_aside(tmp_path, caplog, content):
+    note = tmp_path / "note.json"
+    note.write_bytes(content)
+    for _ in range(2):
+        assert read_note(note, lambda read: int(json.loads(read)["step"])) is None
+    assert caplog.text.count(f"{note} is damaged") == 1
+    (aside,) = tmp_path.iterdir()
+    assert aside.name.startswith("note.json.bad-") and aside.read_bytes() == content
+
+
+def test_note_that_is_a_folder_is_set_aside_and_a_missing_one_is_no_news(tmp_path, caplog):
+    assert read_note(tmp_path / "none", bytes.decode) is None
+    assert not caplog.text
+    (tmp_path / "folder").mkdir()
+    assert read_note(tmp_path / "folder", bytes.decode) is None
+    assert not (tmp_path / "folder").exists()

@@ -10,12 +10,13 @@ import torch
 from s3fs import S3FileSystem
 
 from data.storage import remote as patience
+from data.storage.location import DataError
 from data.storage.writable import WritableStorage
 from tests.data.buckets import bucket
 from tests.trainer.checkpoint.saved import write
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.checkpoint.bucket import RemoteStorage
-from trainer.checkpoint.format import Checkpoint, CheckpointError
+from trainer.checkpoint.format import Checkpoint, CheckpointError, UnreadableError
 from trainer.checkpoint.lease import LeaseError, acquire
 from trainer.checkpoint.lease_places import BucketLease, claim_folder
 from trainer.checkpoint.retention import Retention, prune
@@ -157,3 +158,26 @@ def test_stopped_run_resumes_from_the_bucket_with_the_same_weights(tiny, s3, tmp
     assert_same_state(state_of(remote, 10), state_of(local, 10))
     assert sorted(Path(name).name for name in s3.ls(URL[5:])) == ["step-00000009", "step-00000010"]
     assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+
+
+def test_checkpoint_moved_aside_is_whole_and_none_of_the_run_any_more(s3, ranks):
+    storage = RemoteStorage(URL)
+    for step in (1, 2):
+        write(storage, ranks, step)
+    storage.set_aside("step-00000002", "aside-then")
+    assert list(storage.names()) == ["step-00000001"]
+    moved = newest_fetched(RemoteStorage(f"{URL}/aside-then"))
+    assert moved and moved.step == 2
+
+
+def test_part_of_a_bucket_that_is_refused_is_no_reason_to_take_an_older_checkpoint(s3, ranks, monkeypatch):
+    storage = RemoteStorage(URL)
+    for step in (1, 2):
+        write(storage, ranks, step)
+
+    def refused(_: object, name: str, *__: object, **___: object) -> None:
+        raise DataError(f"{name}: HTTP 403")
+
+    monkeypatch.setattr(WritableStorage, "download", refused)
+    with pytest.raises(UnreadableError, match="HTTP 403"):
+        newest_fetched(storage)

@@ -244,3 +244,18 @@ def test_directory_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LeaseError, match="cannot keep a lease there"):
         claim_folder(str(tmp_path / "file" / "x"), "ours")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"launch":1,"process":2,"token":3,"host":4,"pid":5,"since":6,"beat":7}',
+        b'{"launch":"1","process":"2","token":"3","host":"4","pid":"5","since":"6","beat":7}',
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+    ],
+    ids=lambda content: content[:40],
+)
+def test_lease_of_the_wrong_form_names_no_holder(content):
+    assert Holder.decode(content) is None

@@ -240,3 +240,39 @@ def test_files_that_wait_are_left_and_named(tmp_path: Path) -> None:
     assert count_left(spool_path(tmp_path), noted) == 2
     assert noted.problem == "it takes curves, but no files: no rights"
     assert Progress().problem is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"kind": "metrics", "at": 1, "step": 9, "metrics": 5}',
+        b'{"kind": "metrics", "at": 1, "step": 9, "metrics": {"loss": "x"}}',
+        b'{"kind": "metrics", "at": "1", "step": 9, "metrics": {}}',
+        b'{"kind": "metrics", "at": 1, "step": [9], "metrics": {}}',
+        b'{"kind": "open", "at": 1, "step": 9, "uie": "x"}',
+        b'{"kind": "image", "at": 1, "step": 9, "key": [], "path": "x"}',
+        b'{"kind": "artifact", "at": 1, "step": null, "path": 7, "folder": null}',
+        b'{"kind": ["x"], "at": 1, "step": null}',
+        b'{"kind": "stranger", "at": 1, "step": null}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+    ids=lambda line: line[:60],
+)
+def test_line_of_the_wrong_form_is_passed_over_and_the_run_continues(tmp_path, line):
+    path = spool_path(tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(line + b"\n")
+    spool = Spool(tmp_path)
+    spool.metrics(9, {"loss": 1.0})
+    assert [record.payload for record in read_records(path)] == [{"metrics": {"loss": 1.0}}]
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"[]", b'{"offset": "x"}', b'{"offset": -1}', b'{"run_id": 5}', b'{"a": 1}']
+)
+def test_damaged_progress_is_set_aside_and_the_upload_begins_again(tmp_path, content):
+    progress_path(tmp_path).parent.mkdir()
+    progress_path(tmp_path).write_bytes(content)
+    assert load_progress(tmp_path, "there") == Progress(target="there")
+    assert not progress_path(tmp_path).exists()
