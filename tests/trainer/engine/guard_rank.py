@@ -84,7 +84,7 @@ def states(players: Players) -> list[list[Fragment]]:
 def go_back(players: Players, ranks: Ranks, saved: list[list[Fragment]], num_updates: int) -> None:
     """What a rollback does, on engines in the middle of a run."""
     for engine, mine in zip((players.generator, players.discriminator), saved, strict=True):
-        engine.load(Copied([f for part in ranks.gather(mine) for f in part]), num_updates)
+        engine.load(Copied(gathered(ranks, mine)), num_updates)
 
 
 def main() -> None:
