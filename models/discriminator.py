@@ -18,7 +18,7 @@ from models.blocks import merge
 from models.layers import NEAR_ZERO, LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
-from models.shapes import Embedding, Features, Image, Label, Logits, Timestep
+from models.shapes import Embedding, Features, Image, ImageForm, Label, Logits, Timestep
 
 # For each block: (width in units of base_channels, whether it halves the resolution).
 BLOCKS = {
@@ -70,18 +70,18 @@ class Discriminator(nn.Module):
 
     Args:
         config: Architecture.
-        image_channels: Channels of one image.
-        num_classes: Number of labels; 0: unconditional. With labels, the inner product of the last features and the
-            label's embedding is added to the logits (Miyato and Koyama, 1802.05637, Eq. 3).
+        form: Channels and classes of the images; any size that `check_image_size` allows will do. With classes, the
+            inner product of the last features and the label's embedding is added to the logits (Miyato and Koyama,
+            1802.05637, Eq. 3).
     """
 
-    def __init__(self, config: DiscriminatorConfig, *, image_channels: int, num_classes: int = 0) -> None:
+    def __init__(self, config: DiscriminatorConfig, form: ImageForm) -> None:
         super().__init__()
         self.config = config
         embedding = SinusoidalEmbedding(config.time_embedding_dim)
         self.time_embedding = TimeEmbedding(embedding, config.time_embedding_dim, nn.LeakyReLU(LEAK), fan="out")
         C = 2 * config.base_channels
-        self.conv_in = initialized(nn.Conv2d(2 * image_channels, C, 1), fan="out")
+        self.conv_in = initialized(nn.Conv2d(2 * form.channels, C, 1), fan="out")
         self.blocks = nn.ModuleList()
         for multiplier, halves in BLOCKS[config.kind]:
             c_out = multiplier * config.base_channels
@@ -92,7 +92,7 @@ class Discriminator(nn.Module):
         self.conv_out = initialized(nn.Conv2d(C + 1, C, 3, padding=1), fan="out", scale=scale)
         self.head = initialized(nn.Linear(C, 1), fan="out")
         # Same scale as the head: with smaller vectors, labels had no effect for the first thousand steps.
-        self.label = LabelEmbedding(num_classes, C, deviation=1.0) if num_classes else None
+        self.label = LabelEmbedding(form.num_classes, C, deviation=1.0) if form.num_classes else None
 
     def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
         """Judge a denoising step.

@@ -21,7 +21,7 @@ from models.dropout import DropProbability
 from models.layers import NEAR_ZERO, FourierEmbedding, SinusoidalEmbedding, TimeEmbedding, group_norm, initialized
 from models.pyramids import NoInput, ResidualInput, SkipInput, SkipOutput
 from models.resample import ResampleKind, downsample, upsample
-from models.shapes import Embedding, Features, Image, Label, Latent, Style, Timestep
+from models.shapes import Embedding, Features, Image, ImageForm, Label, Latent, Style, Timestep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,17 +136,15 @@ class Generator(nn.Module):
 
     Args:
         config: Architecture.
-        image_size: Side of the square images in pixels.
-        image_channels: Channels of the images.
-        num_classes: Number of labels; 0: unconditional.
+        form: Size, channels and classes of the images.
 
     Raises:
         ValueError: The image size does not fit the config, or a width cannot be split for group norm.
     """
 
-    def __init__(self, config: GeneratorConfig, *, image_size: int, image_channels: int, num_classes: int = 0) -> None:
+    def __init__(self, config: GeneratorConfig, form: ImageForm) -> None:
         super().__init__()
-        resolutions = _level_resolutions(config, image_size)
+        resolutions = _level_resolutions(config, form.size)
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         last = len(widths) - 1
         self.config = config
@@ -171,13 +169,13 @@ class Generator(nn.Module):
             embedding = FourierEmbedding(config.base_channels, config.fourier_scale)
         self.time_embedding = TimeEmbedding(embedding, time_channels, nn.SiLU(), fan="average")
         self.mapping = LatentMapping(
-            config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, num_classes
+            config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, form.num_classes
         )
 
         C = config.base_channels
-        self.conv_in = initialized(nn.Conv2d(image_channels, C, 3, padding=1))
+        self.conv_in = initialized(nn.Conv2d(form.channels, C, 3, padding=1))
         skip_channels = [C]
-        c_pyramid = image_channels
+        c_pyramid = form.channels
         self.down = nn.ModuleList()
         for i, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
             blocks, attentions = nn.ModuleList(), nn.ModuleList()
@@ -204,14 +202,14 @@ class Generator(nn.Module):
                 blocks.append(block(C + skip_channels.pop(), width))
                 C = width
             outputs = config.progressive_output == "output_skip"
-            to_image = SkipOutput(C, image_channels, resample=config.resample) if outputs else None
+            to_image = SkipOutput(C, form.channels, resample=config.resample) if outputs else None
             grow = block(C, C, resample=upsample(config.resample)) if i > 0 else None
             self.up.append(UpLevel(blocks, attention(C, resolution), to_image, grow))
         assert not skip_channels
 
         if config.progressive_output == "none":
             self.norm_out = group_norm(C)
-            self.conv_out = initialized(nn.Conv2d(C, image_channels, 3, padding=1), scale=NEAR_ZERO)
+            self.conv_out = initialized(nn.Conv2d(C, form.channels, 3, padding=1), scale=NEAR_ZERO)
 
     def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
         """Predict x0.

@@ -13,7 +13,7 @@ from models.blocks import LatentMapping
 from models.discriminator import LEAK, DiscriminatorConfig
 from models.generator import GeneratorConfig
 from models.layers import LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
-from models.shapes import Image, Label, Latent, Logits, Timestep
+from models.shapes import Image, ImageForm, Label, Latent, Logits, Timestep
 
 
 class Waves(nn.Module):
@@ -36,18 +36,16 @@ class MlpGenerator(nn.Module):
 
     Args:
         config: Width, depth and latent; settings that concern only images are ignored.
-        image_size: Side of the square images in pixels.
-        image_channels: Channels of the images.
-        num_classes: Number of labels; 0: unconditional.
+        form: Size, channels and classes of the images.
     """
 
-    def __init__(self, config: GeneratorConfig, *, image_size: int, image_channels: int, num_classes: int = 0) -> None:
+    def __init__(self, config: GeneratorConfig, form: ImageForm) -> None:
         super().__init__()
         self.config = config
-        num_values, width = image_channels * image_size**2, config.base_channels
+        num_values, width = form.channels * form.size**2, config.base_channels
         self.time_embedding = TimeEmbedding(SinusoidalEmbedding(width), width, nn.SiLU(), fan="average")
         self.mapping = LatentMapping(
-            config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, num_classes
+            config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, form.num_classes
         )
         self.waves = Waves()
         self.layer_in = initialized(nn.Linear(Waves.FACTOR * num_values, width))
@@ -71,26 +69,22 @@ class MlpDiscriminator(nn.Module):
 
     Args:
         config: Width and time embedding; the settings of minibatch deviation are ignored.
-        image_size: Side of the square images in pixels.
-        image_channels: Channels of one image.
-        num_classes: Number of labels; 0: unconditional.
+        form: Size, channels and classes of the images.
     """
 
     NUM_LAYERS = 3
 
-    def __init__(
-        self, config: DiscriminatorConfig, *, image_size: int, image_channels: int, num_classes: int = 0
-    ) -> None:
+    def __init__(self, config: DiscriminatorConfig, form: ImageForm) -> None:
         super().__init__()
         width = config.base_channels
         embedding = SinusoidalEmbedding(config.time_embedding_dim)
         self.time_embedding = TimeEmbedding(embedding, config.time_embedding_dim, nn.LeakyReLU(LEAK), fan="out")
         self.waves = Waves()
-        self.layer_in = initialized(nn.Linear(Waves.FACTOR * 2 * image_channels * image_size**2, width))
+        self.layer_in = initialized(nn.Linear(Waves.FACTOR * 2 * form.channels * form.size**2, width))
         self.time = initialized(nn.Linear(config.time_embedding_dim, width))
         self.layers = nn.ModuleList(initialized(nn.Linear(width, width)) for _ in range(self.NUM_LAYERS))
         self.head = initialized(nn.Linear(width, 1))
-        self.label = LabelEmbedding(num_classes, width, deviation=width**-0.5) if num_classes else None
+        self.label = LabelEmbedding(form.num_classes, width, deviation=width**-0.5) if form.num_classes else None
 
     def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
         """Judge a denoising step; see `models.discriminator.Discriminator`."""

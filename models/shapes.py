@@ -1,7 +1,9 @@
-"""Shapes and dtypes of the models' inputs and outputs; the tests check them at run time.
+"""Shapes and dtypes of the models' inputs and outputs; the tests check types at run time.
 
 `t` is 0 .. T-1, and t = 0 is step 1 of the paper.
 """
+
+from dataclasses import dataclass
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -19,3 +21,23 @@ Latent = Float[Tensor, "b nz"]
 Embedding = Float[Tensor, "b time"]
 Style = Float[Tensor, "b style"]
 Logits = Float[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class ImageForm:
+    """What all images of a data set have in common.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 1 or 3; 2 for points in the plane.
+        num_classes: number of labels; 0: without labels.
+    """
+
+    size: int
+    channels: int
+    num_classes: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image: channels, height, width."""
+        return self.channels, self.size, self.size

@@ -17,7 +17,8 @@ from trainer.config.io import dump_config, inside_ray_job, load_config, with_abs
 from trainer.config.plan import make_plan, render
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.start import check_before_start, set_up_ray
-from trainer.rank.run_folder import Outcome, outcome_at
+from trainer.rank.progress import Outcome
+from trainer.rank.run_folder import outcome_at
 from trainer.tracking.store import tracking_uri
 
 STOPPED = os.EX_TEMPFAIL

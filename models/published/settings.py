@@ -9,6 +9,7 @@ from typing import Any
 
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
+from models.shapes import ImageForm
 
 # Network settings with the published defaults.
 DEFAULTS: dict[str, Any] = {
@@ -115,14 +116,10 @@ def discriminator_config(settings: Mapping[str, object], *, is_large: bool) -> D
     )
 
 
-def image_size(settings: Mapping[str, object]) -> int:
-    """Side of the images in pixels."""
-    return _complete(settings)["image_size"]
-
-
-def image_channels(settings: Mapping[str, object]) -> int:
-    """Channels of one image."""
-    return _complete(settings)["num_channels"]
+def image_form(settings: Mapping[str, object]) -> ImageForm:
+    """Size and channels of the images."""
+    known = _complete(settings)
+    return ImageForm(known["image_size"], known["num_channels"])
 
 
 def _complete(settings: Mapping[str, object]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from models.blocks import AdaptiveGroupNorm, Attention, ResidualBlock
 from models.discriminator import Discriminator, DownBlock
 from models.generator import DownLevel, Generator, UpLevel
 from models.layers import FourierEmbedding
-from models.published.settings import discriminator_config, generator_config, image_channels, image_size
+from models.published.settings import discriminator_config, generator_config, image_form
 from models.pyramids import NoInput, ResidualInput, SkipInput
 from models.resample import FirBlur
 from models.shapes import Image, Timestep
@@ -46,9 +46,7 @@ def generator_from(settings: Mapping[str, object], state: Mapping[str, Tensor]) 
     Raises:
         ValueError: A setting is unknown or not supported, or the state does not fit; the message names the first keys.
     """
-    generator = Generator(
-        generator_config(settings), image_size=image_size(settings), image_channels=image_channels(settings)
-    )
+    generator = Generator(generator_config(settings), image_form(settings))
     load_published(generator, state)
     return generator.eval()
 
@@ -66,7 +64,7 @@ def discriminator_from(settings: Mapping[str, object], state: Mapping[str, Tenso
         ValueError: A setting is unknown or not supported, or the state does not fit; the message names the first keys.
     """
     config = discriminator_config(settings, is_large="conv6.conv1.0.weight" in _without_prefix(state))
-    discriminator = Discriminator(config, image_channels=image_channels(settings))
+    discriminator = Discriminator(config, image_form(settings))
     load_published(discriminator, state)
     return PublishedDiscriminator(discriminator.eval())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.diffusion import Diffusion
-from models.discriminator import Discriminator
+from models.networks import build_discriminator
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Players
@@ -23,7 +23,7 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
     config = load_config(name)
     torch.manual_seed(0)
     generator = build_generator(config)
-    discriminator = Discriminator(config.discriminator, image_channels=3)
+    discriminator = build_discriminator(config.discriminator, config.image_form)
     assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(million_parameters, abs=0.005)
     engines = []
     for network in (generator, discriminator):

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.discriminator import Discriminator, DiscriminatorConfig, check_image_size
 from models.layers import NEAR_ZERO
 from models.published.state_dict import discriminator_from
+from models.shapes import ImageForm
 
 TINY = DiscriminatorConfig(base_channels=2, time_embedding_dim=4, stddev_group_size=2)
 
@@ -42,7 +43,7 @@ def test_logits_and_r1_equal_the_published_discriminator(golden, kind: str) -> N
 
 
 def test_r1_gradient_reaches_every_layer_and_equals_its_finite_difference() -> None:
-    discriminator = awakened(Discriminator(TINY, image_channels=1)).double()
+    discriminator = awakened(Discriminator(TINY, ImageForm(8, 1))).double()
     x_tm1, x_t, t = inputs(B=4)
     x_tm1, x_t = x_tm1.double().requires_grad_(), x_t.double()
 
@@ -67,7 +68,7 @@ def test_r1_gradient_reaches_every_layer_and_equals_its_finite_difference() -> N
 
 
 def test_contiguous_groups_make_logits_independent_of_the_world_size() -> None:
-    discriminator = awakened(Discriminator(TINY, image_channels=1))
+    discriminator = awakened(Discriminator(TINY, ImageForm(8, 1)))
     x_tm1, x_t, t = inputs(B=8)
     whole = discriminator(x_tm1, x_t, t)
     for rank_share in (2, 4):
@@ -79,8 +80,8 @@ def test_contiguous_groups_make_logits_independent_of_the_world_size() -> None:
 
 def test_strided_groups_follow_the_batch() -> None:
     config = DiscriminatorConfig(base_channels=2, time_embedding_dim=4, stddev_group_size=2, stddev_grouping="strided")
-    strided = awakened(Discriminator(config, image_channels=1))
-    contiguous = awakened(Discriminator(TINY, image_channels=1))
+    strided = awakened(Discriminator(config, ImageForm(8, 1)))
+    contiguous = awakened(Discriminator(TINY, ImageForm(8, 1)))
     x_tm1, x_t, t = inputs(B=4)
     order = torch.tensor([0, 2, 1, 3])
     torch.testing.assert_close(
@@ -89,7 +90,7 @@ def test_strided_groups_follow_the_batch() -> None:
 
 
 def test_arguments_are_the_cleaner_image_then_the_noisier_one() -> None:
-    discriminator = awakened(Discriminator(TINY, image_channels=1))
+    discriminator = awakened(Discriminator(TINY, ImageForm(8, 1)))
     with torch.no_grad():
         discriminator.conv_in.weight[:, 1:] = 0  # blind to the second argument
     x_tm1, x_t, t = inputs(B=2)
@@ -98,8 +99,8 @@ def test_arguments_are_the_cleaner_image_then_the_noisier_one() -> None:
 
 
 def test_initial_scales() -> None:
-    small = Discriminator(DiscriminatorConfig(base_channels=4), image_channels=3)
-    large = Discriminator(DiscriminatorConfig(base_channels=4, kind="large"), image_channels=3)
+    small = Discriminator(DiscriminatorConfig(base_channels=4), ImageForm(8, 3))
+    large = Discriminator(DiscriminatorConfig(base_channels=4, kind="large"), ImageForm(8, 3))
     near_zero = (3 * NEAR_ZERO / (9 * 32)) ** 0.5
     assert small.conv_out.weight.abs().max().item() <= near_zero
     assert (3 / (9 * 32)) ** 0.5 * 0.9 < large.conv_out.weight.abs().max().item() <= (3 / (9 * 32)) ** 0.5
@@ -111,7 +112,7 @@ def test_initial_scales() -> None:
 
 
 def test_channels_last_gives_the_same_logits() -> None:
-    discriminator = awakened(Discriminator(TINY, image_channels=3))
+    discriminator = awakened(Discriminator(TINY, ImageForm(8, 3)))
     x_tm1, x_t, t = inputs(B=4, image_channels=3)
     expected = discriminator(x_tm1, x_t, t)
     discriminator.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -121,7 +122,7 @@ def test_channels_last_gives_the_same_logits() -> None:
 
 
 def test_runs_under_bfloat16_autocast() -> None:
-    discriminator = awakened(Discriminator(TINY, image_channels=1))
+    discriminator = awakened(Discriminator(TINY, ImageForm(8, 1)))
     x_tm1, x_t, t = inputs(B=4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = discriminator(x_tm1, x_t, t)
@@ -137,7 +138,7 @@ def test_runs_under_bfloat16_autocast() -> None:
 )
 def test_size_and_work_are_the_published_ones(kind, image_size: int, num_parameters: float, flops: float) -> None:
     with torch.device("meta"):
-        discriminator = Discriminator(DiscriminatorConfig(kind=kind), image_channels=3)
+        discriminator = Discriminator(DiscriminatorConfig(kind=kind), ImageForm(image_size, 3))
         x_tm1, x_t, t = inputs(B=1, image_size=image_size, image_channels=3)
     assert round(sum(p.numel() for p in discriminator.parameters()) / 1e4) == round(num_parameters / 1e4)
     with FlopCounterMode(display=False) as counter:
@@ -154,4 +155,4 @@ def test_image_that_cannot_be_halved_often_enough_is_refused(kind, image_size: i
 
 def test_indivisible_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 3 images"):
-        Discriminator(TINY, image_channels=1)(*inputs(B=3))
+        Discriminator(TINY, ImageForm(8, 1))(*inputs(B=3))

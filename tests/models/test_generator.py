@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.generator import Generator, GeneratorConfig
 from models.layers import NEAR_ZERO
 from models.published.state_dict import generator_from
+from models.shapes import ImageForm
 
 TINY = GeneratorConfig(
     base_channels=8,
@@ -76,7 +77,7 @@ def test_every_option_uses_every_parameter(name: str, image_size: int, image_cha
     config = VARIANTS[name]
     if image_size == 16:
         config = replace(config, attention_resolutions=tuple(2 * side for side in config.attention_resolutions))
-    generator = awakened(Generator(config, image_size=image_size, image_channels=image_channels))
+    generator = awakened(Generator(config, ImageForm(image_size, image_channels)))
     x_t, t, z = inputs(config, image_size, image_channels)
     x0_pred = generator(x_t, t, z)
     assert x0_pred.shape == x_t.shape
@@ -86,7 +87,7 @@ def test_every_option_uses_every_parameter(name: str, image_size: int, image_cha
 
 
 def test_parameter_names_say_where_they_are() -> None:
-    names = dict(Generator(TINY, image_size=8, image_channels=1).named_parameters())
+    names = dict(Generator(TINY, ImageForm(8, 1)).named_parameters())
     for name in (
         "conv_in.weight",
         "time_embedding.linear1.weight",
@@ -104,7 +105,7 @@ def test_parameter_names_say_where_they_are() -> None:
 
 def test_concatenated_pyramid_doubles_the_width_of_the_next_level() -> None:
     config = VARIANTS["input_skip_cat"]
-    generator = Generator(config, image_size=8, image_channels=3)
+    generator = Generator(config, ImageForm(8, 3))
     state = generator.state_dict()
     assert state["down.0.downsample.conv2.weight"].shape[0] == 8
     assert state["down.1.blocks.0.conv1.weight"].shape[1] == 16
@@ -117,23 +118,23 @@ def test_concatenated_pyramid_doubles_the_width_of_the_next_level() -> None:
 def test_initial_output_is_as_good_as_zero() -> None:
     for name in ("default", "output_skip"):
         config = VARIANTS[name]
-        generator = Generator(config, image_size=8, image_channels=3)
+        generator = Generator(config, ImageForm(8, 3))
         assert generator(*inputs(config, 8, 3)).abs().max() < 1e-3
-    generator = Generator(TINY, image_size=8, image_channels=3)
+    generator = Generator(TINY, ImageForm(8, 3))
     assert generator.conv_out.weight.abs().max().item() <= (3 * NEAR_ZERO / (9 * (8 + 3) / 2)) ** 0.5
 
 
 def test_initial_weights_depend_on_the_global_generator_only() -> None:
     def state() -> dict[str, Tensor]:
         torch.manual_seed(5)
-        return Generator(TINY, image_size=8, image_channels=3).state_dict()
+        return Generator(TINY, ImageForm(8, 3)).state_dict()
 
     first, second = state(), state()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_latent_and_time_steer_the_output() -> None:
-    generator = awakened(Generator(TINY, image_size=8, image_channels=3))
+    generator = awakened(Generator(TINY, ImageForm(8, 3)))
     x_t, _, z = inputs(TINY, 8, 3)
     t0, t1 = torch.tensor([0, 0]), torch.tensor([1, 1])
     assert not torch.allclose(generator(x_t, t0, z), generator(x_t, t1, z))
@@ -141,9 +142,7 @@ def test_latent_and_time_steer_the_output() -> None:
 
 
 def test_without_the_latent_z_changes_nothing_and_the_weights_are_as_many() -> None:
-    plain, without = (
-        Generator(replace(TINY, latent=latent), image_size=8, image_channels=3) for latent in (True, False)
-    )
+    plain, without = (Generator(replace(TINY, latent=latent), ImageForm(8, 3)) for latent in (True, False))
     assert [p.shape for p in plain.parameters()] == [p.shape for p in without.parameters()]
     x_t, t, z = inputs(TINY, 8, 3)
     awakened(without)
@@ -152,7 +151,7 @@ def test_without_the_latent_z_changes_nothing_and_the_weights_are_as_many() -> N
 
 
 def test_float64_agrees_with_float32() -> None:
-    generator = awakened(Generator(TINY, image_size=8, image_channels=3))
+    generator = awakened(Generator(TINY, ImageForm(8, 3)))
     x_t, t, z = inputs(TINY, 8, 3)
     single = generator(x_t, t, z)
     double = generator.double()(x_t.double(), t, z.double())
@@ -161,7 +160,7 @@ def test_float64_agrees_with_float32() -> None:
 
 
 def test_runs_under_bfloat16_autocast() -> None:
-    generator = awakened(Generator(TINY, image_size=8, image_channels=3))
+    generator = awakened(Generator(TINY, ImageForm(8, 3)))
     x_t, t, z = inputs(TINY, 8, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x0_pred = generator(x_t, t, z)
@@ -178,7 +177,7 @@ def test_size_and_work_are_the_published_ones(
     config: GeneratorConfig, image_size: int, num_parameters: float, flops: float
 ) -> None:
     with torch.device("meta"):
-        generator = Generator(config, image_size=image_size, image_channels=3)
+        generator = Generator(config, ImageForm(image_size, 3))
         x_t, t, z = inputs(config, image_size, 3, B=1)
     assert round(sum(p.numel() for p in generator.parameters()) / 1e4) == round(num_parameters / 1e4)
     with FlopCounterMode(display=False) as counter:
@@ -189,18 +188,18 @@ def test_size_and_work_are_the_published_ones(
 
 def test_image_that_cannot_be_halved_often_enough_is_refused() -> None:
     with pytest.raises(ValueError, match=r"image_size is 28.*\(1, 2, 2, 2\) make 4 levels.*2 \*\* 3 = 8.*fewer"):
-        Generator(GeneratorConfig(), image_size=28, image_channels=1)
+        Generator(GeneratorConfig(), ImageForm(28, 1))
     with pytest.raises(ValueError, match="image_size is 4"):
-        Generator(GeneratorConfig(), image_size=4, image_channels=1)
+        Generator(GeneratorConfig(), ImageForm(4, 1))
 
 
 def test_attention_at_a_side_that_does_not_occur_is_refused() -> None:
     with pytest.raises(ValueError, match=r"attention_resolutions has 16.*image_size 8.*\[8, 4\]: choose from these"):
-        Generator(replace(TINY, attention_resolutions=(16,)), image_size=8, image_channels=1)
+        Generator(replace(TINY, attention_resolutions=(16,)), ImageForm(8, 1))
 
 
 @pytest.mark.parametrize(("base_channels", "message"), [(18, "18 channels"), (36, "72|108|144"), (2, "of width 2")])
 def test_widths_that_group_norm_cannot_divide_are_refused(base_channels: int, message: str) -> None:
     config = replace(TINY, base_channels=base_channels, channel_multipliers=(1, 4))
     with pytest.raises(ValueError, match=message):
-        Generator(config, image_size=8, image_channels=1)
+        Generator(config, ImageForm(8, 1))

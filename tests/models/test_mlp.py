@@ -7,6 +7,7 @@ from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
 from models.mlp import MlpDiscriminator, MlpGenerator, Waves
 from models.networks import build_discriminator, build_generator
+from models.shapes import ImageForm
 
 G = GeneratorConfig(kind="mlp", base_channels=16, num_res_blocks=2, latent_dim=3, latent_embedding_dim=8)
 D = DiscriminatorConfig(kind="mlp", base_channels=16, time_embedding_dim=8)
@@ -15,8 +16,8 @@ D = DiscriminatorConfig(kind="mlp", base_channels=16, time_embedding_dim=8)
 @pytest.mark.parametrize(("size", "channels"), [(1, 2), (4, 3)])
 def test_shapes_are_those_of_the_images(size, channels):
     torch.manual_seed(0)
-    generator = build_generator(G, image_size=size, image_channels=channels)
-    discriminator = build_discriminator(D, image_size=size, image_channels=channels)
+    generator = build_generator(G, ImageForm(size, channels))
+    discriminator = build_discriminator(D, ImageForm(size, channels))
     assert isinstance(generator, MlpGenerator) and isinstance(discriminator, MlpDiscriminator)
     x, t = torch.randn(5, channels, size, size), torch.arange(5)
     x0_pred = generator(x, t, torch.randn(5, 3))
@@ -27,8 +28,8 @@ def test_shapes_are_those_of_the_images(size, channels):
 
 def test_each_input_matters():
     torch.manual_seed(0)
-    generator = build_generator(G, image_size=1, image_channels=2)
-    discriminator = build_discriminator(D, image_size=1, image_channels=2)
+    generator = build_generator(G, ImageForm(1, 2))
+    discriminator = build_discriminator(D, ImageForm(1, 2))
     x, y, t, z = torch.randn(2, 2, 1, 1), torch.randn(2, 2, 1, 1), torch.tensor([0, 3]), torch.randn(2, 3)
     for network, inputs, others in (
         (generator, (x, t, z), (y, t.flip(0), z.flip(0))),
@@ -48,6 +49,6 @@ def test_waves_are_sines_and_cosines_at_doubling_frequencies():
 
 def test_discriminator_is_twice_differentiable():
     torch.manual_seed(0)
-    network = build_discriminator(D, image_size=1, image_channels=2).double()
+    network = build_discriminator(D, ImageForm(1, 2)).double()
     x, x_t, t = torch.randn(3, 2, 1, 1).double().requires_grad_(), torch.randn(3, 2, 1, 1).double(), torch.arange(3)
     assert torch.autograd.gradgradcheck(lambda x: network(x, x_t, t), (x,))

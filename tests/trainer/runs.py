@@ -12,8 +12,7 @@ from data.shards.index import load_index
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
-from trainer.rank.progress import RunStatus
-from trainer.rank.run_folder import Outcome
+from trainer.rank.progress import Outcome, RunStatus
 from trainer.rank.worker import Worker
 
 

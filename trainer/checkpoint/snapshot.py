@@ -27,14 +27,8 @@ class WeightsError(UserError):
 
 def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator | MlpGenerator:
     """The generator of `config` with fresh weights."""
-    data = config.data
     with torch.device(device):
-        return networks.build_generator(
-            config.generator,
-            image_size=data.image_size,
-            image_channels=data.image_channels,
-            num_classes=data.num_classes,
-        )
+        return networks.build_generator(config.generator, config.image_form)
 
 
 def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig, step: int) -> Path:

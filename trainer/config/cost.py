@@ -70,11 +70,10 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
     """
     method = method or make_method(config.training, config.generator)
     rng_state = torch.get_rng_state()
-    form = {name: getattr(config.data, name) for name in ("image_size", "image_channels", "num_classes")}
     with META:
-        networks: dict[Part, nn.Module] = {"g": build_generator(config.generator, **form)}
+        networks: dict[Part, nn.Module] = {"g": build_generator(config.generator, config.image_form)}
         if "d" in method.parts:
-            networks["d"] = build_discriminator(config.discriminator, **form)
+            networks["d"] = build_discriminator(config.discriminator, config.image_form)
     torch.set_rng_state(rng_state)
     diffusion = Diffusion.from_config(config.diffusion, META)
     players = Players({part: _engine(network) for part, network in networks.items()}, diffusion)
@@ -125,14 +124,12 @@ def _engine(module: nn.Module) -> TorchEngine:
 
 def _images(config: TrainConfig) -> tuple[Tensor, Labels | None]:
     """Images of one forward pass of one rank, on the meta device."""
-    data, batch_size = config.data, split_batch(config).micro_batch_size
-    images = torch.empty(
-        (batch_size, data.image_channels, data.image_size, data.image_size), dtype=torch.uint8, device=META
-    )
-    if not data.num_classes:
+    form, batch_size = config.image_form, split_batch(config).micro_batch_size
+    images = torch.empty((batch_size, *form.shape), dtype=torch.uint8, device=META)
+    if not form.num_classes:
         return images, None
     classes = torch.zeros(batch_size, dtype=torch.int64, device=META)
-    return images, Labels(classes, data.num_classes, config.training.label_dropout)
+    return images, Labels(classes, form.num_classes, config.training.label_dropout)
 
 
 class _FlopCounter(TorchDispatchMode):

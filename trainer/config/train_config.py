@@ -10,6 +10,7 @@ from models.diffusion import DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
 from models.networks import build_generator
+from models.shapes import ImageForm
 from trainer.algorithm.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.algorithm.methods import make_method
 from trainer.config.sections import (
@@ -55,6 +56,11 @@ class TrainConfig:
         if problems:
             raise ValueError("\n".join(problems))
         _check_elastic(self)  # last: it checks copies of this config with other world sizes
+
+    @property
+    def image_form(self) -> ImageForm:
+        """Size, channels and classes of the images."""
+        return ImageForm(self.data.image_size, self.data.image_channels, self.data.num_classes)
 
 
 def split_batch(config: TrainConfig) -> BatchSplit:
@@ -138,7 +144,7 @@ def _check_warmup(config: TrainConfig) -> None:
 
 def _check_networks(config: TrainConfig) -> None:
     size = config.data.image_size
-    problems = [_build_problem(config.generator, size, config.data.image_channels)]
+    problems = [_build_problem(config.generator, config.image_form)]
     try:
         if config.discriminator.kind != "mlp":
             check_image_size(config.discriminator, size)
@@ -154,11 +160,11 @@ def _check_networks(config: TrainConfig) -> None:
 
 
 @cache
-def _build_problem(generator: GeneratorConfig, image_size: int, image_channels: int) -> str | None:
+def _build_problem(generator: GeneratorConfig, form: ImageForm) -> str | None:
     """Why the generator cannot be built. On the meta device this takes no memory and draws no random numbers."""
     try:
         with torch.device("meta"):
-            build_generator(generator, image_size=image_size, image_channels=image_channels)
+            build_generator(generator, form)
     except ValueError as error:
         return f"generator: {error}"
     return None

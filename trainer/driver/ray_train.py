@@ -42,8 +42,7 @@ from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor
 from trainer.engine.rendezvous import LOOPBACK, SECRET_VARIABLE, reserve
 from trainer.rank.divergence import DivergenceError
-from trainer.rank.progress import ProgressBar, RunStatus
-from trainer.rank.run_folder import Outcome
+from trainer.rank.progress import Outcome, ProgressBar, RunStatus
 from trainer.rank.worker import run_rank
 
 log = logging.getLogger(__name__)

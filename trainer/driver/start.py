@@ -25,6 +25,8 @@ def set_up_ray() -> None:
         # We start our own Ray. Anybody who can reach it can run code as this user, so it needs a token even locally.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # It watches for nodes that a cloud takes back, and each worker group would wait for its start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # show every line of a rank at once
     if not sys.stderr.isatty():

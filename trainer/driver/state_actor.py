@@ -8,8 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from trainer.rank.progress import RunStatus
-from trainer.rank.run_folder import Outcome
+from trainer.rank.progress import Outcome, RunStatus
 
 SAME_STEP_LIMIT = 3
 LONGEST_PAUSE_S = 60.0

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from data.storage.errors import UserError
-from models.shapes import Uint8Image
+from models.shapes import ImageForm, Uint8Image
 from trainer.evaluate.quality import Quality, compare, frechet_distance, statistics_of
 from trainer.sample.images import to_uint8
 
@@ -32,22 +32,20 @@ class Classifier(nn.Module):
     The first convolution reduces any size to about 16 pixels, so that large images cost little more than small ones.
 
     Args:
-        image_channels: 1 or 3.
-        image_size: height and width, 8 or more.
-        num_classes: number of labels.
+        form: size (8 or more), channels and classes of the images.
     """
 
-    def __init__(self, *, image_channels: int, image_size: int, num_classes: int) -> None:
+    def __init__(self, form: ImageForm) -> None:
         super().__init__()
-        self.image_size = image_size
-        reduction = max(1, round(image_size / 16))
+        self.image_size = form.size
+        reduction = max(1, round(form.size / 16))
         self.body = nn.Sequential(
-            *_convolution(image_channels, 32, kernel_size=reduction + 2, stride=reduction),
+            *_convolution(form.channels, 32, kernel_size=reduction + 2, stride=reduction),
             *_convolution(32, 48, kernel_size=3, stride=2),
             *_convolution(48, NUM_FEATURES, kernel_size=3, stride=2),
             *_convolution(NUM_FEATURES, NUM_FEATURES, kernel_size=3, stride=1),
         )
-        self.head = nn.Linear(NUM_FEATURES, num_classes)
+        self.head = nn.Linear(NUM_FEATURES, form.num_classes)
 
     def features(self, images: Uint8Image) -> Float[Tensor, "b d"]:
         """The 64 features per image that the last layer reads."""
@@ -113,7 +111,7 @@ def train_classifier(
         num_held_out = round(len(images) * HELD_OUT_SHARE)
         held_out, training = order[:num_held_out], order[num_held_out:]
         num_classes = int(labels.max()) + 1
-        model = Classifier(image_channels=images.shape[1], image_size=images.shape[2], num_classes=num_classes)
+        model = Classifier(ImageForm(images.shape[2], images.shape[1], num_classes))
         _fit(model, images, labels, training, TRAINING_STEPS if steps is None else steps)
     result = TrainedClassifier(model=model.eval(), accuracy=0.0, num_held_out=num_held_out)
     right = (result.predict(images[held_out]) == labels[held_out]).double().mean().item()

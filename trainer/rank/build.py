@@ -78,8 +78,7 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
     torch.manual_seed(fold_seed(config.run.seed, 1))
     networks: dict[Part, nn.Module] = {"g": build_generator(config)}
     if "d" in method.parts:
-        form = {name: getattr(config.data, name) for name in ("image_size", "image_channels", "num_classes")}
-        networks["d"] = build_discriminator(config.discriminator, **form)
+        networks["d"] = build_discriminator(config.discriminator, config.image_form)
     if config.run.init_from and fresh:
         load_initial_weights(networks["g"], Path(config.run.init_from))
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}

@@ -1,4 +1,7 @@
-"""What a run reports to its driver, and the progress bar that shows it."""
+"""What a run reports to its driver, and the progress bar that shows it.
+
+It loads no torch, because the driver's state actor would start two seconds later.
+"""
 
 import logging
 import os
@@ -32,6 +35,26 @@ class RunStatus:
     total_images: int
     images_per_s: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        finished: whether the planned number of images was reached; otherwise the same command resumes the run.
+        step, images: total optimizer steps and training images.
+        checkpoint: the last checkpoint.
+        samples: the last grid of samples, or None.
+        snapshot: averaged weights of a finished run, or None.
+    """
+
+    finished: bool
+    step: int
+    images: int
+    checkpoint: str
+    samples: str | None
+    snapshot: str | None
 
 
 class Driver(Protocol):

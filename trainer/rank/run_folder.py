@@ -2,13 +2,13 @@
 
 import grp
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.storage import shown_checkpoint
 from trainer.config.io import ConfigError
 from trainer.config.sections import RunConfig
 from trainer.config.train_config import TrainConfig, num_steps
+from trainer.rank.progress import Outcome
 
 
 def make_run_directory(config: RunConfig) -> Path:
@@ -49,26 +49,6 @@ def _group_id(name: str | None) -> int | None:
         raise ConfigError(
             [f"run.group is {name}, which does not exist on this machine: give a group that `id -Gn` lists, or null"]
         ) from None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        finished: whether the planned number of images was reached; otherwise the same command resumes the run.
-        step, images: total optimizer steps and training images.
-        checkpoint: the last checkpoint.
-        samples: the last grid of samples, or None.
-        snapshot: averaged weights of a finished run, or None.
-    """
-
-    finished: bool
-    step: int
-    images: int
-    checkpoint: str
-    samples: str | None
-    snapshot: str | None
 
 
 def outcome_at(config: TrainConfig, step: int) -> Outcome:

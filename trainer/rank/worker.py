@@ -28,10 +28,10 @@ from trainer.rank.hooks import (
     write_snapshot,
 )
 from trainer.rank.loop import Hook, Loop, Share, open_share
-from trainer.rank.progress import Driver
+from trainer.rank.progress import Driver, Outcome
 from trainer.rank.replaced import ReplacedSamples
 from trainer.rank.run_checkpoints import RunCheckpoints
-from trainer.rank.run_folder import Outcome, make_run_directory, outcome_at
+from trainer.rank.run_folder import make_run_directory, outcome_at
 from trainer.rank.state import TrainingState
 from trainer.rank.watchdog import Watchdog
 from trainer.tracking.provenance import collect_tags

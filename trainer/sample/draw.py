@@ -71,7 +71,6 @@ def sample_batches(
             f"works only with {', '.join(method.samplers)}"
         )
     batch = images_at_once(config.data.image_size, fast=fast)
-    shape = (config.data.image_channels, config.data.image_size, config.data.image_size)
     device = next(generator.parameters()).device
     forward = _fast_forward(generator) if fast else generator
     for first in range(rank * batch, num, world_size * batch):
@@ -80,10 +79,10 @@ def sample_batches(
         def draw(t: int, samples: Tensor = samples) -> tuple[Tensor, Tensor]:
             draws = Draws(seed, t, samples)
             z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
-            return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
+            return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, config.image_form.shape)
 
         conditional = partial(forward, label=in_turn.to(device)[samples % len(in_turn)]) if len(in_turn) else forward
-        noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
+        noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, config.image_form.shape)
         images = sample(
             method.x0_predictor(conditional, diffusion), diffusion, noise_T=noise_T, draw=draw, sampler=sampler
         )

@@ -14,6 +14,7 @@ from models.published.state_dict import (
     published_names,
     published_state,
 )
+from models.shapes import ImageForm
 
 # reference/README.md, section 5
 RELEASED: Mapping[str, dict[str, Any]] = {
@@ -72,8 +73,8 @@ def test_discriminator_state_survives_the_way_in_and_out(golden, kind: str) -> N
 
 def test_every_parameter_has_one_published_name() -> None:
     networks = [
-        Generator(GeneratorConfig(base_channels=8, latent_embedding_dim=8), image_size=32, image_channels=3),
-        Discriminator(DiscriminatorConfig(base_channels=4), image_channels=3),
+        Generator(GeneratorConfig(base_channels=8, latent_embedding_dim=8), ImageForm(32, 3)),
+        Discriminator(DiscriminatorConfig(base_channels=4), ImageForm(32, 3)),
     ]
     for network in networks:
         names = published_names(network)
@@ -82,7 +83,7 @@ def test_every_parameter_has_one_published_name() -> None:
 
 
 def test_published_names_follow_the_call_order() -> None:
-    generator = Generator(GeneratorConfig(base_channels=8, latent_embedding_dim=8), image_size=32, image_channels=3)
+    generator = Generator(GeneratorConfig(base_channels=8, latent_embedding_dim=8), ImageForm(32, 3))
     names = published_names(generator)
     assert names["conv_in.weight"] == "all_modules.2.weight"
     assert names["down.0.blocks.1.conv1.weight"] == "all_modules.4.Conv_0.weight"
@@ -94,7 +95,7 @@ def test_published_names_follow_the_call_order() -> None:
 
 def test_fourier_frequencies_are_the_first_numbered_module() -> None:
     config = GeneratorConfig(base_channels=8, latent_embedding_dim=8, time_embedding="fourier")
-    names = published_names(Generator(config, image_size=32, image_channels=3))
+    names = published_names(Generator(config, ImageForm(32, 3)))
     assert names["time_embedding.embedding.frequencies"] == "all_modules.0.W"
     assert names["conv_in.weight"] == "all_modules.3.weight"
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from models.shapes import ImageForm
 from trainer.config.cost import Costs, count_costs
 from trainer.config.io import load_config
 
@@ -67,7 +68,7 @@ def test_saved_bytes_are_what_autograd_holds_on_the_cpu():
     from models.generator import Generator
 
     config = load_config("digits", ["training.micro_batch_size=4"])
-    generator = Generator(config.generator, image_size=16, image_channels=1)
+    generator = Generator(config.generator, ImageForm(16, 1))
     known = {t.untyped_storage().data_ptr() for t in (*generator.parameters(), *generator.buffers())}
     held: dict[int, torch.Tensor] = {}
 

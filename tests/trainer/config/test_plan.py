@@ -19,8 +19,7 @@ def costs_are_counted_once() -> Iterator[None]:
     def once(config: TrainConfig) -> Costs:
         training = dataclasses.replace(config.training, total_images=0, r1_interval_steps=None)
         networks = (config.generator, config.discriminator, config.diffusion)
-        data = (config.data.image_size, config.data.image_channels, config.data.num_classes)
-        key = repr((networks, data, training, split_batch(config)))
+        key = repr((networks, config.image_form, training, split_batch(config)))
         if key not in counted:
             counted[key] = count_costs(config)
         return counted[key]

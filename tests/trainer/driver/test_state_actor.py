@@ -1,12 +1,14 @@
 """What follows from a group of workers that failed: a pause, another start, or the end."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
+from tests.launch import ROOT
 from trainer.driver.state_actor import Failure, Failures, FinalError, StateActor
-from trainer.rank.progress import RunStatus
-from trainer.rank.run_folder import Outcome
+from trainer.rank.progress import Outcome, RunStatus
 
 LOST = "rank 1: RuntimeError: [gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:4711"
 
@@ -161,3 +163,8 @@ def test_each_failure_is_told_once_it_is_counted() -> None:
 
     expected = "failure 1 of the workers, after step 8: rank 0: OSError: broken"
     assert asyncio.run(play()) == [None, None, expected]
+
+
+def test_it_starts_without_torch() -> None:
+    code = "import sys, trainer.driver.state_actor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

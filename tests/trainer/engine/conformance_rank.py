@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import Discriminator, DiscriminatorConfig
 from models.generator import Generator, GeneratorConfig
+from models.shapes import ImageForm
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
@@ -55,10 +56,9 @@ def networks() -> tuple[Generator, Discriminator]:
             latent_dim=8,
             latent_embedding_dim=16,
         ),
-        image_size=16,
-        image_channels=1,
+        ImageForm(16, 1),
     )
-    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), image_channels=1)
+    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), ImageForm(16, 1))
     for network in (generator, discriminator):  # near-zero initial layers would hide errors
         for p in network.parameters():
             p.data.add_(0.05 * torch.randn(p.shape))

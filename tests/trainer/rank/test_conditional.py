@@ -12,6 +12,7 @@ from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
 from models.networks import build_discriminator, build_generator
+from models.shapes import ImageForm
 from tests.trainer.config.refusals import refusals
 from tests.trainer.runs import Stopper, configure, state_of, train
 from trainer.algorithm.adversarial import Adversarial
@@ -37,7 +38,7 @@ def test_label_steers_the_generator_and_a_network_without_classes_is_what_it_was
     def build(num_classes: int):
         torch.manual_seed(0)
         config = replace(SMALL_G, kind=kind)
-        return build_generator(config, image_size=8, image_channels=1, num_classes=num_classes)
+        return build_generator(config, ImageForm(8, 1, num_classes))
 
     plain, conditional = build(0), build(3)
     assert {*conditional.state_dict()} - {*plain.state_dict()} == {"mapping.label.embedding.weight"}
@@ -53,7 +54,7 @@ def test_label_steers_the_generator_and_a_network_without_classes_is_what_it_was
 def test_logits_gain_the_projection_of_the_last_features_on_the_label(kind):
     torch.manual_seed(0)
     config = DiscriminatorConfig(kind=kind, base_channels=4, time_embedding_dim=16)
-    network = build_discriminator(config, image_size=8, image_channels=1, num_classes=3)
+    network = build_discriminator(config, ImageForm(8, 1, 3))
     x, t = torch.randn(2, 2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     features: list[torch.Tensor] = []
     network.head.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))  # pyright: ignore
