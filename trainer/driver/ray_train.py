@@ -102,7 +102,11 @@ class _RendezvousBackend(RayTorchBackend):
         nodes = worker_group.execute(ray.util.get_node_ip_address)
         address = LOOPBACK if len(set(nodes)) == 1 else nodes[0]
         place = {"MASTER_ADDR": address, "MASTER_PORT": str(worker_group.execute_single(0, reserve, address))}
-        worker_group.execute(os.environ.update, place | {SECRET_VARIABLE: secrets.token_hex(32)})
+        worker_group.execute(_set_environment, place | {SECRET_VARIABLE: secrets.token_hex(32)})
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
 
 
 def _train_rank(arguments: dict[str, Any]) -> None:

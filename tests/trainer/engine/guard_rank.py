@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from models.diffusion import Diffusion, DiffusionConfig
-from tests.trainer.engine.conformance_rank import CPU, Copied, micro_batches, networks, optimizer_of
+from tests.trainer.engine.conformance_rank import CPU, Copied, gathered, micro_batches, networks, optimizer_of
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Part, Players
 from trainer.algorithm.pairs import MicroBatch
