@@ -42,7 +42,8 @@ print_help() {
   logs [-f] RUN     show what its driver printed
   stop RUN          have it write a checkpoint and end
   test [ARGUMENTS]  set up, then ruff, pyright and pytest; ARGUMENTS go to pytest, such as: test -m "not slow"
-  ui [--port PORT]  set up, then show the MLflow store of runs/ at http://127.0.0.1:PORT (5000 if left out)
+  ui [--port PORT]  set up, then show the MLflow store of runs/ at http://127.0.0.1:PORT (5000 if left out), to whoever
+                    knows the password that it prints
   help              this text
 
 Every command works from any current directory and any number of times; paths in ARGUMENTS and in configs start at
@@ -89,7 +90,7 @@ main() {
         quickstart) quickstart ;;
         train | slurm | ray | kubernetes | status | logs | stop) exec "$venv_python" -m cluster.launch "$command" "$@" ;;
         test) check_and_test "$@" ;;
-        ui) show_store ;;
+        ui) exec "$venv_python" -m cluster.store_ui --port "$port" ;;
     esac
 }
 
@@ -155,32 +156,6 @@ read_port() { # [--port PORT]
     if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || ((port < 1024 || port > 65535)); then
         fail "--port is $port; allowed is a number from 1024 to 65535" 2
     fi
-}
-
-show_store() {
-    local store=$root/runs/mlflow.db free
-    [[ -f $store ]] || fail "there is no $store yet: train first, with ./launch.sh quickstart or train" 2
-    free=$("$venv_python" - "$port" <<'EOF'
-import socket, sys
-
-def is_free(port):
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just left is free
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-wanted = int(sys.argv[1])
-print(next((port for port in [*range(wanted, 65536), *range(wanted, 1023, -1)] if is_free(port)), ""))
-EOF
-    )
-    [[ -n $free ]] || fail "no port of this machine is free" 2
-    [[ $free = "$port" ]] || fail "port $port is taken; $free is free: ./launch.sh ui --port $free" 2
-    say "http://127.0.0.1:$port (stop with Ctrl-C)"
-    exec "$venv_python" -m mlflow ui --backend-store-uri "sqlite:///$store" \
-        --artifacts-destination "$root/runs/mlartifacts" --host 127.0.0.1 --port "$port" --workers 1
 }
 
 # ---- set-up ----

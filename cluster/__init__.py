@@ -11,6 +11,7 @@ Files:
     record          records of submitted runs
     request         what a launcher asks a cluster for
     slurm/          training as a Slurm job
+    store_ui        MLflow's pages of the runs, behind a password
     tracking_check  the tracking server, before a run
 """
 

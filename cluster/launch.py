@@ -21,6 +21,7 @@ from cluster.request import Request, job_config, make_request, name_of
 from cluster.slurm import submit as slurm
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
+from data.storage.redaction import redact
 from trainer import run
 from trainer.checkpoint.lease import Holder, is_alive
 from trainer.checkpoint.lease_places import FolderLease
@@ -135,14 +136,14 @@ def _slurm(options: argparse.Namespace, theirs: list[str]) -> int:
         more=tuple(options.sbatch),
     )
     settings = [f"{name}={shlex.quote(value)}" for name, value in wishes.environment.items()]
-    print(" ".join([*settings, shlex.join(slurm.command(request, wishes))]), flush=True)
+    _show(" ".join([*settings, shlex.join(slurm.command(request, wishes))]))
     return 0 if options.dry_run else _submitted(slurm.submit(request, wishes))
 
 
 def _ray(options: argparse.Namespace, theirs: list[str]) -> int:
     request = make_request(options.config, theirs, nodes=None, gpus_per_node=None, elsewhere=True)
     line = ray.command(request, options.address)
-    print(shlex.join(line), flush=True)
+    _show(shlex.join(line))
     if options.dry_run:
         return 0
     if ray.is_open(options.address):
@@ -155,8 +156,16 @@ def _kubernetes(options: argparse.Namespace, theirs: list[str]) -> int:
         options.config, theirs, nodes=options.nodes, gpus_per_node=options.gpus_per_node, elsewhere=True
     )
     documents = kubernetes.manifest(request, image=options.image, claim=options.claim, secret=options.secret)
-    print(documents, end="", flush=True)
+    _show(documents.removesuffix("\n"))
     return 0 if options.dry_run else _submitted(kubernetes.submit(request, documents, options.namespace))
+
+
+def _show(submitted: str) -> None:
+    """Print what is submitted, without the secrets that its arguments may contain."""
+    shown = redact(submitted)
+    print(shown, flush=True)
+    if shown != submitted:
+        print("*** hides secrets: what is printed cannot be submitted by hand", file=sys.stderr)
 
 
 def _submitted(record: Record) -> int:

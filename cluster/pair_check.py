@@ -7,6 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from trainer.engine.rendezvous import open_store
+
 MEGABYTES = 32
 REPEATS = 3
 
@@ -39,7 +41,7 @@ def all_reduce(rank: int, address: str, port: int, *, device: str, timeout_s: fl
     where = torch.device("cuda", 0) if device == "gpu" else torch.device("cpu")
     dist.init_process_group(
         "nccl" if device == "gpu" else "gloo",
-        init_method=f"tcp://{address}:{port}",
+        store=open_store(address, port, rank, 2, timeout_s),
         rank=rank,
         world_size=2,
         timeout=timedelta(seconds=timeout_s),

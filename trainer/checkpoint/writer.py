@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -32,11 +32,11 @@ from trainer.checkpoint.part import HashingChunks, HostMemory, Part
 from trainer.checkpoint.retention import Retention, prune
 from trainer.checkpoint.storage import CheckpointStorage
 from trainer.engine.interface import Fragment
+from trainer.engine.messages import all_gather
 from trainer.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 PAUSES_S = (1.0, 4.0)
 """Pauses before a failed write is retried; after the last one the save fails."""
 CLOSE_S = 60.0
@@ -235,18 +235,16 @@ class CheckpointWriter:
                 time.sleep(pause_s)
         return ""
 
-    def _exchange(self, answer: T) -> list[T]:
+    def _exchange(self, answer: Any) -> list[Any]:
         if self._group is None:
             return [answer]
-        answers: list[Any] = [None] * self._ranks.world_size
-        dist.all_gather_object(answers, answer, group=self._group)
-        return answers
+        return all_gather(answer, self._group)
 
     def _commit(
         self,
         step: int,
         name: str,
-        answers: list[tuple[str, dict[str, Any], str]],
+        answers: Iterable[tuple[str, dict[str, Any], str]],
         manifest: Mapping[str, Any],
     ) -> None:
         """Rank 0 only: write the manifest, then delete old checkpoints."""

@@ -11,6 +11,7 @@ to stop at a checkpoint, and only then lets Ray start more of them.
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -27,6 +28,7 @@ import ray.train
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend as RayTorchBackend  # pyright: ignore[reportPrivateUsage]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.processes.signals import StopRequest, handle_stop_signals
@@ -40,6 +42,7 @@ from trainer.driver.children import independent_children
 from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor, is_lost_peer
+from trainer.engine.rendezvous import LOOPBACK, SECRET_VARIABLE, reserve
 from trainer.rank.divergence import DivergenceError
 from trainer.rank.progress import Outcome, ProgressBar, RunStatus
 from trainer.rank.worker import run_rank
@@ -49,7 +52,6 @@ log = logging.getLogger(__name__)
 REPORT_INTERVAL_S = 0.2
 FINAL_PAUSE_S = 30.0
 NEVER_S = 1e9
-LOOPBACK = "127.0.0.1"
 
 
 class ClusterError(UserError):
@@ -85,17 +87,42 @@ class RayDriver:
         return bool(ray.wait([self._stop_asked], timeout=timeout_s)[0])
 
 
+class Rendezvous(TorchConfig):
+    """Tells each rank where to meet, and the secret of this group; the ranks themselves make the process group.
+
+    Ray's own rendezvous would listen on all addresses of a node, and would let in whoever connects.
+    """
+
+    @property
+    def backend_cls(self) -> type[RayTorchBackend]:
+        """The part that Ray calls when a group of workers starts and ends."""
+        return _RendezvousBackend
+
+
+class _RendezvousBackend(RayTorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        nodes = worker_group.execute(ray.util.get_node_ip_address)
+        address = LOOPBACK if len(set(nodes)) == 1 else nodes[0]
+        place = {"MASTER_ADDR": address, "MASTER_PORT": str(worker_group.execute_single(0, reserve, address))}
+        worker_group.execute(_set_environment, place | {SECRET_VARIABLE: secrets.token_hex(32)})
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
 def _train_rank(arguments: dict[str, Any]) -> None:
     """Run by Ray Train on each worker."""
     config, state = arguments["config"], arguments["state"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank()), "WORLD_SIZE": str(world_size)}
+    os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())
     os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a restarted group takes over its own lease
     config = replace(config, scaling=replace(config.scaling, world_size=world_size))
     start_logging(rank)
     driver = RayDriver(state)
-    if rank == 0 and not _await_turn(driver, state, world_size):  # the others wait in their first collective
+    if rank == 0 and not _await_turn(driver, state, world_size):  # the others wait for its store
         return _await_the_end()
     if rank == 0:
         log.info("training on %d ranks", world_size)
@@ -326,7 +353,7 @@ def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
     return TorchTrainer(
         _train_rank,
         train_loop_config={"config": config, "launch": this_process(), "state": state},
-        torch_config=TorchConfig(backend="nccl" if scaling.device == "gpu" else "gloo", timeout_s=scaling.timeout_s),
+        torch_config=Rendezvous(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scaling.min_world_size, scaling.world_size) if scaling.min_world_size else scaling.world_size,
             elastic_resize_monitor_interval_s=NEVER_S,

@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from trainer.engine import messages
+from trainer.engine.rendezvous import init_group, job_secret, prove_membership
 from trainer.engine.zero import forget_group
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -36,6 +36,10 @@ class Ranks:
 
         RANK, LOCAL_RANK and WORLD_SIZE give this process's place (torchrun and Ray Train set them). Without them there
         is one rank, which still gets a process group, because DeepSpeed needs one.
+
+        Raises:
+            OperationError: a rank does not know the job's secret.
+            UserError: the job has no secret.
         """
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -44,15 +48,18 @@ class Ranks:
             # A worker may see all GPUs of its host or only its own.
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
+        secret = job_secret() if world_size > 1 else None
         if not dist.is_initialized():
             backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout_s)
             if world_size > 1:
-                dist.init_process_group(backend, timeout=timeout)
+                init_group(backend, world_size, timeout_s)
             else:
                 dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         cpu_group = dist.group.WORLD
         if dist.get_backend() != "gloo":
             cpu_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        if secret is not None:
+            prove_membership(secret, cpu_group)
         return cls(dist.get_rank(), dist.get_world_size(), device, cpu_group)
 
     def leave(self) -> None:
@@ -66,17 +73,13 @@ class Ranks:
         forget_group()
         dist.destroy_process_group()
 
-    def broadcast(self, value: T) -> T:
-        """Rank 0's `value`, on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
-        return box[0]
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value`, on every rank: JSON values and tensors, see `messages.encode`. Tuples become lists."""
+        return messages.broadcast(value, self.cpu_group)
 
-    def gather(self, value: T) -> Sequence[T]:
-        """Every rank's `value`, ordered by rank, on every rank."""
-        boxes: list[Any] = [None] * self.world_size
-        dist.all_gather_object(boxes, value, group=self.cpu_group)
-        return boxes
+    def gather(self, value: Any) -> Sequence[Any]:
+        """Every rank's `value`, ordered by rank, on every rank: as `broadcast`."""
+        return messages.all_gather(value, self.cpu_group)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a CPU tensor over the ranks."""

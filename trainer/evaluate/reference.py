@@ -144,8 +144,10 @@ def evaluate_against(
 def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | None) -> Seen:
     """Features of all ranks' batches in the order of their numbers. A collective; every rank gets the result."""
     mine = [(number, network(images)) for number, images in batches]
-    everyone = [part for of_rank in ranks.gather(mine) for part in of_rank] if ranks else mine
-    parts = [seen for _, seen in sorted(everyone, key=lambda part: part[0])]
+    if ranks:
+        sent = [(number, seen.features, seen.logits) for number, seen in mine]
+        mine = [(number, Seen(x, logits)) for of_rank in ranks.gather(sent) for number, x, logits in of_rank]
+    parts = [seen for _, seen in sorted(mine, key=lambda part: part[0])]
     if not parts:
         raise UserError("there are no images to measure")
     logits = [seen.logits for seen in parts if seen.logits is not None]

@@ -62,13 +62,15 @@ class RunCheckpoints:
         found, error = None, ""
         if self._ranks.rank == 0:
             found, error = _attempt(lambda: newest_to_resume(self._config, fetch=True), CheckpointError)
-        found, error = self._ranks.broadcast((found, error))
+        # Only the name is the same on all hosts.
+        name, manifest, error = self._ranks.broadcast(
+            (found.path.name if found else None, found.manifest if found else {}, error)
+        )
         if error:
             raise ResumeError(error)
-        if found is None:
+        if name is None:
             return None
-        # Only the name is the same on all hosts.
-        found = Checkpoint(self.storage.place(found.path.name), found.manifest)
+        found = Checkpoint(self.storage.place(name), manifest)
         if self.storage.copies and self._ranks.rank > 0 and self._is_first_of_its_host():
             seen = Checkpoint(Path(found.path.name), found.manifest)
             _, error = _attempt(lambda: self.storage.fetch(seen), (CheckpointError, OSError))

@@ -143,10 +143,16 @@ class Copied:
         return out
 
 
+def gathered(ranks: Ranks, mine: list[Fragment]) -> list[Fragment]:
+    """The fragments of all ranks."""
+    parts = ranks.gather([(f.name, f.start, f.tensors) for f in mine])
+    return [Fragment(name, start, tensors) for part in parts for name, start, tensors in part]
+
+
 def survives_reload(engine: Engine, ranks: Ranks, fresh: Engine) -> bool:
     """The fragments of all ranks tile the state once, and an engine that loads them is bitwise the same."""
     mine = [Fragment(f.name, f.start, {k: v.clone() for k, v in f.tensors.items()}) for f in engine.fragments()]
-    everyone = [fragment for part in ranks.gather(mine) for fragment in part]
+    everyone = gathered(ranks, mine)
     fresh.load(Copied(everyone), 1)
     same = all(
         torch.equal(a.tensors[k], b.tensors[k]) for a, b in zip(mine, fresh.fragments(), strict=True) for k in a.tensors

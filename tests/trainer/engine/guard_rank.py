@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from models.diffusion import Diffusion, DiffusionConfig
-from tests.trainer.engine.conformance_rank import CPU, Copied, micro_batches, networks, optimizer_of
+from tests.trainer.engine.conformance_rank import CPU, Copied, gathered, micro_batches, networks, optimizer_of
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Part, Players
 from trainer.algorithm.pairs import MicroBatch
@@ -84,7 +84,7 @@ def states(players: Players) -> list[list[Fragment]]:
 def go_back(players: Players, ranks: Ranks, saved: list[list[Fragment]], num_updates: int) -> None:
     """What a rollback does, on engines in the middle of a run."""
     for engine, mine in zip((players.generator, players.discriminator), saved, strict=True):
-        engine.load(Copied([f for part in ranks.gather(mine) for f in part]), num_updates)
+        engine.load(Copied(gathered(ranks, mine)), num_updates)
 
 
 def main() -> None:
