@@ -113,7 +113,7 @@ class Discriminator(nn.Module):
         """
         check_image_size(self.config, x_t.shape[2])
         temb = self.time_embedding(t)
-        h = self.conv_in(torch.cat([x_tm1, x_t], dim=1)).contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(torch.cat([x_tm1, x_t], dim=1))
         for block in self.blocks:
             h = block(h, temb)
         h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)

@@ -229,7 +229,7 @@ class Generator(nn.Module):
             x0_pred, in [-1, 1] with `output_tanh`.
         """
         temb, zemb = self.time_embedding(t), self.mapping(z if self.config.latent else torch.zeros_like(z), label)
-        h = self.conv_in(x_t).contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(x_t)
         # Levels return their skips: ZeRO-3's hooks pass copies of lists to a module, so appending to one has no effect.
         skips, pyramid, image = [h], x_t, None
         for level in self.down:

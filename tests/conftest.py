@@ -48,14 +48,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 CLUSTERS = "tests/integration"
-"""Tests that start Ray, Slurm or two hosts. They mostly wait, and share ports and cores."""
+"""Tests that start Ray, Slurm or two hosts. They share ports, and wait in vain on a busy machine."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, whole files at a time, so that two processes end at about the same time."""
+    """Run slow tests first, whole files at a time, and tests with clusters last, when they have the machine alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not item.nodeid.startswith(CLUSTERS), item.path not in slow))
+    items.sort(key=lambda item: (item.nodeid.startswith(CLUSTERS), item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)

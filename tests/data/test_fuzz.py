@@ -22,7 +22,7 @@ from data.sources.cifar10_pickle import load_restricted
 from data.sources.find import open_source
 from data.storage.location import DataError
 from tests.data.conftest import open_shard
-from tests.fuzz import fuzz
+from tests.data.fuzz import fuzz
 
 pytestmark = pytest.mark.fuzz
 FORM = ImageForm(size=16, channels=3, upscale=True)
@@ -46,7 +46,8 @@ def zipped(names: list[str], method: int) -> bytes:
 def tarred(form: int) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-        for number, name in enumerate(["a.png", "a.cls", "b" * 90 + "/" + "c" * 90 + ".png", "é.jpg", "4"]):
+        keys = {"a": ".png", "b" * 90 + "/" + "c" * 90: ".png", "é": ".jpg", "4": ""}
+        for number, name in enumerate(key + end for key, suffix in keys.items() for end in (suffix, ".cls")):
             content = b"1" if name.endswith("cls") else picture(number)
             member = tarfile.TarInfo(name)
             member.size, member.pax_headers = len(content), {"comment": "x"}
