@@ -9,21 +9,21 @@ import os
 import re
 import secrets
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from data.processes.sockets import LONGEST_FOLDER
 from data.storage.redaction import redact
-from trainer.config.io import ConfigError, inside_ray_job
+from trainer.config.io import ConfigError
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 5.0
-"""Longest wait for a connection to RAY_ADDRESS."""
-HEALTH_S = 20.0
-"""Longest wait for Ray's answer there; Python needs some seconds of it to load Ray."""
+"""Longest wait for a connection to RAY_ADDRESS, and for an answer there."""
+_SETTINGS, _FRAME_HEAD_BYTES = 4, 9
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0))
+"""What an HTTP/2 client sends first, with a SETTINGS frame that changes nothing. Ray's head speaks gRPC over HTTP/2."""
 _LONGEST_SOCKET = 107
 """Bytes in the path of a Unix socket, on Linux."""
 _IN_RAY_FOLDER = len("/ray/session_2026-11-28_11-47-23_123456_4194304/sockets/plasma_store")
@@ -109,26 +109,27 @@ def check_ray_address(address: str) -> None:
     if "://" in address:
         what = "the address of a Ray client server" if address.startswith("ray://") else "a URL"
         raise ConfigError([f"RAY_ADDRESS is {redact(address)}, {what}, which a run cannot use. {advice}"])
-    if address != "auto":
-        parts = re.fullmatch(r"\[?([^\[\]]+)\]?:(\d{1,5})", address)
-        if not parts or not 0 < int(parts[2]) < 2**16:
-            raise ConfigError([f"RAY_ADDRESS is {address}, which is no host:port. {advice}"])
-        try:
-            socket.create_connection((parts[1], int(parts[2])), timeout=ANSWER_S).close()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError([f"RAY_ADDRESS is {address}, but nothing answers there: {reason}. {advice}"]) from None
-    if inside_ray_job():  # this Ray started us
+    if address == "auto":
         return
-    log.info("waiting up to %g s for the Ray at %s to answer", HEALTH_S, address)
-    # In a process of its own: Ray's own wait cannot be interrupted.
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    parts = re.fullmatch(r"\[?([^\[\]]+)\]?:(\d{1,5})", address)
+    if not parts or not 0 < int(parts[2]) < 2**16:
+        raise ConfigError([f"RAY_ADDRESS is {address}, which is no host:port. {advice}"])
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HEALTH_S)
-    except subprocess.TimeoutExpired:
-        reason = f"no Ray answers there within {HEALTH_S:g} s"
-    else:
-        if done.returncode == 0:
-            return
-        reason = (done.stderr.strip() or "no Ray answers there").splitlines()[-1].rstrip(".")
-    raise ConfigError([f"RAY_ADDRESS is {address}, but {reason}. {advice}"])
+        with socket.create_connection((parts[1], int(parts[2])), timeout=ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(connection):
+                raise ConfigError([f"RAY_ADDRESS is {address}, but what answers there is not Ray. {advice}"])
+    except TimeoutError:
+        reason = f"no Ray answers within {ANSWER_S:g} s"
+        raise ConfigError([f"RAY_ADDRESS is {address}, but {reason}. {advice}"]) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError([f"RAY_ADDRESS is {address}, but nothing answers there: {reason}. {advice}"]) from None
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side begins as an HTTP/2 server does, with a SETTINGS frame (RFC 9113, 3.4 and 4.1)."""
+    connection.sendall(_HTTP2_PREFACE)
+    head = b""
+    while len(head) < _FRAME_HEAD_BYTES and (more := connection.recv(_FRAME_HEAD_BYTES - len(head))):
+        head += more
+    return len(head) == _FRAME_HEAD_BYTES and head[3] == _SETTINGS

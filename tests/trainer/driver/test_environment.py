@@ -2,9 +2,12 @@
 
 import os
 import socket
-import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 
 from trainer.config.io import ConfigError
@@ -38,8 +41,7 @@ def test_address_that_is_none_of_ray_is_refused(address, message):
     assert refused(address).startswith(f"RAY_ADDRESS is {address}, {message}")
 
 
-def test_address_where_nothing_listens_is_refused_before_ray_is_loaded(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("Ray was loaded"))
+def test_address_where_nothing_listens_is_refused():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -47,12 +49,25 @@ def test_address_where_nothing_listens_is_refused_before_ray_is_loaded(monkeypat
     assert told.startswith(f"RAY_ADDRESS is {address}, but nothing answers there: Connection refused. Give the host")
 
 
-@pytest.mark.slow
 def test_address_where_something_else_listens_is_refused(monkeypatch):
-    monkeypatch.setattr(environment, "HEALTH_S", 0.5)
+    monkeypatch.setattr(environment, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         told = refused(f"127.0.0.1:{silent.getsockname()[1]}")
-    assert "but no Ray answers there within 0.5 s. Give the host:port of a running Ray, or unset RAY_ADDRESS" in told
+    assert "but no Ray answers within 0.2 s. Give the host:port of a running Ray, or unset RAY_ADDRESS" in told
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
+        threading.Thread(target=web.handle_request, daemon=True).start()
+        told = refused(f"127.0.0.1:{web.server_port}")
+    assert "but what answers there is not Ray. Give the host:port" in told
+
+
+def test_address_where_a_grpc_server_listens_is_taken():
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        check_ray_address(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
 
 
 def test_folder_of_ray_that_is_given_is_used_or_refused(monkeypatch, tmp_path: Path):
