@@ -63,7 +63,7 @@ def read_note(file: Path, parse: Callable[[bytes], T]) -> T | None:
     """
     try:
         return parse(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         aside = set_aside(file)

@@ -113,7 +113,7 @@ def _last_saved(file: Path) -> str:
     try:
         noted = json.loads(file.read_bytes())
         return f"step {noted['step']} in {noted['saved_in']}"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "an unknown step"
