@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,15 @@ class Cluster:
         words.append(f"--temp-dir={self.scratch / host.name[-1]}")
         done = subprocess.run(host.command(RAY, *words), env=self.env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    @contextmanager
+    def job(self, name: str, *sets: str) -> Iterator["Job"]:
+        """A submitted job, which does not outlive its test."""
+        job = self.submit(name, *sets)
+        try:
+            yield job
+        finally:
+            job.end()
 
     def submit(self, name: str, *sets: str) -> "Job":
         words = [word for text in (*sets, f"run.directory={self.folder / name}") for word in ("--set", text)]
@@ -123,7 +133,15 @@ class Job:
             time.sleep(0.3)
 
     def group_sizes(self) -> list[int]:
-        return [int(size) for size in re.findall(r"training on (\d)", self.log)]
+        """The sizes of the groups that trained, in order."""
+        # Ray repeats the output of a host that comes back, word for word.
+        lines = dict.fromkeys(self.log.splitlines())
+        return [int(size) for line in lines for size in re.findall(r"training on (\d)", line)]
+
+    def end(self) -> None:
+        """End it if it still runs, so that the next job finds room."""
+        address = f"http://{self.cluster.network.hosts[0].address}:{DASHBOARD_PORT}"
+        self.cluster.call(RAY, "job", "stop", "--address", address, self.number)
 
 
 @pytest.fixture(scope="module")
@@ -143,38 +161,38 @@ def test_a_run_goes_on_with_what_is_left_when_a_link_is_cut_takes_the_host_back_
 ):
     endless = "training.total_images=1000000"
     more = ("scaling.min_world_size=1", "engine.zero_stage_g=1", "tracking.backend=mlflow")
-    job = cluster.submit("elastic", *tiny, *RUN, endless, *more)
-    job.wait_for_step(10)
-    assert job.group_sizes() == [2]
-    assert "all-reduce      ok      1 pairs over gloo" in job.log
-    assert cluster.network.link.carried > 100
-    assert "RUNNING" in job.ours("status")
+    with cluster.job("elastic", *tiny, *RUN, endless, *more) as job:
+        job.wait_for_step(10)
+        assert job.group_sizes() == [2]
+        assert "all-reduce      ok      1 pairs over gloo" in job.log
+        assert cluster.network.link.carried > 100
+        assert "RUNNING" in job.ours("status")
 
-    cluster.network.link.is_cut = True
-    cut_at = job.step()
-    job.wait("training on 1")
-    job.wait_for_step(cut_at + 20)
-    cluster.network.link.is_cut = False
-    second = cluster.network.hosts[1]
-    second.end_processes()  # as a host that comes back: what of Ray was there is gone
-    cluster.start(second)
-    job.wait("there is room for 2 ranks: saving a checkpoint and continuing with them")
-    job.wait("from 1 ranks, .*, to 2 ranks")
-    job.wait_for_step(job.step() + 20)
-    assert job.group_sizes() == [2, 1, 2]
+        cluster.network.link.is_cut = True
+        cut_at = job.step()
+        job.wait("training on 1")
+        job.wait_for_step(cut_at + 20)
+        cluster.network.link.is_cut = False
+        second = cluster.network.hosts[1]
+        second.end_processes()  # as a host that comes back: what of Ray was there is gone
+        cluster.start(second)
+        job.wait("there is room for 2 ranks: saving a checkpoint and continuing with them")
+        job.wait("from 1 ranks, .*, to 2 ranks")
+        job.wait_for_step(job.step() + 20)
+        assert job.group_sizes() == [2, 1, 2]
 
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    sent_at = time.time()
-    job.ours("stop")
-    job.wait_for_status("was stopped")
-    newest = list_checkpoints(cluster.folder / "elastic" / "checkpoints")[-1]
-    assert (newest.path / "manifest.json").stat().st_mtime - sent_at < 30  # the grace that clusters give
-    assert newest.manifest["world_size"] == 2
-    assert newest.manifest["images"] == 16 * newest.step  # the global batch stayed
-    assert "stopped; the same command resumes" in job.ours("logs")
-    assert f"asked to stop: step {job.step()} is done" in job.log
-    check_that_the_token_is_nowhere(cluster, job, lines)
-    check_what_travelled(cluster)
+        lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        sent_at = time.time()
+        job.ours("stop")
+        job.wait_for_status("was stopped")
+        newest = list_checkpoints(cluster.folder / "elastic" / "checkpoints")[-1]
+        assert (newest.path / "manifest.json").stat().st_mtime - sent_at < 30  # the grace that clusters give
+        assert newest.manifest["world_size"] == 2
+        assert newest.manifest["images"] == 16 * newest.step  # the global batch stayed
+        assert "stopped; the same command resumes" in job.ours("logs")
+        assert f"asked to stop: step {job.step()} is done" in job.log
+        check_that_the_token_is_nowhere(cluster, job, lines)
+        check_what_travelled(cluster)
 
 
 def check_that_the_token_is_nowhere(cluster: Cluster, job: Job, lines: str) -> None:
@@ -200,19 +218,19 @@ def check_what_travelled(cluster: Cluster) -> None:
 def test_a_run_over_a_bad_link_waits_for_the_other_host_when_it_is_cut(cluster, tiny):
     link = cluster.network.link
     link.delay_s, link.loss, link.lost = 0.020, 0.01, 0
-    job = cluster.submit("waiting", *tiny, *RUN, "training.total_images=640")
-    job.wait_for_step(10)
-    assert link.lost > 0
+    with cluster.job("waiting", *tiny, *RUN, "training.total_images=640") as job:
+        job.wait_for_step(10)
+        assert link.lost > 0
 
-    link.is_cut = True
-    cut_at = job.step()
-    job.wait(r"rank \d: |worker.* died|RayActorError|failed", timeout_s=120)
-    second = cluster.network.hosts[1]
-    second.end_processes()
-    time.sleep(5)
-    assert job.step() <= cut_at + 10
-    assert job.group_sizes() == [2]
-    link.is_cut = False
-    cluster.start(second)
-    job.wait("finished: step 40")
-    assert set(job.group_sizes()) == {2}
+        link.is_cut = True
+        cut_at = job.step()
+        job.wait(r"rank \d: |worker.* died|RayActorError|failed", timeout_s=120)
+        second = cluster.network.hosts[1]
+        second.end_processes()
+        time.sleep(5)
+        assert job.step() <= cut_at + 10
+        assert job.group_sizes() == [2]
+        link.is_cut = False
+        cluster.start(second)
+        job.wait("finished: step 40")
+        assert set(job.group_sizes()) == {2}
