@@ -46,6 +46,12 @@ def train_command(config: str, overrides: Sequence[str], directory: Path, *more:
     return ["-m", "trainer.run", "--config", config, *(x for o in overrides for x in ("--set", o))]
 
 
+def default_signals() -> None:
+    """For a new process: a suite that was started in the background, or with nohup, inherits ignored signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
     """A command in its own process group, as in a terminal; remaining processes are killed at the end."""
@@ -57,6 +63,7 @@ def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=default_signals,
         )
         try:
             yield process

@@ -133,7 +133,10 @@ def _recognise(path: Path) -> str:
     try:
         kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
     except OSError as error:
-        raise SourceError(f"source {path}: cannot be read: {error.strerror}") from None
+        of_part = error.filename and Path(error.filename) != path
+        what = f"cannot read {error.filename}" if of_part else "cannot be read"
+        advice = "; change its mode or its owner" if isinstance(error, PermissionError) else ""
+        raise SourceError(f"source {path}: {what}: {error.strerror}{advice}") from None
     if kind == "mnist":
         raise SourceError(
             f"source {path}: MNIST and Fashion-MNIST have the same files; say which one this is, or what to make of "

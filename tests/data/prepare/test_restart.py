@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.prepare.command import main
 from data.prepare.journal import load_journal
-from tests.launch import ROOT
+from tests.launch import ROOT, default_signals
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def _as_a_user_starts_it() -> None:
-    # A suite that was started in the background of a shell inherits an ignored SIGINT; a user's command does not.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    default_signals()
     # On a busy machine the test must see a shard before the command has finished all of them.
     os.nice(5)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from data.processes.signals import SAME_REQUEST_S, STOP_SIGNALS, StopRequest, handle_stop_signals
-from tests.launch import ROOT, environment
+from tests.launch import ROOT, default_signals, environment
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,7 @@ def test_output_after_the_terminal_is_gone_is_discarded():
         stdout=slave,
         stderr=slave,
         start_new_session=True,
+        preexec_fn=default_signals,
     )
     os.close(slave)
     try:

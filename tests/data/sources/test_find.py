@@ -233,13 +233,11 @@ def test_what_may_not_be_read_or_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.zip").chmod(0)
     told = {path: prepare_unprivileged(tmp_path / path, tmp_path / "out") for path in ("set", "set/dog", "a.zip")}
     (tmp_path / "set" / "dog").chmod(0o755)
+    why = "Permission denied; change its mode or its owner\n"
     assert told == {
-        "set": (2, f"data.prepare: source {tmp_path}/set: cannot read {tmp_path}/set/dog: Permission denied\n"),
-        "set/dog": (2, f"data.prepare: source {tmp_path}/set/dog: cannot be read: Permission denied\n"),
-        "a.zip": (
-            2,
-            f"data.prepare: source {tmp_path}/a.zip: cannot be read: Permission denied; change its mode or its owner\n",
-        ),
+        "set": (2, f"data.prepare: source {tmp_path}/set: cannot read {tmp_path}/set/dog: {why}"),
+        "set/dog": (2, f"data.prepare: source {tmp_path}/set/dog: cannot be read: {why}"),
+        "a.zip": (2, f"data.prepare: source {tmp_path}/a.zip: cannot be read: {why}"),
     }
     (tmp_path / "closed").mkdir(mode=0o555)
     assert prepare_unprivileged(tmp_path / "set", tmp_path / "closed" / "out") == (

@@ -16,7 +16,7 @@ from tests.data.buckets import bucket
 from tests.trainer.checkpoint.saved import write
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.checkpoint.bucket import RemoteStorage
-from trainer.checkpoint.format import Checkpoint, CheckpointError, UnreadableError
+from trainer.checkpoint.format import CheckpointError, UnreadableError
 from trainer.checkpoint.lease import LeaseError, acquire
 from trainer.checkpoint.lease_places import BucketLease, claim_folder
 from trainer.checkpoint.retention import Retention, prune
@@ -137,9 +137,8 @@ def test_other_host_completes_what_a_killed_start_had_downloaded_and_reads_its_o
     half.mkdir(parents=True)
     half.parent.parent.chmod(0o700)
     (half / "rank-00000.safetensors").write_bytes(b"half")
-    on_rank_0 = Checkpoint(Path("/another/folder/of/rank/0/step-00000007"), listed.manifest)
     config = configure(tiny, tmp_path / "run", f"checkpoint.directory={URL}")
-    found = RunCheckpoints(config, OnAnotherHost(["", (on_rank_0, "")])).newest()
+    found = RunCheckpoints(config, OnAnotherHost(["", ("step-00000007", listed.manifest, "")])).newest()
     assert found and found.path == half
     found.verify()
     assert found.section("generator").read("parameter", "layer.weight", 2, 5).tolist() == [2, 3, 4]
