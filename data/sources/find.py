@@ -133,8 +133,10 @@ def _recognise(path: Path) -> str:
     try:
         kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
     except OSError as error:
-        of_part = error.filename and Path(error.filename) != path
-        what = f"cannot read {error.filename}" if of_part else "cannot be read"
+        place = Path(error.filename or path)
+        while place != path and place != place.parent and not os.access(place.parent, os.R_OK | os.X_OK):
+            place = place.parent  # the folder that may not be read, instead of a file that was looked for in it
+        what = "cannot be read" if place == path else f"cannot read {place}"
         advice = "; change its mode or its owner" if isinstance(error, PermissionError) else ""
         raise SourceError(f"source {path}: {what}: {error.strerror}{advice}") from None
     if kind == "mnist":
