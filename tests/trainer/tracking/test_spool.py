@@ -12,6 +12,7 @@ from trainer.tracking.spool import (
     is_closed,
     load_progress,
     progress_path,
+    read_curves,
     read_records,
     save_progress,
     spool_path,
@@ -276,3 +277,16 @@ def test_damaged_progress_is_set_aside_and_the_upload_begins_again(tmp_path, con
     progress_path(tmp_path).write_bytes(content)
     assert load_progress(tmp_path, "there") == Progress(target="there")
     assert not progress_path(tmp_path).exists()
+
+
+def test_curves_are_those_of_the_newest_run_with_the_first_point_of_a_step(tmp_path: Path) -> None:
+    assert read_curves(tmp_path) == {}
+    spool = opened(tmp_path)
+    for step in (20, 10):
+        spool.metrics(step, {"loss": step / 10})
+    assert read_curves(tmp_path) == {"loss": [(10, 1.0), (20, 2.0)]}
+    again = Spool(tmp_path)
+    again.begin_new_run()
+    again.open(step=None, params={}, tags={})
+    again.metrics(10, {"loss": 5.0})
+    assert read_curves(tmp_path) == {"loss": [(10, 5.0)]}
