@@ -93,6 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.picture is not None and (options.network is not None or options.picture.suffix != ".png"):
         parser.error("--picture takes a name that ends in .png, and cannot be given together with --network")
+    if options.picture is not None and not options.picture.parent.is_dir():
+        parser.error(
+            f"--picture is {options.picture}, but there is no folder {options.picture.parent}: create it first"
+        )
     if options.network is not None:
         return _evaluate_with(options)
     index = load_index(options.reference)

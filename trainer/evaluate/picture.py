@@ -13,7 +13,7 @@ from trainer.sample.images import make_grid
 ROWS = 10
 """Rows of the grids; of more classes, the first ones are shown."""
 COLUMNS = 8
-LOSSES = ("loss_d_real", "loss_d_fake", "loss_g")
+LOSSES = ("loss_d", "loss_d_real", "loss_d_fake", "loss_g")
 QUALITY = ("fid", "precision", "recall", "coverage")
 Labelled = tuple[Uint8Image, Tensor | None]
 """Images with their classes; None: their classes are not known."""
@@ -46,10 +46,11 @@ def draw_picture(file: Path, *, real: Labelled, samples: Labelled, class_names: 
             if points := curves.get(name):
                 axis.plot(*zip(*points, strict=True), label=name)
         axis.set(title=title, xlabel="step")
-        axis.grid(visible=True, alpha=0.3)
         if axis.lines:
+            axis.grid(visible=True, alpha=0.3)
             axis.legend()
         else:
+            axis.set_axis_off()
             axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes)
     if axes[1, 1].lines:
         axes[1, 1].set_yscale("log")  # distances and shares in one plot
