@@ -1,5 +1,7 @@
 """Fixtures shared by several test folders."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +71,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Load
 
     config.option.loadscopereorder = False  # keep the order of the collection, set above
     return ClustersInOne(config, log)
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """Undo what a test, or a library that it called, left in the environment.
+
+    MLflow's server, for one, sets MLFLOW_TRACKING_URI in the process that answers its requests.
+    """
+    before = dict(os.environ)
+    yield
+    now = dict(os.environ)
+    for name in now.keys() | before.keys():
+        if name == "PYTEST_CURRENT_TEST" or now.get(name) == before.get(name):
+            continue  # the first is pytest's own and changes with each phase of a test
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")
