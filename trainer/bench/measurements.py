@@ -16,9 +16,9 @@ from trainer.algorithm.methods import make_method
 from trainer.bench.authors_update import AuthorsAdversarial
 from trainer.checkpoint.snapshot import build_generator
 from trainer.config.cost import count_costs
-from trainer.config.train_config import TrainConfig
+from trainer.config.train_config import TrainConfig, planned_precision
 from trainer.engine.ranks import Ranks
-from trainer.rank.build import build
+from trainer.rank.build import build, settle_precision
 from trainer.rank.loop import Loop, Share, open_share
 from trainer.rank.progress import RunStatus
 from trainer.rank.worker import prepare_torch
@@ -53,6 +53,7 @@ def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> lis
     ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
     with ExitStack() as stack:
         stack.callback(ranks.leave)
+        config = settle_precision(config, ranks)
         learner = build(config, ranks)
         stack.callback(learner.close)
         share, pin = Share.of(config, 0, 1), ranks.device.type == "cuda"
@@ -82,7 +83,7 @@ def time_steps(config: TrainConfig) -> Report:
     report = {name: statistics.median(measured[name] for measured in rounds[1:]) for name in names}
     training, scaling = config.training, config.scaling
     device = torch.device("cuda" if scaling.device == "gpu" else "cpu")
-    peak = matmul_flops_per_s(device, torch.bfloat16 if training.precision == "bf16" else torch.float32)
+    peak = matmul_flops_per_s(device, torch.bfloat16 if planned_precision(config) == "bf16" else torch.float32)
     interval = (training.r1_interval_steps or 1) if training.r1_gamma else None
     flops = count_costs(config).flops_per_image(interval)
     return report | {

@@ -19,7 +19,7 @@ from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.pairs import Labels, RawBatch
 from trainer.algorithm.randomness import Draws
-from trainer.config.train_config import TrainConfig, split_batch
+from trainer.config.train_config import TrainConfig, planned_precision, split_batch
 from trainer.engine.plain import TorchEngine
 
 META = torch.device("meta")
@@ -94,7 +94,7 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         return _count(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
 
     update_g, update_d, update_d_r1 = update("g", method), update("d", method.without_penalties()), update("d", method)
-    if config.training.precision == "bf16":
+    if planned_precision(config) == "bf16":
         # bf16 halves the activations; with penalties, the real half of D's pass stays in float32.
         in_fp32 = update_d.saved_bytes // 4 if method.penalties else 0
         halved = update_d.saved_bytes // 2

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from data.shards.index import load_index
 from data.storage.location import DataError
 from data.storage.redaction import redact
 from trainer.algorithm.batch_split import BatchSplit
 from trainer.algorithm.methods import make_method
 from trainer.config.cost import Costs, count_costs
-from trainer.config.train_config import TrainConfig, num_steps, split_batch
+from trainer.config.train_config import TrainConfig, num_steps, planned_precision, split_batch
 
 FP32_BYTES = 4
 OUTPUTS = ("checkpoints", "samples", "snapshots", "tracking")
@@ -59,6 +61,8 @@ class Plan:
     """Interval in steps at which the penalties are applied; None if there are none."""
     penalties: str
     """The penalties with a weight."""
+    precision: str
+    """The precision of the computation; for `auto` also why."""
     costs: Costs
     """Network sizes and FLOPs."""
     zero_stage_g: int
@@ -120,6 +124,7 @@ def make_plan(config: TrainConfig) -> Plan:
         num_steps=num_steps(config),
         r1_interval_steps=method.penalty_interval_steps if method.penalties else None,
         penalties=" and ".join(method.penalties).upper(),
+        precision=_precision(config),
         costs=costs,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,
@@ -159,6 +164,7 @@ def render(plan: Plan) -> str:
         "length",
         f"  {plan.num_steps:,} steps, {plan.num_images:,} images; {epochs}",
         "arithmetic",
+        f"  precision {plan.precision}",
         f"  {_flops(plan.flops_per_image)} an image: generator's update {_flops(costs.update_g.flops_per_image)}, "
         f"discriminator's {_flops(costs.update_d.flops_per_image)}, {_r1(plan)}",
         f"  {_flops(plan.flops_per_image * batch.global_batch_size)} a step, "
@@ -180,6 +186,17 @@ def render(plan: Plan) -> str:
         f"  writes  {redact(str(plan.run_directory))}/ with {', '.join(OUTPUTS)}",
     ]
     return "\n".join(lines)
+
+
+def _precision(config: TrainConfig) -> str:
+    chosen, planned = config.training.precision, planned_precision(config)
+    if chosen != "auto":
+        return chosen
+    if config.scaling.device == "cpu":
+        return f"auto: {planned} on the CPU"
+    if torch.cuda.is_available():
+        return f"auto: {planned} on the GPU of this machine, {torch.cuda.get_device_name(0)}"
+    return f"auto: {planned} on a GPU that has it, otherwise fp32; this machine has no GPU"
 
 
 def _batch(batch: BatchSplit) -> str:

@@ -5,11 +5,11 @@ It may not change if it alters what a step computes (by more than the order of f
 numbers the step draws: the result would belong to neither config, so a new run is needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config.io import ConfigError, flat
-from trainer.config.train_config import TrainConfig, split_batch
+from trainer.config.train_config import TrainConfig, planned_precision, split_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,9 @@ RULES: dict[str, Rule] = {
     ),
     "training.global_batch_size": _fixed("steps, data order and random draws are counted in global batches"),
     "training.micro_batch_size": _may("the global batch stays the same, only the order of float sums changes"),
-    "training.precision": _fixed("it changes the numbers of every step"),
+    "training.precision": _fixed(
+        "it changes the numbers of every step. Set it to the run's own value: with auto, it is what the device has"
+    ),
     "training.objective": _fixed("it is the loss"),
     "training.label_dropout": _fixed("it changes what the networks see"),
     "training.prediction": _fixed("it is what the saved weights predict"),
@@ -122,7 +124,7 @@ def check_resumable(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
     Raises:
         ConfigError: A field differs that may not; says which, why, and which fields may change.
     """
-    differences = diff_configs(old, new)
+    differences = diff_configs(old, _with_precision_of(old, new))
     refused = [
         f"{difference} may not change when a run is resumed: {rule_for(difference.key).reason}"
         for difference in differences
@@ -134,6 +136,14 @@ def check_resumable(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
         refused.append(f"May change: {allowed}. For anything else start a new run in another run.directory")
         raise ConfigError(refused)
     return tuple(f"{difference} ({rule_for(difference.key).reason})" for difference in differences)
+
+
+def _with_precision_of(old: TrainConfig, new: TrainConfig) -> TrainConfig:
+    """`new` with `auto` as far as it is known: on a GPU only the ranks know it, and they check again."""
+    if new.training.precision != "auto" or old.training.precision == "auto":
+        return new
+    known = planned_precision(new) if new.scaling.device == "cpu" else old.training.precision
+    return replace(new, training=replace(new.training, precision=known))
 
 
 def _changed_statistics(old: TrainConfig, new: TrainConfig) -> list[str]:

@@ -56,9 +56,12 @@ class TrainingConfig:
     micro_batch_size: PositiveInt | None = None
     """Most images that a rank takes in one forward pass, a multiple of discriminator.stddev_group_size. Smaller values
     need less memory; gradients accumulate over the passes of a step. null: all images of the rank in one pass."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number type of the computation. `fp32` is float32 without TF32. With `bf16` the parameters, the optimizer, the R1
-    penalty, the minibatch deviation and the losses stay in float32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Number type of the computation. `fp32`: float32. `tf32`: float32, but on a GPU the convolutions and matrix
+    products round their factors to TF32. `bf16`: activations in bfloat16; the parameters, the optimizer, the moving
+    average, the penalties R1 and R2, the minibatch deviation and the losses stay in float32, with products in TF32.
+    `auto`: bf16 on a GPU that has it (compute capability 8.0 or higher), otherwise fp32, also with run.deterministic;
+    the run records which, and a resumed run must keep it."""
     objective: ObjectiveName = "non_saturating"
     """Training objective. `gaussian` trains an ordinary denoising diffusion model without a discriminator. All others
     are

@@ -25,6 +25,7 @@ from trainer.config.sections import (
     TrainingConfig,
 )
 from trainer.engine.interface import EngineConfig
+from trainer.engine.precision import Precision, best_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +175,19 @@ def _build_problem(generator: GeneratorConfig, form: ImageForm) -> str | None:
     except RuntimeError as error:  # torch counts the bytes of a tensor in 64 bits
         return f"generator: a layer is too large: {str(error).splitlines()[0]}"
     return None
+
+
+def planned_precision(config: TrainConfig) -> Precision:
+    """`training.precision`, with `auto` as for this machine's GPU, or for one that has bf16 if there is none.
+
+    A run settles `auto` on the devices of its ranks, with `trainer.rank.build.settle_precision`.
+    """
+    chosen = config.training.precision
+    if chosen != "auto":
+        return chosen
+    if config.scaling.device == "cpu":
+        return "fp32"
+    return best_precision(torch.device("cuda", 0)) if torch.cuda.is_available() else "bf16"
 
 
 def num_steps(config: TrainConfig) -> int:

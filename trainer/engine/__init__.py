@@ -6,6 +6,7 @@ Files:
     interface   the interface of an engine: backward, step, its share of the state
     messages    values that ranks send to one another, without pickle
     plain       the plain torch engine, the reference for DeepSpeed; Adam and its state
+    precision   number types: what a device has, TF32 on or off
     ranks       rank arithmetic and small collectives
     rendezvous  how ranks find one another and prove that they belong to the job
     zero        the DeepSpeed engine at ZeRO stages 0 to 3, and the choice of an engine

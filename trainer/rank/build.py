@@ -1,6 +1,7 @@
 """Builds everything that learns: the networks in their engines, the average, and the guard over their updates."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.compiled import CompiledForward, compiled_forward
 from trainer.engine.interface import Engine
 from trainer.engine.plain import make_adam
+from trainer.engine.precision import PRECISIONS, allow_tf32, best_precision
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import make_engine
 from trainer.rank.divergence import SkippedUpdates
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,29 @@ class Learner:
             engine.close()
 
 
+def settle_precision(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """Settle `training.precision: auto` by the ranks' devices, and set this process's number formats. A collective.
+
+    Returns:
+        The config with a precision that every rank's device has.
+    """
+    training = config.training
+    if training.precision == "auto":
+        of_ranks = ranks.gather(best_precision(ranks.device))
+        training = replace(training, precision=min(of_ranks, key=PRECISIONS.index))
+        if ranks.rank == 0:
+            gpu = ranks.device.type == "cuda"
+            device = torch.cuda.get_device_name(ranks.device) if gpu else "the CPU"
+            log.info("training.precision auto is %s on %s", training.precision, device)
+    allow_tf32(training.precision != "fp32")
+    return replace(config, training=training)
+
+
 def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
     """Build what a config describes, with new weights.
 
     Args:
-        config: the run's config.
+        config: the run's config, with a settled precision.
         ranks: the ranks that train; each builds the same weights.
         fresh: load the weights of `run.init_from`; false if a checkpoint will be loaded afterwards.
 

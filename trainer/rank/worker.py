@@ -15,7 +15,7 @@ from trainer.checkpoint.format import Checkpoint
 from trainer.config.io import dump_config, flat
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
-from trainer.rank.build import build
+from trainer.rank.build import build, settle_precision
 from trainer.rank.divergence import Diverged
 from trainer.rank.hooks import (
     AveragedGenerator,
@@ -46,6 +46,7 @@ class Worker:
 
     def __init__(self, config: TrainConfig, ranks: Ranks, driver: Driver, watchdog: Watchdog | None = None) -> None:
         """Take the run's lease, find its newest checkpoint, and build the networks."""
+        config = settle_precision(config, ranks)
         self.config, self.ranks, self.driver = config, ranks, driver
         self.watchdog = watchdog or Watchdog(None)
         self.tracker: Tracker = NullTracker()
@@ -170,11 +171,9 @@ class Worker:
 
 
 def prepare_torch(config: TrainConfig) -> None:
-    """Set threads, number formats and determinism of this process; call it before anything is computed."""
+    """Set threads and determinism of this process; call it before anything is computed."""
     if config.scaling.device == "cpu":
         torch.set_num_threads(config.scaling.cpus_per_worker)
-    # TF32 keeps only 10 bits of mantissa: fp32 runs and the R1 penalty would not be computed in float32.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

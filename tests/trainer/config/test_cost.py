@@ -63,6 +63,17 @@ def test_bf16_halves_what_is_saved_except_on_the_real_half_of_r1():
     assert fp32.update_d_r1.saved_bytes / 2 < bf16.update_d_r1.saved_bytes < fp32.update_d_r1.saved_bytes
 
 
+def test_auto_counts_as_bf16_for_a_gpu_and_as_fp32_for_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    saved = {
+        (precision, device): count_costs(
+            load_config("digits", [f"training.precision={precision}", f"scaling.device={device}"])
+        ).update_g.saved_bytes
+        for precision, device in (("auto", "gpu"), ("bf16", "gpu"), ("auto", "cpu"), ("fp32", "cpu"))
+    }
+    assert saved["auto", "gpu"] == saved["bf16", "gpu"] < saved["auto", "cpu"] == saved["fp32", "cpu"]
+
+
 def test_saved_bytes_are_what_autograd_holds_on_the_cpu():
     """The count on the meta device against a real forward pass of the same generator."""
     from models.generator import Generator

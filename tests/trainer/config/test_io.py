@@ -176,9 +176,12 @@ def test_section_that_is_no_mapping_is_refused():
         ("micro_batch_size: 4.0", "training.micro_batch_size must be a whole number > 0, or null, got 4.0; write 4"),
         ("micro_batch_size: '4'", 'training.micro_batch_size must be a whole number > 0, or null, got the text "4"'),
         ("micro_batch_size: yes", 'training.micro_batch_size must be a whole number > 0, or null, got the text "yes"'),
-        ("precision: bf", 'training.precision must be one of fp32, bf16, got the text "bf"; did you mean `bf16`?'),
-        ("precision: [bf16]", 'training.precision must be one of fp32, bf16, got ["bf16"]'),
-        ("precision: 32", "training.precision must be one of fp32, bf16, got 32"),
+        (
+            "precision: bf",
+            'training.precision must be one of auto, fp32, tf32, bf16, got the text "bf"; did you mean `bf16`?',
+        ),
+        ("precision: [bf16]", 'training.precision must be one of auto, fp32, tf32, bf16, got ["bf16"]'),
+        ("precision: 32", "training.precision must be one of auto, fp32, tf32, bf16, got 32"),
     ],
 )
 def test_wrong_value_is_named_with_what_is_allowed(line, message):

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.config import plan as plan_module
 from trainer.config.cost import Costs, count_costs
@@ -128,6 +129,28 @@ def test_r1_of_weight_zero_is_not_counted():
     plan = make_plan(load_config("digits", ["training.r1_gamma=0"]))
     assert plan.flops_per_image == plan.costs.update_g.flops_per_image + plan.costs.update_d.flops_per_image
     assert "R1 is off" in render(plan)
+
+
+@pytest.mark.parametrize(
+    ("settings", "capability", "text"),
+    [
+        (["training.precision=tf32"], None, "precision tf32"),
+        (["scaling.device=cpu"], (9, 0), "precision auto: fp32 on the CPU"),
+        (
+            ["scaling.device=gpu"],
+            None,
+            "precision auto: bf16 on a GPU that has it, otherwise fp32; this machine has no GPU",
+        ),
+        (["scaling.device=gpu"], (9, 0), "precision auto: bf16 on the GPU of this machine, Made GPU"),
+        (["scaling.device=gpu"], (7, 0), "precision auto: fp32 on the GPU of this machine, Made GPU"),
+    ],
+)
+def test_text_says_what_the_precision_is(monkeypatch, settings, capability, text):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Made GPU")
+    config = load_config("digits", settings)
+    assert f"  {text}" in render(make_plan(config)).splitlines()
 
 
 def test_planning_writes_nothing(tmp_path: Path, monkeypatch):

@@ -120,3 +120,23 @@ def test_strided_deviation_groups_bind_the_micro_batch():
 
 def test_contiguous_deviation_groups_bind_nothing():
     assert len(check_resumable(OLD, changed("scaling.world_size=3", "training.micro_batch_size=4"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "device", "refused"),
+    [
+        ("bf16", "auto", "cpu", "bf16 -> fp32"),
+        ("fp32", "auto", "cpu", None),
+        ("bf16", "auto", "gpu", None),  # only the ranks know their GPUs
+        ("fp32", "auto", "gpu", None),
+        ("tf32", "bf16", "gpu", "tf32 -> bf16"),
+        ("fp32", "tf32", "cpu", "fp32 -> tf32"),
+    ],
+)
+def test_precision_is_compared_as_far_as_auto_is_known(stored, asked, device, refused):
+    old, new = (changed(f"training.precision={p}", f"scaling.device={device}") for p in (stored, asked))
+    if refused is None:
+        assert check_resumable(old, new) == ()
+        return
+    with pytest.raises(ConfigError, match=f"training.precision: {refused} may not change"):
+        check_resumable(old, new)
