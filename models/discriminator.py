@@ -8,14 +8,15 @@ Shape letters: B batch, C channels, H W height and width. `temb` [B, time_embedd
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import merge
+from models.convolution import Convolution
 from models.layers import NEAR_ZERO, LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
+from models.layout import join
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
 from models.shapes import Embedding, Features, Image, ImageForm, Label, Logits, Timestep
@@ -54,11 +55,11 @@ class DownBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, *, time_channels: int, halves: bool) -> None:
         super().__init__()
-        self.conv1 = initialized(nn.Conv2d(c_in, c_out, 3, padding=1), fan="out")
+        self.conv1 = initialized(Convolution(c_in, c_out, 3, padding=1), fan="out")
         self.time = initialized(nn.Linear(time_channels, c_out), fan="out")
         self.resample = FirDownsample() if halves else nn.Identity()
-        self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), fan="out", scale=NEAR_ZERO)
-        self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1, bias=False), fan="out")
+        self.conv2 = initialized(Convolution(c_out, c_out, 3, padding=1), fan="out", scale=NEAR_ZERO)
+        self.shortcut = initialized(Convolution(c_in, c_out, 1, bias=False), fan="out")
 
     def forward(self, x: Features, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
         """Transform features, given the activated time embedding."""
@@ -83,7 +84,7 @@ class Discriminator(nn.Module):
         embedding = SinusoidalEmbedding(config.time_embedding_dim)
         self.time_embedding = TimeEmbedding(embedding, config.time_embedding_dim, nn.LeakyReLU(LEAK), fan="out")
         C = 2 * config.base_channels
-        self.conv_in = initialized(nn.Conv2d(2 * form.channels, C, 1), fan="out")
+        self.conv_in = initialized(Convolution(2 * form.channels, C, 1), fan="out")
         self.blocks = nn.ModuleList()
         for multiplier, halves in BLOCKS[config.kind]:
             c_out = multiplier * config.base_channels
@@ -91,7 +92,7 @@ class Discriminator(nn.Module):
             C = c_out
         # Only the small network starts with this convolution near zero, as in the published code.
         scale = NEAR_ZERO if config.kind == "small" else 1.0
-        self.conv_out = initialized(nn.Conv2d(C + 1, C, 3, padding=1), fan="out", scale=scale)
+        self.conv_out = initialized(Convolution(C + 1, C, 3, padding=1), fan="out", scale=scale)
         self.head = initialized(nn.Linear(C, 1), fan="out")
         # Same scale as the head: with smaller vectors, labels had no effect for the first thousand steps.
         self.label = LabelEmbedding(form.num_classes, C, deviation=1.0) if form.num_classes else None
@@ -113,7 +114,7 @@ class Discriminator(nn.Module):
         """
         check_image_size(self.config, x_t.shape[2])
         temb = self.time_embedding(t)
-        h = self.conv_in(torch.cat([x_tm1, x_t], dim=1))
+        h = self.conv_in(join([x_tm1, x_t]))
         for block in self.blocks:
             h = block(h, temb)
         h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models.layout import is_channels_last, join
 from models.shapes import Features
 
 Grouping = Literal["contiguous", "strided"]
@@ -47,7 +48,10 @@ def append_deviation(x: Features, group_size: int, grouping: Grouping) -> Float[
     group = min(B, group_size)
     members = 1 if grouping == "contiguous" else 0
     shape = (B // group, group) if grouping == "contiguous" else (group, B // group)
-    groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, shape)
-    deviation = (groups.var(dim=members, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # [B / group]
+    # In the order of its memory, so that the gradient comes in the same layout.
+    features = x.permute(0, 2, 3, 1).flatten(1) if is_channels_last(x) else x
+    groups = features.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, shape)
+    deviation = (groups.var(dim=members, correction=0) + 1e-8).sqrt()
+    deviation = deviation.mean(dim=tuple(range(1, deviation.dim())))  # [B / group]
     of_sample = deviation.unsqueeze(members).expand(shape).reshape(B, 1, 1, 1)
-    return torch.cat([x, of_sample.to(x.dtype).expand(B, 1, H, W)], dim=1)
+    return join([x, of_sample.to(x.dtype).expand(B, 1, H, W)])

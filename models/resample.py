@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.convolution import filtered
 from models.shapes import DoubleFeatures, Features, HalfFeatures
 
 ResampleKind = Literal["fir", "nearest"]
@@ -38,8 +39,7 @@ class FirDownsample(_Fir):
         """Halve height and width, which must be even."""
         if torch.compiler.is_compiling():
             return halved_by_slices(x)
-        C = x.shape[1]
-        return F.conv2d(x, self._weight(C), stride=2, padding=1, groups=C)
+        return filtered(x, self._weight(x.shape[1]), stride=2, padding=1)
 
 
 class FirUpsample(_Fir):

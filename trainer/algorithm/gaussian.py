@@ -18,7 +18,7 @@ from models.generator import GeneratorConfig
 from models.sampling import Sampler
 from models.shapes import Image, Label, Latent, Timestep
 from trainer.algorithm.method import MethodSettings, Part, Players
-from trainer.algorithm.pairs import RawBatch, to_x0
+from trainer.algorithm.pairs import RawBatch, laid_out, to_x0
 from trainer.algorithm.randomness import Purpose
 from trainer.algorithm.statistics import (
     Statistic,
@@ -100,8 +100,9 @@ class Gaussian:
         """Noisy images, by the draws of the adversarial method's update of G."""
         images, draws = raw.images, raw.draws
         t = draws.integers(Purpose.G_TIMESTEP, diffusion.num_timesteps)
-        x0 = to_x0(images, draws.flips() if raw.flip else None)
-        x_t = noisy(diffusion, x0, t, draws.normals(Purpose.G_NOISE_T, tuple(images.shape[1:])))
+        x0 = laid_out(to_x0(images, draws.flips() if raw.flip else None), raw.memory_format)
+        noise = laid_out(draws.normals(Purpose.G_NOISE_T, tuple(images.shape[1:])), raw.memory_format)
+        x_t = noisy(diffusion, x0, t, noise)
         z = torch.zeros(len(images), raw.latent_dim, device=images.device)
         label = raw.labels.drawn(draws, Purpose.G_LABEL_DROPOUT) if raw.labels else None
         return NoisyBatch(t, x0, x_t, z, raw.share, partial(draws.keeps, Purpose.G_DROPOUT), label)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from models.convolution import gradients_of_inputs
 from models.shapes import Image, Logits
 
 Scalar = Float[Tensor, ""]
@@ -143,7 +144,8 @@ def gradient_penalty(logits: Logits, x_tm1: Image) -> Scalar:
         logits: D(x_tm1, x_t, t), computed in float32 from an `x_tm1` that requires grad.
         x_tm1: the cleaner image of the pair.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), x_tm1, create_graph=True)
+    with gradients_of_inputs():
+        (gradient,) = torch.autograd.grad(logits.sum(), x_tm1, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 

@@ -35,6 +35,7 @@ class Players:
         world_size: number of ranks over which the engines average gradients.
         bf16: compute in bfloat16, except R1, R2 and the losses.
         compiled: compiled forward passes of the engines' modules, for the parts that have one.
+        memory_format: layout of images, features and 4-D weights in every pass.
     """
 
     engines: Mapping[Part, Engine]
@@ -42,6 +43,7 @@ class Players:
     world_size: int = 1
     bf16: bool = False
     compiled: Mapping[Part, Callable[..., Tensor]] = field(default_factory=dict)
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def generator(self) -> Engine:

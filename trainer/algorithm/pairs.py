@@ -122,6 +122,7 @@ class RawBatch:
         flip: mirror each image with probability 1/2.
         share: fraction of the global batch; 0 for a micro-batch that only pads the number of forward passes.
         labels: labels of the images; None without classes.
+        memory_format: layout of the images that are drawn; see `Players`.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -130,6 +131,7 @@ class RawBatch:
     flip: bool
     share: float
     labels: Labels | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
 
 
 def draw_micro_batch(raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
@@ -147,7 +149,7 @@ def draw_micro_batch(raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
 
     @torch.no_grad()
     def pair(purposes: PairPurposes) -> Pair:
-        drawn = draw(images, stepped, diffusion, purposes, raw.latent_dim, raw.flip)
+        drawn = draw(images, stepped, diffusion, purposes, raw.latent_dim, raw.flip, raw.memory_format)
         label = raw.labels.drawn(draws, purposes.label) if raw.labels else None
         return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label)
 
@@ -165,14 +167,26 @@ def draw_pair(
     purposes: PairPurposes,
     latent_dim: int,
     flip: bool,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> DrawnPair:
     """Draw t, x_tm1, x_t, z and the posterior's noise for one update, in plain torch."""
     shape = tuple(images.shape[1:])
     t = draws.integers(purposes.t, diffusion.num_timesteps)
     x0 = to_x0(images, draws.flips() if flip else None)
     noise_tm1, noise_t = draws.normals(purposes.noise_tm1, shape), draws.normals(purposes.noise_t, shape)
-    x_tm1, x_t = forward_pair(diffusion, x0, t, noise_tm1, noise_t)
-    return t, x_tm1, x_t, draws.normals(purposes.z, (latent_dim,)), draws.normals(purposes.noise_posterior, shape)
+    z, noise_posterior = draws.normals(purposes.z, (latent_dim,)), draws.normals(purposes.noise_posterior, shape)
+    pair = (*forward_pair(diffusion, x0, t, noise_tm1, noise_t), noise_posterior)
+    x_tm1, x_t, noise_posterior = (laid_out(x, memory_format) for x in pair)
+    return t, x_tm1, x_t, z, noise_posterior
+
+
+def laid_out(x: Float[Tensor, "b c h w"], memory_format: torch.memory_format) -> Float[Tensor, "b c h w"]:
+    """The same images in a layout, a copy only if their pixels have to move."""
+    if memory_format != torch.channels_last:
+        return x.contiguous(memory_format=memory_format)
+    # Images of one channel are contiguous in both layouts, and torch tells them apart by their strides alone.
+    B, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).flatten().view(B, H, W, C).permute(0, 3, 1, 2)
 
 
 def to_x0(images: UInt8[Tensor, "b c h w"], flips: Bool[Tensor, " b"] | None) -> Float[Tensor, "b c h w"]:
@@ -183,7 +197,7 @@ def to_x0(images: UInt8[Tensor, "b c h w"], flips: Bool[Tensor, " b"] | None) ->
     return x0.to(torch.float32) / 127.5 - 1.0
 
 
-DrawPair = Callable[[Tensor, Draws, Diffusion, PairPurposes, int, bool], DrawnPair]
+DrawPair = Callable[[Tensor, Draws, Diffusion, PairPurposes, int, bool, torch.memory_format], DrawnPair]
 
 
 @cache

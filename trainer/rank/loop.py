@@ -209,6 +209,7 @@ class Loop:
             flip=self.config.data.horizontal_flip,
             share=weight / self.share.global_batch_size,
             labels=classes,
+            memory_format=self.learner.players.memory_format,
         )
         return self.method.draw(raw, self.learner.players.diffusion)
 

@@ -1,4 +1,4 @@
-"""How a run settles `training.precision: auto`, records it, and keeps it."""
+"""How a run settles `training.precision: auto`, records it and keeps it; and the layout of its weights."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from tests.trainer.runs import Stopper, configure, train
+from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.checkpoint.storage import find_checkpoint, storage_of
 from trainer.config.io import ConfigError, load_stored
 from trainer.engine.precision import allow_tf32
@@ -68,3 +68,16 @@ def test_a_run_records_what_auto_was_and_is_resumed_only_with_it(tiny, tmp_path,
     with pytest.raises(ConfigError, match=r"training.precision: bf16 -> fp32 may not change .* it is what the device"):
         train(config)
     train(configure(tiny, tmp_path, "training.precision=bf16"), Stopper(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [None, 0, 2])
+def test_a_resumed_run_in_the_layout_of_a_gpu_equals_the_uninterrupted_one(tiny, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(build_module, "memory_format_of", lambda device: torch.channels_last)
+    engine = [] if stage is None else ["engine.backend=deepspeed", f"engine.zero_stage_{{}}={stage}"]
+    more = [setting.format(part) for setting in engine for part in ("g", "d")]
+    whole, parts = (configure(tiny, tmp_path / name, *more) for name in ("whole", "parts"))
+    train(whole)
+    train(parts, Stopper(5))
+    train(parts)
+    assert_same_state(state_of(tmp_path / "whole", 10), state_of(tmp_path / "parts", 10))

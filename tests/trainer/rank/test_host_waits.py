@@ -1,4 +1,4 @@
-"""In no step of the loop does the host wait for the device, to read a number off it or for anything else."""
+"""In no step of the loop does the host wait for the device, or send it numbers in addition to the images."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,11 +18,13 @@ from trainer.rank.worker import run_rank
 
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 """What needs a value, or a shape that depends on values, on the host."""
+SENDS = (torch.ops.aten.lift_fresh.default,)
+"""What makes a tensor of numbers in the host's memory, such as torch.tensor, which a GPU has to be sent."""
 FIRST_STEPS = 4
 """In them kernels are built and the optimizer's state is made."""
 
 
-class ScalarReads(TorchDispatchMode):
+class Transfers(TorchDispatchMode):
     """Counts them while it is entered."""
 
     def __init__(self) -> None:
@@ -32,15 +34,15 @@ class ScalarReads(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in READS:
+        if func in READS + SENDS:
             self.counts[str(func)] += 1
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> ScalarReads:
-    """Counts what later steps of any loop read."""
-    counter, one_step = ScalarReads(), Loop._one_step
+def transfers(monkeypatch: pytest.MonkeyPatch) -> Transfers:
+    """Counts what later steps of any loop read and send."""
+    counter, one_step = Transfers(), Loop._one_step
 
     def counted(loop: Loop) -> None:
         with counter if loop.step >= FIRST_STEPS else nullcontext():
@@ -71,15 +73,22 @@ def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
         ("engine.zero_stage_g=2", "engine.zero_stage_d=2"),
     ],
 )
-def test_no_step_reads_a_scalar_with_the_optimizer_of_a_gpu(tiny, tmp_path, reads, fused, engine):
+def test_no_step_reads_or_sends_a_number_with_the_optimizer_of_a_gpu(tiny, tmp_path, transfers, fused, engine):
     run(tiny, tmp_path / "run", engine)
-    assert not reads.counts
+    assert not transfers.counts
 
 
-def test_the_optimizer_of_a_cpu_asks_for_the_verdict_of_each_guard(tiny, tmp_path, reads):
+def test_a_tensor_of_numbers_is_counted_as_sent(transfers):
+    with transfers:
+        torch.tensor([1.0, 2.0])
+        torch.full((2,), 1.0)  # a kernel writes it
+    assert transfers.counts == {"aten.lift_fresh.default": 1}
+
+
+def test_the_optimizer_of_a_cpu_asks_for_the_verdict_of_each_guard(tiny, tmp_path, transfers):
     """So the reads are counted at all. The flag is in the host's memory there."""
     run(tiny, tmp_path / "run", ("engine.backend=torch",))
-    (count,) = reads.counts.values()
+    count = transfers.counts["aten._local_scalar_dense.default"]
     assert count >= 2 * (10 - FIRST_STEPS)  # of D and of G; Adam reads its count of updates besides
 
 
