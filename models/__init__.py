@@ -2,13 +2,11 @@
 
 Files:
     blocks               residual block, attention, latent mapping
-    convolution          convolutions whose second derivative is fast on a GPU
     diffusion            schedules, pairs, posterior
     discriminator        discriminators for small and for large images
     dropout              dropout with masks given by the caller
     generator            NCSN++ U-Net with adaptive group norm
-    layers               initialization, group norm, time and label embedding
-    layout               channels_last or not
+    layers               initialization, group norm, embeddings, convolutions in channels_last
     minibatch_deviation  minibatch standard deviation
     mlp                  perceptrons for 2-D points
     networks             builds the networks a config describes

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import merge
-from models.convolution import Convolution
-from models.layers import NEAR_ZERO, LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
-from models.layout import join
+from models.layers import (
+    NEAR_ZERO,
+    Convolution,
+    LabelEmbedding,
+    SinusoidalEmbedding,
+    TimeEmbedding,
+    initialized,
+    join,
+)
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
 from models.shapes import Embedding, Features, Image, ImageForm, Label, Logits, Timestep

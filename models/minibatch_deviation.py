@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.layout import is_channels_last, join
+from models.layers import is_channels_last, join
 from models.shapes import Features
 
 Grouping = Literal["contiguous", "strided"]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.convolution import filtered
+from models.layers import filtered
 from models.shapes import DoubleFeatures, Features, HalfFeatures
 
 ResampleKind = Literal["fir", "nearest"]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from models.convolution import gradients_of_inputs
+from models.layers import gradients_of_inputs
 from models.shapes import Image, Logits
 
 Scalar = Float[Tensor, ""]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.convolution import Convolution, gradients_of_inputs
 from models.diffusion import Diffusion
-from models.layout import is_channels_last
+from models.layers import Convolution, gradients_of_inputs, is_channels_last
 from models.networks import build_discriminator, build_generator
 from tests.trainer.algorithm.layouts import Layouts
 from trainer.algorithm.method import Players
