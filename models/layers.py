@@ -178,11 +178,17 @@ def convolve(x: Features, weight: Tensor, bias: Tensor | None, padding: Any) -> 
         and is_channels_last(x)
         and x.requires_grad
         and torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(x.device.type)
+        and not _in_autocast(x)
     ):
         y = _Product.apply(x, weight, padding)
         return y if bias is None else y.add_(bias[:, None, None])
     return F.conv2d(x, weight, bias, padding=padding)
+
+
+def _in_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x; the meta device has none."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 _inputs_only = False
@@ -250,7 +256,7 @@ def filtered(x: Features, kernel: Tensor, *, stride: int, padding: int) -> Tenso
 
     torch's double backward would also compute the gradient of the kernel, channel by channel, and discard it.
     """
-    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+    plain = torch.compiler.is_compiling() or _in_autocast(x)
     if plain or not (x.requires_grad and torch.is_grad_enabled()):
         return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
     return _Filter.apply(x, kernel, stride, padding)
