@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.published.state_dict import discriminator_from
-from tests.models.rounded_products import RoundedFactors, errors, rounded
+from tests.models.published.rounded_products import RoundedFactors, errors, rounded
 
 
 def test_rounding_keeps_the_bits_that_are_asked_for():

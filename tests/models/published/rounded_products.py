@@ -3,7 +3,7 @@
 A GPU's TF32 product reads 10 bits of each factor's mantissa and sums in float32. Here the factors of each convolution
 and matrix product of the forward pass, the backward pass and the double backward pass are rounded before the product.
 
-`python -m tests.models.rounded_products` prints the table of docs/experiments.md.
+`python -m tests.models.published.rounded_products` prints the table of docs/experiments.md.
 """
 
 import json
@@ -88,7 +88,7 @@ def table() -> str:
     """The table of docs/experiments.md."""
     rows = []
     for kind in ("small", "large"):
-        with np.load(Path(__file__).parents[1] / "golden" / f"discriminator_{kind}.npz") as file:
+        with np.load(Path(__file__).parents[2] / "golden" / f"discriminator_{kind}.npz") as file:
             arrays = {key: torch.from_numpy(np.asarray(file[key])) for key in file.files if key != "config"}
             settings = json.loads(str(file["config"]))
         state = {key.removeprefix("sd/"): value for key, value in arrays.items() if key.startswith("sd/")}
