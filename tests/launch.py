@@ -74,8 +74,8 @@ def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
 
 
 def wait_for_checkpoint(directory: Path, process: subprocess.Popen, log: Path, *, after: int = 0) -> int:
-    """Wait at most three minutes, while the process lives, for a checkpoint of a step beyond `after`; its step."""
-    deadline = time.monotonic() + 180
+    """Wait at most five minutes, while the process lives, for a checkpoint of a step beyond `after`; its step."""
+    deadline = time.monotonic() + 300
     while True:
         steps = [checkpoint.step for checkpoint in list_checkpoints(directory / "checkpoints")]
         if steps and steps[-1] > after:

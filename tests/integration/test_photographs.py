@@ -83,6 +83,7 @@ def stop_with(number: signal.Signals, send: Callable[[int, int], None], argument
     return stopped_at
 
 
+@pytest.mark.timeout(1200)
 def test_photographs_train_stop_and_resume_as_one_run(tmp_path):
     photographs, data, directory = (tmp_path / name for name in ("photographs", "data", "run"))
     make_photographs(photographs)

@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_bare_and_whole_runs_take_turns_over_the_same_steps(tiny, tmp_path, monk
 def test_whole_run_logs_each_of_its_intervals(tiny, tmp_path, monkeypatch):
     run = subprocess.run
 
-    def without_ray(command: list[str], **options: bool) -> subprocess.CompletedProcess[str]:
+    def without_ray(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         assert command[2] == "trainer.run"
         return run([*command[:2], "trainer.worker", *command[3:]], **options)  # one rank, as one plain process
 
