@@ -70,7 +70,7 @@ def stop_with(number: signal.Signals, send: Callable[[int, int], None], argument
     log, saved = run.parent / "log.txt", list_checkpoints(run / "checkpoints")
     before = saved[-1].step if saved else 0
     with running(arguments, log) as process:
-        wait_for_checkpoint(run, process, log, after=before)
+        saved_at = wait_for_checkpoint(run, process, log, after=before)
         send(process.pid, number)
         assert process.wait(timeout=180) == STOPPED, log.read_text()[-3000:]
     text = log.read_text()
@@ -79,7 +79,7 @@ def stop_with(number: signal.Signals, send: Callable[[int, int], None], argument
     assert "Traceback" not in text
     assert not before or f"resuming from {run}/checkpoints/step-{before:08d}" in text
     stopped_at = list_checkpoints(run / "checkpoints")[-1].step
-    assert before + 2 < stopped_at < 20
+    assert before < saved_at <= stopped_at < 20
     return stopped_at
 
 
