@@ -15,10 +15,10 @@ from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
 from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
 from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
-from trainer.config.plan import make_plan, render
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.environment import set_up_ray
 from trainer.driver.start import check_before_start
+from trainer.plan.plan import make_plan, render
 from trainer.rank.progress import Outcome
 from trainer.rank.run_folder import outcome_at
 from trainer.tracking.store import tracking_uri

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models.shapes import ImageForm
-from trainer.config.cost import Costs, count_costs
 from trainer.config.io import load_config
+from trainer.plan.cost import Costs, count_costs
 
 
 @pytest.fixture(scope="module")
