@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.storage.errors import OperationError, StoppedError, as_command
+from data.storage.errors import OperationError, StoppedError, UserError, as_command
 from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
 from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command's options; argparse exits if they are wrong."""
+    """The command's options; argparse exits if they are wrong.
+
+    Raises:
+        UserError: options do not go together, or there is no such GPU.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m trainer.run",
         description="Train a Denoising Diffusion GAN on Ray Train and DeepSpeed. To resume, repeat the command.",
@@ -67,9 +71,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_explain_arguments(parser)
     options = parser.parse_args(arguments)
     if options.gpu and not options.dry_run:
-        parser.error("--gpu is for predictions, which --dry-run prints: add --dry-run, or leave --gpu out")
+        raise UserError("--gpu is for predictions, which --dry-run prints: add --dry-run, or leave --gpu out")
     if options.usd_per_gpu_hour is not None and not options.gpu:
-        parser.error("--usd-per-gpu-hour needs the name of a GPU: add --gpu")
+        raise UserError(f"--usd-per-gpu-hour needs a GPU: add --gpu with one of {', '.join(GPUS)}, or leave it out")
     if options.gpu:
         gpu_named(options.gpu)
     return options

@@ -121,8 +121,8 @@ class ByteCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        out = _as_on_a_gpu(name, args, func(*args, **kwargs))
         if func.is_view or name in _VIEWS or name in _ALLOCATES:
             return out
         moved = self.traffic[self._part or _kind(func, name, args, out)]
@@ -150,6 +150,22 @@ class ByteCounter(TorchDispatchMode):
     def count(self, kind: Kind, read: float, written: float) -> None:
         """Count one operation that does not run."""
         self.traffic[kind].add(Moved(read, written, 1.0))
+
+
+def _as_on_a_gpu(name: str, args: Any, out: Any) -> Any:
+    """The results of a convolution in channels_last, if a GPU gave them so: the meta device forgets the layout."""
+    if name == "convolution" and any(map(_is_channels_last, args[:2])):
+        return out.contiguous(memory_format=torch.channels_last)
+    if name == "convolution_backward" and any(map(_is_channels_last, args[:3])):
+        return tuple(
+            grad.contiguous(memory_format=torch.channels_last) if grad is not None and grad.dim() == 4 else grad
+            for grad in out
+        )
+    return out
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _kind(func: Any, name: str, args: Any, out: Any) -> Kind:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.plan.bytes_moved import ByteCounter, Moved, total_bytes, weighted
+from trainer.plan.bytes_moved import ByteCounter, Kind, Moved, total_bytes, weighted
 
 META = torch.device("meta")
 N = 2 * 4 * 6 * 6
@@ -93,6 +93,17 @@ def test_backward_of_a_convolution_reads_gradient_input_and_weight_and_writes_bo
     assert moved.flops == {torch.float32: 2 * 2 * (2 * 8 * 36) * (4 * 9)}
 
 
+def test_convolutions_keep_channels_last_as_on_a_gpu() -> None:
+    x, weight = (tensor.to(memory_format=torch.channels_last).requires_grad_() for tensor in (made(), WEIGHT))
+    with ByteCounter():
+        y = F.conv2d(x, weight, padding=1)
+        y.sum().backward()
+    assert x.grad is not None
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (y, x.grad))
+    with ByteCounter():
+        assert F.conv2d(X, WEIGHT).is_contiguous()
+
+
 def test_everything_is_of_one_kind_inside_all_as() -> None:
     with ByteCounter() as counter, counter.all_as("average"):
         X.lerp_(Y, 0.5)
@@ -101,7 +112,7 @@ def test_everything_is_of_one_kind_inside_all_as() -> None:
 
 
 def test_traffics_are_added_with_their_weights() -> None:
-    one = {"cast": Moved(10, 20, 1)}
+    one: dict[Kind, Moved] = {"cast": Moved(10, 20, 1)}
     one["cast"].flops[torch.float32] = 4
     total = weighted((2, one), (-1, one), (0.5, {"copy": Moved(2, 2, 1)}))
     assert (total["cast"].read, total["cast"].written, total["cast"].flops[torch.float32]) == (10, 20, 4)

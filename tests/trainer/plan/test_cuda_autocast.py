@@ -51,7 +51,7 @@ class Called(TorchFunctionMode):
 @pytest.mark.parametrize("config", ["digits", "gaussians25"])
 def test_every_function_of_the_networks_that_a_gpu_casts_is_listed(config):
     chosen = load_config(config)
-    networks, form, dim = networks_on_meta(chosen, make_method(chosen.training, chosen.generator)), chosen.image_form
+    networks, form = networks_on_meta(chosen, make_method(chosen.training, chosen.generator)), chosen.image_form
     x, t = torch.empty(8, *form.shape, device=META), torch.zeros(8, dtype=torch.int64, device=META)
     label = torch.zeros(8, dtype=torch.int64, device=META) if form.num_classes else None
     dim = chosen.generator.latent_dim

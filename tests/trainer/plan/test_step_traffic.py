@@ -14,7 +14,7 @@ from trainer.plan.step_traffic import StepTraffic, count_generator, count_step
 ROUNDING = 0.05
 
 
-def gb(traffic: Traffic, *kinds: str) -> float:
+def gb(traffic: Traffic, *kinds: Kind) -> float:
     return sum(traffic[kind].total for kind in kinds or traffic) / 1e9
 
 
