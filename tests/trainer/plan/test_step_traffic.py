@@ -6,7 +6,7 @@ import torch
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.plan import cuda_autocast
-from trainer.plan.bytes_moved import Traffic
+from trainer.plan.bytes_moved import Kind, Traffic
 from trainer.plan.cost import count_costs
 from trainer.plan.step_traffic import StepTraffic, count_generator, count_step
 
