@@ -61,8 +61,8 @@ def test_bf16_saves_less_but_keeps_the_norms_and_the_real_half_of_r1_in_float32(
     fp32, bf16 = (count_costs(load_config("digits", [f"training.precision={p}"])) for p in ("fp32", "bf16"))
     # Autocast on a GPU computes group norm in float32, and with it the activations that follow.
     assert fp32.update_g.saved_bytes / 2 < bf16.update_g.saved_bytes < fp32.update_g.saved_bytes
-    # The discriminator has no norm. Its minibatch deviation is in float32.
-    assert fp32.update_d.saved_bytes / 2 < bf16.update_d.saved_bytes < 0.6 * fp32.update_d.saved_bytes
+    # The discriminator has no norm. Its minibatch deviation is in float32, and its weights are kept in bf16 as well.
+    assert fp32.update_d.saved_bytes / 2 < bf16.update_d.saved_bytes < 0.65 * fp32.update_d.saved_bytes
     assert fp32.update_d_r1.saved_bytes / 2 < bf16.update_d_r1.saved_bytes < fp32.update_d_r1.saved_bytes
     assert bf16.update_g.flops_per_image == fp32.update_g.flops_per_image
 
