@@ -2,7 +2,7 @@
 
 The FIR kernel is the outer product of [1, 3, 3, 1] with itself, normalized to sum 1. A depthwise convolution was the
 fastest formulation tried (others: separable, polyphase, one-channel, pooling), above all in channels_last, and its
-double backward is again a convolution. Compiled networks use sums of shifted pixels instead.
+double backward is again a convolution. Compiled networks use sums of shifted pixels instead, and a GPU fused kernels.
 """
 
 from typing import Literal
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.fused.fir import fir_double, fir_filter
+from models.fused.operator import can_fuse
 from models.shapes import DoubleFeatures, Features, HalfFeatures
 
 ResampleKind = Literal["fir", "nearest"]
@@ -38,6 +40,8 @@ class FirDownsample(_Fir):
         """Halve height and width, which must be even."""
         if torch.compiler.is_compiling():
             return halved_by_slices(x)
+        if can_fuse(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            return fir_filter(x, 2, 1, 1.0)
         C = x.shape[1]
         return F.conv2d(x, self._weight(C), stride=2, padding=1, groups=C)
 
@@ -49,6 +53,8 @@ class FirUpsample(_Fir):
         """Double height and width."""
         if torch.compiler.is_compiling():
             return doubled_by_slices(x)
+        if can_fuse(x):
+            return fir_double(x, 4.0)
         C = x.shape[1]
         return F.conv_transpose2d(x, 4 * self._weight(C), stride=2, padding=1, groups=C)
 
@@ -76,6 +82,8 @@ class FirBlur(_Fir):
 
     def forward(self, x: Features) -> Float[Tensor, "b c h+1 w+1"]:
         """Filter; height and width grow by one."""
+        if can_fuse(x):
+            return fir_filter(x, 1, 2, 1.0)
         C = x.shape[1]
         return F.conv2d(x, self._weight(C), padding=2, groups=C)
 
