@@ -50,7 +50,7 @@ def can_fuse(x: Tensor) -> bool:
         and x.dim() == 4
         and x.dtype in TOLERANCES
         and 0 < x.shape[1] <= MAX_CHANNELS
-        and 0 < x.numel() < len(x) * 2**31  # offsets within one sample are 32-bit integers
+        and 0 < x.numel() < len(x) * 2**29  # 32-bit offsets within a sample, also of its double
         and x.is_contiguous(memory_format=torch.channels_last)
         and (not x.is_cuda or has_triton())
     )

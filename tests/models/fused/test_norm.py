@@ -34,9 +34,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ((2, 8, 4, 4), 2, 2, True),
         ((1, 12, 5, 3), 3, 1, True),  # one sample, odd sizes, channels not a power of two
-        ((3, 24, 3, 7), 2, 1, False),  # one style for all samples
+        ((3, 24, 3, 1), 2, 1, False),  # one style for all samples
         ((2, 4, 1, 1), 1, 2, True),
-        ((2, 96, 2, 3), 24, 2, True),  # a tile of a pixel
+        ((1, 96, 1, 3), 3, 1, True),  # a tile of a pixel
     ],
 )
 def test_equals_float64(device, dtype, shape, num_groups, num_styles, silu) -> None:
@@ -101,11 +101,13 @@ def test_has_a_second_derivative(device) -> None:
     )
 
 
+@pytest.mark.slow
 @on_each_device
 def test_is_one_operation_for_tools_that_watch(device) -> None:
-    x = some(2, 8, 3, 3, device=device, dtype=torch.float32)
-    style = some(2, 16, device=device, dtype=torch.float32)
-    torch.library.opcheck(norm._forward, (x, style, 2, 1e-6, True))
+    x = some(1, 8, 2, 1, device=device, dtype=torch.float32)
+    style = some(1, 16, device=device, dtype=torch.float32)
+    kinds = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(norm._forward, (x, style, 2, 1e-6, True), test_utils=kinds)
 
 
 def test_has_shapes_without_values_on_the_meta_device() -> None:

@@ -1,13 +1,18 @@
 """The fused form is used where it is wanted and right; everywhere else, plain torch is."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.blocks import ResidualBlock
+from models.discriminator import DownBlock
 from models.fused.operator import Operator, can_fuse, fuse, fused
 from models.resample import FirDownsample
 from tests.models.fused.forms import needs_interpreter
+from trainer.algorithm.losses import gradient_penalty
 
 
 def features(dtype: torch.dtype = torch.float32, memory_format=torch.channels_last) -> Tensor:
@@ -114,6 +119,7 @@ def test_the_check_draws_from_no_generator_of_the_run() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @needs_interpreter
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("second_norm_adaptive", [True, False])
@@ -130,10 +136,45 @@ def test_a_block_of_fused_operators_equals_the_plain_block(second_norm_adaptive:
     )
     torch.nn.init.normal_(block.conv2.weight, std=0.1)
     x, temb, zemb = features().requires_grad_(), torch.randn(2, 4), torch.randn(2, 4)
-    results = []
-    for where in ("everywhere", "nowhere"):
-        with fused(where):
-            y = block(x, temb, zemb)
-        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+    def derivatives() -> list[Tensor]:
+        y = block(x, temb, zemb)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])]
+
+    assert_same_fused_and_plain(derivatives)
+
+
+@pytest.mark.slow
+@needs_interpreter
+def test_the_penalty_of_a_fused_discriminator_block_equals_that_of_the_plain_block() -> None:
+    block = DownBlock(8, 4, time_channels=4, halves=True)
+    torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    x, temb = features().requires_grad_(), torch.randn(2, 4)
+
+    def derivatives() -> list[Tensor]:
+        logits = block(x, temb).square().sum((1, 2, 3))
+        penalty = gradient_penalty(logits, x)
+        return [logits, penalty, *torch.autograd.grad(logits.sum() + penalty, list(block.parameters()))]
+
+    assert_same_fused_and_plain(derivatives)
+
+
+def assert_same_fused_and_plain(derivatives: Callable[[], list[Tensor]]) -> None:
+    operations = Operations()
+    with fused("everywhere"), operations:
+        ours = derivatives()
+    assert "ddgan" in operations.namespaces
+    for of_fused, of_plain in zip(ours, derivatives(), strict=True):
+        torch.testing.assert_close(of_fused, of_plain, atol=1e-4, rtol=1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """Notes which libraries the operations inside belong to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespaces = set[str]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.namespaces.add(func.namespace)
+        return func(*args, **(kwargs or {}))
