@@ -104,15 +104,16 @@ class Operator:
 
     def error(self, *arguments: Any) -> tuple[float, float]:
         """Largest relative error of result and gradients for random numbers in place of `arguments`, and its limit."""
-        generator = torch.Generator(arguments[0].device).manual_seed(0)
+        device = arguments[0].device
+        generator = torch.Generator(device).manual_seed(0)
 
         def drawn(like: Tensor) -> Tensor:
             return torch.empty_like(like).normal_(generator=generator)
 
-        tensors = [drawn(a) if isinstance(a, Tensor) else None for a in arguments]
         results: list[list[Tensor]] = []
         grad: Tensor | None = None
-        with torch.enable_grad(), torch.autocast(arguments[0].device.type, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            tensors = [drawn(a) if isinstance(a, Tensor) else None for a in arguments]
             for form, dtype in ((self.fused, None), (self.plain, torch.float32)):
                 inputs = [t if t is None else t.to(dtype or t.dtype).detach().requires_grad_() for t in tensors]
                 y = form(*(a if t is None else t for a, t in zip(arguments, inputs, strict=True)))

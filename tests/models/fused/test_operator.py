@@ -76,6 +76,13 @@ def test_a_right_form_is_chosen(caplog) -> None:
     assert not caplog.text
 
 
+def test_gradients_are_checked_wherever_the_first_call_comes_from() -> None:
+    operator = Operator("doubling", lambda x: x * 2, lambda x: x + x)
+    for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with context:
+            assert operator.checked(features()) is operator.fused
+
+
 def slightly_wrong(x: Tensor) -> Tensor:
     return x * 2.2
 
