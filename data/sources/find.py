@@ -15,7 +15,8 @@ from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, st
 from data.sources.points import PointsSource, gaussians25_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
-from data.storage.location import is_url
+from data.storage.location import DataError, is_url
+from data.storage.paths import expanded
 from data.storage.redaction import redact
 
 _AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
@@ -101,10 +102,8 @@ def _parse(name: str) -> tuple[str, Path]:
         return _recognise(Path(name)), Path(name)
     # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
-    if named is None and name.startswith(("~", "$HOME/", "${HOME}/")):
-        expanded = os.path.expanduser(os.path.expandvars(name))
-        if expanded != name:
-            return _parse(expanded)
+    if named is None and (filled := _filled(name, name)) != name:
+        return _parse(filled)
     if named is None:
         raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
     kind, path = named.groups()
@@ -115,10 +114,17 @@ def _parse(name: str) -> tuple[str, Path]:
             raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
         raise SourceError(f"source {name}: unknown kind {kind!r}; {_ALLOWED}")
     # The shell expands a tilde only at the start of a word.
-    path = os.path.expanduser(os.path.expandvars(path))
+    path = _filled(path, name)
     if not path or not _exists(Path(path)):
         raise SourceError(f"source {name}: no such file or folder {path!r}; {_ALLOWED}")
     return kind, Path(path)
+
+
+def _filled(path: str, name: str) -> str:
+    try:
+        return expanded(path, f"source {name}: the path")
+    except DataError as error:
+        raise SourceError(str(error)) from error
 
 
 def _exists(path: Path) -> bool:

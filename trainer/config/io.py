@@ -16,6 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.storage.errors import UserError
+from data.storage.location import DataError
+from data.storage.paths import expanded
 from data.storage.redaction import HIDDEN, redact
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
 from trainer.config.paths import PATHS, is_local, understood
@@ -204,7 +206,10 @@ def config_names() -> list[str]:
 
 
 def _resolve(name_or_path: str) -> FilePath:
-    path = FilePath(os.path.expanduser(name_or_path))
+    try:
+        path = FilePath(expanded(name_or_path, "--config"))
+    except DataError as error:
+        raise ConfigError([str(error)]) from error
     is_yaml = path.suffix in (".yaml", ".yml")
     if "/" in name_or_path or (is_yaml and path.is_file()):
         return path

@@ -165,7 +165,7 @@ class Worker:
                 tags=collect_tags(self.index.digest),
                 run_name=directory.name,
                 last_step=checkpoint.step if checkpoint else None,
-                run_id=checkpoint.manifest["mlflow_run_id"] if checkpoint else None,
+                run_id=checkpoint.manifest.get("mlflow_run_id") if checkpoint else None,
             )
 
 
