@@ -14,7 +14,7 @@ from data.storage.errors import OperationError, StoppedError, as_command
 from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
 from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
-from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
+from trainer.config.io import inside_ray_job, load_config, shown_config, with_absolute_paths
 from trainer.config.plan import make_plan, render
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.environment import set_up_ray
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(0)
     config = config_of(options)
     if options.dry_run:
-        print(redact(dump_config(config)) + "\n" + render(make_plan(config)))
+        print(shown_config(config) + "\n" + render(make_plan(config)))
         return 0
     config = with_absolute_paths(config, inside_job=inside_ray_job())
     done = check_before_start(config, options.resume)

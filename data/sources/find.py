@@ -23,7 +23,7 @@ _AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbS
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
 _CLASSES_KINDS = ("folder", "zip", "webdataset")
-_PART = re.compile(r"(.+?)[._-](\d{3}|z\d\d|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
+_PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", "gaussians25")
 _ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
@@ -203,6 +203,11 @@ def _kind_of_file(path: Path) -> str:
         return "cifar10"
     if path.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
         return "webdataset"
+    if zipped := re.fullmatch(r"(.+)\.z\d\d", path.name, re.IGNORECASE):
+        raise SourceError(
+            f"source {path}: is a part of a split zip; join them with zip -s 0 {zipped[1]}.zip --out whole.zip, and "
+            "give that file"
+        )
     if (part := _PART.fullmatch(path.name)) and "." in part[1]:
         raise SourceError(
             f"source {path}: is a part of a download; finish the download, or join all its parts with "

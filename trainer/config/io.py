@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from data.storage.errors import UserError
 from data.storage.location import DataError
 from data.storage.paths import expanded
-from data.storage.redaction import HIDDEN, redact
+from data.storage.redaction import HIDDEN, redact, redact_values
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
 from trainer.config.paths import PATHS, is_local, understood
 from trainer.config.renamed import RENAMED, rename
@@ -185,6 +185,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 def dump_config(config: TrainConfig) -> str:
     """The config as YAML with every field; loading it gives an equal config."""
     return dump(to_dict(config))
+
+
+def shown_config(config: TrainConfig) -> str:
+    """The config as YAML without secrets. Values are redacted one by one, since YAML breaks long texts at blanks."""
+    return dump(redact_values(to_dict(config)))
 
 
 def flat(config: TrainConfig) -> dict[str, str | int | float | bool | None]:

@@ -51,10 +51,8 @@ def test_a_lost_host_is_told_once_with_what_is_missing_and_since_when_and_then_r
 
 
 def test_a_host_that_is_back_at_once_and_a_run_that_can_shrink_are_no_news() -> None:
-    for run, seconds in (
-        (Run(), TELL_AFTER_S),
-        (Run(ScalingConfig(world_size=2, min_world_size=1, device="cpu")), 5000),
-    ):
+    elastic = ScalingConfig(world_size=2, min_world_size=1, device="cpu", cpus_per_worker=4)
+    for run, seconds in ((Run(), TELL_AFTER_S), (Run(elastic), 5000)):
         run.nodes = [node(1, CPU=4)]
         assert run.told_within(seconds) == []
         run.nodes = [node(1, CPU=4), node(2, CPU=4)]
