@@ -104,7 +104,7 @@ def test_manifest_bytes(folder: Path, use: Callable[[], None], pytestconfig: pyt
         (folder / MANIFEST).write_bytes(content)
         use()
 
-    fuzz(pytestconfig, [(folder / MANIFEST).read_bytes()], read, num_inputs=60)
+    fuzz(pytestconfig, [(folder / MANIFEST).read_bytes()], read, num_inputs=20)
 
 
 def test_manifest_values(folder: Path, use: Callable[[], None], pytestconfig: pytest.Config) -> None:
@@ -115,7 +115,7 @@ def test_manifest_values(folder: Path, use: Callable[[], None], pytestconfig: py
     good = json.loads((folder / MANIFEST).read_bytes())
     del good["manifest_sha256"]
     small = good | {"config": {}, "versions": {}}  # so that half of the inputs are damaged elsewhere
-    fuzz(pytestconfig, [good, small], read, damage=altered, num_inputs=250)
+    fuzz(pytestconfig, [good, small], read, damage=altered, num_inputs=60)
 
 
 def damaged_part(content: bytes, draws: random.Random) -> bytes:
@@ -143,7 +143,7 @@ def test_part(folder: Path, use: Callable[[], None], pytestconfig: pytest.Config
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
         use()
 
-    fuzz(pytestconfig, [good], read, damage=damaged_part, num_inputs=250)
+    fuzz(pytestconfig, [good], read, damage=damaged_part, num_inputs=60)
 
 
 def test_note_of_the_last_checkpoint(config: TrainConfig, folder: Path, pytestconfig: pytest.Config) -> None:
