@@ -29,6 +29,7 @@ class Lying:
         self.folder, self.fault, self.at, self.calls, self.happened = str(folder), fault, at, 0, False
         self._names: dict[int, str] = {}
         self._unsynced: set[str] = set()
+        self._looks_itself = False  # its own calls are not the program's
         self._undo: list[tuple[str, Callable[[], object]]] = []
         """Changes of names in order: the folder, and what undoes the change."""
         self._write = os.write
@@ -41,7 +42,7 @@ class Lying:
         def call(*arguments: Any, **more: Any) -> Any:
             target: Any = arguments[0] if arguments else "."
             file = self._names.get(target, "") if isinstance(target, int) else os.fspath(target)
-            if not isinstance(file, str) or not file.startswith(self.folder):
+            if self._looks_itself or not isinstance(file, str) or not file.startswith(self.folder):
                 return real(*arguments, **more)
             number, self.calls = self.calls, self.calls + 1
             if number == self.at or (isinstance(self.fault, tuple) and number > self.at >= 0):
@@ -79,13 +80,13 @@ class Lying:
 
     def _undoing(self, name: str, file: str, arguments: Sequence[Any]) -> Callable[[], object] | None:
         """What would undo a call that changes names; None if it changes none."""
-        path, at, calls = Path(file), self.at, self.calls
-        self.at = -1  # these calls are not the program's
+        path = Path(file)
+        self._looks_itself = True
         kept = path.read_bytes() if name == "unlink" and path.is_file() else b""
         target = Path(arguments[1]) if name in ("rename", "replace") else path
         former = target.read_bytes() if name in ("rename", "replace") and target.is_file() else None
         is_new = not path.exists()
-        self.at, self.calls = at, calls
+        self._looks_itself = False
 
         def restore(place: Path, content: bytes) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ class Lying:
         Raises:
             PowerCut: always.
         """
-        self.at = -1
+        self._looks_itself = True
         for file in self._unsynced:
             if Path(file).is_file():
                 os.truncate(file, Path(file).stat().st_size // 2)
