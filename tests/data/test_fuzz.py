@@ -22,7 +22,7 @@ from data.sources.cifar10_pickle import load_restricted
 from data.sources.find import open_source
 from data.storage.location import DataError
 from tests.data.conftest import open_shard
-from tests.fuzz import fuzz
+from tests.data.fuzz import fuzz
 
 pytestmark = pytest.mark.fuzz
 FORM = ImageForm(size=16, channels=3, upscale=True)

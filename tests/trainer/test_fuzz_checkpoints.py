@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz import REFUSALS, altered, fuzz, mutated
+from tests.data.fuzz import REFUSALS, altered, fuzz, mutated
 from tests.trainer.runs import Stopper, configure, train
 from trainer.checkpoint import command, lease
 from trainer.checkpoint.fingerprint import fingerprint

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY
-from tests.fuzz import altered, fuzz
+from tests.data.fuzz import altered, fuzz
 from trainer.config.io import dump_config, load_config, load_stored, to_dict
 from trainer.run import main
 

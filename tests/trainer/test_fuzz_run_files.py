@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data.stream.batches import BadSampleLimit, Replaced
-from tests.fuzz import altered, fuzz, mutated
+from tests.data.fuzz import altered, fuzz, mutated
 from tests.trainer.runs import configure
 from tests.trainer.tracking.helpers.jsonl_sink import JsonLinesSink
 from tests.trainer.tracking.opened import opened
@@ -101,7 +101,7 @@ def test_notes_of_tracking(name: str, run: Path, resume: Any, pytestconfig: pyte
         return lines_altered(content, draws) if as_values else mutated(content, draws)
 
     good = (run / "tracking" / name).read_bytes()
-    fuzz(pytestconfig, [good], lambda content: resume(f"tracking/{name}", content), damage=damaged)
+    fuzz(pytestconfig, [good], lambda content: resume(f"tracking/{name}", content), damage=damaged, num_inputs=50)
 
 
 def test_list_of_replaced_samples(tmp_path: Path, pytestconfig: pytest.Config) -> None:
@@ -127,4 +127,4 @@ def test_config_of_the_last_start(tiny: tuple[str, ...], tmp_path: Path, pytestc
         (run / "config.yaml").write_bytes(content)
         assert newest_to_resume(config, fetch=False) is None
 
-    fuzz(pytestconfig, [dump_config(config).encode()], read)
+    fuzz(pytestconfig, [dump_config(config).encode()], read, num_inputs=50)
