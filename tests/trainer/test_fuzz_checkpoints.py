@@ -115,7 +115,7 @@ def test_manifest_values(folder: Path, use: Callable[[], None], pytestconfig: py
     good = json.loads((folder / MANIFEST).read_bytes())
     del good["manifest_sha256"]
     small = good | {"config": {}, "versions": {}}  # so that half of the inputs are damaged elsewhere
-    fuzz(pytestconfig, [good, small], read, damage=altered, num_inputs=60)
+    fuzz(pytestconfig, [good, small], read, damage=altered, num_inputs=25)
 
 
 def damaged_part(content: bytes, draws: random.Random) -> bytes:
@@ -143,7 +143,7 @@ def test_part(folder: Path, use: Callable[[], None], pytestconfig: pytest.Config
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
         use()
 
-    fuzz(pytestconfig, [good], read, damage=damaged_part, num_inputs=60)
+    fuzz(pytestconfig, [good], read, damage=damaged_part, num_inputs=25)
 
 
 def test_note_of_the_last_checkpoint(config: TrainConfig, folder: Path, pytestconfig: pytest.Config) -> None:
@@ -169,13 +169,13 @@ def test_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: py
         assert not (tmp_path / LEASE).exists()
 
     good = lease.Holder("their launch", "anotherboot 17 4711", "token", "node7", 17, "2026-11-24T05:00:00Z")
-    fuzz(pytestconfig, [good.encode()], read, num_inputs=150)
+    fuzz(pytestconfig, [good.encode()], read, num_inputs=100)
     fuzz(
         pytestconfig,
         [json.loads(good.encode())],
         lambda values: read(json.dumps(values).encode()),
         damage=altered,
-        num_inputs=150,
+        num_inputs=100,
     )
 
 
