@@ -43,14 +43,14 @@ def good() -> dict[str, Any]:
 
 def test_bytes(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config) -> None:
     texts = [dump_config(load_config("digits", TINY)).encode(), json.dumps(good).encode()]
-    fuzz(pytestconfig, texts, dry_run, num_inputs=60)
+    fuzz(pytestconfig, texts, dry_run, num_inputs=40)
 
 
 def test_values(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config) -> None:
     def read(values: Any) -> None:
         dry_run(json.dumps(values).encode())
 
-    fuzz(pytestconfig, [good], read, damage=altered, num_inputs=30)
+    fuzz(pytestconfig, [good], read, damage=altered, num_inputs=8)
 
 
 def test_overrides(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config) -> None:
@@ -66,4 +66,4 @@ def test_overrides(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Conf
     def read(overrides: list[str]) -> None:
         dry_run(content, *overrides)
 
-    fuzz(pytestconfig, [[], ["training.r1_gamma=0.5"]], read, damage=overridden, num_inputs=30)
+    fuzz(pytestconfig, [[], ["training.r1_gamma=0.5"]], read, damage=overridden, num_inputs=8)
