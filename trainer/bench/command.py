@@ -17,6 +17,7 @@ import torch
 
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
+from data.storage.paths import path_argument
 from trainer.bench.checkpoints import time_checkpoints
 from trainer.bench.made_images import make_images
 from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
@@ -24,7 +25,6 @@ from trainer.bench.overhead import summarize, time_pairs
 from trainer.bench.traffic import TrafficReport, report_traffic, traffic_table
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import load_config
-from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 
