@@ -21,6 +21,7 @@ from trainer.engine.plain import (
     load_replicated,
     replicated_fragments,
 )
+from trainer.engine.reduction import Reducer, bucket_bytes_for_exactness
 
 
 class DeepSpeedEngine:
@@ -38,9 +39,13 @@ class DeepSpeedEngine:
         self._stage, self.partitioned = zero_stage, zero_stage == 3
         # Stage 3 empties the module's parameters, but loading and the average need their shapes.
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
-        zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False}
-        # One bucket as large as the network; the default takes 2 GB of memory per engine.
-        zero["reduce_bucket_size"] = sum(shape.numel() for shape in self._shapes.values())
+        numel = sum(shape.numel() for shape in self._shapes.values())
+        # At stages 1 and 2 DeepSpeed reduces each bucket on a stream of its own while the backward pass runs. At the
+        # end of the pass it waits for the device. Its default buckets take 2 GB of memory per engine.
+        zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": zero_stage in (1, 2)}
+        zero["reduce_bucket_size"] = numel
+        if zero_stage in (1, 2):
+            zero["reduce_bucket_size"] = int(min(numel, bucket_bytes_for_exactness() / 4))
         if zero_stage in (1, 2):
             zero["compute_grad_norm"] = False  # it would read a scalar off the device in every step
         config = {
@@ -56,6 +61,10 @@ class DeepSpeedEngine:
         )
         self.module = self._engine.module
         self._inner = optimizer if zero_stage == 0 else self._optimizer.optimizer
+        # At stage 0 DeepSpeed would reduce all gradients after the backward pass.
+        self._reducer = Reducer(self.module.parameters() if zero_stage == 0 else (), multiplies=True)
+        self._engine.enable_backward_allreduce = zero_stage > 0
+        self._unfinished = False
         self._set_update_count(0)
         self.guard = UpdateGuard(max_gradient_norm, partitioned=zero_stage > 0)
 
@@ -64,13 +73,25 @@ class DeepSpeedEngine:
         if self._stage > 0:
             # The engine's own forward does this. Without it, stage 3 keeps only the last micro-batch's gradient.
             self._optimizer.clear_backward_seen_flag()
+        elif self._engine.is_gradient_accumulation_boundary():
+            self._reducer.expect()
         # The step has already weighted the loss by the micro-batch's share of the batch.
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> None:
+    def step(self, *, wait: bool = True) -> None:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return
+        self._reducer.launch_rest()
+        self._unfinished = True
+        if wait or not self._reducer.pending:
+            self.finish()
+
+    def finish(self) -> None:
+        if not self._unfinished:
+            return
+        self._unfinished = False
+        self._reducer.finish()
         self.guard.judge(self._reduced_gradients())
         if self._stage in (1, 2):
             self._allocate_optimizer_state()  # DeepSpeed reads it after its first step, even if that was skipped
