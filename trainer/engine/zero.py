@@ -40,12 +40,12 @@ class DeepSpeedEngine:
         # Stage 3 empties the module's parameters, but loading and the average need their shapes.
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
         numel = sum(shape.numel() for shape in self._shapes.values())
-        # At stages 1 and 2 DeepSpeed reduces each bucket on a stream of its own while the backward pass runs. At the
-        # end of the pass it waits for the device. Its default buckets take 2 GB of memory per engine.
-        zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": zero_stage in (1, 2)}
-        zero["reduce_bucket_size"] = numel
-        if zero_stage in (1, 2):
-            zero["reduce_bucket_size"] = int(min(numel, bucket_bytes_for_exactness() / 4))
+        # DeepSpeed's default buckets take 2 GB of memory per engine.
+        zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False, "reduce_bucket_size": numel}
+        if zero_stage in (1, 2) and dist.get_world_size() > 1:
+            # Each bucket is reduced on a stream of its own during the backward pass. At its end DeepSpeed waits for the
+            # device.
+            zero |= {"overlap_comm": True, "reduce_bucket_size": int(min(numel, bucket_bytes_for_exactness() / 4))}
         if zero_stage in (1, 2):
             zero["compute_grad_norm"] = False  # it would read a scalar off the device in every step
         config = {
