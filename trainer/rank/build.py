@@ -17,7 +17,7 @@ from trainer.algorithm.statistics import Statistic
 from trainer.checkpoint.snapshot import build_generator, load_initial_weights
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.compile_cache import CompileCache
-from trainer.engine.compiled import compiled_forward
+from trainer.engine.compiled import CompiledForward, compiled_forward
 from trainer.engine.interface import Engine
 from trainer.engine.plain import make_adam
 from trainer.engine.ranks import Ranks
@@ -94,7 +94,7 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
         )
         for part, network in networks.items()
     }
-    compiled = {}
+    compiled: dict[Part, CompiledForward | None] = {}
     if config.engine.compile and not config.run.deterministic:
         cache = CompileCache(config.engine.compile_cache, device)
         compiled = {

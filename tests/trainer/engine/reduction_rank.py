@@ -96,7 +96,7 @@ def main() -> None:
     for backend in ("torch", "deepspeed"):
 
         def in_buckets(network: nn.Module, backend=backend) -> Engine:
-            config = EngineConfig(backend=backend)
+            config = EngineConfig(backend=backend)  # pyright: ignore[reportArgumentType]
             return make_engine(network, optimizer_of(network, "adam"), config, zero_stage=0, grad_accum_steps=1)
 
         found, trace = trained(in_buckets, key=backend)

@@ -37,6 +37,7 @@ def is_free(lock: Path) -> bool:
 def test_the_folder_is_in_the_users_cache_folder_and_named_after_versions(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache = CompileCache(None, CPU)
+    assert cache.folder is not None
     assert cache.folder == tmp_path / "ddgan" / "compiled" / cache_key(CPU)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache.folder)
     assert f"torch-{torch.__version__}-triton-" in cache_key(CPU)
