@@ -42,9 +42,9 @@ class DeepSpeedEngine:
         numel = sum(shape.numel() for shape in self._shapes.values())
         # DeepSpeed's default buckets take 2 GB of memory per engine.
         zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False, "reduce_bucket_size": numel}
-        if zero_stage in (1, 2) and dist.get_world_size() > 1:
+        if zero_stage == 2 and dist.get_world_size() > 1:
             # Each bucket is reduced on a stream of its own during the backward pass. At its end DeepSpeed waits for the
-            # device.
+            # device. Stage 1 does the same, but gave other gradients with several micro-batches and several buckets.
             zero |= {"overlap_comm": True, "reduce_bucket_size": int(min(numel, bucket_bytes_for_exactness() / 4))}
         if zero_stage in (1, 2):
             zero["compute_grad_norm"] = False  # it would read a scalar off the device in every step

@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, caplog):
 def test_a_second_start_compiles_nothing(tmp_path):
     said = []
     for _ in range(2):
-        done = run_python(["-m", "tests.trainer.engine.compiles_one_block", str(tmp_path)])
+        done = run_python(["-m", "tests.trainer.engine.processes.compiles_one_block", str(tmp_path)])
         assert "failed False" in done.stdout, done.stderr[-3000:] + done.stdout
         found = re.search(r"compiled 1 kinds of blocks \((\d+) graphs, (\d+) from (.*)\) in \d+ s", done.stdout)
         assert found, done.stdout

@@ -9,7 +9,7 @@ from torch import nn
 from tests.launch import run_ranks
 from trainer.engine.reduction import Reducer, in_buckets
 
-SCRIPT = Path(__file__).with_name("reduction_rank.py")
+SCRIPT = Path(__file__).parent / "processes" / "reduction_rank.py"
 
 
 @pytest.mark.slow
