@@ -21,7 +21,7 @@ from trainer.engine.plain import (
     load_replicated,
     replicated_fragments,
 )
-from trainer.engine.reduction import Reducer, bucket_bytes_for_exactness
+from trainer.engine.reduction import Reducer
 
 
 class DeepSpeedEngine:
@@ -39,13 +39,11 @@ class DeepSpeedEngine:
         self._stage, self.partitioned = zero_stage, zero_stage == 3
         # Stage 3 empties the module's parameters, but loading and the average need their shapes.
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
-        numel = sum(shape.numel() for shape in self._shapes.values())
-        # DeepSpeed's default buckets take 2 GB of memory per engine.
-        zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False, "reduce_bucket_size": numel}
-        if zero_stage == 2 and dist.get_world_size() > 1:
-            # Each bucket is reduced on a stream of its own during the backward pass. At its end DeepSpeed waits for the
-            # device. Stage 1 does the same, but gave other gradients with several micro-batches and several buckets.
-            zero |= {"overlap_comm": True, "reduce_bucket_size": int(min(numel, bucket_bytes_for_exactness() / 4))}
+        # No overlap_comm: with it DeepSpeed waits for the device in each backward pass, and one comparison at stage 1
+        # on two ranks was not bitwise equal.
+        zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False}
+        # One bucket as large as the network; the default takes 2 GB of memory per engine.
+        zero["reduce_bucket_size"] = sum(shape.numel() for shape in self._shapes.values())
         if zero_stage in (1, 2):
             zero["compute_grad_norm"] = False  # it would read a scalar off the device in every step
         config = {
