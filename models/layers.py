@@ -1,7 +1,7 @@
 """Small parts of the networks: initialization, group norm, embeddings, and convolutions in channels_last.
 
 channels_last is the layout on a GPU, where convolutions take no other without a copy. For R1, the second derivatives of
-`Convolution` and `filtered` are made of ordinary convolutions in that layout. torch's own double backward computes the
+`Convolution` are made of ordinary convolutions in that layout. torch's own double backward computes the
 weight's gradient by a convolution of transposed feature maps: it copies both, and the filter is as large as the image.
 Here it is the same weight gradient as in any backward pass, as in StyleGAN3's `conv2d_gradfix`. Numbers differ by
 rounding only.
@@ -19,7 +19,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.shapes import Embedding, Features, Label, Timestep
+from models.fused.norm import group_norm as group_norm_with_style
+from models.fused.operator import can_fuse
+from models.shapes import Embedding, Features, Label, Style, Timestep
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
 Fan = Literal["average", "out"]
@@ -46,7 +48,25 @@ def initialized(layer: LayerT, *, fan: Fan = "average", scale: float = 1.0) -> L
     return layer
 
 
-def group_norm(num_channels: int, *, affine: bool = True) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group norm with SiLU, and with scale and shift that differ by sample, in one operation on a GPU."""
+
+    def forward(self, input: Features, style: Style | None = None, *, silu: bool = False) -> Features:
+        """Normalize the input.
+
+        Args:
+            input: Features.
+            style: Scale, then shift of each channel for each sample. Required unless the module has its own (`affine`).
+            silu: Apply SiLU to the result.
+        """
+        if style is None and not can_fuse(input):
+            h = super().forward(input)
+            return F.silu(h) if silu else h
+        style = torch.cat([self.weight, self.bias])[None] if style is None else style
+        return group_norm_with_style(input, style, self.num_groups, self.eps, silu)
+
+
+def group_norm(num_channels: int, *, affine: bool = True) -> GroupNorm:
     """Group norm with min(C // 4, 32) groups.
 
     Raises:
@@ -59,7 +79,7 @@ def group_norm(num_channels: int, *, affine: bool = True) -> nn.GroupNorm:
             "are base_channels x channel_multipliers wide, or the sum of two such widths where a skip joins: choose "
             "base_channels and channel_multipliers so that each width is a multiple of 4, and from 128 on of 32"
         )
-    return nn.GroupNorm(num_groups, num_channels, eps=1e-6, affine=affine)
+    return GroupNorm(num_groups, num_channels, eps=1e-6, affine=affine)
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -186,9 +206,9 @@ def convolve(x: Features, weight: Tensor, bias: Tensor | None, padding: Any) -> 
 
 
 def _in_autocast(x: Tensor) -> bool:
-    """Whether autocast is on for the device of x; the meta device has none."""
+    """Whether autocast is on for the device of x, or may be: whoever counts on the meta device emulates it."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return not torch.amp.is_autocast_available(device) or torch.is_autocast_enabled(device)
 
 
 _inputs_only = False
@@ -249,46 +269,3 @@ class _InputGradient(Function):
         of_grad = torch.conv2d(grad, weight, padding=ctx.padding) if ctx.needs_input_grad[0] else None
         of_weight = _gradient(grad_y, grad, weight, ctx.padding, 1) if ctx.needs_input_grad[1] else None
         return of_grad, of_weight, None, None
-
-
-def filtered(x: Features, kernel: Tensor, *, stride: int, padding: int) -> Tensor:
-    """`F.conv2d` of each channel with its constant kernel, [C, 1, K, K].
-
-    torch's double backward would also compute the gradient of the kernel, channel by channel, and discard it.
-    """
-    plain = torch.compiler.is_compiling() or _in_autocast(x)
-    if plain or not (x.requires_grad and torch.is_grad_enabled()):
-        return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
-    return _Filter.apply(x, kernel, stride, padding)
-
-
-class _Filter(Function):
-    """The filter of `filtered`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, kernel)
-        ctx.settings = (stride, padding)
-        return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, kernel = ctx.saved_tensors
-        return _FilterGradient.apply(grad, kernel, x.detach(), *ctx.settings), None, None, None
-
-
-class _FilterGradient(Function):
-    """The gradient of x in `_Filter`; x gives only its shape."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, kernel: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(kernel)
-        ctx.settings = (stride, padding)
-        arguments = (None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], x.shape[1], [True, False, False])
-        return torch.ops.aten.convolution_backward(grad, x, kernel, *arguments)[0]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (kernel,) = ctx.saved_tensors
-        stride, padding = ctx.settings
-        return filtered(grad, kernel, stride=stride, padding=padding), None, None, None, None

@@ -1,8 +1,8 @@
 """Halving and doubling the resolution: FIR filters as depthwise convolutions, or mean and nearest neighbour.
 
 The FIR kernel is the outer product of [1, 3, 3, 1] with itself, normalized to sum 1. A depthwise convolution was the
-fastest formulation tried (others: separable, polyphase, one-channel, pooling), above all in channels_last, and its
-double backward is again a convolution. Compiled networks use sums of shifted pixels instead.
+fastest formulation tried (others: separable, polyphase, one-channel, pooling), above all in channels_last. Compiled
+networks use sums of shifted pixels instead, and a GPU fused kernels.
 """
 
 from typing import Literal
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import filtered
+from models.fused.fir import Doubled, Halved, fir_double, fir_filter
+from models.fused.operator import can_fuse
 from models.shapes import DoubleFeatures, Features, HalfFeatures
 
 ResampleKind = Literal["fir", "nearest"]
@@ -39,7 +40,10 @@ class FirDownsample(_Fir):
         """Halve height and width, which must be even."""
         if torch.compiler.is_compiling():
             return halved_by_slices(x)
-        return filtered(x, self._weight(x.shape[1]), stride=2, padding=1)
+        x = _as_autocast(x)
+        if can_fuse(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            return fir_filter(x, 2, 1, 1.0)
+        return Halved.apply(x, self.kernel.to(x.dtype))
 
 
 class FirUpsample(_Fir):
@@ -49,8 +53,17 @@ class FirUpsample(_Fir):
         """Double height and width."""
         if torch.compiler.is_compiling():
             return doubled_by_slices(x)
-        C = x.shape[1]
-        return F.conv_transpose2d(x, 4 * self._weight(C), stride=2, padding=1, groups=C)
+        x = _as_autocast(x)
+        if can_fuse(x):
+            return fir_double(x, 4.0)
+        return Doubled.apply(x, 4 * self.kernel.to(x.dtype))
+
+
+def _as_autocast(x: Features) -> Features:
+    """x in the dtype that autocast gives to convolutions: inside a function of its own, autograd would not undo it."""
+    device = x.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if casts else x
 
 
 def halved_by_slices(x: Features) -> HalfFeatures:
@@ -76,6 +89,8 @@ class FirBlur(_Fir):
 
     def forward(self, x: Features) -> Float[Tensor, "b c h+1 w+1"]:
         """Filter; height and width grow by one."""
+        if can_fuse(x):
+            return fir_filter(x, 1, 2, 1.0)
         C = x.shape[1]
         return F.conv2d(x, self._weight(C), padding=2, groups=C)
 

@@ -23,11 +23,13 @@ ARROWS = {
 }
 """Our other packages that each package may import."""
 FLOORS = (
+    {"models/fused/kernels"},
+    {"models/fused"},
     {"models", "data/storage", "data/images"},
     {"models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
     {"trainer/config", "data"},
-    {"trainer/checkpoint", "trainer/tracking"},
+    {"trainer/checkpoint", "trainer/tracking", "trainer/plan"},
     {"trainer/sample"},
     {"trainer/evaluate"},
     {"trainer/rank"},
@@ -147,10 +149,11 @@ def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 COLUMNS = {
-    **dict.fromkeys(("models", "models/published"), 0),
+    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published"), 0),
     **dict.fromkeys(("cluster", "trainer", "trainer/driver", "trainer/rank", "trainer/evaluate", "trainer/sample"), 1),
     **dict.fromkeys(("trainer/checkpoint", "trainer/config", "trainer/algorithm", "trainer/engine"), 1),
     **dict.fromkeys(("trainer/bench", "trainer/tracking"), 2),
+    "trainer/plan": 3,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
     **dict.fromkeys(("data/images", "data/processes"), 4),
     **dict.fromkeys(("data/prepare", "data/sources"), 5),

@@ -1,4 +1,4 @@
-"""Measures the speed of training, sampling, reading and saving.
+"""Measures the speed of training, sampling, reading and saving, and counts bytes.
 
 Files:
     authors_update  the authors' update of D, for comparison
@@ -7,4 +7,5 @@ Files:
     made_images     images for a benchmark without a data set
     measurements    times of training steps, sampling and reading
     overhead        the cost of Ray, tracking and checkpoints on top of the step
+    traffic         the bytes that a step moves, as a table
 """

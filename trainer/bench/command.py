@@ -1,6 +1,7 @@
-"""How fast a config runs on this machine: `python -m trainer.bench steps|sampling|pace|overhead|checkpoint`.
+"""How fast a config runs on this machine: `python -m trainer.bench steps|sampling|pace|overhead|checkpoint|bytes`.
 
-One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured.
+One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured. `bytes` counts what
+a GPU would move, on any machine.
 """
 
 import argparse
@@ -10,22 +11,24 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
+from data.storage.paths import path_argument
 from trainer.bench.checkpoints import time_checkpoints
 from trainer.bench.made_images import make_images
 from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
 from trainer.bench.overhead import summarize, time_pairs
+from trainer.bench.traffic import TrafficReport, report_traffic, traffic_table
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import load_config
-from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 
-COMMANDS = ("steps", "sampling", "pace", "overhead", "checkpoint")
+COMMANDS = ("steps", "sampling", "pace", "overhead", "checkpoint", "bytes")
 
 
 def _config_of_one_rank(
@@ -99,13 +102,25 @@ def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
     return time_checkpoints(options.out, options.mb * 10**6, options.rounds)
 
 
+def _bytes(options: argparse.Namespace, _folder: Path) -> TrafficReport:
+    return report_traffic(load_config(options.config, options.set))
+
+
+def _lines(_options: argparse.Namespace, report: Report) -> str:
+    return "\n".join(f"{name:<18} {value:.4g}" for name, value in report.items())
+
+
+def _table(options: argparse.Namespace, report: TrafficReport) -> str:
+    return traffic_table(load_config(options.config, options.set), report)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
 
-    def add(name: str, text: str, measure: Callable[[argparse.Namespace, Path], Report]) -> argparse.ArgumentParser:
+    def add(name: str, text: str, measure: Callable[[argparse.Namespace, Path], Any]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(measure=measure)
+        command.set_defaults(measure=measure, render=_lines)
         command.add_argument("--json", action="store_true", help="print one JSON object")
         if name != "checkpoint":
             add_config_arguments(command)
@@ -131,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument(
         "--out", type=path_argument, default=Path(tempfile.gettempdir()), help="folder on that disk"
     )
+    add("bytes", "count the bytes that a step moves on a GPU, by kind of operation", _bytes).set_defaults(render=_table)
     for command in (steps, pace):
         command.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
     return parser
@@ -147,7 +163,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(0)
     with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
         report = options.measure(options, Path(folder))
-    print(
-        json.dumps(report) if options.json else "\n".join(f"{name:<18} {value:.4g}" for name, value in report.items())
-    )
+    print(json.dumps(report) if options.json else options.render(options, report))
     return 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion
+from models.fused.operator import fuse
 from models.networks import build_discriminator
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part, Players
@@ -17,6 +18,7 @@ from trainer.algorithm.randomness import fold_seed
 from trainer.algorithm.statistics import Statistic
 from trainer.checkpoint.snapshot import build_generator, load_initial_weights
 from trainer.config.train_config import TrainConfig, split_batch
+from trainer.engine.compile_cache import CompileCache
 from trainer.engine.compiled import CompiledForward, compiled_forward
 from trainer.engine.interface import Engine
 from trainer.engine.plain import make_adam
@@ -105,6 +107,7 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
     """
     device, training = ranks.device, config.training
     method = make_method(training, config.generator)
+    fuse("gpu" if config.engine.fused else "nowhere")
     # The same seed on all ranks: each builds the same weights, so none have to be sent.
     torch.manual_seed(fold_seed(config.run.seed, 1))
     networks: dict[Part, nn.Module] = {"g": build_generator(config)}
@@ -130,12 +133,12 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
         # layout, and a GPU converts each weight, which is small next to the features, in each convolution.
         if stages[part] == 0:
             engine.module.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    compiled: dict[Part, CompiledForward | None] = {
-        part: compiled_forward(
-            engine.module, config.engine, deterministic=config.run.deterministic, zero_stage=stages[part]
-        )
-        for part, engine in engines.items()
-    }
+    compiled: dict[Part, CompiledForward | None] = {}
+    if config.engine.compile and not config.run.deterministic:
+        cache = CompileCache(config.engine.compile_cache, device)
+        compiled = {
+            part: compiled_forward(engine.module, cache, zero_stage=stages[part]) for part, engine in engines.items()
+        }
     players = Players(
         engines,
         Diffusion.from_config(config.diffusion, device),

@@ -119,7 +119,7 @@ def gradients(config: TrainConfig, memory_format: torch.memory_format, part: str
     players = replace(players, diffusion=Diffusion(**{k: v.double() for k, v in vars(players.diffusion).items()}))
     taken: dict[str, Tensor] = {}
     for network in players.engines.values():
-        network.step = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+        network.step = lambda **_: None  # pyright: ignore[reportAttributeAccessIssue]
     torch.manual_seed(1)
     updates_of(config, players, float64=True)[part]()
     for name, engine in players.engines.items():
@@ -155,7 +155,8 @@ class Products(Layouts):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_second_derivative_of_a_convolution_is_one_of_each_product(bias):
-    conv = Convolution(3, 5, 3, padding=1, bias=bias).double().to(memory_format=torch.channels_last)
+    conv = Convolution(3, 5, 3, padding=1, bias=bias).double()
+    conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
     results = []
     for forward in (conv, lambda x: F.conv2d(x, conv.weight, conv.bias, padding=1)):
@@ -176,7 +177,7 @@ def test_second_derivative_of_a_convolution_is_one_of_each_product(bias):
 
 
 def test_gradients_of_inputs_leaves_out_the_weights_only_inside():
-    conv = Convolution(3, 4, 1).to(memory_format=torch.channels_last)
+    conv = Convolution(3, 4, 1)
     x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     conv(x).sum().backward()
     assert conv.weight.grad is not None
