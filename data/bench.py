@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from data.shards.offsets import IMAGE_EXTENSIONS
 from data.shards.reader import BadSampleError, EncodedSample, samples_in_order
 from data.storage.arguments import whole_number
 from data.storage.errors import as_command
+from data.storage.surroundings import processor
 from data.storage.location import DataError
 from data.stream.pipeline import DataConfig, open_batches
 from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
@@ -246,12 +246,7 @@ def _summary(way: tuple[str, int], rounds: Sequence[_Round], private_mb: float |
 
 def _machine() -> str:
     """Describe the hardware."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, torch {torch.__version__}"
+    return f"{processor()}, torch {torch.__version__}"
 
 
 def _shuffle(index: ShardIndex, batch_size: int) -> ShuffleQuality | None:
