@@ -8,7 +8,6 @@ Compare the ratios; the rates depend on the machine. The images come from the pa
 import argparse
 import io
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -37,8 +36,8 @@ from data.shards.offsets import IMAGE_EXTENSIONS
 from data.shards.reader import BadSampleError, EncodedSample, samples_in_order
 from data.storage.arguments import whole_number
 from data.storage.errors import as_command
-from data.storage.surroundings import processor
 from data.storage.location import DataError
+from data.storage.surroundings import processor
 from data.stream.pipeline import DataConfig, open_batches
 from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
 

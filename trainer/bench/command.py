@@ -1,4 +1,4 @@
-"""How fast a config runs on this machine: `python -m trainer.bench steps|sampling|kernels|pace|overhead|checkpoint|gpu`.
+"""How fast a config runs on this machine: `python -m trainer.bench steps|sampling|kernels|pace|...`.
 
 One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured. `steps` also runs
 under torchrun, on several ranks.
@@ -8,15 +8,16 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from data.storage.arguments import whole_number
-from data.storage.errors import UserError, as_command
+from data.storage.errors import OperationError, StoppedError, UserError, as_command
 from trainer.bench.checkpoints import time_checkpoints
+from trainer.bench.gpu import GpuBench
+from trainer.bench.gpu import __doc__ as gpu_description
 from trainer.bench.kernels import heaviest_kernels
 from trainer.bench.made_images import make_images
 from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
@@ -123,6 +124,25 @@ def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
     return time_checkpoints(options.out, options.mb * 10**6, options.rounds)
 
 
+def _gpu(options: argparse.Namespace) -> int:
+    """Measure everything, as `gpu.GpuBench` says. Exit code 1 if nothing could be measured."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = GpuBench(
+        configs=options.config or ["cifar10", "lsun256"],
+        overrides=options.set,
+        out=options.out,
+        ends_at=time.monotonic() + 60 * options.minutes,
+        say=lambda line: print(line, flush=True),
+    )
+    try:
+        bench.run()
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; the same command measures what is missing") from None
+    if not any(result.report for result in bench.results.all):
+        raise OperationError(f"nothing could be measured; {options.out}/logs has what each process wrote")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
@@ -139,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     steps.add_argument("--rounds", type=whole_number(1), default=3, help="timed rounds, after one to warm up (3)")
     steps.add_argument("--steps", type=whole_number(1), help="steps of a round (default: the interval of R1)")
     steps.add_argument(
-        "--compare-authors-update", action="store_true", help="take turns with the authors' update of D, in fp32 or tf32"
+        "--compare-authors-update",
+        action="store_true",
+        help="take turns with the authors' update of D, in fp32 or tf32",
     )
     steps.add_argument(
         "--flops-per-image", type=float, metavar="N", help="FLOPs of one image, if known (default: count them)"
@@ -160,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument(
         "--out", type=path_argument, default=Path(tempfile.gettempdir()), help="folder on that disk"
     )
+    gpu = commands.add_parser("gpu", help="everything, in the minutes that there are", description=gpu_description)
+    gpu.set_defaults(measure=None)
+    gpu.add_argument("--minutes", type=whole_number(1), default=8, metavar="N", help="how long (8)")
+    gpu.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder for the results")
+    gpu.add_argument("--config", action="append", metavar="NAME", help="may be repeated (cifar10 and lsun256)")
+    gpu.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value")
     for command in (steps, kernels, pace):
         command.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
     return parser
@@ -175,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     rank, _ = check_group()
     start_logging(rank)
+    if options.command == "gpu":
+        return _gpu(options)
     with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
         report = options.measure(options, Path(folder))
     if rank == 0:

@@ -93,8 +93,9 @@ def time_steps(config: TrainConfig, flops_per_image: float | None = None) -> Rep
 
     Returns:
         Medians over the rounds: images_per_s, time/data_s, time/d_s, time/g_s and time/other_s (seconds of a step);
-        first_step_s, as in `time_rounds`; peak_memory_gib of this rank; flops_per_image (both updates, R1 at its frequency); matmul_flops_per_s, the device's measured
-        peak; mfu, the share of it that the steps reach, in [0, 1].
+        first_step_s, as in `time_rounds`; peak_memory_gib of this rank; flops_per_image (both updates, R1 at its
+        frequency); matmul_flops_per_s, the device's measured peak; mfu, the share of it that the steps reach, in [0,
+        1].
     """
     rounds = time_rounds(config)
     names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: if it runs out of memory, crashes or hangs, only that measurement is lost."""
+"""One measurement in a process of its own: if it runs out of memory, crashes or hangs, the others are not lost."""
 
 import json
 import os
@@ -54,14 +54,32 @@ def run_trial(arguments: Sequence[str], limit_s: float, log: Path, *, ranks: int
         log: file for what it writes to stderr.
         ranks: number of ranks; more than one are started by torchrun.
     """
-    command = [sys.executable, "-m"]
-    if ranks > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    group = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
+    return read_outcome(run_process([*group, *arguments], limit_s, log), log.read_text(errors="replace"))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        code: exit code; None if it was killed because its time was over.
+        printed: what it wrote to stdout.
+        seconds: its duration.
+    """
+
+    code: int | None
+    printed: str
+    seconds: float
+
+
+def run_process(arguments: Sequence[str], limit_s: float, log: Path) -> Ended:
+    """Run `python -m ARGUMENTS` until it ends or `limit_s` seconds are over; its stderr goes to the file `log`."""
     began = time.perf_counter()
     with log.open("wb") as written:
         # A group of its own, so that Ctrl-C reaches only this process, and all of the group can be ended.
         process = subprocess.Popen(
-            [*command, *arguments],
+            [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=written,
@@ -70,22 +88,22 @@ def run_trial(arguments: Sequence[str], limit_s: float, log: Path, *, ranks: int
         )
         try:
             printed, _ = process.communicate(timeout=limit_s)
-            ended = True
+            code = process.returncode
         except subprocess.TimeoutExpired:
-            printed, ended = "", False
+            printed, code = "", None
         finally:
             _end(process)
-    seconds = time.perf_counter() - began
-    if not ended:
-        return Outcome(None, f"no result in {limit_s:.0f} s", seconds)
-    return read_outcome(process.returncode, printed, log.read_text(errors="replace"), seconds)
+    return Ended(code, printed, time.perf_counter() - began)
 
 
-def read_outcome(code: int, printed: str, log: str, seconds: float) -> Outcome:
-    """The outcome of a process that ended by itself, from its exit code, stdout and stderr."""
+def read_outcome(ended: Ended, log: str) -> Outcome:
+    """The outcome of a process that prints a JSON object; `log` is what it wrote to stderr."""
+    code, seconds = ended.code, ended.seconds
+    if code is None:
+        return Outcome(None, f"no result in {seconds:.0f} s", seconds)
     if code == 0:
         with suppress(ValueError):
-            report = json.loads(printed[printed.index("{") :])
+            report = json.loads(ended.printed[ended.printed.index("{") :])
             return Outcome(report, "", seconds)
     if code == -signal.SIGKILL or _NO_MEMORY.search(log):
         return Outcome(None, "out of memory", seconds, out_of_memory=True)

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import torch
 
+from trainer.bench.ladder import allowed
 from trainer.bench.measurements import Report
-from trainer.config.messages import fields_of
 from trainer.config.train_config import TrainConfig, split_batch
 
 Settings = Mapping[str, Any]
@@ -120,18 +120,6 @@ CANDIDATES = (
     Candidate(name="loader processes", values=_loaders),
 )
 """The table of what is tried."""
-
-
-def allowed(name: str, value: Any) -> bool:
-    """Whether the setting exists and its type has the value; of numbers only whether the setting exists."""
-    annotation: Any = TrainConfig
-    for part in name.split("."):
-        if not isinstance(annotation, type) or part not in (fields := fields_of(annotation)):
-            return False
-        annotation = fields[part]
-    if get_origin(annotation) is Literal:
-        return value in get_args(annotation)
-    return annotation is not bool or isinstance(value, bool)
 
 
 def proposals(config: TrainConfig, machine: Machine, best: Report, candidate: Candidate) -> Iterator[Settings]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from trainer.bench.measurements import Report
 from trainer.bench.trial import Outcome
 from trainer.config.io import ConfigError, flat
 from trainer.config.train_config import TrainConfig, split_batch
@@ -91,6 +90,8 @@ class Search:
             config = self.load(settings)
         except ConfigError:
             return None
+        given = flat(self.load({}))
+        settings = {name: value for name, value in settings.items() if value != given[name]}
         key = frozenset(flat(config).items())
         left = self.time_left()
         if key in self._tried or left < max(self._shortest_s, 1.0):
@@ -103,18 +104,3 @@ class Search:
             if self.best is None or row.images_per_s > MIN_GAIN * self.best.images_per_s:
                 self.best = row = Row(settings, config, outcome, is_best=True)
         return row
-
-
-def differing(given: TrainConfig, chosen: TrainConfig) -> Settings:
-    """The settings of `chosen` that differ from those given, by dotted name."""
-    before = flat(given)
-    return {name: value for name, value in flat(chosen).items() if value != before[name]}
-
-
-def speed_up(rows: Sequence[Row]) -> float | None:
-    """How many times faster the best row is than the first one; None if the first failed."""
-    rates: list[float] = [row.images_per_s for row in rows]
-    return max(rates) / rates[0] if rates and rates[0] else None
-
-
-__all__ = ["MIN_GAIN", "Report", "Row", "Search", "differing", "speed_up"]
