@@ -128,7 +128,7 @@ def _gpu(options: argparse.Namespace) -> int:
     """Measure everything, as `gpu.GpuBench` says. Exit code 1 if nothing could be measured."""
     options.out.mkdir(parents=True, exist_ok=True)
     bench = GpuBench(
-        configs=options.config or ["cifar10", "lsun256"],
+        configs=options.configs or ["cifar10", "lsun256"],
         overrides=options.set,
         out=options.out,
         ends_at=time.monotonic() + 60 * options.minutes,
@@ -186,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     gpu.set_defaults(measure=None)
     gpu.add_argument("--minutes", type=whole_number(1), default=8, metavar="N", help="how long (8)")
     gpu.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder for the results")
-    gpu.add_argument("--config", action="append", metavar="NAME", help="may be repeated (cifar10 and lsun256)")
+    gpu.add_argument(
+        "--config", dest="configs", action="append", metavar="NAME", help="may be repeated (cifar10 and lsun256)"
+    )
     gpu.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value")
     for command in (steps, kernels, pace):
         command.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")

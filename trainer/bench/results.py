@@ -54,7 +54,7 @@ class Results:
         if self._lines.exists():
             for line in self._lines.read_text(encoding="utf-8").splitlines():
                 try:
-                    self.all.append(Result(**json.loads(line)))
+                    self._put(Result(**json.loads(line)))
                 except (ValueError, TypeError):  # the line that was being written when the machine was taken away
                     continue
 
@@ -63,13 +63,17 @@ class Results:
         return next((r for r in self.all if r.final and r.command == command and r.device == device), None)
 
     def add(self, result: Result) -> None:
-        """Write a result. It replaces an earlier one of the same command that was not final."""
-        self.all = [r for r in self.all if r.final or (r.command, r.device) != (result.command, result.device)]
-        self.all.append(result)
+        """Write a result."""
+        self._put(result)
         with self._lines.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(result)) + "\n")
         with replaced(self._page) as draft:
             draft.write_text(as_markdown(self.all), encoding="utf-8")
+
+    def _put(self, result: Result) -> None:
+        """A result replaces an earlier one of the same command, which was not final."""
+        self.all = [r for r in self.all if (r.command, r.device) != (result.command, result.device)]
+        self.all.append(result)
 
     def of(self, part: str, config: str) -> list[Result]:
         """The results of one part that did not fail."""
