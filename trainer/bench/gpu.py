@@ -330,7 +330,7 @@ class GpuBench:
             found = run_trial(words, max(SHORTEST_S, limit_s - ended.seconds), log.with_suffix(".evaluation.log"))
             if found.report is None:
                 return found
-            quality = found.report["quality"]
+            quality = found.report["quality"] or {}
             figures = {name: float(quality[name]) for name in ("recall", "coverage") if quality.get(name) is not None}
             return Outcome({"frechet_ratio": found.report["ratio"]} | figures, "", ended.seconds + found.seconds)
 
