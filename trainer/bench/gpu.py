@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 import torch
 
-import trainer
 from data.shards.index import load_index
 from data.storage.location import DataError
 from trainer.bench.ladder import rungs
@@ -115,52 +114,64 @@ class GpuBench:
             rate: the entry of its report that is its `images_per_s`, if it has another name.
         """
         command = shlex.join(["python", "-m", *arguments])
-        place = {"part": part, "config": config, "what": what, "command": command, "device": self._device}
         if done := self.results.done(command, self._device):
             self.say(f"{line_of(done)} (measured before)")
             return done
         left_s = self._part_ends_at - time.monotonic()
-        today = str(date.today())
         if left_s < SHORTEST_S:
-            result = Result(
-                **place, date=today, failure=f"not reached: {max(0.0, left_s):.0f} s were left", final=False
-            )
-        else:
-            log = self.out / "logs" / f"{re.sub(r'[^a-z0-9]+', '-', f'{part} {config} {what}'.lower())}.log"
-            limit_s = min(left_s, max(FAIR_SHARES * left_s / still, SHORTEST_S))
-            outcome = (run or run_trial)(arguments, limit_s, log)
-            report = outcome.report or {}
-            if report and rate:
-                report = {"images_per_s": report[rate]}
-            result = Result(
-                **place,
-                date=today,
-                seconds=round(outcome.seconds, 1),
-                report=report | (more or {}) if report else {},
-                failure=outcome.failure,
-                final=outcome.report is not None or outcome.out_of_memory,
-            )
+            return self._add(part, config, what, command, failure=f"not reached: {max(0.0, left_s):.0f} s were left")
+        log = self.out / "logs" / f"{re.sub(r'[^a-z0-9]+', '-', f'{part} {config} {what}'.lower())}.log"
+        limit_s = min(left_s, max(FAIR_SHARES * left_s / still, SHORTEST_S))
+        outcome = (run or run_trial)(arguments, limit_s, log)
+        report = outcome.report or {}
+        if report and rate:
+            report = {"images_per_s": report[rate]}
+        return self._add(
+            part,
+            config,
+            what,
+            command,
+            seconds=round(outcome.seconds, 1),
+            report=report | (more or {}) if report else {},
+            failure=outcome.failure,
+            final=outcome.report is not None or outcome.out_of_memory,
+        )
+
+    def _add(
+        self,
+        part: str,
+        config: str,
+        what: str,
+        command: str,
+        *,
+        seconds: float = 0.0,
+        report: dict[str, Any] | None = None,
+        failure: str = "",
+        final: bool = False,
+    ) -> Result:
+        """Write down a result."""
+        result = Result(
+            part=part,
+            config=config,
+            what=what,
+            command=command,
+            device=self._device,
+            date=str(date.today()),
+            seconds=seconds,
+            report=report or {},
+            failure=failure,
+            final=final,
+        )
         self.results.add(result)
         self.say(line_of(result))
         return result
 
     def _skip(self, part: str, config: str, what: str, why: str) -> None:
         """Write down why something is not measured."""
-        result = Result(
-            part=part,
-            config=config,
-            what=what,
-            command=f"# {part} {config} {what}",
-            device=self._device,
-            date=str(date.today()),
-            failure=why,
-            final=False,
-        )
-        self.results.add(result)
-        self.say(line_of(result))
+        self._add(part, config, what, f"# {part} {config} {what}", failure=why)
 
     def _tests(self, config: str) -> None:
-        root = Path(trainer.__file__).parents[1]
+        root = Path(__file__).parents[2]
         files = [
             file.relative_to(root).as_posix()
             for file in sorted((root / "tests").rglob("test_*.py"))

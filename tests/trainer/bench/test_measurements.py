@@ -32,7 +32,7 @@ def test_warming_up_does_not_count_and_the_share_of_the_peak_is_work_over_peak(m
     monkeypatch.setattr(measurements, "matmul_flops_per_s", lambda *_: 400_000.0)
     costs = SimpleNamespace(flops_per_image=lambda interval: 1_984 + interval)
     monkeypatch.setattr(measurements, "count_costs", lambda _: costs)
-    found = time_steps(load_config("digits", ["training.r1_interval_steps=16"]))
+    found = time_steps(load_config("digits", ["training.r1_interval_steps=16", "scaling.world_size=1"]))
     assert found["images_per_s"] == 50  # median of 40, 60 and 50
     assert [found[name] for name in PARTS] == [1, 2, 3, 4]
     assert found["flops_per_image"] == 2_000
