@@ -1,8 +1,12 @@
 """Halving and doubling the resolution: FIR filters as depthwise convolutions, or mean and nearest neighbour.
 
 The FIR kernel is the outer product of [1, 3, 3, 1] with itself, normalized to sum 1. A depthwise convolution was the
-fastest formulation tried (others: separable, polyphase, one-channel, pooling), above all in channels_last, and its
-double backward is again a convolution. Compiled networks use sums of shifted pixels instead.
+fastest formulation tried (others: separable, polyphase, one-channel, pooling), above all in channels_last. Compiled
+networks use sums of shifted pixels instead.
+
+The derivative of halving is doubling with the same kernel, and the other way round. The two are written as each other's
+backward pass, because torch's own second derivative of a depthwise convolution, which R1 needs, also computes the
+kernel's, channel by channel: some hundred small convolutions for each filter, for a kernel that is constant.
 """
 
 from typing import Literal
@@ -10,6 +14,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from models.shapes import DoubleFeatures, Features, HalfFeatures
@@ -31,6 +36,36 @@ class _Fir(nn.Module):
         return self.kernel.expand(num_channels, 1, 4, 4)
 
 
+class _Halved(torch.autograd.Function):
+    """A depthwise convolution of stride 2 with a constant kernel."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(kernel)
+        C = x.shape[1]
+        return F.conv2d(x, kernel.expand(C, 1, 4, 4), stride=2, padding=1, groups=C)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (kernel,) = ctx.saved_tensors
+        return _Doubled.apply(gradient, kernel), None
+
+
+class _Doubled(torch.autograd.Function):
+    """The transposed convolution, which is the derivative of `_Halved`."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(kernel)
+        C = x.shape[1]
+        return F.conv_transpose2d(x, kernel.expand(C, 1, 4, 4), stride=2, padding=1, groups=C)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (kernel,) = ctx.saved_tensors
+        return _Halved.apply(gradient, kernel), None
+
+
 class FirDownsample(_Fir):
     """Pad (1, 1), filter, take every second pixel."""
 
@@ -38,8 +73,8 @@ class FirDownsample(_Fir):
         """Halve height and width, which must be even."""
         if torch.compiler.is_compiling():
             return halved_by_slices(x)
-        C = x.shape[1]
-        return F.conv2d(x, self._weight(C), stride=2, padding=1, groups=C)
+        x = _as_autocast(x)
+        return _Halved.apply(x, self.kernel.to(x.dtype))
 
 
 class FirUpsample(_Fir):
@@ -49,8 +84,15 @@ class FirUpsample(_Fir):
         """Double height and width."""
         if torch.compiler.is_compiling():
             return doubled_by_slices(x)
-        C = x.shape[1]
-        return F.conv_transpose2d(x, 4 * self._weight(C), stride=2, padding=1, groups=C)
+        x = _as_autocast(x)
+        return _Doubled.apply(x, 4 * self.kernel.to(x.dtype))
+
+
+def _as_autocast(x: Features) -> Features:
+    """x in the dtype that autocast gives to convolutions: inside a function of its own, autograd would not undo it."""
+    device = x.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if casts else x
 
 
 def halved_by_slices(x: Features) -> HalfFeatures:

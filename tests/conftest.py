@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # The networks are small: a second thread gains nothing, and on a busy machine it spins while it waits for a core.
 torch.set_num_threads(1)
+# By default Ray's workers let everything else on the machine go first, and its timeouts run meanwhile.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 # An example's duration depends on how busy the machine is: a deadline would fail at random.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,15 +51,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-minutes", type=float, default=None, help="minutes of each fuzz test (a fixed few inputs)")
 
 
-CLUSTERS = "tests/integration"
-"""Tests that start Ray, Slurm or two hosts. They share ports, and wait in vain on a busy machine."""
+CLUSTERS = tuple(
+    f"tests/integration/test_{name}.py"
+    for name in ("console", "open_ports", "photographs", "ray_failures", "rayjob", "slurm", "two_hosts")
+)
+"""Tests with Ray, Slurm or two hosts: each starts many processes, and part of its time goes by in waiting."""
+
+
+def _is_cluster(nodeid: str) -> bool:
+    return nodeid.startswith(CLUSTERS)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, whole files at a time, and tests with clusters last, when they have the machine alone."""
+    """Run tests with clusters first, then slow ones, then the rest; whole files at a time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.nodeid.startswith(CLUSTERS), item.path not in slow))
+    items.sort(key=lambda item: (not _is_cluster(item.nodeid), item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -67,7 +76,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Load
 
     class ClustersInOne(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return CLUSTERS if nodeid.startswith(CLUSTERS) else super()._split_scope(nodeid)
+            return "clusters" if _is_cluster(nodeid) else super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False  # keep the order of the collection, set above
     return ClustersInOne(config, log)

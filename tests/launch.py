@@ -41,8 +41,8 @@ def run_ranks(num_ranks: int, arguments: Sequence[str], *, timeout_s: float = 30
 
 
 def train_command(config: str, overrides: Sequence[str], directory: Path, *more: str) -> list[str]:
-    """A `trainer.run` command with overrides, logging to MLflow next to `directory`."""
-    overrides = [*overrides, f"run.directory={directory}", "tracking.backend=mlflow", *more]
+    """A `trainer.run` command with overrides."""
+    overrides = [*overrides, f"run.directory={directory}", *more]
     return ["-m", "trainer.run", "--config", config, *(x for o in overrides for x in ("--set", o))]
 
 
@@ -73,10 +73,13 @@ def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
                 process.wait()
 
 
-def wait_for_checkpoint(directory: Path, process: subprocess.Popen, log: Path) -> None:
-    """Wait until the run has a checkpoint or has ended, for at most three minutes."""
-    deadline = time.monotonic() + 180
-    while not list_checkpoints(directory / "checkpoints"):
+def wait_for_checkpoint(directory: Path, process: subprocess.Popen, log: Path, *, after: int = 0) -> int:
+    """Wait at most five minutes, while the process lives, for a checkpoint of a step beyond `after`; its step."""
+    deadline = time.monotonic() + 300
+    while True:
+        steps = [checkpoint.step for checkpoint in list_checkpoints(directory / "checkpoints")]
+        if steps and steps[-1] > after:
+            return steps[-1]
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.2)
+        time.sleep(0.1)

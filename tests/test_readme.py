@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.launch import ROOT, run_python
 from tests.trainer.runs import configure, train
-from trainer.config.cost import count_costs
 from trainer.config.io import config_names, load_config
 from trainer.evaluate import command as evaluate
+from trainer.plan.cost import count_costs
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()

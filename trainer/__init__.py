@@ -7,12 +7,13 @@ Files:
     algorithm/     what a training step computes
     bench/         measures how fast a config trains, samples, reads and saves
     checkpoint/    what a run saves
-    config/        every setting: defined, read strictly, checked, estimated
+    config/        every setting: defined, read strictly, checked
     configs/       one YAML file per data set
     driver/        the process that starts the ranks
     engine/        backward pass, gradient reduction, optimizer update
     evaluate/      measures the quality of samples
     modes          counts the modes of StackedMNIST in a run's samples
+    plan/          size, cost and duration of a run before it starts
     points         quality of samples of the 25 Gaussians, and a picture
     rank/          one rank, from start to end
     run            the command: parse, check, launch on Ray, summarize

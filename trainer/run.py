@@ -10,15 +10,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.storage.errors import OperationError, StoppedError, as_command
+from data.storage.errors import OperationError, StoppedError, UserError, as_command
 from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
 from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
 from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
-from trainer.config.plan import make_plan, render
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.environment import set_up_ray
 from trainer.driver.start import check_before_start
+from trainer.plan.gpus import GPUS, gpu_named
+from trainer.plan.plan import make_plan, render
+from trainer.plan.prediction import predict, render_prediction
 from trainer.rank.progress import Outcome
 from trainer.rank.run_folder import outcome_at
 from trainer.tracking.store import tracking_uri
@@ -34,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(0)
     config = config_of(options)
     if options.dry_run:
-        print(redact(dump_config(config)) + "\n" + render(make_plan(config)))
+        plan = make_plan(config)
+        print(redact(dump_config(config)) + "\n" + render(plan))
+        if options.gpu:
+            prediction = predict(config, plan, gpu_named(options.gpu), config.training.precision)
+            print(render_prediction(prediction, options.usd_per_gpu_hour))
         return 0
     config = with_absolute_paths(config, inside_job=inside_ray_job())
     done = check_before_start(config, options.resume)
@@ -45,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command's options; argparse exits if they are wrong."""
+    """The command's options; argparse exits if they are wrong.
+
+    Raises:
+        UserError: options do not go together, or there is no such GPU.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m trainer.run",
         description="Train a Denoising Diffusion GAN on Ray Train and DeepSpeed. To resume, repeat the command.",
@@ -54,8 +64,29 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_resume_argument(parser)
     parser.add_argument("--init-from", metavar="FILE", help="start from generator weights: a snapshot's or published")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
+    parser.add_argument(
+        "--gpu", metavar="|".join(GPUS), help="with --dry-run: predict time and throughput on such GPUs, one per rank"
+    )
+    parser.add_argument("--usd-per-gpu-hour", type=_price, metavar="X", help="with --gpu: predict the run's price too")
     add_explain_arguments(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.gpu and not options.dry_run:
+        raise UserError("--gpu is for predictions, which --dry-run prints: add --dry-run, or leave --gpu out")
+    if options.usd_per_gpu_hour is not None and not options.gpu:
+        raise UserError(f"--usd-per-gpu-hour needs a GPU: add --gpu with one of {', '.join(GPUS)}, or leave it out")
+    if options.gpu:
+        gpu_named(options.gpu)
+    return options
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a price: give US dollars, such as 2.50")
+    return price
 
 
 def config_of(options: argparse.Namespace) -> TrainConfig:

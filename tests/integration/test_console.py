@@ -40,7 +40,7 @@ def unknown(output: str, known: list[str]) -> list[str]:
 
 def test_train_sample_and_evaluate_print_nothing_that_is_not_ours(tiny, tiny_digits, tmp_path):
     run = tmp_path / "run"
-    trained = run_python(train_command("digits", tiny, run, "scaling.world_size=2"))
+    trained = run_python(train_command("digits", tiny, run, "scaling.world_size=2", "tracking.backend=mlflow"))
     assert trained.returncode == 0, trained.stderr
     assert unknown(trained.stdout + trained.stderr, RUN) == []
     sampled = run_python(["-m", "trainer.sample", "--run", str(run), "--num", "4", "--out", str(tmp_path / "a.png")])

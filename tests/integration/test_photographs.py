@@ -1,7 +1,9 @@
-"""From a folder of photographs to a trained network, stopped and resumed, on two Ray workers; at 64 and 256 px."""
+"""From a folder of photographs to a trained network, stopped in three ways and resumed, on two Ray workers."""
 
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from trainer.checkpoint.format import list_checkpoints
 from trainer.run import STOPPED
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "photos"
+"""Real ones, where they are."""
 
 NARROW = (
     "scaling.world_size=2",
@@ -27,56 +30,69 @@ NARROW = (
     "training.global_batch_size=8",
     "training.micro_batch_size=4",
     "training.total_images=160",
+    "tracking.backend=mlflow",
     "tracking.log_interval_steps=5",
     "grids.interval_steps=null",
     "grids.num_images=4",
-    "checkpoint.save_interval_steps=5",
+    "checkpoint.save_interval_steps=3",
 )
-AT_SIZE = {
-    64: ("data.image_size=64", "generator.channel_multipliers=[1, 1, 2]", "generator.attention_resolutions=[16]"),
-    256: (),
-}
+# As `timeout` and shell scripts are: a parent in the same process group, which lives on when the group is signalled.
+PARENT = (
+    "import signal, subprocess, sys; signal.signal(signal.SIGTERM, lambda *_: None); "
+    "sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def made_photographs(tmp_path_factory) -> Path:
-    """JPEGs of several sizes and shapes, one grey and one with an alpha channel among them."""
-    folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
+def make_photographs(folder: Path) -> None:
+    """JPEGs of several sizes and shapes, one grey and one with an alpha channel among them, and real ones if any."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
     for i in range(40):
         coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((int(rng.integers(260, 400)), int(rng.integers(260, 400))))
-        image.convert("L" if i == 3 else "RGB").save(folder / f"{i:03d}.jpg", quality=90)
+        image.convert("L" if i == 3 else "RGB").save(folder / f"made-{i:03d}.jpg", quality=90)
     Image.new("RGBA", (300, 300), (200, 30, 30, 128)).save(folder / "alpha.png")
-    return folder
+    for file in sorted(PHOTOGRAPHS.glob("*.jpg"))[:40]:
+        shutil.copy(file, folder)
 
 
-@pytest.mark.parametrize(("source", "size"), [("made", 64), ("made", 256), ("real", 256)])
-def test_photographs_train_stop_and_resume_as_one_run(source, size, made_photographs, tmp_path):
-    if source == "real" and not PHOTOGRAPHS.is_dir():
-        pytest.skip("the folder of real photographs, shared/data/photos beside the checkout, is absent")
-    if (source, size) == ("made", 256) and PHOTOGRAPHS.is_dir():
-        pytest.skip("the real photographs are there and are taken at this size")
-    photographs = PHOTOGRAPHS if source == "real" else made_photographs
-    data, directory, log = tmp_path / "data", tmp_path / "run", tmp_path / "log.txt"
-    assert prepare.main([str(photographs), "--out", str(data), "--size", str(size), "--workers", "2"]) == 0
+def stop_with(number: signal.Signals, send: Callable[[int, int], None], arguments: list[str], run: Path) -> int:
+    """Start the command or resume it, and stop it after its next checkpoint; the step at which it stopped.
 
-    overrides = (*NARROW, *AT_SIZE[size], f"data.path={data}")
-    arguments = train_command("celebahq256", overrides, directory)
+    Args:
+        number: the signal.
+        send: os.kill for the process alone, os.killpg for its group.
+        arguments: of Python.
+        run: the directory of the run; its log is written next to it.
+    """
+    log, saved = run.parent / "log.txt", list_checkpoints(run / "checkpoints")
+    before = saved[-1].step if saved else 0
     with running(arguments, log) as process:
-        wait_for_checkpoint(directory, process, log)
-        if size == 256:
-            process.send_signal(signal.SIGTERM)  # to the driver alone, as a scheduler may send it
-        else:
-            os.killpg(process.pid, signal.SIGINT)  # to all, as a terminal does
+        saved_at = wait_for_checkpoint(run, process, log, after=before)
+        send(process.pid, number)
         assert process.wait(timeout=180) == STOPPED, log.read_text()[-3000:]
     text = log.read_text()
-    assert f"{'SIGTERM' if size == 256 else 'SIGINT'}: finishing the step and writing a checkpoint" in text
+    assert f"{number.name}: finishing the step and writing a checkpoint" in text
     assert "stopped; the same command resumes" in text
     assert "Traceback" not in text
-    stopped_at = list_checkpoints(directory / "checkpoints")[-1].step
-    assert 5 <= stopped_at < 20
+    assert not before or f"resuming from {run}/checkpoints/step-{before:08d}" in text
+    stopped_at = list_checkpoints(run / "checkpoints")[-1].step
+    assert before < saved_at <= stopped_at < 20
+    return stopped_at
+
+
+@pytest.mark.timeout(1200)
+def test_photographs_train_stop_and_resume_as_one_run(tmp_path):
+    photographs, data, directory = (tmp_path / name for name in ("photographs", "data", "run"))
+    make_photographs(photographs)
+    assert prepare.main([str(photographs), "--out", str(data), "--size", "256", "--workers", "2"]) == 0
+
+    arguments = train_command("celebahq256", NARROW, directory, f"data.path={data}")
+    stop_with(signal.SIGINT, os.killpg, arguments, directory)  # to all, as a terminal does
+    stop_with(signal.SIGTERM, os.kill, arguments, directory)  # to the driver alone, as a scheduler may send it
+    stopped_at = stop_with(signal.SIGTERM, os.killpg, ["-c", PARENT, *arguments], directory)
 
     done = run_python(arguments, timeout_s=400)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,13 +1,17 @@
-"""What a cluster does to a run: its driver killed, a worker killed, a start that never gets far."""
+"""What ends a run on Ray, and what does not: a killed driver or worker, starts that never get far, a damaged image."""
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from data.shards.index import load_index
+from data.stream.partition import SampleOrder
+from tests.data.damage import damage
 from tests.launch import run_ranks, running, train_command, wait_for_checkpoint
 from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
@@ -35,12 +39,9 @@ def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
 
     again = tmp_path / "again.txt"
     with running(arguments, again) as process:
-        deadline = time.monotonic() + 180
         begun = newest_valid(directory / "checkpoints")
         assert begun
-        while list_checkpoints(directory / "checkpoints")[-1].step <= begun.step:
-            assert process.poll() is None and time.monotonic() < deadline, again.read_text()[-3000:]
-            time.sleep(0.1)
+        wait_for_checkpoint(directory, process, again, after=begun.step)
         worker = holder_of(directory)
         assert worker
         os.kill(worker, signal.SIGKILL)
@@ -77,3 +78,20 @@ def test_start_that_fails_three_times_at_one_place_ends_the_run(tiny, tmp_path):
         "failure 1 of the workers, before the first step of a start: the processes of the workers were killed" in text
     )
     assert text.splitlines()[-1] == "To resume from the last checkpoint, give the same command again."
+
+
+def test_a_damaged_image_in_the_share_of_another_rank_ends_the_run_at_once(tiny, tiny_digits, tmp_path):
+    data, log = tmp_path / "data", tmp_path / "log.txt"
+    shutil.copytree(tiny_digits, data)
+    index = load_index(data)
+    order = SampleOrder([shard.num_samples for shard in index.shards], seed=0, window_shards=32)
+    shards, samples = order.locate(8, 16)  # of the first batch, the half that is rank 1's
+    (key,) = damage(index, (int(shards[0]), int(samples[0])))
+    more = ("run.seed=0", "scaling.world_size=2", f"data.path={data}", "data.max_bad_percent=0")
+    # Sizes are as they were, so nothing is seen before the image is read.
+    arguments = train_command("digits", tiny, tmp_path / "run", *more, "data.verify=size")
+    with running(arguments, log) as process:
+        assert process.wait(timeout=120) == 2, log.read_text()[-3000:]
+    text = log.read_text()
+    assert f"00000.tar, key {key}" in text.splitlines()[-1]
+    assert text.count("training on 2 ranks") == 1  # not tried again

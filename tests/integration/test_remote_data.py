@@ -1,7 +1,7 @@
 """Training over shards in a bucket and behind a web server ends with the weights of training over the folder."""
 
-import shutil
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from tests.data.servers import serve
-from tests.launch import run_ranks
+from tests.launch import run_python, run_ranks
 from tests.trainer.runs import assert_same_state, configure, state_of, train
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -30,16 +30,12 @@ def bucket(tiny_digits: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def train_ranks(tiny: tuple[str, ...], directory: Path, url: str, cache: Path) -> str:
-    """Two ranks with a loader process each; returns what they print."""
-    overrides = [*tiny, f"run.directory={directory}", f"data.path={url}", f"data.cache_directory={cache}"]
-    overrides += ["data.loader_workers=1", "engine.backend=torch"]
-    done = run_ranks(2, ["-m", "trainer.worker", "--config", "digits", *(x for o in overrides for x in ("--set", o))])
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+def overrides(tiny: tuple[str, ...], directory: Path, url: str, cache: Path) -> list[str]:
+    more = (f"run.directory={directory}", f"data.path={url}", f"data.cache_directory={cache}")
+    return [*tiny, *more, "data.loader_workers=1", "engine.backend=torch"]
 
 
-def cached(cache: Path) -> Mapping[str, bytes]:
+def cached(cache: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in cache.glob("*.tar")}
 
 
@@ -48,23 +44,29 @@ def cached(cache: Path) -> Mapping[str, bytes]:
 def test_bucket_and_web_server_give_the_weights_of_the_folder(
     tiny: tuple[str, ...], tiny_digits: Path, bucket: str, tmp_path: Path
 ) -> None:
-    local, cache = tmp_path / "local", tmp_path / "cache"
-    train_ranks(tiny, local, str(tiny_digits), tmp_path / "unused")
-    train_ranks(tiny, tmp_path / "s3", bucket, cache)
-    assert_same_state(state_of(tmp_path / "s3", 10), state_of(local, 10))
-    first = cached(cache)
-    assert sorted(first.values()) == sorted(file.read_bytes() for file in tiny_digits.glob("*.tar"))
-
+    caches = {name: tmp_path / f"cache-{name}" for name in ("local", "s3", "http")}
     with serve(tiny_digits) as server:
-        shutil.rmtree(cache)
-        train_ranks(tiny, tmp_path / "http", server.url, cache)
-        shards = {name: count for name, count in server.gets.items() if name.endswith(".tar")}
-        assert shards == dict.fromkeys((file.name for file in tiny_digits.glob("*.tar")), 1), "downloaded twice"
-        assert_same_state(state_of(tmp_path / "http", 10), state_of(local, 10))
+
+        def downloads() -> dict[str, int]:
+            return {name: count for name, count in server.gets.items() if name.endswith(".tar")}
+
+        urls = {"local": str(tiny_digits), "s3": bucket, "http": server.url}
+        runs = [overrides(tiny, tmp_path / name, url, caches[name]) for name, url in urls.items()]
+        # Two ranks with a loader process each, which train one run after the other.
+        done = run_ranks(2, ["-m", "tests.trainer.consecutive_runs", *(json.dumps(run) for run in runs)])
+        assert done.returncode == 0, done.stderr[-3000:]
+        for name in ("s3", "http"):
+            assert_same_state(state_of(tmp_path / name, 10), state_of(tmp_path / "local", 10))
+        shards = {file.name: file.read_bytes() for file in tiny_digits.glob("*.tar")}
+        assert downloads() == dict.fromkeys(shards, 1), "downloaded twice"
         # A second run on the same host finds everything in the cache.
-        train_ranks(tiny, tmp_path / "again", server.url, cache)
-        assert {name: count for name, count in server.gets.items() if name.endswith(".tar")} == shards
-    assert cached(cache) == first
+        again = overrides(tiny, tmp_path / "again", server.url, caches["http"])
+        done = run_python(["-m", "trainer.worker", "--config", "digits", *(x for o in again for x in ("--set", o))])
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert downloads() == dict.fromkeys(shards, 1)
+    for name in ("s3", "http"):
+        assert sorted(cached(caches[name]).values()) == sorted(shards.values())
+    assert not cached(caches["local"])
 
 
 def test_altered_shard_in_a_bucket_ends_the_run_by_name(

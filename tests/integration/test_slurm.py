@@ -81,7 +81,7 @@ class Jobs:
         self.cluster.wait_for(job, lambda seen: seen["Restarts"] == str(times), timeout_s=120)
         self.cluster.wait_for(job, lambda seen: seen["JobState"] == "PENDING", timeout_s=120)
         # Slurm would take the end of the old script for that of the new one. Its two minutes are there for that.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 30
         while any(of_job(process, job) for process in psutil.process_iter()):
             assert time.monotonic() < deadline
             time.sleep(0.3)

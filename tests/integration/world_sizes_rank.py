@@ -28,7 +28,7 @@ from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch
 from trainer.checkpoint.format import FORMAT_VERSION, Checkpoint, newest_valid, rank_file
 from trainer.checkpoint.part import HashingChunks, HostMemory
 from trainer.config.io import load_config
-from trainer.config.train_config import TrainConfig
+from trainer.config.train_config import TrainConfig, num_steps
 from trainer.engine.ranks import Ranks
 from trainer.rank.hooks import DrawGrid
 from trainer.rank.metrics import StatisticsSum
@@ -36,8 +36,8 @@ from trainer.rank.progress import RunStatus
 from trainer.rank.worker import Worker
 from trainer.tracking.tracker import NullTracker
 
-NUM_STEPS = 50
-MOVES = {1: (0, 0, 25), 2: (1, 1, 35), 3: (2, 2, 45), 4: (3, 2, NUM_STEPS)}
+NUM_STEPS = 24
+MOVES = {1: (0, 0, 10), 2: (1, 1, 15), 3: (2, 2, 20), 4: (3, 2, NUM_STEPS)}
 """The run that changes: ranks, ZeRO stages of G and D, and the step after which the next number of ranks takes over."""
 MICRO_BATCH_SIZES = {1: 16, 2: 4, 3: 4, 4: 4}
 """Of each number of ranks: 1, 2, 2 and 1 forward passes, those of 3 ranks uneven."""
@@ -122,8 +122,11 @@ class Runs:
         coarse = "training.adam.eps=1e-4"  # the usual one amplifies rounding
         return load_config("digits", [*self.overrides, *sizes, coarse, *more, f"run.directory={self.folder / name}"])
 
-    def train(self, config: TrainConfig, *, stop_at: int = NUM_STEPS, dtype: torch.dtype = torch.float32) -> dict:
-        """Losses by step, and the digests of all samples by step."""
+    def train(
+        self, config: TrainConfig, *, stop_at: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Any]:
+        """Losses by step, and the digests of all samples by step; to the end, if `stop_at` names no step before it."""
+        stop_at = stop_at or num_steps(config)
         curves, digests = Curves(), defaultdict(list)
         torch.set_default_dtype(dtype)
         try:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.resample import (
     FirBlur,
@@ -13,6 +14,19 @@ from models.resample import (
     halved_by_slices,
     upsample,
 )
+
+
+class CountedCalls(TorchDispatchMode):
+    """Counts the calls of operators whose name contains a word."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word, self.calls = word, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += self.word in str(func)
+        return func(*args, **(kwargs or {}))
+
 
 TAPS = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 LAYERS = [FirDownsample, FirUpsample, FirBlur, MeanDownsample, NearestUpsample]
@@ -69,6 +83,30 @@ def test_is_differentiable_twice(layer: type[nn.Module]) -> None:
     resample = layer().double()
     assert torch.autograd.gradcheck(lambda x: resample(x).square(), x)
     assert torch.autograd.gradgradcheck(lambda x: resample(x).square(), x)
+
+
+@pytest.mark.parametrize("layer", [FirDownsample, FirUpsample])
+def test_a_second_derivative_takes_as_many_convolutions_for_many_channels_as_for_one(layer: type[nn.Module]) -> None:
+    """Torch's own makes one for each channel."""
+
+    def convolutions(num_channels: int) -> int:
+        x = torch.randn(2, num_channels, 8, 8, requires_grad=True)
+        with CountedCalls("convolution") as counted:
+            (gradient,) = torch.autograd.grad(layer()(x).square().sum(), x, create_graph=True)
+            gradient.square().sum().backward()
+        return counted.calls
+
+    assert convolutions(16) == convolutions(1) > 0
+
+
+@pytest.mark.parametrize("layer", [FirDownsample, FirUpsample])
+def test_autocast_filters_in_its_dtype_and_gives_the_gradient_in_that_of_the_input(layer: type[nn.Module]) -> None:
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer()(x)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert x.grad is not None and x.grad.dtype == torch.float32
 
 
 def test_constant_stays_constant_away_from_the_border() -> None:

@@ -38,6 +38,9 @@ def no_ray(monkeypatch):
         (["--init-from", "/nowhere.pth"], "run.init_from is /nowhere.pth: there is no such file"),
         (["--set", "scaling.world_size=5"], "16 / discriminator.stddev_group_size 4 makes 4"),
         (["--config", "digit"], "digits"),
+        (["--dry-run", "--gpu", "v100"], "only for h100, h200, a100, l40s, rtx4090: choose one of these"),
+        (["--gpu", "h100"], "add --dry-run, or leave --gpu out"),
+        (["--dry-run", "--usd-per-gpu-hour", "2"], "add --gpu with one of h100, h200"),
     ],
 )
 def test_a_mistake_is_named_with_code_2(tiny, tmp_path, capsys, more, message):
@@ -52,6 +55,22 @@ def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path, capsys):
     assert "global_batch_size: 64" in out
     assert "39.73 M" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_with_a_gpu_predicts_time_and_price(capsys):
+    arguments = ["--config", "gaussians25", "--dry-run", "--gpu", "H200", "--usd-per-gpu-hour", "2.50"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "prediction for 1 x NVIDIA H200 SXM 141GB in fp32; nothing of it was measured" in out
+    assert "USD, at 2.50 a GPU-hour" in out
+
+
+@pytest.mark.parametrize("price", ["-1", "nan", "free", "1e9"])
+def test_what_is_no_price_is_refused(price, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", "digits", "--dry-run", "--gpu", "h100", f"--usd-per-gpu-hour={price}"])
+    assert ended.value.code == 2
+    assert f"{price} is not a price" in capsys.readouterr().err
 
 
 def test_shards_that_are_missing_are_named_before_the_start(tiny, tiny_digits, tmp_path, capsys):

@@ -94,11 +94,11 @@ def test_start_that_fails_of_itself_is_no_kill(tiny, tmp_path):
 @pytest.mark.parametrize(("stage_g", "stage_d", "seed"), [(1, 2, "2"), (3, 2, "7")])
 def test_two_ranks_killed_in_a_step_and_in_a_save_are_equal_in_every_checkpoint(tiny, tmp_path, stage_g, stage_d, seed):
     stages = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
-    given = arguments(tiny, tmp_path / "out", *stages, "training.total_images=640", "checkpoint.save_interval_steps=4")
+    given = arguments(tiny, tmp_path / "out", *stages, "training.total_images=320", "checkpoint.save_interval_steps=2")
     done = run_python(["-m", "trainer.verify_resume", *given, "--kills", "2", "--ranks", "2", "--seed", seed])
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[0].isdigit()]
-    assert [int(row[0]) for row in rows] == list(range(4, 41, 4))
+    assert [int(row[0]) for row in rows] == list(range(2, 21, 2))
     assert len({row[1] for row in rows}) == 10  # it learnt between the points
     assert f"seed {seed}, 2 ranks, 2 kills: all equal" in done.stdout
     assert re.search(r"from step 0, SIGKILL to .* in step \d+; resumes at step", done.stderr), done.stderr[-3000:]

@@ -6,7 +6,7 @@ random numbers and reads no scalars off the device: it gets pairs already drawn 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 
@@ -20,6 +20,7 @@ from models.shapes import Image, Latent, Logits, Timestep
 from trainer.algorithm.losses import OBJECTIVES, Objective, gradient_penalty
 from trainer.algorithm.method import MethodSettings, Part, Players
 from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch
+from trainer.algorithm.schedules import ReconstructionConfig, reconstruction_weight
 from trainer.algorithm.statistics import (
     Statistic,
     Statistics,
@@ -49,6 +50,10 @@ STATISTICS = (
 """`frequency_t` counts D's updates per timestep and `updates_g` counts G's updates; skipped updates are not counted."""
 
 
+RECONSTRUCTION = mean("reconstruction", over="updates_g")
+"""Reported by games with a reconstruction loss, without its weight."""
+
+
 @dataclass(frozen=True)
 class Adversarial:
     """The adversarial game between G and D over the denoising steps.
@@ -57,12 +62,16 @@ class Adversarial:
         objective: the losses of G and D.
         r1_gamma, r2_gamma: weights of R1 and R2; half of each multiplies the squared gradient norm.
         penalty_interval_steps: R1 and R2 are added to D's loss at steps 0, n, 2n, ...; they are not multiplied by n.
+        reconstruction: reconstruction loss of G.
+        global_batch_size: images of a step, which turn steps into images seen.
     """
 
     objective: Objective = OBJECTIVES["non_saturating"]
     r1_gamma: float = 0.0
     r2_gamma: float = 0.0
     penalty_interval_steps: int = 1
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    global_batch_size: int = 1
 
     parts: tuple[Part, ...] = ("d", "g")
     statistics: tuple[Statistic, ...] = STATISTICS
@@ -86,7 +95,15 @@ class Adversarial:
                 f"training.objective is {settings.objective}, whose discriminator loss has no lower bound without a "
                 "gradient penalty, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
             )
-        return cls(objective, settings.r1_gamma, settings.r2_gamma, settings.r1_interval_steps or 1)
+        return cls(
+            objective,
+            settings.r1_gamma,
+            settings.r2_gamma,
+            settings.r1_interval_steps or 1,
+            settings.reconstruction,
+            settings.global_batch_size,
+            statistics=(*STATISTICS, RECONSTRUCTION) if settings.reconstruction.weight else STATISTICS,
+        )
 
     @property
     def penalties(self) -> tuple[str, ...]:
@@ -99,12 +116,13 @@ class Adversarial:
 
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         """A pair for each update."""
-        return draw_micro_batch(raw, diffusion)
+        return draw_micro_batch(raw, diffusion, with_x0=self.reconstruction.weight > 0)
 
     def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
         if part == "g":
-            return self.update_generator(players, batches)
+            weight = reconstruction_weight(self.reconstruction, step * self.global_batch_size)
+            return self.update_generator(players, batches, weight)
         due = step % self.penalty_interval_steps == 0
         with_r1, with_r2 = due and self.r1_gamma > 0, due and self.r2_gamma > 0
         return self.update_discriminator(players, batches, with_r1=with_r1, with_r2=with_r2)
@@ -124,7 +142,7 @@ class Adversarial:
         for batch in batches:
             pair = batch.pair_d
             with torch.no_grad():
-                x_tm1_fake = generated(players, pair)
+                _, x_tm1_fake = generated(players, pair)
             real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=with_r1)
             fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=with_r2)
             statistics = self.objective.discriminator(logits_real, logits_fake)
@@ -142,14 +160,22 @@ class Adversarial:
             add_statistics(total, statistics, batch.share)
         return total
 
-    def update_generator(self, players: Players, batches: Sequence[MicroBatch]) -> Statistics:
-        """One update of G, through a discriminator whose parameters are frozen."""
+    def update_generator(
+        self, players: Players, batches: Sequence[MicroBatch], reconstruction_weight: float = 0.0
+    ) -> Statistics:
+        """One update of G, through a discriminator whose parameters are frozen.
+
+        Args:
+            players: the networks.
+            batches: as many micro-batches as the engines accumulate.
+            reconstruction_weight: weight of the mean square of x0_pred - x0 in this step.
+        """
         D, num_timesteps = players.forward("d"), players.diffusion.num_timesteps
         total: Statistics = {}
         with _frozen(players.discriminator.module):
             for batch in batches:
                 pair, t, x_t = batch.pair_g, batch.pair_g.t, batch.pair_g.x_t
-                x_tm1_fake = generated(players, pair)
+                x0_pred, x_tm1_fake = generated(players, pair)
                 with players.autocast(x_t):
                     logits = D(x_tm1_fake, x_t, t, pair.label)
                 logits_real = None
@@ -157,9 +183,12 @@ class Adversarial:
                     with torch.no_grad(), players.autocast(x_t):
                         logits_real = D(pair.x_tm1, x_t, t, pair.label)
                 loss = self.objective.generator(logits, logits_real)
+                statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, t, logits)}
+                if batch.x0 is not None:
+                    statistics["reconstruction"] = (x0_pred - batch.x0).square().mean()
+                    loss = loss + reconstruction_weight * statistics["reconstruction"]
                 players.generator.backward(loss * (batch.share * players.world_size))
                 players.generator.step()
-                statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, t, logits)}
                 add_statistics(total, statistics | {"updates_g": torch.ones_like(loss)}, batch.share)
         return total
 
@@ -170,11 +199,11 @@ class Adversarial:
         return generator
 
 
-def generated(players: Players, pair: Pair) -> Image:
-    """The fake x_tm1 of a pair: a sample of q(x_tm1 | x_t, x0_pred), where x0_pred comes from G."""
+def generated(players: Players, pair: Pair) -> tuple[Image, Image]:
+    """G's x0_pred for a pair, and the fake x_tm1: a sample of q(x_tm1 | x_t, x0_pred)."""
     with players.autocast(pair.x_t), masks_from(players.generator.module, pair.dropout):
         x0_pred = players.forward("g")(pair.x_t, pair.t, pair.z, pair.label).to(pair.x_t.dtype)
-        return sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
+        return x0_pred, sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
 
 
 def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tuple[Image, Logits]:

@@ -16,6 +16,7 @@ from models.diffusion import Diffusion
 from models.sampling import Sampler
 from models.shapes import Image, Latent, Timestep
 from trainer.algorithm.pairs import RawBatch
+from trainer.algorithm.schedules import ReconstructionConfig
 from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.interface import Engine
 
@@ -76,6 +77,10 @@ class MethodSettings(Protocol):
     def r2_gamma(self) -> float: ...  # noqa: D102
     @property
     def r1_interval_steps(self) -> int | None: ...  # noqa: D102
+    @property
+    def reconstruction(self) -> ReconstructionConfig: ...  # noqa: D102
+    @property
+    def global_batch_size(self) -> int: ...  # noqa: D102
 
 
 @runtime_checkable

@@ -82,11 +82,13 @@ class MicroBatch:
         pair_g: for the generator update: fresh t, noises and z for the same images.
         share: this micro-batch's fraction of the global batch; the shares of all ranks sum to 1. It is 0 for a
             micro-batch that only pads the number of forward passes and must have no effect.
+        x0: the images of both pairs, for methods that compare with them.
     """
 
     pair_d: Pair
     pair_g: Pair
     share: float
+    x0: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,13 @@ class RawBatch:
     labels: Labels | None = None
 
 
-def draw_micro_batch(raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
+def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = False) -> MicroBatch:
     """Draw a micro-batch: a pure function of images and (seed, step, sample).
 
     Args:
         raw: the images.
         diffusion: tables on their device.
+        with_x0: keep the images as well.
     """
     images, draws = raw.images, raw.draws
     draw = pair_function(images.device.type)
@@ -151,7 +154,8 @@ def draw_micro_batch(raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         label = raw.labels.drawn(draws, purposes.label) if raw.labels else None
         return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label)
 
-    return MicroBatch(pair(FOR_D), pair(FOR_G), raw.share)
+    x0 = to_x0(images, draws.flips() if raw.flip else None) if with_x0 else None
+    return MicroBatch(pair(FOR_D), pair(FOR_G), raw.share, x0)
 
 
 DrawnPair = tuple[Timestep, Image, Image, Latent, Image]

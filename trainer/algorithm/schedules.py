@@ -1,10 +1,10 @@
-"""Learning rate as a pure function of the number of images seen."""
+"""Learning rates and weights of losses as pure functions of the number of images seen."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,25 @@ class LearningRateConfig:
         """Refuse a decay whose final rate is above its peak."""
         if self.decay == "cosine" and self.final > self.peak:
             raise ValueError(f"final ({self.final:g}) is above peak ({self.peak:g}): set final to at most peak")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """Reconstruction loss of the generator, next to the adversarial loss."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the reconstruction loss in the generator's loss: the mean square of G's x0_pred minus the image. It
+    gives the generator a direction before the discriminator has learned anything. 0: none, as published."""
+    decay_images: PositiveInt | None = None
+    """Training images over which the weight falls to 0 along half a cosine: later it would pull every sample to the
+    mean of all that fit the noisy image. null: the weight stays as it is."""
+
+
+def reconstruction_weight(config: ReconstructionConfig, images_seen: int) -> float:
+    """Weight of the reconstruction loss in the step that starts after ``images_seen`` images."""
+    if config.decay_images is None:
+        return config.weight
+    return config.weight * 0.5 * (1.0 + math.cos(math.pi * min(1.0, images_seen / config.decay_images)))
 
 
 def learning_rate(config: LearningRateConfig, images_seen: int, total_images: int) -> float:

@@ -1,4 +1,4 @@
-"""Measures the speed of training, sampling, reading and saving.
+"""Measures the speed of training, sampling, reading and saving, and counts bytes.
 
 Files:
     authors_update  the authors' update of D, for comparison
@@ -11,5 +11,6 @@ Files:
     measurements    times of training steps, sampling and reading
     overhead        the cost of Ray, tracking and checkpoints on top of the step
     results         the results of the command gpu, as JSON lines and tables
+    traffic         the bytes that a step moves, as a table
     trial           a measurement in a process of its own
 """

@@ -28,7 +28,7 @@ class AuthorsAdversarial(Adversarial):
         total: Statistics = {}
         for batch in batches:
             pair = batch.pair_d
-            x_tm1_fake = generated(players, pair)
+            _, x_tm1_fake = generated(players, pair)
             x_tm1, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=with_r1)
             logits_fake = players.discriminator.module(x_tm1_fake, pair.x_t, pair.t, pair.label)
             statistics = self.objective.discriminator(logits_real, logits_fake)

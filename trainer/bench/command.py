@@ -1,7 +1,7 @@
 """How fast a config runs on this machine: `python -m trainer.bench steps|sampling|kernels|pace|...`.
 
 One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured. `steps` also runs
-under torchrun, on several ranks.
+under torchrun, on several ranks. `bytes` counts what a GPU would move, on any machine.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from data.storage.arguments import whole_number
 from data.storage.errors import OperationError, StoppedError, UserError, as_command
@@ -22,6 +23,7 @@ from trainer.bench.kernels import heaviest_kernels
 from trainer.bench.made_images import make_images
 from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
 from trainer.bench.overhead import summarize, time_pairs
+from trainer.bench.traffic import TrafficReport, report_traffic, traffic_table
 from trainer.bench.trial import for_this_machine
 from trainer.config.command_line import (
     add_config_arguments,
@@ -35,7 +37,7 @@ from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 
-COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "gpu")
+COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "bytes", "gpu")
 
 
 def _measured_config(
@@ -124,6 +126,18 @@ def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
     return time_checkpoints(options.out, options.mb * 10**6, options.rounds)
 
 
+def _bytes(options: argparse.Namespace, _folder: Path) -> TrafficReport:
+    return report_traffic(load_config(options.config, options.set))
+
+
+def _lines(_options: argparse.Namespace, report: Report) -> str:
+    return "\n".join(f"{name:<18} {value:.4g}" for name, value in report.items())
+
+
+def _table(options: argparse.Namespace, report: TrafficReport) -> str:
+    return traffic_table(load_config(options.config, options.set), report)
+
+
 def _gpu(options: argparse.Namespace) -> int:
     """Measure everything, as `gpu.GpuBench` says. Exit code 1 if nothing could be measured."""
     options.out.mkdir(parents=True, exist_ok=True)
@@ -147,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
 
-    def add(name: str, text: str, measure: Callable[[argparse.Namespace, Path], Report]) -> argparse.ArgumentParser:
+    def add(name: str, text: str, measure: Callable[[argparse.Namespace, Path], Any]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(measure=measure)
+        command.set_defaults(measure=measure, render=_lines)
         command.add_argument("--json", action="store_true", help="print one JSON object")
         if name != "checkpoint":
             add_config_arguments(command)
@@ -182,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument(
         "--out", type=path_argument, default=Path(tempfile.gettempdir()), help="folder on that disk"
     )
+    add("bytes", "count the bytes that a step moves on a GPU, by kind of operation", _bytes).set_defaults(render=_table)
     gpu = commands.add_parser("gpu", help="everything, in the minutes that there are", description=gpu_description)
     gpu.set_defaults(measure=None)
     gpu.add_argument("--minutes", type=whole_number(1), default=8, metavar="N", help="how long (8)")
@@ -210,6 +225,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
         report = options.measure(options, Path(folder))
     if rank == 0:
-        lines = (f"{name:<18} {value:.4g}" for name, value in report.items())
-        print(json.dumps(report) if options.json else "\n".join(lines))
+        print(json.dumps(report) if options.json else options.render(options, report))
     return 0

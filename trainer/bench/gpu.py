@@ -26,9 +26,9 @@ from trainer.bench.ladder import rungs
 from trainer.bench.made_images import make_images
 from trainer.bench.results import BASELINE, Result, Results, line_of
 from trainer.bench.trial import Outcome, for_this_machine, hardware, read_outcome, run_process, run_trial, set_words
-from trainer.config.cost import count_costs
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
+from trainer.plan.cost import count_costs
 from trainer.sample.draw import images_at_once
 
 SHARES = {"tests": 12, "steps": 25, "sampling": 8, "kernels": 4, "training": 14}

@@ -15,9 +15,9 @@ from trainer.algorithm.method import Method
 from trainer.algorithm.methods import make_method
 from trainer.bench.authors_update import AuthorsAdversarial
 from trainer.checkpoint.snapshot import build_generator
-from trainer.config.cost import count_costs
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
+from trainer.plan.cost import count_costs
 from trainer.rank.build import build
 from trainer.rank.loop import Loop, Share, open_share
 from trainer.rank.progress import RunStatus

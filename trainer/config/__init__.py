@@ -1,13 +1,11 @@
-"""All settings: defined, read strictly, checked, priced. Starts nothing.
+"""All settings: defined, read strictly, checked. Starts nothing.
 
 Files:
     command_line  arguments and checks that commands share
-    cost          FLOPs and memory, counted on the meta device
     explain       the meaning of each setting, as text and as a schema
     io            YAML and --set to a config and back, absolute paths
     messages      wording of config errors
     paths         ~, $NAME and URLs in settings that name files and folders
-    plan          the dry run
     renamed       settings by their former names
     resume        which settings may change when a run is resumed
     sections      the config sections that belong to no other folder

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from models.dropout import DropProbability
 from trainer.algorithm.gaussian import Prediction
 from trainer.algorithm.methods import METHODS
-from trainer.algorithm.schedules import LearningRateConfig
+from trainer.algorithm.schedules import LearningRateConfig, ReconstructionConfig
 from trainer.engine.interface import AdamConfig, Decay
 
 FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"})
@@ -77,6 +77,8 @@ class TrainingConfig:
     relativistic. 0: no R2."""
     r1_interval_steps: PositiveInt | None = None
     """Apply R1 and R2 only at every n-th step: 0, n, 2n, ... null: at every step."""
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    """Reconstruction loss of the generator. It has no effect with objective gaussian, which is one itself."""
     ema_decay: Decay = 0.9999
     """Decay per optimizer step of the moving average of the generator's weights, which samples are drawn with."""
     learning_rate_g: LearningRateConfig = field(default_factory=LearningRateConfig)

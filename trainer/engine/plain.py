@@ -15,7 +15,7 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 def make_adam(module: nn.Module, adam: AdamConfig, device: torch.device) -> torch.optim.Adam:
     """Adam over all parameters. The learning rate is set before each update."""
     return torch.optim.Adam(
-        module.parameters(), lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=device.type == "cuda"
+        module.parameters(), lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=device.type in ("cuda", "cpu")
     )
 
 

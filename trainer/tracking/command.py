@@ -17,7 +17,6 @@ from typing import TextIO
 
 from data.storage.redaction import HIDDEN, redact
 from trainer.config.paths import path_argument
-from trainer.tracking.identity import begin_new_run
 from trainer.tracking.mlflow_sink import MlflowSink
 from trainer.tracking.sink import Sink
 from trainer.tracking.spool import Record, RunRecords, spool_path
@@ -108,6 +107,8 @@ def _upload(
     try:
         with upload_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
             if given.new_run:
+                from trainer.tracking.identity import begin_new_run  # with torch, which uploading does without
+
                 begin_new_run(run_directory)
             left = Uploader(
                 run_directory,

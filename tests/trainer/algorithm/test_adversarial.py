@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import sample_posterior
+from models.diffusion import Diffusion, DiffusionConfig, sample_posterior
+from models.dropout import masks_from
 from tests.trainer.algorithm.small_players import make_players
 from tests.trainer.engine.conformance_rank import micro_batches
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
+from trainer.algorithm.pairs import RawBatch
+from trainer.algorithm.randomness import Draws
+from trainer.algorithm.schedules import ReconstructionConfig
 
 GAME = Adversarial(r1_gamma=1.0)
 update_discriminator, update_generator = GAME.update_discriminator, GAME.update_generator
@@ -170,3 +174,36 @@ def test_logits_are_told_apart_by_timestep():
     torch.testing.assert_close(frequency.sum(), torch.tensor(1.0))
     t = micro_batches(0, 16, 16)[0].pair_d.t
     torch.testing.assert_close(frequency, t.bincount(minlength=4) / 16)
+
+
+def test_reconstruction_is_the_mean_square_of_x0_pred_minus_x0_and_its_weight_enters_the_loss():
+    (batch,) = micro_batches(0, 16, 16)
+    x0 = torch.rand_like(batch.pair_g.x_t) * 2 - 1
+    plain, weighted, alone = make_players(), make_players(), make_players()
+    update_generator(plain, [batch])
+    found = GAME.update_generator(weighted, [replace(batch, x0=x0)], reconstruction_weight=3.0)
+    pair = batch.pair_g
+    with masks_from(alone.generator.module, pair.dropout):
+        x0_pred = alone.generator.module(pair.x_t, pair.t, pair.z, pair.label)
+    loss = (x0_pred - x0).square().mean()
+    loss.backward()
+    assert found["reconstruction"].item() == pytest.approx(loss.item(), rel=1e-5)
+    parts = [gradients(players)["generator"] for players in (plain, weighted, alone)]
+    for without, sum_, of_loss in zip(*parts, strict=True):
+        assert without is not None and sum_ is not None and of_loss is not None
+        torch.testing.assert_close(sum_, without + 3.0 * of_loss, atol=1e-6, rtol=1e-4)
+
+
+def test_reconstruction_compares_with_the_images_that_both_updates_saw_mirrored():
+    images = torch.arange(8, dtype=torch.uint8).view(1, 1, 2, 4).expand(6, 1, 2, 4)
+    draws = Draws(0, 0, torch.arange(6))
+    nearly_clean = DiffusionConfig(num_timesteps=1, beta_min=1e-8, beta_max=2e-8)
+    diffusion = Diffusion.from_config(nearly_clean, torch.device("cpu"))
+    game = Adversarial(reconstruction=ReconstructionConfig(weight=1.0))
+    batch = game.draw(RawBatch(images, draws, latent_dim=2, flip=True, share=1.0), diffusion)
+    assert batch.x0 is not None
+    assert {tuple(x.flatten().tolist()) for x in batch.x0} == {
+        tuple((x.float() / 127.5 - 1).flatten().tolist()) for x in (images[0], images[0].flip(-1))
+    }
+    torch.testing.assert_close(batch.pair_g.x_tm1, batch.x0, atol=1e-2, rtol=0)
+    assert GAME.draw(RawBatch(images, draws, latent_dim=2, flip=True, share=1.0), diffusion).x0 is None

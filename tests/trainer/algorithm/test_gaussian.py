@@ -11,9 +11,9 @@ from trainer.algorithm.gaussian import Gaussian, NoisyBatch
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
-from trainer.config.cost import count_costs
-from trainer.config.plan import make_plan, render
 from trainer.engine.plain import TorchEngine
+from trainer.plan.cost import count_costs
+from trainer.plan.plan import make_plan, render
 from trainer.sample.draw import sample_run
 
 MANY = Diffusion.from_config(DiffusionConfig(num_timesteps=200))

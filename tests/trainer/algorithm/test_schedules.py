@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.algorithm.schedules import LearningRateConfig, learning_rate
+from trainer.algorithm.schedules import LearningRateConfig, ReconstructionConfig, learning_rate, reconstruction_weight
 
 COSINE = LearningRateConfig(peak=2e-4, final=1e-5, warmup_images=0)
 WARM = LearningRateConfig(peak=2e-4, final=1e-5, warmup_images=1000)
@@ -60,3 +60,14 @@ def test_final_above_peak_is_refused():
 
 def test_final_above_peak_is_allowed_where_it_is_not_used():
     assert LearningRateConfig(peak=1e-6, decay="constant").peak == 1e-6
+
+
+def test_reconstruction_weight_falls_from_its_value_over_half_of_it_to_zero_and_stays_there():
+    config = ReconstructionConfig(weight=8.0, decay_images=1000)
+    assert reconstruction_weight(config, 0) == 8.0
+    assert reconstruction_weight(config, 500) == pytest.approx(4.0)
+    assert reconstruction_weight(config, 1000) == reconstruction_weight(config, 5000) == 0.0
+
+
+def test_reconstruction_weight_without_decay_stays():
+    assert reconstruction_weight(ReconstructionConfig(weight=8.0), 10**9) == 8.0

@@ -9,8 +9,8 @@ from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
 from trainer.algorithm.statistics import Statistics
 from trainer.bench.authors_update import AuthorsAdversarial
-from trainer.config.cost import count_costs
 from trainer.config.io import load_config
+from trainer.plan.cost import count_costs
 
 
 @pytest.mark.slow

@@ -82,6 +82,19 @@ def test_images_are_drawn_until_there_are_enough(tiny, capsys):
     assert json.loads(capsys.readouterr().out).keys() == {"sampled_images_per_s"}
 
 
+def test_bytes_are_counted_by_kind_without_data_or_device(capsys):
+    arguments = ["bytes", "--config", "gaussians25", "--set", "scaling.device=gpu", "--set", "data.path=no/such"]
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    whole = report.pop("sum")
+    del report["g_alone"]
+    assert whole["step"] == pytest.approx(sum(row["step"] for row in report.values()))
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("GB (10^9 bytes) that one rank moves in a step of 128 images in fp32")
+    assert {len(line) for line in lines[1:-3]} == {len(lines[1])}
+
+
 def test_wrong_config_and_missing_data_are_refused_in_words(tiny, tmp_path, capsys):
     for name in ("steps", "overhead"):
         assert main([name, "--config", "digits", *overrides(tiny, f"data.path={tmp_path / 'none'}")]) == 2
@@ -102,5 +115,6 @@ def test_former_command_without_a_subcommand_is_told_what_comes_first(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--config", "digits", "--pace", "100"])
     assert ended.value.code == 2
-    words = "what to measure comes first, before --config: steps, sampling, kernels, pace, overhead, checkpoint, gpu"
+    words = "what to measure comes first, before --config: "
+    words += "steps, sampling, kernels, pace, overhead, checkpoint, bytes, gpu"
     assert words in capsys.readouterr().err

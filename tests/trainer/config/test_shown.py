@@ -10,7 +10,7 @@ from trainer.checkpoint.lease_places import claim
 from trainer.checkpoint.storage import storage_of
 from trainer.config.command_line import start_logging
 from trainer.config.io import ConfigError, load_config
-from trainer.config.plan import make_plan, render
+from trainer.plan.plan import make_plan, render
 
 SECRET = "hunter2"
 PLACES = [f"http://user:{SECRET}/x@127.0.0.1:9/mine", f"s3://bucket/mine?token={SECRET}", f"user:{SECRET}@host/mine"]

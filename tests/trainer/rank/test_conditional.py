@@ -19,10 +19,10 @@ from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import Labels, RawBatch, draw_micro_batch
 from trainer.algorithm.randomness import Draws, Purpose
-from trainer.config.cost import count_costs
 from trainer.engine.interface import Engine
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.reference import read_all
+from trainer.plan.cost import count_costs
 from trainer.rank.loop import Loop
 from trainer.sample.command import main
 from trainer.sample.draw import sample_run

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.launch import run_python
 from tests.trainer.tracking.helpers.jsonl_sink import JsonLinesSink, read_lines
 from tests.trainer.tracking.opened import opened
 from trainer.tracking.command import _hider, _Redacted, _target_uri, main
@@ -94,3 +95,9 @@ def test_new_run_is_sent_whole(tmp_path: Path) -> None:
             *(["create", "artifact", "point", "describe"] if more else []),
         ]
     assert lines[-1] == {"call": "status", "status": "FINISHED"}
+
+
+def test_uploading_starts_without_torch() -> None:
+    """It would be most of the process: two seconds and a quarter of a GB for each run."""
+    done = run_python(["-c", "import trainer.tracking.command, sys; print('torch' in sys.modules)"])
+    assert done.stdout == "False\n", done.stderr

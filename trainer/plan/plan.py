@@ -8,8 +8,8 @@ from data.storage.location import DataError
 from data.storage.redaction import redact
 from trainer.algorithm.batch_split import BatchSplit
 from trainer.algorithm.methods import make_method
-from trainer.config.cost import Costs, count_costs
 from trainer.config.train_config import TrainConfig, num_steps, split_batch
+from trainer.plan.cost import Costs, count_costs
 
 FP32_BYTES = 4
 OUTPUTS = ("checkpoints", "samples", "snapshots", "tracking")

@@ -5,7 +5,7 @@ products, forward and backward, two per multiply-add.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from models.diffusion import Diffusion
-from models.networks import build_discriminator, build_generator
-from trainer.algorithm.method import Method, Part, Players
+from trainer.algorithm.method import Method, Part
 from trainer.algorithm.methods import make_method
-from trainer.algorithm.pairs import Labels, RawBatch
-from trainer.algorithm.randomness import Draws
-from trainer.config.train_config import TrainConfig, split_batch
+from trainer.config.train_config import TrainConfig
 from trainer.engine.plain import TorchEngine
-
-META = torch.device("meta")
+from trainer.plan.on_meta import (
+    META,
+    OneKernelAttention,
+    PlayersOnMeta,
+    batch_on_meta,
+    images_on_meta,
+    networks_on_meta,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +72,14 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         method: training method; None: the config's.
     """
     method = method or make_method(config.training, config.generator)
-    rng_state = torch.get_rng_state()
-    with META:
-        networks: dict[Part, nn.Module] = {"g": build_generator(config.generator, config.image_form)}
-        if "d" in method.parts:
-            networks["d"] = build_discriminator(config.discriminator, config.image_form)
-    torch.set_rng_state(rng_state)
+    networks = networks_on_meta(config, method)
     diffusion = Diffusion.from_config(config.diffusion, META)
-    players = Players({part: _engine(network) for part, network in networks.items()}, diffusion)
-    images, labels = _images(config)
-    draws = Draws(0, 0, torch.empty(len(images), dtype=torch.int64, device=META))
-    raw = RawBatch(images, draws, config.generator.latent_dim, config.data.horizontal_flip, share=1.0, labels=labels)
-    batch = method.draw(raw, diffusion)
+    players = PlayersOnMeta(
+        {part: _engine(network) for part, network in networks.items()},
+        diffusion,
+        bf16=config.training.precision == "bf16",
+    )
+    batch, (images, labels) = batch_on_meta(config, method, diffusion), images_on_meta(config)
 
     x, t = torch.empty((1, *images.shape[1:]), device=META), torch.zeros(1, dtype=torch.int64, device=META)
     z, label = torch.empty(1, config.generator.latent_dim, device=META), labels.of_images[:1] if labels else None
@@ -91,16 +90,10 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
     def update(part: Part, method: Method[Any]) -> UpdateCost:
         if part not in method.parts:
             return UpdateCost(flops_per_image=0.0, saved_bytes=0)
-        return _count(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
+        with OneKernelAttention():
+            return _count(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
 
     update_g, update_d, update_d_r1 = update("g", method), update("d", method.without_penalties()), update("d", method)
-    if config.training.precision == "bf16":
-        # bf16 halves the activations; with penalties, the real half of D's pass stays in float32.
-        in_fp32 = update_d.saved_bytes // 4 if method.penalties else 0
-        halved = update_d.saved_bytes // 2
-        update_d_r1 = replace(update_d_r1, saved_bytes=update_d_r1.saved_bytes - halved + in_fp32)
-        update_d = replace(update_d, saved_bytes=halved)
-        update_g = replace(update_g, saved_bytes=update_g.saved_bytes // 2)
     return Costs(
         parameters_g=_num_parameters(networks["g"]),
         parameters_d=_num_parameters(networks["d"]) if "d" in networks else 0,
@@ -120,16 +113,6 @@ def _engine(module: nn.Module) -> TorchEngine:
     """An engine that never reaches the optimizer's update, which the FLOPs do not include."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     return TorchEngine(module, optimizer, grad_accum_steps=2**31, max_gradient_norm=None)
-
-
-def _images(config: TrainConfig) -> tuple[Tensor, Labels | None]:
-    """Images of one forward pass of one rank, on the meta device."""
-    form, batch_size = config.image_form, split_batch(config).micro_batch_size
-    images = torch.empty((batch_size, *form.shape), dtype=torch.uint8, device=META)
-    if not form.num_classes:
-        return images, None
-    classes = torch.zeros(batch_size, dtype=torch.int64, device=META)
-    return images, Labels(classes, form.num_classes, config.training.label_dropout)
 
 
 class _FlopCounter(TorchDispatchMode):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import plan as plan_module
-from trainer.config.cost import Costs, count_costs
 from trainer.config.io import load_config
-from trainer.config.plan import Plan, make_plan, render, state_memory
 from trainer.config.train_config import TrainConfig, split_batch
+from trainer.plan import plan as plan_module
+from trainer.plan.cost import Costs, count_costs
+from trainer.plan.plan import Plan, make_plan, render, state_memory
 
 
 @pytest.fixture(scope="module", autouse=True)

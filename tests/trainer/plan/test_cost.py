@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models.shapes import ImageForm
-from trainer.config.cost import Costs, count_costs
 from trainer.config.io import load_config
+from trainer.plan.cost import Costs, count_costs
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,14 @@ def test_saved_bytes_grow_with_the_micro_batch_and_flops_of_an_image_do_not():
     assert large.update_g.flops_per_image == small.update_g.flops_per_image
 
 
-def test_bf16_halves_what_is_saved_except_on_the_real_half_of_r1():
+def test_bf16_saves_less_but_keeps_the_norms_and_the_real_half_of_r1_in_float32():
     fp32, bf16 = (count_costs(load_config("digits", [f"training.precision={p}"])) for p in ("fp32", "bf16"))
-    assert bf16.update_g.saved_bytes == fp32.update_g.saved_bytes // 2
+    # Autocast on a GPU computes group norm in float32, and with it the activations that follow.
+    assert fp32.update_g.saved_bytes / 2 < bf16.update_g.saved_bytes < fp32.update_g.saved_bytes
+    # The discriminator has no norm. Its minibatch deviation is in float32, and its weights are kept in bf16 as well.
+    assert fp32.update_d.saved_bytes / 2 < bf16.update_d.saved_bytes < 0.65 * fp32.update_d.saved_bytes
     assert fp32.update_d_r1.saved_bytes / 2 < bf16.update_d_r1.saved_bytes < fp32.update_d_r1.saved_bytes
+    assert bf16.update_g.flops_per_image == fp32.update_g.flops_per_image
 
 
 def test_saved_bytes_are_what_autograd_holds_on_the_cpu():

@@ -1,0 +1,72 @@
+"""What a training step needs, on the meta device: networks, a batch, and forward passes with the casts of a GPU."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from models.diffusion import Diffusion
+from models.networks import build_discriminator, build_generator
+from models.shapes import Image
+from trainer.algorithm.method import Method, Part, Players
+from trainer.algorithm.pairs import Labels, RawBatch
+from trainer.algorithm.randomness import Draws
+from trainer.config.train_config import TrainConfig, split_batch
+from trainer.plan.cuda_autocast import CudaAutocast
+
+META = torch.device("meta")
+
+
+def networks_on_meta(config: TrainConfig, method: Method[Any]) -> dict[Part, nn.Module]:
+    """The networks that a method trains. Building them draws no random number of torch's global generator."""
+    rng_state = torch.get_rng_state()
+    with META:
+        networks: dict[Part, nn.Module] = {"g": build_generator(config.generator, config.image_form)}
+        if "d" in method.parts:
+            networks["d"] = build_discriminator(config.discriminator, config.image_form)
+    torch.set_rng_state(rng_state)
+    return networks
+
+
+def images_on_meta(config: TrainConfig) -> tuple[Tensor, Labels | None]:
+    """Images of one forward pass of one rank, uint8 [B, C, H, W], and their labels."""
+    form, batch_size = config.image_form, split_batch(config).micro_batch_size
+    images = torch.empty((batch_size, *form.shape), dtype=torch.uint8, device=META)
+    if not form.num_classes:
+        return images, None
+    classes = torch.zeros(batch_size, dtype=torch.int64, device=META)
+    return images, Labels(classes, form.num_classes, config.training.label_dropout)
+
+
+def batch_on_meta(config: TrainConfig, method: Method[Any], diffusion: Diffusion) -> Any:
+    """What the method draws for one forward pass of one rank."""
+    images, labels = images_on_meta(config)
+    draws = Draws(0, 0, torch.empty(len(images), dtype=torch.int64, device=META))
+    raw = RawBatch(images, draws, config.generator.latent_dim, config.data.horizontal_flip, share=1.0, labels=labels)
+    return method.draw(raw, diffusion)
+
+
+class PlayersOnMeta(Players):
+    """Players whose forward passes cast as on a GPU."""
+
+    def autocast(self, x_t: Image) -> AbstractContextManager:
+        """The casts of autocast on a GPU."""
+        return CudaAutocast() if self.bf16 else nullcontext()
+
+
+class OneKernelAttention(TorchFunctionMode):
+    """Inside, attention is one operation that keeps no matrix of pixels by pixels, as on a GPU."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Replace attention."""
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args
+        if query.dtype == torch.float32:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]

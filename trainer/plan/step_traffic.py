@@ -1,0 +1,143 @@
+"""The bytes and FLOPs of a whole training step of one rank: both updates, R1, optimizer and moving average.
+
+It runs the code of `trainer.algorithm` on the meta device, as `trainer.plan.cost` does, with the casts of a GPU. What
+runs as one kernel on a GPU is counted as one operation although the meta device does it in many: attention, the
+compiled draw of a pair, and Adam. The engine is the plain torch engine of one rank, so that the sum of the gradients
+over the ranks is not counted.
+"""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import Diffusion
+from trainer.algorithm.ema import Ema
+from trainer.algorithm.method import Method, Part
+from trainer.algorithm.methods import make_method
+from trainer.config.train_config import TrainConfig, split_batch
+from trainer.engine.interface import Engine
+from trainer.engine.plain import TorchEngine
+from trainer.plan.bytes_moved import ByteCounter, Moved, Traffic, weighted
+from trainer.plan.cuda_autocast import CudaAutocast
+from trainer.plan.on_meta import (
+    META,
+    OneKernelAttention,
+    PlayersOnMeta,
+    batch_on_meta,
+    images_on_meta,
+    networks_on_meta,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTraffic:
+    """What one step of the fullest rank does, by kind of operation."""
+
+    update_d: Traffic
+    """The discriminator's update without penalties, optimizer included; empty if there is no discriminator."""
+    update_g: Traffic
+    """The generator's update, optimizer and moving average included."""
+    penalties: Traffic
+    """What R1 and R2 add to an update of the discriminator. They save casts, so a kind may be negative."""
+    penalty_interval_steps: int | None
+    """Interval of the penalties; None: there are none."""
+    generator: Traffic
+    """Forward and backward of the generator alone, in one forward pass; update_g has them too."""
+
+    @property
+    def penalty_share(self) -> float:
+        """The share of the steps that have penalties."""
+        return 1 / self.penalty_interval_steps if self.penalty_interval_steps else 0.0
+
+    @property
+    def whole(self) -> Traffic:
+        """A step on average, with the penalties at their interval."""
+        return weighted((1, self.update_d), (1, self.update_g), (self.penalty_share, self.penalties))
+
+
+def count_step(config: TrainConfig, *, bf16: bool) -> StepTraffic:
+    """Count what the fullest rank does in a step; takes seconds.
+
+    Args:
+        config: config of the run, except its precision.
+        bf16: compute in bfloat16 as far as autocast on a GPU does, otherwise in float32.
+    """
+    method = make_method(config.training, config.generator)
+    update_d = _count_update(config, "d", method.without_penalties(), bf16=bf16)
+    penalized = _count_update(config, "d", method, bf16=bf16) if method.penalties else {}
+    return StepTraffic(
+        update_d=update_d,
+        update_g=_count_update(config, "g", method, bf16=bf16),
+        penalties=weighted((1, penalized), (-1, update_d)) if method.penalties else {},
+        penalty_interval_steps=method.penalty_interval_steps if method.penalties else None,
+        generator=count_generator(config, bf16=bf16),
+    )
+
+
+def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16: bool) -> Traffic:
+    """One update of one network, with all forward passes of a step."""
+    if part not in method.parts:
+        return {}
+    counter, diffusion = ByteCounter(), Diffusion.from_config(config.diffusion, META)
+    engines: dict[Part, Engine] = {
+        name: _Engine(network, counter) for name, network in networks_on_meta(config, method).items()
+    }
+    average = Ema(engines["g"], config.training.ema_decay)
+    batch = batch_on_meta(config, method, diffusion)
+    with OneKernelAttention(), counter:
+        method.update(part, PlayersOnMeta(engines, diffusion, bf16=bf16), [batch], 0)
+        if part == "g":
+            with counter.all_as("average"):
+                average.update(1)
+    drawn = [value for value in vars(getattr(batch, f"pair_{part}", batch)).values() if isinstance(value, Tensor)]
+    counter.count("draw", read=drawn[1].numel(), written=sum(tensor.nbytes for tensor in drawn))
+    # The optimizer runs once a step. The rest is done in each forward pass, and the passes' gradients are added up.
+    once: Traffic = {kind: counter.traffic.pop(kind) for kind in ("optimizer", "average")}
+    passes, parameters = split_batch(config).grad_accum_steps, list(engines[part].module.parameters())
+    size = _nbytes(parameters)
+    sums: Traffic = {"elementwise": Moved(2 * size, size, len(parameters))}
+    return weighted((1, once), (passes, counter.traffic), (passes - 1, sums))
+
+
+def count_generator(config: TrainConfig, *, bf16: bool) -> Traffic:
+    """Forward and backward of the generator alone, for one micro-batch."""
+    method = make_method(config.training, config.generator)
+    generator, (images, labels) = networks_on_meta(config, method)["g"], images_on_meta(config)
+    x_t, t = torch.empty(images.shape, device=META), torch.zeros(len(images), dtype=torch.int64, device=META)
+    z, gradient = torch.empty(len(images), config.generator.latent_dim, device=META), torch.empty_like(x_t)
+    with OneKernelAttention(), ByteCounter() as counter:
+        with CudaAutocast() if bf16 else nullcontext():
+            x0_pred = generator(x_t, t, z, labels.of_images if labels else None)
+        x0_pred.backward(gradient.to(x0_pred.dtype))
+    return counter.traffic
+
+
+class _Engine(TorchEngine):
+    """The plain torch engine, whose optimizer is counted as one pass over the parameters."""
+
+    def __init__(self, module: nn.Module, counter: ByteCounter) -> None:
+        super().__init__(module, _CountedAdam(module, counter), grad_accum_steps=1, max_gradient_norm=None)
+        self._counter = counter
+
+    def step(self) -> None:
+        with self._counter.all_as("optimizer"):
+            super().step()
+
+
+class _CountedAdam(torch.optim.Optimizer):
+    """Fused Adam, counted only: reads parameters, gradients and both moments, and writes all but the gradients."""
+
+    def __init__(self, module: nn.Module, counter: ByteCounter) -> None:
+        super().__init__(module.parameters(), {"fused": True})
+        self._counter, self._bytes = counter, _nbytes(module.parameters())
+
+    def step(self, closure: Any = None) -> Any:
+        self._counter.count("optimizer", read=4 * self._bytes, written=3 * self._bytes)
+
+
+def _nbytes(parameters: Iterable[Tensor]) -> float:
+    return float(sum(p.nbytes for p in parameters))
