@@ -21,6 +21,7 @@ from cluster.request import Request, job_config, make_request, name_of
 from cluster.slurm import submit as slurm
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
+from data.storage.paths import location_argument
 from data.storage.redaction import redact
 from trainer import run
 from trainer.checkpoint.lease import Holder, is_alive
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         ("stop", _stop, "Ask a run to write a checkpoint and exit."),
     ):
         of_run = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
-        of_run.add_argument("run", help="run directory, or the name that the launcher printed")
+        of_run.add_argument("run", type=location_argument, help="run directory, or the name that the launcher printed")
         of_run.set_defaults(call=call)
         if name == "logs":
             of_run.add_argument("-f", "--follow", action="store_true", help="keep printing new output")

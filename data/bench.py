@@ -37,6 +37,7 @@ from data.shards.reader import BadSampleError, EncodedSample, samples_in_order
 from data.storage.arguments import whole_number
 from data.storage.errors import as_command
 from data.storage.location import DataError
+from data.storage.paths import location_argument
 from data.storage.surroundings import processor
 from data.stream.pipeline import DataConfig, open_batches
 from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
@@ -289,7 +290,7 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Exit code 1: failed; 2: wrong arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("directory", metavar="DIR", help="folder of a prepared data set")
+    parser.add_argument("directory", type=location_argument, metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(
         "--workers", type=whole_number(0), nargs="+", default=[0, 1, 2], help="numbers of loader processes"
     )

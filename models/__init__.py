@@ -5,6 +5,7 @@ Files:
     diffusion            schedules, pairs, posterior
     discriminator        discriminators for small and for large images
     dropout              dropout with masks given by the caller
+    fused/               fused operators for training on a GPU
     generator            NCSN++ U-Net with adaptive group norm
     layers               initialization, group norm, time and label embedding
     minibatch_deviation  minibatch standard deviation

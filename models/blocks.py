@@ -3,23 +3,20 @@
 Shape letters: B batch, C channels, H W height and width, N = H W pixels.
 """
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dropout import Dropout
+from models.fused.merge import merge as scaled_sum
 from models.layers import NEAR_ZERO, LabelEmbedding, group_norm, initialized
 from models.shapes import Embedding, Features, Label, Latent, Style
-
-SQRT_HALF = math.sqrt(0.5)
 
 
 def merge(a: Features, b: Features, *, rescale: bool) -> Features:
     """Add two branches; `rescale` divides the sum by sqrt 2, which keeps the variance."""
-    return (a + b).mul_(SQRT_HALF) if rescale else a + b
+    return scaled_sum(a, b) if rescale else a + b
 
 
 class LatentMapping(nn.Module):
@@ -51,10 +48,9 @@ class AdaptiveGroupNorm(nn.Module):
         self.style = initialized(nn.Linear(latent_channels, 2 * num_channels), fan="out")
         nn.init.ones_(self.style.bias[:num_channels])
 
-    def forward(self, x: Features, zemb: Style) -> Features:
-        """Normalize x, then scale and shift it by zemb."""
-        gamma, beta = self.style(zemb)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(beta, gamma, self.norm(x))
+    def forward(self, x: Features, zemb: Style, *, silu: bool = False) -> Features:
+        """Normalize x, then scale and shift it by zemb; then SiLU if wanted."""
+        return self.norm(x, self.style(zemb), silu=silu)
 
 
 class ResidualBlock(nn.Module):
@@ -87,12 +83,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Features, temb: Embedding, zemb: Style) -> Float[Tensor, "b c_out h_out w_out"]:
         """Transform features [B, C, H, W], given the activated time embedding and the latent embedding."""
-        h = F.silu(self.norm1(x, zemb))
+        h = self.norm1(x, zemb, silu=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h) + self.time(temb)[:, :, None, None]
-        h = self.norm2(h, zemb) if isinstance(self.norm2, AdaptiveGroupNorm) else self.norm2(h)
-        h = self.conv2(self.dropout(F.silu(h)))
+        adaptive = isinstance(self.norm2, AdaptiveGroupNorm)
+        h = self.norm2(h, zemb, silu=True) if adaptive else self.norm2(h, silu=True)
+        h = self.conv2(self.dropout(h))
         return merge(self.shortcut(x), h, rescale=self.skip_rescale)
 
 

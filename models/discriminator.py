@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import merge
+from models.fused.leaky import leaky_relu
+from models.fused.operator import can_fuse
 from models.layers import NEAR_ZERO, LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
@@ -49,6 +51,15 @@ class DiscriminatorConfig:
     images spread over a forward pass (`strided`), as in the authors' code."""
 
 
+def activated(conv: nn.Conv2d, x: Features, shift: Embedding | None = None) -> Float[Tensor, "b c_out h w"]:
+    """Leaky ReLU of a convolution's result, to which `shift` [B, C] is added first."""
+    if can_fuse(x) and conv.bias is not None:
+        h = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+        return leaky_relu(h, conv.bias[None] if shift is None else conv.bias + shift, LEAK)
+    h = conv(x)
+    return F.leaky_relu(h if shift is None else h + shift[:, :, None, None], LEAK)
+
+
 class DownBlock(nn.Module):
     """Residual block, conditioned on time; can halve the resolution."""
 
@@ -62,8 +73,8 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Features, temb: Embedding) -> Float[Tensor, "b c_out h_out w_out"]:
         """Transform features, given the activated time embedding."""
-        h = self.conv1(F.leaky_relu(x, LEAK)) + self.time(temb)[:, :, None, None]
-        h = self.conv2(self.resample(F.leaky_relu(h, LEAK)))
+        h = activated(self.conv1, F.leaky_relu(x, LEAK), self.time(temb))
+        h = self.conv2(self.resample(h))
         return merge(self.shortcut(self.resample(x)), h, rescale=True)
 
 
@@ -117,7 +128,7 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             h = block(h, temb)
         h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)
-        h = F.leaky_relu(self.conv_out(h), LEAK).sum(dim=(2, 3))
+        h = activated(self.conv_out, h).sum(dim=(2, 3))
         logits = self.head(h)[:, 0]
         return logits if self.label is None else logits + (self.label(label) * h).sum(dim=1)
 

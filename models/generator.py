@@ -14,7 +14,6 @@ from typing import Annotated, Literal, cast
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.blocks import Attention, LatentMapping, ResidualBlock
 from models.dropout import DropProbability
@@ -240,7 +239,7 @@ class Generator(nn.Module):
         h = self.middle_block2(h, temb, zemb)
         for level in cast("list[UpLevel]", list(self.up)):
             h, image = level(h, image, tuple(skips.pop() for _ in level.blocks), temb, zemb)
-        x0_pred = self.conv_out(F.silu(self.norm_out(h))) if image is None else image
+        x0_pred = self.conv_out(self.norm_out(h, silu=True)) if image is None else image
         return x0_pred.tanh() if self.config.output_tanh else x0_pred
 
 

@@ -6,8 +6,11 @@ from typing import Literal, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from models.shapes import Embedding, Label, Timestep
+from models.fused.norm import group_norm as group_norm_with_style
+from models.fused.operator import can_fuse
+from models.shapes import Embedding, Features, Label, Style, Timestep
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
 Fan = Literal["average", "out"]
@@ -34,7 +37,25 @@ def initialized(layer: LayerT, *, fan: Fan = "average", scale: float = 1.0) -> L
     return layer
 
 
-def group_norm(num_channels: int, *, affine: bool = True) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group norm with SiLU, and with scale and shift that differ by sample, in one operation on a GPU."""
+
+    def forward(self, input: Features, style: Style | None = None, *, silu: bool = False) -> Features:
+        """Normalize the input.
+
+        Args:
+            input: Features.
+            style: Scale, then shift of each channel for each sample. Required unless the module has its own (`affine`).
+            silu: Apply SiLU to the result.
+        """
+        if style is None and not can_fuse(input):
+            h = super().forward(input)
+            return F.silu(h) if silu else h
+        style = torch.cat([self.weight, self.bias])[None] if style is None else style
+        return group_norm_with_style(input, style, self.num_groups, self.eps, silu)
+
+
+def group_norm(num_channels: int, *, affine: bool = True) -> GroupNorm:
     """Group norm with min(C // 4, 32) groups.
 
     Raises:
@@ -47,7 +68,7 @@ def group_norm(num_channels: int, *, affine: bool = True) -> nn.GroupNorm:
             "are base_channels x channel_multipliers wide, or the sum of two such widths where a skip joins: choose "
             "base_channels and channel_multipliers so that each width is a multiple of 4, and from 128 on of 32"
         )
-    return nn.GroupNorm(num_groups, num_channels, eps=1e-6, affine=affine)
+    return GroupNorm(num_groups, num_channels, eps=1e-6, affine=affine)
 
 
 class SinusoidalEmbedding(nn.Module):

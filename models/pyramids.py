@@ -6,7 +6,6 @@ image over the levels.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.blocks import merge
 from models.layers import NEAR_ZERO, group_norm, initialized
@@ -64,5 +63,5 @@ class SkipOutput(nn.Module):
 
     def forward(self, h: Tensor, image: Tensor | None) -> Tensor:
         """Add this level to the image so far."""
-        contribution = self.conv(F.silu(self.norm(h)))
+        contribution = self.conv(self.norm(h, silu=True))
         return contribution if image is None else self.upsample(image) + contribution

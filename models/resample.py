@@ -2,11 +2,7 @@
 
 The FIR kernel is the outer product of [1, 3, 3, 1] with itself, normalized to sum 1. A depthwise convolution was the
 fastest formulation tried (others: separable, polyphase, one-channel, pooling), above all in channels_last. Compiled
-networks use sums of shifted pixels instead.
-
-The derivative of halving is doubling with the same kernel, and the other way round. The two are written as each other's
-backward pass, because torch's own second derivative of a depthwise convolution, which R1 needs, also computes the
-kernel's, channel by channel: some hundred small convolutions for each filter, for a kernel that is constant.
+networks use sums of shifted pixels instead, and a GPU fused kernels.
 """
 
 from typing import Literal
@@ -14,9 +10,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from models.fused.fir import Doubled, Halved, fir_double, fir_filter
+from models.fused.operator import can_fuse
 from models.shapes import DoubleFeatures, Features, HalfFeatures
 
 ResampleKind = Literal["fir", "nearest"]
@@ -36,36 +33,6 @@ class _Fir(nn.Module):
         return self.kernel.expand(num_channels, 1, 4, 4)
 
 
-class _Halved(torch.autograd.Function):
-    """A depthwise convolution of stride 2 with a constant kernel."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, kernel: Tensor) -> Tensor:
-        ctx.save_for_backward(kernel)
-        C = x.shape[1]
-        return F.conv2d(x, kernel.expand(C, 1, 4, 4), stride=2, padding=1, groups=C)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (kernel,) = ctx.saved_tensors
-        return _Doubled.apply(gradient, kernel), None
-
-
-class _Doubled(torch.autograd.Function):
-    """The transposed convolution, which is the derivative of `_Halved`."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, kernel: Tensor) -> Tensor:
-        ctx.save_for_backward(kernel)
-        C = x.shape[1]
-        return F.conv_transpose2d(x, kernel.expand(C, 1, 4, 4), stride=2, padding=1, groups=C)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (kernel,) = ctx.saved_tensors
-        return _Halved.apply(gradient, kernel), None
-
-
 class FirDownsample(_Fir):
     """Pad (1, 1), filter, take every second pixel."""
 
@@ -74,7 +41,9 @@ class FirDownsample(_Fir):
         if torch.compiler.is_compiling():
             return halved_by_slices(x)
         x = _as_autocast(x)
-        return _Halved.apply(x, self.kernel.to(x.dtype))
+        if can_fuse(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            return fir_filter(x, 2, 1, 1.0)
+        return Halved.apply(x, self.kernel.to(x.dtype))
 
 
 class FirUpsample(_Fir):
@@ -85,7 +54,9 @@ class FirUpsample(_Fir):
         if torch.compiler.is_compiling():
             return doubled_by_slices(x)
         x = _as_autocast(x)
-        return _Doubled.apply(x, 4 * self.kernel.to(x.dtype))
+        if can_fuse(x):
+            return fir_double(x, 4.0)
+        return Doubled.apply(x, 4 * self.kernel.to(x.dtype))
 
 
 def _as_autocast(x: Features) -> Features:
@@ -118,6 +89,8 @@ class FirBlur(_Fir):
 
     def forward(self, x: Features) -> Float[Tensor, "b c h+1 w+1"]:
         """Filter; height and width grow by one."""
+        if can_fuse(x):
+            return fir_filter(x, 1, 2, 1.0)
         C = x.shape[1]
         return F.conv2d(x, self._weight(C), padding=2, groups=C)
 

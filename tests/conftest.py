@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
 
+# Without a GPU, fused operators run in Triton's interpreter. Triton reads this once, when a library imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # The networks are small: a second thread gains nothing, and on a busy machine it spins while it waits for a core.
 torch.set_num_threads(1)
 # By default Ray's workers let everything else on the machine go first, and its timeouts run meanwhile.

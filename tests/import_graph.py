@@ -23,6 +23,8 @@ ARROWS = {
 }
 """Our other packages that each package may import."""
 FLOORS = (
+    {"models/fused/kernels"},
+    {"models/fused"},
     {"models", "data/storage", "data/images"},
     {"models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
@@ -148,7 +150,7 @@ def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 COLUMNS = {
-    **dict.fromkeys(("models", "models/published"), 0),
+    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published"), 0),
     **dict.fromkeys(("cluster", "trainer", "trainer/driver", "trainer/rank", "trainer/evaluate", "trainer/sample"), 1),
     **dict.fromkeys(("trainer/checkpoint", "trainer/config", "trainer/algorithm", "trainer/engine"), 1),
     **dict.fromkeys(("trainer/tune", "trainer/bench", "trainer/tracking"), 2),

@@ -32,9 +32,12 @@ DOORS = {
     "deepspeed": {"trainer/engine/zero.py"},
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
     "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py"},
+    "triton": {f"models/fused/kernels/{name}.py" for name in ("elementwise", "fir", "norm")},
     "webdataset": {"data/stream/batches.py", "data/stream/pipeline.py", "data/bench.py"},
 }
 """The files that may import a library; tests may as well."""
+BROUGHT = {"triton"}
+"""Libraries that torch's builds for GPUs bring, and that other machines do without."""
 MAX_FILES = 13
 """Python files in one folder, without `__init__` and `__main__`."""
 MAX_LINES = 400
@@ -283,7 +286,7 @@ def undeclared(requirements: list[str], paths: Iterable[str]) -> dict[str, str]:
     """Third-party modules that no requirement provides, each with a file that imports it."""
     declared = {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
     sources, providers = python_files(), packages_distributions()
-    known = {*ARROWS, *sys.stdlib_module_names}
+    known = {*ARROWS, *sys.stdlib_module_names, *BROUGHT}
     found = ((imported.top, path) for path in paths for imported in imports_of(sources[path], path))
     return {
         module: path

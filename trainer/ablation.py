@@ -17,10 +17,10 @@ from pathlib import Path
 from data.shards.index import load_index
 from data.storage.arguments import whole_numbers
 from data.storage.errors import OperationError, UserError, as_command
+from data.storage.paths import path_argument
 from trainer.checkpoint.format import CheckpointError, list_checkpoints
 from trainer.config.command_line import add_config_arguments, check_data, check_device
 from trainer.config.io import load_config
-from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.evaluate.classifier import NO_LABELS, Evaluation, evaluate_samples, train_classifier
 from trainer.evaluate.reference import read_all

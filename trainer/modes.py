@@ -20,9 +20,9 @@ from torch import Tensor
 
 from data.shards.index import load_index
 from data.storage.errors import UserError, as_command
+from data.storage.paths import path_argument
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument
-from trainer.config.paths import path_argument
 from trainer.evaluate.classifier import TrainedClassifier, train_classifier
 from trainer.evaluate.reference import read_all
 from trainer.sample.draw import sample_run

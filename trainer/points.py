@@ -17,8 +17,8 @@ from torch import Tensor
 
 from data.sources.points import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
 from data.storage.errors import UserError, as_command
+from data.storage.paths import path_argument
 from trainer.config.command_line import add_seed_argument
-from trainer.config.paths import path_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import save_picture
 from trainer.sample.scatter import scatter, side_by_side

@@ -14,7 +14,7 @@ from data.storage.errors import OperationError, StoppedError, UserError, as_comm
 from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
 from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
-from trainer.config.io import dump_config, inside_ray_job, load_config, with_absolute_paths
+from trainer.config.io import inside_ray_job, load_config, shown_config, with_absolute_paths
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.environment import set_up_ray
 from trainer.driver.start import check_before_start
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = config_of(options)
     if options.dry_run:
         plan = make_plan(config)
-        print(redact(dump_config(config)) + "\n" + render(plan))
+        print(shown_config(config) + "\n" + render(plan))
         if options.gpu:
             prediction = predict(config, plan, gpu_named(options.gpu), config.training.precision)
             print(render_prediction(prediction, options.usd_per_gpu_hour))

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.storage.errors import OperationError, as_command
+from data.storage.paths import path_argument
 from trainer.checkpoint.fingerprint import Fingerprint, fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import ConfigError, load_config
-from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.rank.fault_injection import MARK, Kill
 

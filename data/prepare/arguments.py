@@ -11,6 +11,7 @@ from data.shards.index import MAX_IMAGE_SIZE
 from data.sources.source import Source
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError
+from data.storage.paths import location_argument
 
 COMMANDS = ("inspect", "verify")
 _MIN_SIZE = 4
@@ -55,17 +56,17 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _path(text: str) -> str:
-    # Otherwise an unset shell variable would mean the current folder.
+def _source(text: str) -> str:
+    # Its path is filled in when its kind is known. An unset variable of the shell would mean the current folder.
     if not text:
         raise argparse.ArgumentTypeError("'' is given, expected is a path")
     return text
 
 
 def _new_path(text: str) -> str:
-    if text.startswith("~"):
+    if text.startswith("~"):  # hardly meant: the shell would have filled it in
         raise argparse.ArgumentTypeError(f"{text!r} is given, which begins with ~; write {os.path.expanduser(text)}")
-    return _path(os.path.expandvars(text) if text.startswith(("$HOME", "${HOME}")) else text)
+    return location_argument(text)
 
 
 def _percent(text: str) -> float:
@@ -100,7 +101,7 @@ def _prepare_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", type=_path, metavar="SOURCE", help="where the images are, see below")
+    parser.add_argument("source", type=_source, metavar="SOURCE", help="where the images are, see below")
     parser.add_argument(
         "--out", required=True, type=_new_path, metavar="DIR", help="new or empty folder for the prepared data set"
     )
@@ -156,9 +157,12 @@ def _inspect_parser() -> argparse.ArgumentParser:
         epilog="A folder called inspect is prepared as ./inspect.",
         allow_abbrev=False,
     )
-    parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
+    parser.add_argument("directory", type=location_argument, metavar="DIR", help="folder or URL of a prepared data set")
     parser.add_argument(
-        "--sheet", type=_path, metavar="FILE.png", help="where the sheet goes (contact-sheet-NAME.png, replaced)"
+        "--sheet",
+        type=location_argument,
+        metavar="FILE.png",
+        help="where the sheet goes (contact-sheet-NAME.png, replaced)",
     )
     return parser
 
@@ -171,7 +175,7 @@ def _verify_parser() -> argparse.ArgumentParser:
         "A folder called verify is prepared as ./verify.",
         allow_abbrev=False,
     )
-    parser.add_argument("directory", type=_path, metavar="DIR", help="folder or URL of a prepared data set")
+    parser.add_argument("directory", type=location_argument, metavar="DIR", help="folder or URL of a prepared data set")
     parser.add_argument(
         "--workers",
         type=whole_number(0, _MAX_WORKERS),

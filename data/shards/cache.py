@@ -31,6 +31,7 @@ from pathlib import Path
 from data.shards.index import OFFSETS_SUFFIX, DataFile
 from data.storage.files import sha256_of
 from data.storage.location import DataError
+from data.storage.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def cache_folder(configured: str | None) -> Path:
     """
     directory = Path(tempfile.gettempdir()) / f"ddgan-shards-{os.getuid()}"
     if configured is not None:
-        directory = Path(configured).expanduser().absolute()
+        directory = Path(expanded(configured, "data.cache_directory")).absolute()
     try:
         if configured is None:
             with suppress(FileExistsError):

@@ -15,14 +15,15 @@ from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, st
 from data.sources.points import PointsSource, gaussians25_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
-from data.storage.location import is_url
+from data.storage.location import DataError, is_url
+from data.storage.paths import expanded
 from data.storage.redaction import redact
 
 _AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
 _CLASSES_KINDS = ("folder", "zip", "webdataset")
-_PART = re.compile(r"(.+?)[._-](\d{3}|z\d\d|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
+_PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", "gaussians25")
 _ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
@@ -101,10 +102,8 @@ def _parse(name: str) -> tuple[str, Path]:
         return _recognise(Path(name)), Path(name)
     # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
-    if named is None and name.startswith(("~", "$HOME/", "${HOME}/")):
-        expanded = os.path.expanduser(os.path.expandvars(name))
-        if expanded != name:
-            return _parse(expanded)
+    if named is None and (filled := _filled(name, name)) != name:
+        return _parse(filled)
     if named is None:
         raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
     kind, path = named.groups()
@@ -115,10 +114,17 @@ def _parse(name: str) -> tuple[str, Path]:
             raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
         raise SourceError(f"source {name}: unknown kind {kind!r}; {_ALLOWED}")
     # The shell expands a tilde only at the start of a word.
-    path = os.path.expanduser(os.path.expandvars(path))
+    path = _filled(path, name)
     if not path or not _exists(Path(path)):
         raise SourceError(f"source {name}: no such file or folder {path!r}; {_ALLOWED}")
     return kind, Path(path)
+
+
+def _filled(path: str, name: str) -> str:
+    try:
+        return expanded(path, f"source {name}: the path")
+    except DataError as error:
+        raise SourceError(str(error)) from error
 
 
 def _exists(path: Path) -> bool:
@@ -197,6 +203,11 @@ def _kind_of_file(path: Path) -> str:
         return "cifar10"
     if path.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):
         return "webdataset"
+    if zipped := re.fullmatch(r"(.+)\.z\d\d", path.name, re.IGNORECASE):
+        raise SourceError(
+            f"source {path}: is a part of a split zip; join them with zip -s 0 {zipped[1]}.zip --out whole.zip, and "
+            "give that file"
+        )
     if (part := _PART.fullmatch(path.name)) and "." in part[1]:
         raise SourceError(
             f"source {path}: is a part of a download; finish the download, or join all its parts with "

@@ -6,6 +6,7 @@ Files:
     failures      classifies storage errors: whether to retry, what to say
     files         atomic writes, hashes, timestamps
     location      folder or URL; DataError
+    paths         ~ and $NAME in paths
     redaction     hides passwords, tokens and keys in shown text
     remote        reads files at a URL, with retries
     surroundings  what a command needs of its process

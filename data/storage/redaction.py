@@ -11,6 +11,7 @@ _USER = re.compile(
     (?<=://) (?:
         (?!{_HOST_AND_PORT}) [^/?\#\s:]* : \S* @  # user:password@; people write / ? \# and @ in it as they are
         | [^/?\#\s]* @                            # token@, me@company:password@
+        | [^/?\#\s:@]* : (?!\s) [^/@\n"']* @        # user:pass word@; no URL, but people write it
     )
     | (?<=%3a%2f%2f) (?: (?:(?!%2f|%3a)[^/\s&])* %3a [^\s&]* | (?:(?!%2f)[^/\s&])* ) %40  # in a URL in a URL
     | (?:(?<=\bhttp:)|(?<=\bhttps:)|(?<=\bs3:)) (?:/|///)? [^/?\#\s:@]+ : \S+ @  # too few or too many slashes

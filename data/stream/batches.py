@@ -117,11 +117,15 @@ class Slots:
 
     @staticmethod
     def _too_little(num_bytes: int) -> str:
-        left = f", {_SHARED_MEMORY} has {_free_bytes() / 1e6:.0f} MB left" if os.path.isdir(_SHARED_MEMORY) else ""
+        left = f", {_SHARED_MEMORY} has {_shown(_free_bytes())} left" if os.path.isdir(_SHARED_MEMORY) else ""
         return (
-            f"the loader processes need {num_bytes / 1e6:.0f} MB of shared memory{left}: set fewer data.loader_workers "
+            f"the loader processes need {_shown(num_bytes)} of shared memory{left}: set fewer data.loader_workers "
             "or a smaller training.micro_batch_size, or give the container more (docker run --shm-size)"
         )
+
+
+def _shown(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} kB"
 
 
 def _free_bytes() -> int:

@@ -174,9 +174,9 @@ def _whole_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
     whole: dict[str, Tensor] = {}
     for name in ("generator", "discriminator", "ema"):
         section = checkpoint.section(name)
-        for key, pieces in section._pieces.items():
-            ends = [start + file.get_slice(key).get_shape()[0] for start, file in pieces]
-            assert [start for start, _ in pieces] == [0, *ends[:-1]], key
+        for key, parts in section._pieces.items():
+            ends = [part.stop(key) for part in parts]
+            assert [part.starts[key] for part in parts] == [0, *ends[:-1]], key
             _, state, parameter = key.split("/", 2)
             whole[key] = section.read(state, parameter, 0, ends[-1])
     return whole

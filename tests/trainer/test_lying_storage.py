@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from tests.data.storage.lying import Lying, PowerCut
+from tests.trainer.checkpoint import saved
 from tests.trainer.checkpoint.saved import fragments
+from trainer.checkpoint import writer as writing
 from trainer.checkpoint.format import FORMAT_VERSION, CheckpointError, checkpoint_name, rank_file
 from trainer.checkpoint.part import HostMemory
 from trainer.checkpoint.retention import Retention, prune
 from trainer.checkpoint.storage import FolderStorage, newest_fetched
-from trainer.checkpoint.writer import commit_parts
+from trainer.checkpoint.writer import CheckpointWriter, commit_parts
+from trainer.engine.ranks import Ranks
 
-FAULTS = [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EACCES, ("from", errno.EIO), "short", "torn", "cut"]
+ERRORS = [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EACCES]
+FAULTS = [*ERRORS, ("from", errno.EIO), "short", "torn", "cut", "undone"]
 
 
 def save(folder: Path, step: int, keep_last: int = 1) -> None:
@@ -83,3 +87,43 @@ def test_a_load_during_which_storage_lies_ends_with_the_newest_or_a_refusal(star
     assert len(after) > 5
     assert set(after.values()) == {2}, "a load changes nothing"
     assert set(taken) == {2}, "an older one never takes the place of one that cannot be read"
+
+
+@pytest.fixture
+def save_by_writer(monkeypatch) -> Iterator[Callable[..., None]]:
+    """Saves as a run does, with its retries, in this thread."""
+    monkeypatch.setattr(writing, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(CheckpointWriter, "_start", lambda self, action: action())
+    ranks = Ranks.join("cpu", 60)
+
+    def save_by_writer(folder: Path, step: int, **more: Any) -> None:
+        to = saved.writer(folder, ranks, retention=Retention(keep_last=1), **more)
+        to.save(step, {"generator": fragments(scale=step)}, {}, {"config": {}, "images": step})
+        to.close()
+
+    yield save_by_writer
+    ranks.leave()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_save_of_a_run_survives_one_error_and_leaves_a_valid_checkpoint_after_others(
+    start, tmp_path, save_by_writer, fault
+):
+    after = try_each(start, tmp_path / "run", fault, lambda folder: save_by_writer(folder, 2))
+    assert len(after) > 30
+    assert set(after.values()) == ({2} if fault in (*ERRORS, "short", "torn") else {1, 2})
+
+
+def test_a_checkpoint_that_was_reported_survives_a_power_cut(start, tmp_path, save_by_writer):
+    folder = tmp_path / "run"
+    shutil.copytree(start, folder)
+    reported: list[int] = []
+
+    def report(step: int) -> None:
+        reported.append(step)
+        lying.cut()  # before older ones are deleted
+
+    with pytest.MonkeyPatch.context() as patch, suppress(PowerCut):
+        lying = Lying(folder, patch, "undone")
+        save_by_writer(folder, 2, on_commit=report)
+    assert reported == [2] and newest(folder) == 2

@@ -16,6 +16,7 @@ from typing import Any
 
 from data.storage.arguments import whole_number
 from data.storage.errors import OperationError, StoppedError, UserError, as_command
+from data.storage.paths import path_argument
 from trainer.bench.checkpoints import time_checkpoints
 from trainer.bench.gpu import GpuBench
 from trainer.bench.gpu import __doc__ as gpu_description
@@ -33,7 +34,6 @@ from trainer.config.command_line import (
     start_logging,
 )
 from trainer.config.io import load_config
-from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from data.storage.arguments import whole_number
 from data.storage.errors import as_command
 from data.storage.location import is_remote
+from data.storage.paths import location_argument
 from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.lease import launch_id
 from trainer.checkpoint.lease_places import claim_folder
@@ -43,7 +44,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
     for command in parsers.values():
-        command.add_argument("directory", metavar="DIR", help="directory of a run, or folder or URL of checkpoints")
+        command.add_argument(
+            "directory",
+            type=location_argument,
+            metavar="DIR",
+            help="directory of a run, or folder or URL of checkpoints",
+        )
     prune = parsers["prune"]
     prune.add_argument("--keep-last", type=whole_number(1), default=2, metavar="N", help="newest to keep (default 2)")
     prune.add_argument("--keep-every-images", type=whole_number(1), metavar="M", help="one of each M images stays")
@@ -51,7 +57,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     prune.add_argument("--keep-best-mode", choices=("min", "max"), default="min", help="what is best (default min)")
     prune.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
     for name in ("convert", "export"):
-        parsers[name].add_argument("--out", required=True, help="folder for the result")
+        parsers[name].add_argument("--out", type=location_argument, required=True, help="folder for the result")
         parsers[name].add_argument("--step", type=whole_number(1), help="which checkpoint (default: the newest valid)")
     return parser.parse_args(arguments)
 

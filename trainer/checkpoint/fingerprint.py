@@ -5,11 +5,11 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
-from safetensors import safe_open
+import torch
 
 from trainer.checkpoint.format import Checkpoint
+from trainer.checkpoint.part import PartFile
 
 _MEASURED = ("time/", "images_per_s", "peak_memory", "checkpoint")
 """Prefixes of curves that describe the machine, not the run."""
@@ -52,26 +52,25 @@ def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
         CheckpointError: it does not match its manifest.
     """
     checkpoint.verify()
-    files = [safe_open(checkpoint.path / name, framework="np") for name in sorted(checkpoint.manifest["files"])]
+    files = [checkpoint.part(name) for name in sorted(checkpoint.manifest["files"])]
     hashes = {field.name: hashlib.sha256() for field in fields(Fingerprint)}
     for piece in sorted(_pieces(files)):
         part = hashes[_part_of(piece.key)]
-        array = files[piece.file].get_tensor(piece.key)
+        tensor = files[piece.file].tensor(piece.key)
         if piece.start == 0:  # later fragments continue the same parameter, wherever the ranks split it
             part.update(f"\n{piece.key}\n".encode())
-        part.update(array.tobytes())
+        part.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     point = checkpoint.manifest.get("metrics") or {}
     hashes["metrics"].update(json.dumps(_of_the_run(point), sort_keys=True).encode())
     return Fingerprint(**{name: part.hexdigest() for name, part in hashes.items()})
 
 
-def _pieces(files: list[Any]) -> Iterator[_Piece]:
+def _pieces(files: list[PartFile]) -> Iterator[_Piece]:
     for number, file in enumerate(files):
-        starts = file.metadata() or {}
-        for key in file.keys():  # noqa: SIM118 - the file is not a mapping
+        for key in file.keys:
             # Each rank has its own small tensors, but the networks' buffers are the same on all ranks.
             if not key.startswith("extra/buffers/") or number == 0:
-                yield _Piece(key, int(starts.get(key, 0)), number)
+                yield _Piece(key, file.starts.get(key, 0), number)
 
 
 def _part_of(key: str) -> str:

@@ -14,24 +14,25 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.storage.errors import OperationError
 from data.storage.files import sha256_of
+from trainer.checkpoint.part import PartFile
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _SEAL = "manifest_sha256"
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
+_PART_NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 
 
 class CheckpointError(OperationError):
@@ -111,6 +112,37 @@ class Checkpoint:
         """The state called `section`: "generator", "discriminator" or "ema"."""
         return Section(self, section)
 
+    def part(self, name: str) -> PartFile:
+        """The part in the file of that name.
+
+        Raises:
+            UnreadableError: it cannot be read.
+            CheckpointError: it is no part of a checkpoint.
+        """
+        file = self.path / name
+        try:
+            return PartFile(file)
+        except OSError as error:
+            raise UnreadableError(f"{file} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not a part of a checkpoint: {error}") from error
+
+    def buffers(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The generator's buffers, by name.
+
+        Args:
+            wanted: tensors of the same names, shapes and dtypes.
+
+        Raises:
+            CheckpointError: the checkpoint has others.
+        """
+        saved = self.extras("buffers", 0)
+        for name in wanted.keys() | saved.keys():
+            mine, theirs = wanted.get(name), saved.get(name)
+            if mine is None or theirs is None or (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+                raise CheckpointError(f"{self.path}: its buffer {name} is not that of these networks: others wrote it")
+        return saved
+
     def extras(self, group: str, rank: int) -> dict[str, Tensor]:
         """The small tensors of `group` that `rank` saved in addition to its fragments."""
         prefix = f"extra/{group}/"
@@ -118,8 +150,8 @@ class Checkpoint:
 
     def all_extras(self, rank: int) -> dict[str, Tensor]:
         """The small tensors of all groups of `rank`, by "extra/GROUP/NAME"."""
-        with safe_open(self.path / self.file_of(rank), framework="pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys() if key.startswith("extra/")}  # noqa: SIM118
+        part = self.part(self.file_of(rank))
+        return {key: part.tensor(key) for key in part.keys if key.startswith("extra/")}
 
 
 @dataclass
@@ -128,45 +160,39 @@ class Section:
 
     checkpoint: Checkpoint
     name: str
-    _pieces: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    _pieces: dict[str, list[PartFile]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for file_name in self.checkpoint.manifest["files"]:
-            file = self.checkpoint.path / file_name
-            try:
-                opened = safe_open(file, framework="pt")  # maps the file; ranges are read on demand
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
-            for key, start in (opened.metadata() or {}).items():
+            part = self.checkpoint.part(file_name)
+            for key in part.starts:
                 if key.startswith(self.name + "/"):
-                    self._pieces.setdefault(key, []).append((int(start), opened))
-        for pieces in self._pieces.values():
-            pieces.sort(key=lambda piece: piece[0])
+                    self._pieces.setdefault(key, []).append(part)
+        for key, parts in self._pieces.items():
+            parts.sort(key=lambda part: part.starts[key])
 
     def lengths(self) -> dict[str, int]:
         """Number of elements of each flattened state, by its key in the files."""
-        return {
-            key: max(start + file.get_slice(key).get_shape()[0] for start, file in pieces)
-            for key, pieces in self._pieces.items()
-        }
+        return {key: max(part.stop(key) for part in parts) for key, parts in self._pieces.items()}
 
     def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of the flattened parameter `name`; see `engines.FragmentSource`."""
         key = f"{self.name}/{state}/{name}"
-        out = torch.empty(stop - start)
+        ranges: list[tuple[PartFile, int, int]] = []
         position = start
-        for first, file in self._pieces.get(key, ()):
-            view = file.get_slice(key)
-            last = first + view.get_shape()[0]
-            if first <= position < last and position < stop:
-                until = min(last, stop)
-                out[position - start : until - start] = view[position - first : until - first]
+        for part in self._pieces.get(key, ()):
+            if part.starts[key] <= position < part.stop(key) and position < stop:
+                until = min(part.stop(key), stop)
+                ranges.append((part, position, until))
                 position = until
-        if position < stop:
+        if position < stop:  # before memory is taken: a damaged header can name any length
             raise CheckpointError(
                 f"{self.checkpoint.path} holds {position - start} of {stop - start} elements of {key}: a run "
                 "with other networks wrote it"
             )
+        out = torch.empty(stop - start)
+        for part, first, last in ranges:
+            out[first - start : last - start] = part.read(key, first, last)
         return out
 
 
@@ -212,6 +238,8 @@ def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
     """
     try:
         manifest: Any = json.loads(content)
+        seal = manifest.pop(_SEAL, None) if isinstance(manifest, dict) else None
+        is_sealed = seal is not None and seal == _seal(manifest)
     except RecursionError as error:
         raise ValueError("it is no JSON of a manifest") from error
     if not isinstance(manifest, dict) or "format_version" not in manifest:
@@ -219,18 +247,65 @@ def parse_manifest(content: bytes, name: str) -> dict[str, Any]:
     version = manifest["format_version"]
     if version != FORMAT_VERSION:
         kind = NewerFormatError if isinstance(version, int) and version > FORMAT_VERSION else ValueError
-        raise kind(f"format version {version}, this program reads {FORMAT_VERSION}")
-    if manifest.pop(_SEAL, None) != _seal(manifest):
+        raise kind(f"format version {version!r:.50}, this program reads {FORMAT_VERSION}")
+    if not is_sealed:
         raise ValueError("it is damaged: its SHA-256 differs from the one it states")
     missing = {"step", "world_size", "files", "config"} - manifest.keys()
     if missing:
         raise ValueError(f"no {sorted(missing)}")
+    wrong = [key for key, fits in _FIELDS.items() if key in manifest and not fits(manifest[key])]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} is {manifest[wrong[0]]!r:.100}, which no version of this program writes")
     if checkpoint_name(manifest["step"]) != name:
         raise ValueError(f"it is of step {manifest['step']}")
-    strangers = [file for file in manifest["files"] if Path(file).name != file or file in (".", "..")]
+    strangers = [file for file in manifest["files"] if not _PART_NAME.fullmatch(file)]
     if strangers:
-        raise ValueError(f"it names {strangers[0]!r}, which is no file of its folder")
+        raise ValueError(f"it names {strangers[0]!r:.100}, which is no file of its folder")
+    if len(manifest["files"]) != manifest["world_size"]:
+        raise ValueError(f"it names {len(manifest['files'])} parts of {manifest['world_size']} ranks")
     return manifest
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(number) is float or (type(number) is int and abs(number) < 2**63) for number in value.values()
+    )
+
+
+def _are_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict) and _is_count(entry.get("bytes")) and _is_text(entry.get("sha256"))
+        for entry in value.values()
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "world_size": _is_count,
+    "files": _are_files,
+    "config": lambda value: isinstance(value, dict),
+    "images": _is_count,
+    "metrics": _are_numbers,
+    "updates": _are_counts,
+    "skipped_in_row": _are_counts,
+    "zero_stages": _are_counts,
+    "created": _is_text,
+    "data": _is_text,
+    "mlflow_run_id": lambda value: value is None or _is_text(value),
+}
+"""What readers rely on in a manifest whose own hash is right: another program can have written it."""
 
 
 def folder_names(directory: Path) -> list[str]:

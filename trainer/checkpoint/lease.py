@@ -98,8 +98,8 @@ class Holder:
             return None
         texts = (holder.launch, holder.process, holder.token, holder.host, holder.since)
         numbers = (holder.pid, holder.beat)
-        valid = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-        return holder if valid else None
+        are_texts = all(isinstance(text, str) and text.isprintable() for text in texts)
+        return holder if are_texts and all(type(number) is int for number in numbers) else None
 
 
 def this_process() -> str:
@@ -117,7 +117,7 @@ def is_alive(process: str) -> bool | None:
     """Whether a process as from `this_process` is alive; None if that cannot be checked from here."""
     machine, _, rest = process.partition(" ")
     pid, _, started = rest.partition(" ")
-    if machine != _machine() or not (pid.isascii() and pid.isdigit()) or not _started(os.getpid()):
+    if machine != _machine() or not (pid.isascii() and pid.isdigit() and len(pid) < 20) or not _started(os.getpid()):
         return None
     return _started(int(pid)) == started != ""
 

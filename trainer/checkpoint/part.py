@@ -1,4 +1,4 @@
-"""One rank's part of a checkpoint: a safetensors file laid out in host memory, then written and hashed in one pass.
+"""One rank's part of a checkpoint: a safetensors file laid out in host memory, written and hashed in one pass, read.
 
 safetensors' own writer copies every tensor again and holds the interpreter lock for the whole file, which would block
 training. The format is simple enough to write here: 8 bytes with the length of the header, the header as JSON, and the
@@ -7,11 +7,13 @@ raw tensors without gaps.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainer.engine.interface import Fragment
@@ -136,3 +138,47 @@ class HostMemory:
             self._memory = torch.empty(0, dtype=torch.uint8)  # free the smaller buffer before allocating the larger one
             self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         return self._memory[:num_bytes]
+
+
+class PartFile:
+    """A part on disk. Its header is checked when it is opened; its tensors are read on demand."""
+
+    def __init__(self, file: Path) -> None:
+        """Map the file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not a part as `HostMemory` lays one out.
+        """
+        try:
+            self._file: Any = safe_open(file, framework="pt")
+            self.keys: Sequence[str] = self._file.keys()
+            slices = {key: self._file.get_slice(key) for key in self.keys}
+            starts: dict[str, str] = self._file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"it cannot be read as safetensors: {error}") from error
+        for key, view in slices.items():
+            if key.count("/") < 2 or not key.isprintable() or view.get_dtype() not in _DTYPES.values():
+                raise ValueError(f"it holds {key!r:.100}, which is no tensor of a checkpoint")
+        self.starts: dict[str, int] = {}
+        """Place of each fragment in its flattened parameter."""
+        for key, start in starts.items():
+            is_number = start.isascii() and start.isdigit() and len(start) <= 18
+            view = slices.get(key)
+            if not is_number or view is None or len(view.get_shape()) != 1 or view.get_dtype() != "F32":
+                raise ValueError(f"its header says of {key!r:.100} that it begins at {start!r:.50}, which cannot be")
+            self.starts[key] = int(start)
+        self._slices = slices
+
+    def stop(self, key: str) -> int:
+        """Where a fragment ends in its flattened parameter."""
+        return self.starts[key] + self._slices[key].get_shape()[0]
+
+    def read(self, key: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the flattened parameter, float32; they must be in this fragment."""
+        first = self.starts[key]
+        return self._slices[key][start - first : stop - first]
+
+    def tensor(self, key: str) -> Tensor:
+        """A whole tensor."""
+        return self._file.get_tensor(key)

@@ -113,10 +113,16 @@ def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> N
         )
     kept = kept_steps(before, rules) | unreadable
     storage.tidy(own)
+    failed: OSError | None = None
     for name in storage.names():
         superseded = step_of(name) < newest.step
-        if superseded and (found[name].step not in kept if name in found else is_remains(storage, name)):
-            storage.delete(name)
+        try:
+            if superseded and (found[name].step not in kept if name in found else is_remains(storage, name)):
+                storage.delete(name)
+        except OSError as error:  # one that cannot be deleted, such as a link, must not keep the others
+            failed = failed or error
+    if failed:
+        raise failed
 
 
 def _sorted_out(storage: CheckpointStorage, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint], set[int]]:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from data.storage.errors import UserError
 from data.storage.files import replaced
-from data.storage.redaction import redact
 from models import networks
 from models.generator import Generator
 from models.mlp import MlpGenerator
 from models.published.state_dict import load_published
-from trainer.config.io import dump_config, load_stored
+from trainer.config.io import load_stored, shown_config
 from trainer.config.train_config import TrainConfig
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
@@ -38,7 +37,7 @@ def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig
     with replaced(folder / WEIGHTS) as draft:
         save_file(tensors, draft, metadata={"step": str(step)})
     with replaced(folder / CONFIG) as draft:
-        draft.write_text(redact(dump_config(config)), encoding="utf-8")  # snapshots are shared with others
+        draft.write_text(shown_config(config), encoding="utf-8")  # snapshots are shared with others
     return folder
 
 

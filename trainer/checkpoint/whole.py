@@ -37,10 +37,16 @@ def whole_extras(checkpoint: Checkpoint) -> dict[str, Tensor]:
     for rank in range(checkpoint.manifest["world_size"]):
         for key, value in checkpoint.all_extras(rank).items():
             if key.startswith("extra/statistics/"):
-                together[key] = together[key] + value if key in together else value
+                together[key] = _sum(key, together[key], value, checkpoint) if key in together else value
             else:
                 together.setdefault(key, value)
     return together
+
+
+def _sum(key: str, left: Tensor, right: Tensor, checkpoint: Checkpoint) -> Tensor:
+    if left.shape != right.shape:
+        raise CheckpointError(f"{checkpoint.path}: {key} differs in shape between its ranks")
+    return left + right
 
 
 def convert(checkpoint: Checkpoint, target: CheckpointStorage) -> str:
@@ -78,10 +84,12 @@ def averaged_generator(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Train
         CheckpointError: the checkpoint does not match the networks of its config.
     """
     config = from_dict(checkpoint.manifest["config"], str(checkpoint.path))
-    shapes = {name: p.shape for name, p in build_generator(config, "meta").named_parameters()}
+    generator = build_generator(config, "meta")
+    shapes = {name: p.shape for name, p in generator.named_parameters()}
+    buffers = {name: tensor for name, tensor in generator.state_dict().items() if name not in shapes}
     average = checkpoint.section("ema")
     state = {name: average.read("average", name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
-    return state | checkpoint.extras("buffers", 0), config
+    return state | checkpoint.buffers(buffers), config
 
 
 def export(checkpoint: Checkpoint, folder: Path) -> Path:

@@ -16,7 +16,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.storage.errors import UserError
-from data.storage.redaction import HIDDEN, redact
+from data.storage.location import DataError
+from data.storage.paths import expanded
+from data.storage.redaction import HIDDEN, redact, redact_values
 from trainer.config.messages import describe, fields_of, nearest, shown, type_at
 from trainer.config.paths import PATHS, is_local, understood
 from trainer.config.renamed import RENAMED, rename
@@ -185,6 +187,11 @@ def dump_config(config: TrainConfig) -> str:
     return dump(to_dict(config))
 
 
+def shown_config(config: TrainConfig) -> str:
+    """The config as YAML without secrets. Values are redacted one by one, since YAML breaks long texts at blanks."""
+    return dump(redact_values(to_dict(config)))
+
+
 def flat(config: TrainConfig) -> dict[str, str | int | float | bool | None]:
     """Scalars by dotted name, `{"training.r1_gamma": 0.05, ...}`; a sequence becomes a string, `[1, 2, 2]`."""
 
@@ -204,7 +211,10 @@ def config_names() -> list[str]:
 
 
 def _resolve(name_or_path: str) -> FilePath:
-    path = FilePath(os.path.expanduser(name_or_path))
+    try:
+        path = FilePath(expanded(name_or_path, "--config"))
+    except DataError as error:
+        raise ConfigError([str(error)]) from error
     is_yaml = path.suffix in (".yaml", ".yml")
     if "/" in name_or_path or (is_yaml and path.is_file()):
         return path

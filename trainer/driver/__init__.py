@@ -5,6 +5,7 @@ Files:
     environment  makes the environment fit for Ray, or refuses it
     ray_output   which lines of Ray's processes a user sees
     ray_train    Ray Train, signals, communication between workers and driver
+    room         room for the ranks on the nodes; says what a run waits for
     scale_up     decides when a run that lost ranks adds new ones
     start        checks before Ray or a GPU is touched
     state_actor  state shared by driver and workers; failures and restarts

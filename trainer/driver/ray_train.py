@@ -40,6 +40,7 @@ from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
 from trainer.driver.children import independent_children
 from trainer.driver.ray_output import without_ray_internals
+from trainer.driver.room import ClusterError, Waiting, check_room, places
 from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor, is_lost_peer
 from trainer.engine.rendezvous import LOOPBACK, SECRET_VARIABLE, reserve
@@ -52,10 +53,6 @@ log = logging.getLogger(__name__)
 REPORT_INTERVAL_S = 0.2
 FINAL_PAUSE_S = 30.0
 NEVER_S = 1e9
-
-
-class ClusterError(UserError):
-    """The cluster cannot run this config; says what is missing and what to do."""
 
 
 class RunFailedError(OperationError):
@@ -220,43 +217,6 @@ def _start_local_ray() -> Any:
         )
 
 
-def check_resources(config: TrainConfig) -> None:
-    """Refuse at once what Ray would wait for forever.
-
-    Raises:
-        ClusterError: the cluster has fewer CPUs or GPUs than the fewest allowed ranks need.
-    """
-    scaling = config.scaling
-    fewest = scaling.min_world_size or scaling.world_size
-    places = _places(scaling)
-    if places >= fewest:
-        return
-    gpus = scaling.device == "gpu"
-    nodes = _alive_nodes()
-    have = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
-    needed = f"{scaling.cpus_per_worker} CPUs" + (" and 1 GPU" if gpus else "")
-    name = "scaling.min_world_size" if scaling.min_world_size else "scaling.world_size"
-    raise ClusterError(
-        f"the cluster has {have} on {len(nodes)} nodes, room for {places} ranks of {needed} each; the run asks for "
-        f"{name} {fewest}. Lower {name} or scaling.cpus_per_worker"
-        + (", set scaling.device=cpu" if gpus else "")
-        + ", or use a larger cluster"
-    )
-
-
-def _alive_nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _places(scaling: ScalingConfig) -> int:
-    """Number of ranks that fit on the living nodes; a rank needs all its resources on one node."""
-    places = 0
-    for node in _alive_nodes():
-        fits = int(node.get("CPU", 0)) // scaling.cpus_per_worker
-        places += min(fits, int(node.get("GPU", 0))) if scaling.device == "gpu" else fits
-    return places
-
-
 def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
     """Ranks that an elastic run of `world_size` could continue with; more only if there is room for one more."""
     if scaling.min_world_size is None:
@@ -264,7 +224,7 @@ def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
     free = ray.available_resources()
     if free.get("CPU", 0) < scaling.cpus_per_worker or (scaling.device == "gpu" and free.get("GPU", 0) < 1):
         return world_size
-    return min(_places(scaling), scaling.world_size)
+    return min(places(ray.nodes(), scaling), scaling.world_size)
 
 
 def fit(config: TrainConfig) -> Outcome:
@@ -280,13 +240,14 @@ def fit(config: TrainConfig) -> Outcome:
             way that a restart cannot fix.
     """
     with connected() as logs:
-        check_resources(config)
+        check_room(ray.nodes(), config.scaling)
         state = _start_state_actor()
         scale_up = ScaleUp(partial(_possible_ranks, config.scaling))
+        waiting = Waiting(ray.nodes, config.scaling)
         with _stop_on_signals(state) as stop, ProgressBar() as bar:
             while True:
                 try:
-                    outcome = _fit_group(config, state, scale_up, bar)
+                    outcome = _fit_group(config, state, scale_up, waiting, bar)
                 except RunFailedError as error:
                     raise RunFailedError(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
@@ -296,7 +257,7 @@ def fit(config: TrainConfig) -> Outcome:
                     return outcome
 
 
-def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: ProgressBar) -> Outcome:
+def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, waiting: Waiting, bar: ProgressBar) -> Outcome:
     """One call of Ray Train, including Ray's own restarts; ends early if the run can grow."""
     trainer = _make_trainer(config, state)
     failure: list[BaseException] = []
@@ -319,6 +280,8 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, bar: Progress
         if seen.failure and seen.failure != told and seen.result is None:
             log.warning("%s: starting the ranks again", seen.failure)
             told = seen.failure
+        if news := waiting.news():
+            log.warning("%s", news)
         if ranks := scale_up.possible(seen.world_size):
             log.warning("there is room for %d ranks: saving a checkpoint and continuing with them", ranks)
             state.ask_to_stop.remote()

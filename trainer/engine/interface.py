@@ -46,6 +46,11 @@ class EngineConfig:
     optimizer's state, 2 also the gradients, 3 also the parameters."""
     zero_stage_d: Annotated[int, Field(ge=0, le=3)] = 0
     """ZeRO stage of the discriminator, as for the generator, but at most 2: R1 differentiates twice through it."""
+    fused: bool = True
+    """Use fused kernels on a GPU for norms with activation, residual sums, FIR filters and the discriminator's
+    activations. They need Triton, which torch's builds for GPUs bring, and are checked against plain torch when a shape
+    comes for the first time. They are deterministic, and serve at every ZeRO stage and for the penalties R1 and R2. It
+    has no effect on a CPU."""
     compile: bool = False
     """Compile both networks with torch.compile on a GPU. The first two steps then take minutes longer. The penalties R1
     and R2 are computed without it. It has no effect on a CPU, with run.deterministic, with dropout, or on a network at

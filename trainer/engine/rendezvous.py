@@ -62,17 +62,20 @@ def init_group(backend: str, world_size: int, timeout_s: float) -> None:
     """Initialize torch's process group from RANK, MASTER_ADDR and MASTER_PORT. A collective.
 
     The ranks of one host connect over its loopback interface, unless GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names
-    another. Under torchrun its agent serves the store.
+    another. Under torchrun its agent serves the store, and may serve the same one to the ranks that it starts again
+    (--max-restarts); these must not find the addresses of the dead ones.
     """
     if is_one_host():
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, _loopback_name())
     timeout = timedelta(seconds=timeout_s)
+    rank, address, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        dist.init_process_group(backend, timeout=timeout)
-        return
-    rank, address = int(os.environ["RANK"]), os.environ["MASTER_ADDR"]
-    store = open_store(address, int(os.environ["MASTER_PORT"]), rank, world_size, timeout_s)
+        store: dist.Store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+        if is_one_host():  # the agents of several hosts may count restarts differently
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    else:
+        store = open_store(address, port, rank, world_size, timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 

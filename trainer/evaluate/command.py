@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from data.shards.index import load_index
 from data.storage.errors import UserError, as_command
+from data.storage.paths import path_argument
 from models.diffusion import Diffusion
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument, check_group
-from trainer.config.paths import path_argument
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import NO_LABELS, evaluate_samples

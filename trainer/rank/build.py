@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion
+from models.fused.operator import fuse
 from models.networks import build_discriminator
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part, Players
@@ -74,6 +75,7 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
     """
     device, training = ranks.device, config.training
     method = make_method(training, config.generator)
+    fuse("gpu" if config.engine.fused else "nowhere")
     # The same seed on all ranks: each builds the same weights, so none have to be sent.
     torch.manual_seed(fold_seed(config.run.seed, 1))
     networks: dict[Part, nn.Module] = {"g": build_generator(config)}

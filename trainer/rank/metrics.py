@@ -48,7 +48,8 @@ class StatisticsSum:
 
         Sums from a version with other statistics are dropped: the next log point covers only the steps since the start.
         """
-        self._replaced_samples = int(state.get(_REPLACED, torch.tensor(0.0)).item())
+        replaced = state.get(_REPLACED, torch.tensor(0.0))
+        self._replaced_samples = int(replaced.sum().item()) if replaced.isfinite().all() else 0
         sums = {name: value.to(device) for name, value in state.items() if name != _REPLACED}
         known = all(name in self._declared and (self._declared[name].over or name) in sums for name in sums)
         self._sums = sums if known else {}

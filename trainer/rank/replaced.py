@@ -45,10 +45,12 @@ class ReplacedSamples:
 
     def _write(self, names: Sequence[str], tracker: Tracker) -> None:
         try:
-            known = set((read_note(self._file, bytes.decode) or "").splitlines())
+            text = read_note(self._file, bytes.decode) or ""
+            known = set(text.splitlines())
             new = [name for name in dict.fromkeys(names) if name not in known]
             if new:
-                with self._file.open("a") as stream:
+                with self._file.open("a", encoding="utf-8") as stream:
+                    stream.write("\n" if text and not text.endswith("\n") else "")  # its end was lost
                     stream.writelines(f"{name}\n" for name in new)
                 tracker.log_artifact(self._file, "data")
         except OSError as error:  # the names are in the log as well, so the run can continue

@@ -14,7 +14,7 @@ from data.storage.files import timestamp
 from data.storage.location import DataError
 from data.storage.redaction import redact, redact_values
 from trainer.algorithm.method import PART_NAMES
-from trainer.checkpoint.format import Checkpoint
+from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.config.io import from_dict, to_dict
 from trainer.config.resume import check_resumable
 from trainer.config.train_config import TrainConfig
@@ -83,7 +83,7 @@ class TrainingState:
         """
         began = time.monotonic()
         notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
-        if checkpoint.manifest["data"] != self.index.digest:
+        if checkpoint.manifest.get("data") != self.index.digest:
             raise DataError(
                 f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
                 "shards differ. Restore that data set, or start a new run in another run.directory"
@@ -93,9 +93,9 @@ class TrainingState:
             engine.load(checkpoint.section(PART_NAMES[part]), updates.get(part, checkpoint.step))
         learner.skipped.load_rows(checkpoint.manifest.get("skipped_in_row", {}))
         learner.ema.load(checkpoint.section("ema"))
-        saved = checkpoint.extras("buffers", 0)
-        for name, buffer in learner.generator_buffers().items():
-            buffer.copy_(saved[name])
+        buffers = learner.generator_buffers()
+        for name, saved in checkpoint.buffers(buffers).items():
+            buffers[name].copy_(saved)
         statistics.load(self._statistics_of(checkpoint), self.ranks.device)
         if self.ranks.rank == 0:
             log.info("resuming from %s", checkpoint.path)
@@ -114,9 +114,16 @@ class TrainingState:
     def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """This rank's sums. If the world size has changed, rank 0 gets the total and the others get zeros."""
         if checkpoint.manifest["world_size"] == self.ranks.world_size:
-            return checkpoint.extras("statistics", self.ranks.rank)
+            return self._sums_of(checkpoint, self.ranks.rank)
         total: dict[str, Tensor] = {}
         for rank in range(checkpoint.manifest["world_size"]):
-            for name, value in checkpoint.extras("statistics", rank).items():
+            for name, value in self._sums_of(checkpoint, rank).items():
                 total[name] = total[name] + value if name in total else value
         return total if self.ranks.rank == 0 else {name: torch.zeros_like(value) for name, value in total.items()}
+
+    def _sums_of(self, checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
+        sums = checkpoint.extras("statistics", rank)
+        for name, value in sums.items():
+            if value.dtype != torch.float32 or value.shape not in ((), (self.config.diffusion.num_timesteps,)):
+                raise CheckpointError(f"{checkpoint.path}: its sum {name} is no statistic of a run with this config")
+        return sums

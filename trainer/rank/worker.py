@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from data.shards.index import load_index
-from data.storage.redaction import redact
 from data.stream.batches import BadSampleLimit, Batch, BatchIterator
 from trainer.checkpoint.format import Checkpoint
-from trainer.config.io import dump_config, flat
+from trainer.config.io import flat, shown_config
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.rank.build import build
@@ -155,7 +154,7 @@ class Worker:
     def _open_tracker(self) -> None:
         checkpoint, directory = self.checkpoint, Path(self.config.run.directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.yaml").write_text(text := redact(dump_config(self.config)), encoding="utf-8")
+        (directory / "config.yaml").write_text(text := shown_config(self.config), encoding="utf-8")
         if self.config.tracking.backend == "mlflow":
             self.tracker = open_tracker(
                 self.config.tracking,
@@ -165,7 +164,7 @@ class Worker:
                 tags=collect_tags(self.index.digest),
                 run_name=directory.name,
                 last_step=checkpoint.step if checkpoint else None,
-                run_id=checkpoint.manifest["mlflow_run_id"] if checkpoint else None,
+                run_id=checkpoint.manifest.get("mlflow_run_id") if checkpoint else None,
             )
 
 

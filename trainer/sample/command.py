@@ -11,9 +11,9 @@ from typing import get_args
 
 from data.storage.arguments import whole_numbers
 from data.storage.errors import as_command
+from data.storage.paths import path_argument
 from models.sampling import Sampler
 from trainer.config.command_line import add_seed_argument
-from trainer.config.paths import path_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import check_destination, save_images
 

@@ -15,8 +15,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
+from data.storage.paths import path_argument
 from data.storage.redaction import HIDDEN, redact
-from trainer.config.paths import path_argument
 from trainer.tracking.mlflow_sink import MlflowSink
 from trainer.tracking.sink import Sink
 from trainer.tracking.spool import Record, RunRecords, spool_path
@@ -75,7 +75,7 @@ def _target_uri(asked: str | None, is_child: bool, opening: Record, run_director
     if asked or is_child:
         return choose_store(asked, run_directory, name="--uri").uri
     payload = opening.payload
-    saved, source = str(payload["uri"]), payload["uri_source"]
+    saved, source = payload.get("uri", ""), payload.get("uri_source", "default")
     # The directory may have been moved since, and the store next to it as well.
     saved = None if source == "default" else str(payload.get("uri_given") or saved)
     if os.environ.get(VARIABLE) and source != "config":
@@ -93,6 +93,9 @@ def _upload(
     try:
         opening = RunRecords(spool_path(run_directory)).newest
         assert opening
+        make_sink = sinks.get(backend := opening.payload.get("backend", "mlflow"))
+        if make_sink is None:
+            raise TrackingError(f"{run_directory} reports to a {backend!r}, which this program does not know")
         uri = _target_uri(given.uri, given.parent is not None, opening, run_directory)
     except (OSError, ValueError) as error:
         told = isinstance(error, TrackingError)
@@ -112,7 +115,7 @@ def _upload(
                 begin_new_run(run_directory)
             left = Uploader(
                 run_directory,
-                sinks[opening.payload.get("backend", "mlflow")](uri, run_directory),
+                make_sink(uri, run_directory),
                 target=redact(uri),
                 hide=hide,
                 timeout_s=given.timeout,

@@ -11,7 +11,7 @@ from typing import Any
 
 from data.storage.files import replaced
 from trainer.config.resume import rule_for
-from trainer.tracking.spool import Record, Spool, read_records, spool_path
+from trainer.tracking.spool import OPENING, Record, Spool, read_records, spool_path
 
 SHAPE_CURVES = {"training.total_images"}
 """Settings that a resumed run may change, and that change its curves."""
@@ -88,12 +88,14 @@ def begin_new_run(run_directory: Path) -> None:
 
     Raises:
         OSError: the spool cannot be written.
+        ValueError: the spool does not say of which run it is.
     """
     records = list(read_records(spool_path(run_directory)))
     last_step = max((record.step for record in records if record.step is not None), default=0)
     spool = Spool(run_directory, last_step=last_step)
-    assert spool.former, "the caller has read it"
-    payload = {key: value for key, value in spool.former.payload.items() if key not in ("uid", "run_id")}
+    if spool.former is None:
+        raise ValueError(f"{spool.path} has no open record")
+    payload = {key: value for key, value in spool.former.payload.items() if key in OPENING}
     spool.begin_new_run()
     bind(run_directory, spool.uid)
     spool.open(step=last_step, run_id=None, **payload)
@@ -128,6 +130,6 @@ def _path(run_directory: Path) -> Path:
 def _read(run_directory: Path) -> Mapping[str, Any]:
     try:
         noted = json.loads(_path(run_directory).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return noted if isinstance(noted, dict) else {}

@@ -54,11 +54,11 @@ class MlflowSink:
 
     def attach(self, opening: Record, run_id: str | None) -> tuple[str, bool]:
         # The id of a checkpoint is used where tracking/ was removed: then a deleted run is not to be brought back.
-        for candidate, wanted in ((run_id, True), (opening.payload["run_id"], False)):
+        for candidate, wanted in ((run_id, True), (opening.payload.get("run_id"), False)):
             if candidate and self._exists(candidate, wanted=wanted):
                 self._run_id = candidate
                 return candidate, False
-        experiment_id = self._experiment(opening.payload["experiment"])
+        experiment_id = self._experiment(opening.payload.get("experiment", "ddgan"))
         uid = opening.payload["uid"]
         found = self._client.search_runs(
             [experiment_id], f"tags.{UID_TAG} = '{uid}'", max_results=1, order_by=["attributes.start_time ASC"]
@@ -66,7 +66,7 @@ class MlflowSink:
         run = found[0] if found else None
         if run is None:
             run = self._client.create_run(
-                experiment_id, start_time=opening.at, tags={UID_TAG: uid}, run_name=opening.payload["run_name"]
+                experiment_id, start_time=opening.at, tags={UID_TAG: uid}, run_name=opening.payload.get("run_name")
             )
         self._run_id = run.info.run_id
         return self._run_id, not found
@@ -81,8 +81,8 @@ class MlflowSink:
             params: dict[str, str] = {}
             tags: dict[str, str] = {}
             for given, known, fresh in (
-                (opening.payload["params"], there.params, params),
-                (opening.payload["tags"], there.tags, tags),
+                (opening.payload.get("params", {}), there.params, params),
+                (opening.payload.get("tags", {}), there.tags, tags),
             ):
                 for name, text in given.items():
                     key, value = _legal(name), _cut(text)

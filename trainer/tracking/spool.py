@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from data.storage.files import read_note, replaced, set_aside
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["open", "metrics", "image", "artifact", "close"]
 Status = Literal["FINISHED", "KILLED", "FAILED"]
+OPENING = ("run_name", "backend", "experiment", "uri", "uri_source", "uri_given", "params", "tags")
+"""What an open record says of its run, in addition to its ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
             try:
                 fields = json.loads(line)
                 kind, at, step = (fields.pop(name) for name in ("kind", "at", "step"))
-                if type(at) is not int or type(step) not in (int, type(None)) or not _is_payload(kind, fields):
+                if not _is_count(at) or not (step is None or _is_count(step)) or not _is_payload(kind, fields):
                     raise ValueError("its values have wrong types")
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 log.warning("%s: the line at byte %d is no record, passed over", path, start)
@@ -132,20 +134,27 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
             yield Record(kind=kind, at=at, step=step, payload=fields, start=start, end=offset)
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
 def _is_payload(kind: Any, fields: Mapping[str, Any]) -> bool:
     """Whether these are the fields of a record of that kind, with the types that the readers rely on."""
     match kind:
         case "open":
+            optional = [fields[name] for name in ("run_id", "uri_given") if fields.get(name) is not None]
+            texts = [fields["uid"], *optional, *(fields.get(name, "") for name in OPENING[:5])]
             mappings = (fields.get("params", {}), fields.get("tags", {}))
-            return isinstance(fields["uid"], str) and all(isinstance(mapping, dict) for mapping in mappings)
+            return all(isinstance(text, str) for text in (*texts, *(v for m in mappings for v in m.values())))
         case "metrics":
-            return all(type(value) in (int, float) for value in fields["metrics"].values())
+            values = fields["metrics"].values()
+            return all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in values)
         case "image":
             return isinstance(fields["key"], str) and isinstance(fields["path"], str)
         case "artifact":
             return isinstance(fields["path"], str) and isinstance(fields["folder"], str | None)
         case "close":
-            return isinstance(fields["status"], str)
+            return fields["status"] in get_args(Status)
         case _:
             return False
 

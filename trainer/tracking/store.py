@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from data.storage.errors import UserError
+from data.storage.paths import expanded
 from data.storage.redaction import HIDDEN, redact
-from trainer.config.paths import expanded
 
 if TYPE_CHECKING:
     from trainer.config.sections import TrackingConfig

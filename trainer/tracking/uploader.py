@@ -113,8 +113,7 @@ class Uploader:
         self._hide = hide
         self._run = RunRecords(self._spool)
         self._noted = load_progress(run_directory, target, self._run.uid)
-        if self._noted.offset > self._spool.stat().st_size:
-            self._noted = replace(self._noted, offset=0)
+        self._noted = _checked(self._noted, self._spool)
         self._attached = False
         self._doubt_until = self._spool.stat().st_size
         self._known: dict[str, set[int]] = {}
@@ -352,6 +351,19 @@ class Uploader:
             yield
         finally:
             self._watchdog(0)
+
+
+def _checked(noted: Progress, spool: Path) -> Progress:
+    """The progress, without places at which the spool has no record: one of the two files was damaged or replaced."""
+    if noted.offset:
+        with spool.open("rb") as file:
+            file.seek(noted.offset - 1)
+            if file.read(1) != b"\n":
+                noted = replace(noted, offset=0, waiting=())
+    if noted.waiting:
+        files = {record.start for record in read_records(spool) if record.kind in ("image", "artifact")}
+        noted = replace(noted, waiting=tuple(sorted(files.intersection(noted.waiting))))
+    return noted
 
 
 def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:

@@ -144,6 +144,56 @@ def test_path_with_a_colon_is_a_path_where_it_exists(tmp_path: Path, monkeypatch
     assert open_source("folder:a:b").description == "folder:a:b"
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("photos.zip", LFS, "is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned"),
+        ("cifar-10-python.tar.gz", LFS, "is a Git LFS pointer"),
+        ("data.mdb", LFS, "is a Git LFS pointer"),
+        (
+            "photos.zip",
+            b"\n<!DOCTYPE html><html>",
+            "is an HTML page, as a failed download leaves it; download it again",
+        ),
+        ("photos.tar", b"<html><head>", "is an HTML page"),
+        ("photo.avif", b"\0\0\0\x1cftypavif", "is AVIF, which is not read; convert it to PNG or JPEG"),
+        ("photo.heic", b"\0\0\0\x18ftypheic", "is HEIC, which is not read; convert it to PNG or JPEG"),
+        (
+            "cifar-100-python.tar.gz",
+            b"",
+            "is CIFAR-100, which is not read; write its images to a folder for each class",
+        ),
+        ("unpacked.tar", b"cifar-100-python/", "is CIFAR-100"),
+        ("photos.zip.001", b"PK", r"is a part of a download; .* join all its parts with cat PARTS > photos\.zip"),
+        ("photos.tar.part", b"", r"is a part of a download; finish the download"),
+        ("photos.tar.aa", b"", r"cat PARTS > photos\.tar, and give that file"),
+        ("photos.zip.crdownload", b"", "is a part of a download; finish the download"),
+        ("photos.z01", b"PK", r"is a part of a split zip; join them with zip -s 0 photos\.zip --out whole\.zip"),
+    ],
+)
+def test_file_that_is_something_else_is_named_with_what_to_do(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    refuse(tmp_path / name, told)
+
+
+def test_folder_that_is_something_else_is_named_with_what_to_do(tmp_path: Path) -> None:
+    for name in ("bedroom_lmdb", "church_lmdb"):
+        (tmp_path / "lsun" / name).mkdir(parents=True)
+        make_lmdb(tmp_path / "lsun" / name)
+    refuse(tmp_path / "lsun", rf"holds 2 LMDBs; give one of them alone as the source: {tmp_path}/lsun/bedroom_lmdb")
+    (tmp_path / "cifar-100-python").mkdir()
+    for name in ("meta", "train", "test"):
+        (tmp_path / "cifar-100-python" / name).write_bytes(b"\x80")
+    refuse(
+        tmp_path / "cifar-100-python", "is CIFAR-100, which is not read; write its images to a folder for each class"
+    )
+
+
 def test_missing_and_unknown_sources_are_refused_with_what_is_allowed(tmp_path: Path) -> None:
     refuse(tmp_path / "gone", f"gone: no such file or folder; {ALLOWED}")
     refuse(tmp_path / "go:ne", f"go:ne: no such file or folder; {ALLOWED}")

@@ -3,6 +3,7 @@
 import builtins
 import io
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ class Lying:
 
     Faults: an errno, raised once; ("from", errno), raised from then on; "short", a write that takes half of the bytes
     and says so; "torn", one that takes half and says that it took all; "cut", a power cut that halves what no fsync has
-    covered.
+    covered; "undone", one that also undoes each change of a folder's names that no fsync of the folder has covered.
     """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fault: Any = None, at: int = -1) -> None:
         self.folder, self.fault, self.at, self.calls, self.happened = str(folder), fault, at, 0, False
         self._names: dict[int, str] = {}
         self._unsynced: set[str] = set()
+        self._looks_itself = False  # its own calls are not the program's
+        self._undo: list[tuple[str, Callable[[], object]]] = []
+        """Changes of names in order: the folder, and what undoes the change."""
         self._write = os.write
         for name in CALLS:
             patch.setattr(os, name, self._wrapped(name, getattr(os, name)))
@@ -38,21 +42,24 @@ class Lying:
         def call(*arguments: Any, **more: Any) -> Any:
             target: Any = arguments[0] if arguments else "."
             file = self._names.get(target, "") if isinstance(target, int) else os.fspath(target)
-            if not isinstance(file, str) or not file.startswith(self.folder):
+            if self._looks_itself or not isinstance(file, str) or not file.startswith(self.folder):
                 return real(*arguments, **more)
             number, self.calls = self.calls, self.calls + 1
             if number == self.at or (isinstance(self.fault, tuple) and number > self.at >= 0):
                 self.happened = True
-                if self.fault == "cut":
-                    self._cut()
+                if self.fault in ("cut", "undone"):
+                    self.cut()
                 if name == "write" and self.fault in ("short", "torn"):
                     half = self._write(target, arguments[1][: max(1, len(arguments[1]) // 2)])
                     return half if self.fault == "short" else len(arguments[1])
                 if self.fault not in ("short", "torn"):
                     code: Any = self.fault[1] if isinstance(self.fault, tuple) else self.fault
                     raise OSError(code, os.strerror(code), file)
+            undo = self._undoing(name, file, arguments) if self.fault == "undone" else None
             result = real(*arguments, **more)
             self._follow(name, target, file, arguments, result)
+            if undo:
+                self._undo.append((os.path.dirname(file), undo))
             return result
 
         return call
@@ -66,12 +73,54 @@ class Lying:
             self._unsynced.add(file)
         elif name == "fsync":
             self._unsynced.discard(file)
+            self._undo = [(folder, undo) for folder, undo in self._undo if folder != file]
         elif name in ("replace", "rename") and file in self._unsynced:
             self._unsynced.discard(file)
             self._unsynced.add(os.fspath(arguments[1]))
 
-    def _cut(self) -> None:
+    def _undoing(self, name: str, file: str, arguments: Sequence[Any]) -> Callable[[], object] | None:
+        """What would undo a call that changes names; None if it changes none."""
+        path = Path(file)
+        self._looks_itself = True
+        kept = path.read_bytes() if name == "unlink" and path.is_file() else b""
+        target = Path(arguments[1]) if name in ("rename", "replace") else path
+        former = target.read_bytes() if name in ("rename", "replace") and target.is_file() else None
+        is_new = not path.exists()
+        self._looks_itself = False
+
+        def restore(place: Path, content: bytes) -> None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+
+        def move_back() -> None:
+            if target.exists():
+                target.rename(path)
+            if former is not None:
+                restore(target, former)
+
+        match name:
+            case "open" if is_new and len(arguments) > 1:
+                return lambda: path.unlink(missing_ok=True)
+            case "mkdir" if is_new:
+                return lambda: shutil.rmtree(path, ignore_errors=True)
+            case "unlink" if not is_new:
+                return lambda: restore(path, kept)
+            case "rename" | "replace":
+                return move_back
+            case _:
+                return None
+
+    def cut(self) -> None:
+        """Cut the power now.
+
+        Raises:
+            PowerCut: always.
+        """
+        self._looks_itself = True
         for file in self._unsynced:
             if Path(file).is_file():
                 os.truncate(file, Path(file).stat().st_size // 2)
+        for _, undo in reversed(self._undo):
+            undo()
+        self._undo = []
         raise PowerCut

@@ -20,6 +20,8 @@ SHOWN = {
     "https://user:12/45@host/mine": "https://***@host/mine",
     "https://me@company.org:secret@host/mine": "https://***@host/mine",
     "https://token@host": "https://***@host",
+    "https://user:pass word@host/mine": "https://***@host/mine",
+    "data.path is s3://key:two more words@bucket/x, a URL": "data.path is s3://***@bucket/x, a URL",
     "https://user:@host": "https://***@host",
     "https://:secret@host": "https://***@host",
     "https://:@host": "https://***@host",

@@ -65,7 +65,7 @@ def test_more_shared_memory_than_there_is_is_refused_before_it_is_touched(monkey
     status = os.statvfs(batches._SHARED_MEMORY)  # pyright: ignore[reportPrivateUsage]
     free = status.f_bavail * status.f_frsize
     with pytest.raises(
-        DataError, match=r"need \d+ MB of shared memory, /dev/shm has \d+ MB left: set fewer data\.loader_"
+        DataError, match=r"need \d+ [kM]B of shared memory, /dev/shm has \d+ [kM]B left: set fewer data\.loader_"
     ):
         Slots(1, (free // 3 // 16 + 4096, 4, 4, 1))
 

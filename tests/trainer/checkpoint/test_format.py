@@ -98,6 +98,33 @@ def test_unreadable_manifest_is_named_and_passed_over(tmp_path, ranks, caplog, c
     assert str(bad) in caplog.text
 
 
+GOOD = {"format_version": 1, "step": 9, "world_size": 1, "config": {}}
+FILES = {"rank-00000.safetensors": {"bytes": 1, "sha256": "0"}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"step": "9"}, "its step is '9', which no version of this program writes"),
+        ({"world_size": True}, "its world_size is True"),
+        ({"world_size": 2}, "names 1 parts of 2 ranks"),
+        ({"files": []}, r"its files is \[\]"),
+        ({"files": {"rank-00000.safetensors": {"bytes": -1, "sha256": "0"}}}, "its files is"),
+        ({"files": {"rank\0": {"bytes": 1, "sha256": "0"}}}, "which is no file of its folder"),
+        ({"config": None}, "its config is None"),
+        ({"images": 2**70}, "its images is"),
+        ({"metrics": {"fid": "3"}}, "its metrics is"),
+        ({"updates": {"g": [1]}}, "its updates is"),
+        ({"created": "\x1b[2J"}, "its created is"),
+        ({"mlflow_run_id": 7}, "its mlflow_run_id is 7"),
+    ],
+)
+def test_manifest_with_values_that_no_program_of_ours_writes_is_refused(wrong, told):
+    assert parse_manifest(encode_manifest(GOOD | {"files": FILES}), "step-00000009")
+    with pytest.raises(ValueError, match=told):
+        parse_manifest(encode_manifest(GOOD | {"files": FILES} | wrong), "step-00000009")
+
+
 def test_any_flipped_bit_of_a_manifest_is_seen(tmp_path, ranks):
     path = write(tmp_path, ranks, 5, {"metrics": {"loss_g": 0.1, "logit_real/t0": -1.5e-7}})
     content = (path / MANIFEST).read_bytes()

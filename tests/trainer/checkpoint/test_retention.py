@@ -138,6 +138,18 @@ def test_disk_that_fails_while_deleting_leaves_the_newest(tmp_path, ranks, monke
     assert found.step == 3
 
 
+def test_checkpoint_that_is_a_link_stays_and_does_not_keep_the_others(tmp_path, ranks):
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        write(folder, ranks, step)
+    (folder / "step-00000001").rename(tmp_path / "elsewhere")
+    (folder / "step-00000001").symlink_to(tmp_path / "elsewhere")
+    *_, newest = list_checkpoints(folder)
+    with pytest.raises(OSError, match="step-00000001 is no folder of a checkpoint"):
+        prune(FolderStorage(folder), Retention(keep_last=1), newest)
+    assert [checkpoint.step for checkpoint in list_checkpoints(folder)] == [1, 4]
+
+
 def test_metric_that_no_checkpoint_has_is_named_with_those_it_has(tmp_path, ranks, caplog):
     write(tmp_path, ranks, 1, {"metrics": {"loss_g": 1.0}})
     prune_to(tmp_path, 1, keep_best="fit")

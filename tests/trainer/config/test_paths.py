@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from data.storage.paths import path_argument
 from trainer.config.io import ConfigError, load_config, with_absolute_paths
-from trainer.config.paths import path_argument
 
 
 @pytest.fixture(autouse=True)

@@ -73,6 +73,21 @@ def test_several_hosts_need_a_secret_from_the_user(monkeypatch: pytest.MonkeyPat
     assert job_secret() == b"abc"
 
 
+def test_ranks_that_torchrun_starts_again_do_not_find_what_the_dead_ones_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = rendezvous.open_store("127.0.0.1", port := rendezvous.reserve("127.0.0.1"), 0, 1, 60)
+    assert server.port == port
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    place |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    stores = []
+    monkeypatch.setattr(rendezvous.dist, "init_process_group", lambda backend, *, store, **more: stores.append(store))
+    for restart in ("0", "1"):
+        for name, value in (place | {"TORCHELASTIC_RESTART_COUNT": restart}).items():
+            monkeypatch.setenv(name, value)
+        rendezvous.init_group("gloo", 1, 60)
+        assert not stores[-1].check(["address of rank 0"])
+        stores[-1].set("address of rank 0", "1.2.3.4:5")
+
+
 VICTIM = "from trainer.engine.ranks import Ranks; Ranks.join('cpu', 60)"
 
 

@@ -30,11 +30,11 @@ class JsonLinesSink:
         run = self._run = opening.payload["uid"]
         created = not any(line["call"] == "create" and line["run"] == run for line in read_lines(self._path))
         if created:
-            self._write("create", run=run, name=opening.payload["run_name"])
+            self._write("create", run=run, name=opening.payload.get("run_name"))
         return run, created
 
     def describe(self, opening: Record) -> None:
-        self._write("describe", params=opening.payload["params"], tags=opening.payload["tags"])
+        self._write("describe", params=opening.payload.get("params", {}), tags=opening.payload.get("tags", {}))
 
     def set_status(self, status: str, at: int | None) -> None:
         self._write("status", status=status)
