@@ -30,9 +30,9 @@ class Halved(torch.autograd.Function):
         return F.conv2d(x, kernel.expand(C, 1, 4, 4), stride=2, padding=1, groups=C)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         (kernel,) = ctx.saved_tensors
-        return Doubled.apply(gradient, kernel), None
+        return Doubled.apply(grad_outputs[0], kernel), None
 
 
 class Doubled(torch.autograd.Function):
@@ -45,9 +45,9 @@ class Doubled(torch.autograd.Function):
         return F.conv_transpose2d(x, kernel.expand(C, 1, 4, 4), stride=2, padding=1, groups=C)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         (kernel,) = ctx.saved_tensors
-        return Halved.apply(gradient, kernel), None
+        return Halved.apply(grad_outputs[0], kernel), None
 
 
 def _kernel(x: Tensor, gain: float) -> Tensor:

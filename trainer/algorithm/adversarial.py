@@ -132,6 +132,8 @@ class Adversarial:
     ) -> Statistics:
         """One update of D: real pairs (x_tm1, x_t) against pairs whose x_tm1 comes from G and the posterior.
 
+        The reduction of D's gradients may still run at the end; `update_generator` waits for it after G's forward pass.
+
         Args:
             players: the networks.
             batches: as many micro-batches as the engines accumulate.
@@ -155,7 +157,7 @@ class Adversarial:
                 loss = loss + 0.5 * gamma * penalty
                 statistics |= {f"{name}_penalty": penalty, f"{name}_steps": torch.ones_like(penalty)}
             players.discriminator.backward(loss * (batch.share * players.world_size))
-            players.discriminator.step()
+            players.discriminator.step(wait=False)
             statistics |= logit_statistics(players.diffusion, pair.t, logits_real, logits_fake)
             add_statistics(total, statistics, batch.share)
         return total
@@ -176,6 +178,7 @@ class Adversarial:
             for batch in batches:
                 pair, t, x_t = batch.pair_g, batch.pair_g.t, batch.pair_g.x_t
                 x0_pred, x_tm1_fake = generated(players, pair)
+                players.discriminator.finish()
                 with players.autocast(x_t):
                     logits = D(x_tm1_fake, x_t, t, pair.label)
                 logits_real = None

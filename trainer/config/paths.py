@@ -13,6 +13,7 @@ PATHS = {
     "data.path": True,
     "data.cache_directory": False,
     "checkpoint.directory": True,
+    "engine.compile_cache": False,
     "evaluation.network": False,
     "evaluation.reference": True,
 }

@@ -1,44 +1,89 @@
 """Networks compiled for a GPU: norms, activations and filters become a few fused kernels around the convolutions.
 
-R1 and R2 bypass the compiled networks, because compiled code has no second derivative. Runs with `run.deterministic`
-do not compile: the compiler times variants of a kernel and takes the fastest, which can differ between processes.
+Training compiles by block, not by network: blocks with the same weights' shapes and inputs share one piece of code, so
+a network takes as long to compile as its different blocks. What is between the blocks runs uncompiled.
+
+R1 and R2 bypass the compiled code, because it has no second derivative: outside of a `CompiledForward` call, a network
+and its blocks are as they were. Runs with `run.deterministic` do not compile: the compiler times variants of a kernel
+and takes the fastest, which can differ between processes.
 """
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch._functorch import config as functorch
 
+from models.blocks import Attention, ResidualBlock
+from models.discriminator import DownBlock
 from models.dropout import Dropout
-from trainer.engine.interface import EngineConfig
+from trainer.engine.compile_cache import CompileCache
 
 log = logging.getLogger(__name__)
 
+BLOCKS = (ResidualBlock, Attention, DownBlock)
+_MAX_VARIANTS = 64
+"""Graphs of one kind of block: each size of a micro-batch, with and without gradients, for each feature map size."""
+
 
 class CompiledForward:
-    """The compiled forward pass of a network; falls back to the network itself if compilation fails."""
+    """The compiled forward pass of a network; falls back to the network itself if compilation fails.
 
-    def __init__(self, module: nn.Module, *, backend: Any = "inductor") -> None:
-        self._module = module
-        # Fixed shapes: a run has at most two micro-batch sizes, the usual one and a remainder.
-        self._compiled = torch.compile(module, dynamic=False, backend=backend)
+    Args:
+        module: the network, on its device.
+        blocks: its parts to compile; empty: the network as a whole, which takes longer and runs faster.
+        cache: where the compiled code is kept; None: wherever torch keeps it.
+        backend: backend of torch.compile.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        blocks: Sequence[nn.Module] = (),
+        *,
+        cache: CompileCache | None = None,
+        backend: Any = "inductor",
+    ) -> None:
+        self._module, self._cache = module, cache
+        self._kinds: dict[str, Any] = {}
+        self._forwards = [(block, MethodType(self._code(block, backend), block)) for block in blocks or [module]]
+        self._seen: dict[str, str] = {}
         self.failed = False
+
+    def _code(self, block: nn.Module, backend: Any) -> Any:
+        """The compiled forward pass of all blocks of this kind, a function of the block and its inputs."""
+        kind = repr(block)  # names the class, and the sizes of all layers in it
+        if kind not in self._kinds:
+            forward = type(block).forward
+            # torch keeps its graphs by code object and tries them in turn. A copy gives each kind a short list.
+            copied = FunctionType(
+                forward.__code__.replace(),
+                forward.__globals__,
+                forward.__name__,
+                forward.__defaults__,
+                forward.__closure__,
+            )
+            # Fixed shapes: a run has at most three micro-batch sizes, the usual one, a remainder and a padding.
+            self._kinds[kind] = torch.compile(copied, dynamic=False, backend=backend)
+        return self._kinds[kind]
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         """The network's output. Images are converted to channels_last, the layout fastest for the kernels."""
         if self.failed:
             return self._module(*inputs)
-        laid_out = (
+        laid_out = [
             x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x
             for x in inputs
-        )
+        ]
         try:
-            # Compile the backward pass now, together with the forward pass: when it runs, it is too late to fall back.
-            with functorch.patch(force_non_lazy_backward_lowering=True):
-                return self._compiled(*laid_out)
+            with self._turn(laid_out), self._with_compiled_blocks():
+                return self._module(*laid_out)
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException  # takes a second to import, so only on failure
 
@@ -49,24 +94,63 @@ class CompiledForward:
             self.failed = True
             return self._module(*inputs)
 
+    @contextmanager
+    def _with_compiled_blocks(self) -> Iterator[None]:
+        """Inside, the network's blocks run their compiled code. It replaces `forward` alone, so hooks still run."""
+        for block, forward in self._forwards:
+            block.forward = forward
+        try:
+            # Compile a backward pass together with its forward pass: when it runs, it is too late to fall back.
+            with functorch.patch(force_non_lazy_backward_lowering=True), dynamo.patch(recompile_limit=_MAX_VARIANTS):
+                yield
+        finally:
+            for block, _ in self._forwards:
+                del block.forward
 
-def compiled_forward(
-    module: nn.Module, engine: EngineConfig, *, deterministic: bool, zero_stage: int
-) -> CompiledForward | None:
-    """The compiled forward pass of a network, or None if the config or the machine rules it out.
+    @contextmanager
+    def _turn(self, inputs: Sequence[Tensor | None]) -> Iterator[None]:
+        """Inside, the network may compile; if it gets such inputs for the first time, the other ranks wait for it."""
+        if self._cache is None:
+            yield
+            return
+        shapes = [x if x is None else (*x.shape, x.dtype, x.requires_grad) for x in inputs]
+        frozen = not next(self._module.parameters()).requires_grad
+        amp = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        form = repr((shapes, frozen, torch.is_grad_enabled(), amp))
+        if name := self._seen.get(form):
+            self._cache.report(name)
+            yield
+            return
+        name = "\n".join((form, *(repr(block) for block, _ in self._forwards)))
+        with self._cache.turn(name, 0 if self._seen else len(self._kinds)):
+            yield
+        self._seen[form] = name
+
+
+def compiled_forward(module: nn.Module, cache: CompileCache, *, zero_stage: int) -> CompiledForward | None:
+    """The forward pass of a network compiled by block, or None, with a line in the log, where that cannot be.
 
     Args:
         module: the network, on its device.
-        engine: says whether to compile.
-        deterministic: run.deterministic.
+        cache: where the compiled code is kept.
         zero_stage: ZeRO stage of this network.
     """
-    if not engine.compile or deterministic or not can_compile(module):
+    reason = None
+    if not can_compile(module):
+        reason = "it needs a GPU and triton"
+    elif zero_stage == 3:
+        reason = "at ZeRO stage 3 the parameters are gathered layer by layer, which interrupts each compiled block"
+    elif any(isinstance(layer, Dropout) for layer in module.modules()):
+        reason = "it has dropout, whose masks come from outside"
+    if reason is not None:
+        log.info("engine.compile has no effect on the %s: %s", type(module).__name__.lower(), reason)
         return None
-    # Not at stage 3, where parameters are gathered and freed layer by layer, nor with dropout masks from the caller.
-    if zero_stage == 3 or any(isinstance(layer, Dropout) for layer in module.modules()):
-        return None
-    return CompiledForward(module)
+    return CompiledForward(module, blocks_of(module), cache=cache)
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks that are compiled one by one."""
+    return [block for block in module.modules() if isinstance(block, BLOCKS)]
 
 
 def can_compile(module: nn.Module) -> bool:

@@ -52,9 +52,12 @@ class EngineConfig:
     comes for the first time. They are deterministic, and serve at every ZeRO stage and for the penalties R1 and R2. It
     has no effect on a CPU."""
     compile: bool = False
-    """Compile both networks with torch.compile on a GPU. The first two steps then take minutes longer. The penalties R1
-    and R2 are computed without it. It has no effect on a CPU, with run.deterministic, with dropout, or on a network at
-    ZeRO stage 3. docs/benchmarks.md has measurements."""
+    """Compile the blocks of both networks with torch.compile on a GPU, each kind of block once. The first step then
+    takes longer. The penalties R1 and R2 are computed without it. It has no effect on a CPU, with run.deterministic,
+    with dropout, or on a network at ZeRO stage 3. docs/benchmarks.md has measurements."""
+    compile_cache: str | None = None
+    """Folder in which compiled code is kept for later starts, by versions and GPU; only this user may be able to write
+    to it. null: `ddgan/compiled` in the user's cache folder ($XDG_CACHE_HOME, by default ~/.cache)."""
 
     def __post_init__(self) -> None:
         if self.zero_stage_d == 3:
@@ -109,11 +112,18 @@ class Engine(Protocol):
         """Accumulate the gradient of `loss`; on the last micro-batch of the step it is averaged over the ranks."""
         ...
 
-    def step(self) -> None:
+    def step(self, *, wait: bool = True) -> None:
         """Call it after each `backward`; it updates the parameters after the last micro-batch of the step.
 
         If the guard judges the update bad, all ranks skip it.
+
+        Args:
+            wait: false: the update may be put off until `finish`, so that other work hides the gradients' reduction.
         """
+        ...
+
+    def finish(self) -> None:
+        """Make the update that `step` put off, if there is one. Call it before the parameters or the guard are used."""
         ...
 
     def num_updates(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.interface import AdamConfig, Fragment, FragmentSource, even_share
+from trainer.engine.reduction import Reducer
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 
@@ -20,7 +21,7 @@ def make_adam(module: nn.Module, adam: AdamConfig, device: torch.device) -> torc
 
 
 class TorchEngine:
-    """The plain torch engine: one all-reduce averages the gradients, and every rank holds all parameters and state."""
+    """The plain torch engine: the gradients are averaged in buckets, and every rank holds all parameters and state."""
 
     partitioned = False
 
@@ -36,24 +37,31 @@ class TorchEngine:
         self.guard = UpdateGuard(max_gradient_norm, partitioned=False)
         self._grad_accum_steps = grad_accum_steps
         self._num_backwards = 0
+        self._reducer = Reducer(module.parameters())
+        self._unfinished = False
 
     def backward(self, loss: Tensor) -> None:
         self.guard.see(loss)
-        loss.backward()
         self._num_backwards += 1
+        if self._num_backwards == self._grad_accum_steps:
+            self._reducer.expect()
+        loss.backward()
 
-    def step(self) -> None:
+    def step(self, *, wait: bool = True) -> None:
         if self._num_backwards < self._grad_accum_steps:
             return
         self._num_backwards = 0
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            flat = torch.cat([g.flatten() for g in gradients])
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
-            pieces = flat.split([g.numel() for g in gradients])
-            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
-        self.guard.judge(gradients)
+        self._reducer.launch_rest()
+        self._unfinished = True
+        if wait or not self._reducer.pending:
+            self.finish()
+
+    def finish(self) -> None:
+        if not self._unfinished:
+            return
+        self._unfinished = False
+        self._reducer.finish()
+        self.guard.judge([p.grad for p in self.module.parameters() if p.grad is not None])
         with self.guard.over(self.optimizer):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -21,6 +21,7 @@ from trainer.engine.plain import (
     load_replicated,
     replicated_fragments,
 )
+from trainer.engine.reduction import Reducer
 
 
 class DeepSpeedEngine:
@@ -38,6 +39,8 @@ class DeepSpeedEngine:
         self._stage, self.partitioned = zero_stage, zero_stage == 3
         # Stage 3 empties the module's parameters, but loading and the average need their shapes.
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
+        # No overlap_comm: with it DeepSpeed waits for the device in each backward pass, and one comparison at stage 1
+        # on two ranks was not bitwise equal.
         zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False}
         # One bucket as large as the network; the default takes 2 GB of memory per engine.
         zero["reduce_bucket_size"] = sum(shape.numel() for shape in self._shapes.values())
@@ -56,6 +59,10 @@ class DeepSpeedEngine:
         )
         self.module = self._engine.module
         self._inner = optimizer if zero_stage == 0 else self._optimizer.optimizer
+        # At stage 0 DeepSpeed would reduce all gradients after the backward pass.
+        self._reducer = Reducer(self.module.parameters() if zero_stage == 0 else (), multiplies=True)
+        self._engine.enable_backward_allreduce = zero_stage > 0
+        self._unfinished = False
         self._set_update_count(0)
         self.guard = UpdateGuard(max_gradient_norm, partitioned=zero_stage > 0)
 
@@ -64,13 +71,25 @@ class DeepSpeedEngine:
         if self._stage > 0:
             # The engine's own forward does this. Without it, stage 3 keeps only the last micro-batch's gradient.
             self._optimizer.clear_backward_seen_flag()
+        elif self._engine.is_gradient_accumulation_boundary():
+            self._reducer.expect()
         # The step has already weighted the loss by the micro-batch's share of the batch.
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> None:
+    def step(self, *, wait: bool = True) -> None:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return
+        self._reducer.launch_rest()
+        self._unfinished = True
+        if wait or not self._reducer.pending:
+            self.finish()
+
+    def finish(self) -> None:
+        if not self._unfinished:
+            return
+        self._unfinished = False
+        self._reducer.finish()
         self.guard.judge(self._reduced_gradients())
         if self._stage in (1, 2):
             self._allocate_optimizer_state()  # DeepSpeed reads it after its first step, even if that was skipped

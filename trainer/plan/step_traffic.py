@@ -123,9 +123,9 @@ class _Engine(TorchEngine):
         super().__init__(module, _CountedAdam(module, counter), grad_accum_steps=1, max_gradient_norm=None)
         self._counter = counter
 
-    def step(self) -> None:
+    def step(self, *, wait: bool = True) -> None:
         with self._counter.all_as("optimizer"):
-            super().step()
+            super().step(wait=wait)
 
 
 class _CountedAdam(torch.optim.Optimizer):

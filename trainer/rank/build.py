@@ -17,6 +17,7 @@ from trainer.algorithm.randomness import fold_seed
 from trainer.algorithm.statistics import Statistic
 from trainer.checkpoint.snapshot import build_generator, load_initial_weights
 from trainer.config.train_config import TrainConfig, split_batch
+from trainer.engine.compile_cache import CompileCache
 from trainer.engine.compiled import CompiledForward, compiled_forward
 from trainer.engine.interface import Engine
 from trainer.engine.plain import make_adam
@@ -95,12 +96,12 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
         )
         for part, network in networks.items()
     }
-    compiled: dict[Part, CompiledForward | None] = {
-        part: compiled_forward(
-            engine.module, config.engine, deterministic=config.run.deterministic, zero_stage=stages[part]
-        )
-        for part, engine in engines.items()
-    }
+    compiled: dict[Part, CompiledForward | None] = {}
+    if config.engine.compile and not config.run.deterministic:
+        cache = CompileCache(config.engine.compile_cache, device)
+        compiled = {
+            part: compiled_forward(engine.module, cache, zero_stage=stages[part]) for part, engine in engines.items()
+        }
     players = Players(
         engines,
         Diffusion.from_config(config.diffusion, device),

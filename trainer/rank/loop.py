@@ -181,11 +181,14 @@ class Loop:
             images, labels = (part[: self.share.group_size] for part in batches[0][:2])
             drawn += [self._draw(images, labels, 0, 0)] * missing
         clock.mark("other")
+        found = {}
         for part in self.method.parts:
             self.watchdog.enter(part)
-            statistics = self.method.update(part, players, drawn, self.step)
-            self.statistics.add(self.learner.skipped.take_in(part, players.engines[part].guard, statistics))
+            found[part] = self.method.update(part, players, drawn, self.step)
             clock.mark(part)
+        for part, statistics in found.items():
+            players.engines[part].finish()
+            self.statistics.add(self.learner.skipped.take_in(part, players.engines[part].guard, statistics))
         self.learner.ema.update(self.step)
         self.step += 1
         clock.end_step("other")

@@ -18,7 +18,7 @@ class Accumulator(Engine):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> None: ...
+    def step(self, *, wait: bool = True) -> None: ...
 
 
 def make_players(bf16: bool = False) -> Players:

@@ -39,7 +39,7 @@ class PlainEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> None:
+    def step(self, *, wait: bool = True) -> None:
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
