@@ -8,8 +8,6 @@ Compare the ratios; the rates depend on the machine. The images come from the pa
 import argparse
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -40,6 +38,7 @@ from data.storage.arguments import whole_number
 from data.storage.errors import as_command
 from data.storage.location import DataError
 from data.storage.paths import location_argument
+from data.storage.surroundings import processor
 from data.stream.pipeline import DataConfig, open_batches
 from data.stream.shuffle_quality import ShuffleQuality, shuffle_quality
 
@@ -247,12 +246,7 @@ def _summary(way: tuple[str, int], rounds: Sequence[_Round], private_mb: float |
 
 def _machine() -> str:
     """Describe the hardware."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, torch {torch.__version__}"
+    return f"{processor()}, torch {torch.__version__}"
 
 
 def _shuffle(index: ShardIndex, batch_size: int) -> ShuffleQuality | None:

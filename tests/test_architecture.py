@@ -102,6 +102,18 @@ def test_picture_of_the_imports_is_that_of_the_source() -> None:
     assert drawn == picture(python_files()), "python -m tests.import_graph >docs/images/imports.svg"
 
 
+def test_benchmarks_run_where_ray_is_not_installed() -> None:
+    """A machine that is there for minutes has only what a rank needs."""
+    graph, files = import_graph(python_files()), python_files()
+    reached, new = set[str](), {path for path in files if path.startswith(("trainer/bench/", "trainer/tune/"))}
+    new |= {"trainer/worker.py", "trainer/evaluate/command.py"}
+    while new:
+        reached |= new
+        new = set().union(*(graph[path] for path in new)) - reached
+    found = [path for path in reached for imported in imports_of(files[path], path) if imported.top == "ray"]
+    assert found == []
+
+
 def test_every_folder_is_on_one_floor() -> None:
     folders = {folder_of(path) for path in python_files()}
     assert sorted(folder for floor in FLOORS for folder in floor) == sorted(folders)

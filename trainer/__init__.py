@@ -19,6 +19,7 @@ Files:
     run            the command: parse, check, launch on Ray, summarize
     sample/        draws images from a run
     tracking/      from rank 0 to the trackers, through a spool
+    tune/          finds the fastest settings of a config for this machine
     verify_resume  proves that kills do not change the result
     worker         the command that runs one rank, with or without torchrun
 """

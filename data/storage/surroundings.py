@@ -2,9 +2,11 @@
 
 import io
 import os
+import platform
 import pwd
 import sys
 import tempfile
+from pathlib import Path
 
 
 def prepare_process() -> None:
@@ -18,3 +20,13 @@ def prepare_process() -> None:
         os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
         if not os.access(os.environ.get("HOME") or "/nowhere", os.W_OK):
             os.environ["HOME"] = tempfile.gettempdir()
+
+
+def processor() -> str:
+    """The model of this machine's processor and the number of CPUs that this process may use, in words."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{model}, {len(os.sched_getaffinity(0))} CPUs"

@@ -1,40 +1,50 @@
-"""How fast a config runs on this machine: `python -m trainer.bench steps|sampling|pace|overhead|checkpoint|bytes`.
+"""How fast a config runs on this machine: `python -m trainer.bench steps|sampling|kernels|pace|...`.
 
-One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured. `bytes` counts what
-a GPU would move, on any machine.
+One process, and without Ray except for `overhead`. On a machine without a GPU the CPU is measured. `steps` also runs
+under torchrun, on several ranks. `bytes` counts what a GPU would move, on any machine.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.storage.arguments import whole_number
-from data.storage.errors import UserError, as_command
+from data.storage.errors import OperationError, StoppedError, UserError, as_command
 from data.storage.paths import path_argument
 from trainer.bench.checkpoints import time_checkpoints
+from trainer.bench.gpu import GpuBench
+from trainer.bench.gpu import __doc__ as gpu_description
+from trainer.bench.kernels import heaviest_kernels
 from trainer.bench.made_images import make_images
 from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
 from trainer.bench.overhead import summarize, time_pairs
 from trainer.bench.traffic import TrafficReport, report_traffic, traffic_table
-from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
+from trainer.bench.trial import for_this_machine
+from trainer.config.command_line import (
+    add_config_arguments,
+    check_data,
+    check_device,
+    check_group,
+    start_logging,
+)
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 
-COMMANDS = ("steps", "sampling", "pace", "overhead", "checkpoint", "bytes")
+COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "bytes", "gpu")
 
 
-def _config_of_one_rank(
+def _measured_config(
     options: argparse.Namespace, folder: Path, *, steps: int | None = None, rounds: int = 1, more: Sequence[str] = ()
 ) -> TrainConfig:
-    """A config for one rank that saves nothing; the rank's share of the global batch is the same as with all ranks.
+    """A config that saves nothing: for the ranks that torchrun started, or for one, which then has the same share of
+    the global batch as with all ranks.
 
     Args:
         options: command options.
@@ -43,23 +53,29 @@ def _config_of_one_rank(
         rounds: points of the curves.
         more: overrides.
     """
-    # Measure the machine's own device unless the user chose one.
-    overrides = [*([] if torch.cuda.is_available() else ["scaling.device=cpu"]), *options.set]
+    overrides, (_, ranks) = for_this_machine(options.set), check_group()
+    if ranks > 1:
+        overrides.append(f"scaling.world_size={ranks}")
     config = load_config(options.config, overrides)
     share = Share.of(config, 0, config.scaling.world_size)
-    batch, steps = share.stop - share.start, steps or config.training.r1_interval_steps or 1
+    batch = config.training.global_batch_size if ranks > 1 else share.stop - share.start
+    steps = steps or config.training.r1_interval_steps or 1
     chosen = load_config(
         options.config,
         [
             *overrides,
             *more,
-            "scaling.world_size=1",
+            f"scaling.world_size={ranks}",
+            "scaling.min_world_size=null",
             f"training.micro_batch_size={share.micro_batch_size}",
             f"training.global_batch_size={batch}",
             f"training.total_images={batch * steps * rounds}",
             f"tracking.log_interval_steps={steps}",
             "tracking.backend=none",
             "run.init_from=null",
+            "checkpoint.keep_best=null",
+            "training.learning_rate_g.warmup_images=0",
+            "training.learning_rate_d.warmup_images=0",
             f"run.directory={folder}",
         ],
     )
@@ -69,25 +85,33 @@ def _config_of_one_rank(
 
 
 def _steps(options: argparse.Namespace, folder: Path) -> Report:
+    plain: list[str] = []
     if options.compare_authors_update:
-        plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0", "training.precision=fp32"]
-        rounds, measure = 2 * (options.rounds + 1), compare_updates
-    else:
-        plain, rounds, measure = [], options.rounds + 1, time_steps
-    config = _config_of_one_rank(options, folder, steps=options.steps, rounds=rounds, more=plain)
+        plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0"]
+        if load_config(options.config, options.set).training.precision in ("bf16", "auto"):
+            plain.append("training.precision=fp32")
+    rounds = (options.rounds + 1) * (2 if options.compare_authors_update else 1)
+    config = _measured_config(options, folder, steps=options.steps, rounds=rounds, more=plain)
     check_data(config)
     check_device(config)
-    return measure(config)
+    return compare_updates(config) if options.compare_authors_update else time_steps(config, options.flops_per_image)
+
+
+def _kernels(options: argparse.Namespace, folder: Path) -> Report:
+    config = _measured_config(options, folder, rounds=2)
+    check_data(config)
+    check_device(config)
+    return heaviest_kernels(config, options.top)
 
 
 def _sampling(options: argparse.Namespace, folder: Path) -> Report:
-    config = _config_of_one_rank(options, folder)
+    config = _measured_config(options, folder)
     check_device(config)
     return time_sampling(config, options.num)
 
 
 def _pace(options: argparse.Namespace, folder: Path) -> Report:
-    config = _config_of_one_rank(options, folder)
+    config = _measured_config(options, folder)
     check_data(config)
     return time_reading(config, images_per_s=options.images_per_s, seconds=options.seconds)
 
@@ -114,6 +138,25 @@ def _table(options: argparse.Namespace, report: TrafficReport) -> str:
     return traffic_table(load_config(options.config, options.set), report)
 
 
+def _gpu(options: argparse.Namespace) -> int:
+    """Measure everything, as `gpu.GpuBench` says. Exit code 1 if nothing could be measured."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = GpuBench(
+        configs=options.configs or ["cifar10", "lsun256"],
+        overrides=options.set,
+        out=options.out,
+        ends_at=time.monotonic() + 60 * options.minutes,
+        say=lambda line: print(line, flush=True),
+    )
+    try:
+        bench.run()
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; the same command measures what is missing") from None
+    if not any(result.report for result in bench.results.all):
+        raise OperationError(f"nothing could be measured; {options.out}/logs has what each process wrote")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.bench", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
@@ -130,10 +173,17 @@ def _parser() -> argparse.ArgumentParser:
     steps.add_argument("--rounds", type=whole_number(1), default=3, help="timed rounds, after one to warm up (3)")
     steps.add_argument("--steps", type=whole_number(1), help="steps of a round (default: the interval of R1)")
     steps.add_argument(
-        "--compare-authors-update", action="store_true", help="take turns with the authors' update of D, in fp32"
+        "--compare-authors-update",
+        action="store_true",
+        help="take turns with the authors' update of D, in fp32 or tf32",
+    )
+    steps.add_argument(
+        "--flops-per-image", type=float, metavar="N", help="FLOPs of one image, if known (default: count them)"
     )
     sampling = add("sampling", "draw images with fresh weights", _sampling)
     sampling.add_argument("--num", type=whole_number(1), required=True, metavar="N", help="how many images")
+    kernels = add("kernels", "the kernels that take most of the time of a step, with their share of it", _kernels)
+    kernels.add_argument("--top", type=whole_number(1), default=20, metavar="N", help="how many (20)")
     pace = add("pace", "take images as a device of a given speed does, and time its waiting", _pace)
     pace.add_argument("--images-per-s", type=whole_number(1), required=True, metavar="N", help="speed of that device")
     pace.add_argument("--seconds", type=whole_number(1), default=10, help="how long (10)")
@@ -147,7 +197,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=path_argument, default=Path(tempfile.gettempdir()), help="folder on that disk"
     )
     add("bytes", "count the bytes that a step moves on a GPU, by kind of operation", _bytes).set_defaults(render=_table)
-    for command in (steps, pace):
+    gpu = commands.add_parser("gpu", help="everything, in the minutes that there are", description=gpu_description)
+    gpu.set_defaults(measure=None)
+    gpu.add_argument("--minutes", type=whole_number(1), default=8, metavar="N", help="how long (8)")
+    gpu.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder for the results")
+    gpu.add_argument(
+        "--config", dest="configs", action="append", metavar="NAME", help="may be repeated (cifar10 and lsun256)"
+    )
+    gpu.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value")
+    for command in (steps, kernels, pace):
         command.add_argument("--made-images", action="store_true", help="random images instead of those of data.path")
     return parser
 
@@ -160,8 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
         parser.error(f"what to measure comes first, before {given[0]}: {', '.join(COMMANDS)}")
     options = parser.parse_args(given)
-    start_logging(0)
+    rank, _ = check_group()
+    start_logging(rank)
+    if options.command == "gpu":
+        return _gpu(options)
     with tempfile.TemporaryDirectory(prefix="ddgan-bench-") as folder:
         report = options.measure(options, Path(folder))
-    print(json.dumps(report) if options.json else options.render(options, report))
+    if rank == 0:
+        print(json.dumps(report) if options.json else options.render(options, report))
     return 0

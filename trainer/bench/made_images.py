@@ -14,10 +14,10 @@ NUM_IMAGES = 512
 
 
 def make_images(config: TrainConfig, folder: Path) -> Path:
-    """Prepare smooth noise, which compresses about as well as photographs.
+    """Prepare smooth noise, which compresses about as well as photographs; each class has a colour.
 
     Args:
-        config: its data section gives size and channels.
+        config: its data section gives size, channels and the number of classes; 10 if it has none.
         folder: where the files are written.
 
     Returns:
@@ -28,11 +28,20 @@ def make_images(config: TrainConfig, folder: Path) -> Path:
     """
     size, channels = config.data.image_size, config.data.image_channels
     source, out = folder / "made", folder / "made-shards"
-    source.mkdir()
-    for number in range(max(NUM_IMAGES, config.training.global_batch_size)):
-        coarse = np.random.default_rng(number).integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(source / f"{number:05d}.png")
+    num_classes, coarse_size = config.data.num_classes or 10, max(1, size // 4)
+    colours = np.random.default_rng(0).integers(32, 224, (num_classes, 3))
+    for number in range(max(NUM_IMAGES, num_classes, config.training.global_batch_size)):
+        label, noise = (
+            number % num_classes,
+            np.random.default_rng(number).integers(-64, 64, (coarse_size, coarse_size, 3)),
+        )
+        coarse = np.clip(colours[label] + noise, 0, 255).astype(np.uint8)
+        of_class = source / f"{label:06d}"
+        of_class.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(of_class / f"{number:05d}.png")
     with redirect_stdout(sys.stderr):
-        if prepare.main([str(source), "--out", str(out), "--size", str(size), "--channels", str(channels)]):
+        if prepare.main(
+            [str(source), "--out", str(out), "--size", str(size), "--channels", str(channels), "--classes", "folders"]
+        ):
             raise OSError(f"no images could be made in {folder}")
     return out

@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -38,17 +38,13 @@ class _Driver:
         return False
 
 
-def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> list[Report]:
-    """Time whole steps: data, both updates, R1 at its own frequency, optimizer and average; no checkpoints or grids.
+@contextmanager
+def open_loop(config: TrainConfig) -> Iterator[Loop]:
+    """A loop of whole steps on this rank: data, both updates, R1, optimizer and average; no checkpoints or grids.
 
     Args:
-        config: for one rank. Each of its log intervals is a round.
-        methods: used in turn, one per round; empty: the config's.
-
-    Returns:
-        The loop's measurements, per round.
+        config: for the ranks that torchrun started, or for this process alone.
     """
-    rounds: list[Report] = []
     prepare_torch(config)
     ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
     with ExitStack() as stack:
@@ -56,27 +52,51 @@ def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> lis
         config = settle_precision(config, ranks)
         learner = build(config, ranks)
         stack.callback(learner.close)
-        share, pin = Share.of(config, 0, 1), ranks.device.type == "cuda"
+        share, pin = Share.of(config, ranks.rank, ranks.world_size), ranks.device.type == "cuda"
         batches = stack.enter_context(closing(open_share(config, load_index(config.data.path), share, 0, pin=pin)))
-        loop = Loop(config=config, ranks=ranks, share=share, learner=learner, batches=iter(batches), driver=_Driver())
+        yield Loop(config=config, ranks=ranks, share=share, learner=learner, batches=iter(batches), driver=_Driver())
+
+
+def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> list[Report]:
+    """Time whole steps, with R1 at its own frequency.
+
+    Args:
+        config: as in `open_loop`. Each of its log intervals is a round.
+        methods: used in turn, one per round; empty: the config's.
+
+    Returns:
+        The loop's measurements, per round; those of the first also have first_step_s, the seconds from the start of
+        the building to the end of the first step, compilation included.
+    """
+    rounds: list[Report] = []
+    began, first_step_s = time.perf_counter(), 0.0
+    with open_loop(config) as loop:
         while loop.step < loop.num_steps:
+            last = loop.step + config.tracking.log_interval_steps
             if methods:
                 loop.method = methods[len(rounds) % len(methods)]
-            loop.run(loop.step + config.tracking.log_interval_steps)
+            if not loop.step:
+                loop.run(1)
+                _wait(loop.ranks.device)
+                first_step_s = time.perf_counter() - began
+            loop.run(last)
             rounds.append(loop.take_metrics())
+    rounds[0]["first_step_s"] = first_step_s
     return rounds
 
 
-def time_steps(config: TrainConfig) -> Report:
+def time_steps(config: TrainConfig, flops_per_image: float | None = None) -> Report:
     """Measure how fast a config trains, and the share of the device's peak that it reaches.
 
     Args:
         config: as in `time_rounds`; the first round is a warm-up.
+        flops_per_image: FLOPs of both updates per image; None: count them, which takes seconds.
 
     Returns:
         Medians over the rounds: images_per_s, time/data_s, time/d_s, time/g_s and time/other_s (seconds of a step);
-        peak_memory_gib; flops_per_image (both updates, R1 at its frequency); matmul_flops_per_s, the device's measured
-        peak; mfu, the share of it that the steps reach, in [0, 1].
+        first_step_s, as in `time_rounds`; peak_memory_gib of this rank; flops_per_image (both updates, R1 at its
+        frequency); matmul_flops_per_s, the device's measured peak; mfu, the share of it that the steps reach, in [0,
+        1].
     """
     rounds = time_rounds(config)
     names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")
@@ -84,14 +104,21 @@ def time_steps(config: TrainConfig) -> Report:
     training, scaling = config.training, config.scaling
     device = torch.device("cuda" if scaling.device == "gpu" else "cpu")
     peak = matmul_flops_per_s(device, torch.bfloat16 if planned_precision(config) == "bf16" else torch.float32)
-    interval = (training.r1_interval_steps or 1) if training.r1_gamma else None
-    flops = count_costs(config).flops_per_image(interval)
+    peak *= scaling.world_size  # every rank measures its own at the same time
+    flops = flops_per_image or count_flops(config)
     return report | {
+        "first_step_s": rounds[0]["first_step_s"],
         "peak_memory_gib": rounds[-1]["peak_memory_gib"],
         "flops_per_image": flops,
         "matmul_flops_per_s": peak,
         "mfu": report["images_per_s"] * flops / peak,
     }
+
+
+def count_flops(config: TrainConfig) -> float:
+    """FLOPs of both updates per image, R1 at its frequency."""
+    training = config.training
+    return count_costs(config).flops_per_image((training.r1_interval_steps or 1) if training.r1_gamma else None)
 
 
 def compare_updates(config: TrainConfig) -> Report:

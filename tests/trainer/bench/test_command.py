@@ -55,6 +55,15 @@ def test_steps_are_really_made_and_timed(tiny, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
 
 
+def test_heaviest_kernels_come_first_with_their_share_of_the_step(tiny, capsys):
+    assert main(["kernels", "--config", "digits", *overrides(tiny), "--top", "3", "--json"]) == 0
+    seconds, *shares = json.loads(capsys.readouterr().out).values()
+    assert len(shares) == 3
+    assert sorted(shares, reverse=True) == shares
+    assert 0 < sum(shares) < 1
+    assert seconds > 0
+
+
 @pytest.mark.slow
 def test_cpu_is_measured_where_there_is_no_gpu_and_made_images_need_no_data_set(tiny, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -106,5 +115,6 @@ def test_former_command_without_a_subcommand_is_told_what_comes_first(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--config", "digits", "--pace", "100"])
     assert ended.value.code == 2
-    words = "what to measure comes first, before --config: steps, sampling, pace, overhead, checkpoint, bytes"
+    words = "what to measure comes first, before --config: "
+    words += "steps, sampling, kernels, pace, overhead, checkpoint, bytes, gpu"
     assert words in capsys.readouterr().err

@@ -23,6 +23,7 @@ def made_rounds(monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
         {"images_per_s": rate, "peak_memory_gib": rate, **{name: i + 1.0 for i, name in enumerate(PARTS)}}
         for rate in rates
     ]
+    rounds[0]["first_step_s"] = 12.0
     monkeypatch.setattr(measurements, "time_rounds", lambda *_: rounds)
 
 
@@ -31,12 +32,13 @@ def test_warming_up_does_not_count_and_the_share_of_the_peak_is_work_over_peak(m
     monkeypatch.setattr(measurements, "matmul_flops_per_s", lambda *_: 400_000.0)
     costs = SimpleNamespace(flops_per_image=lambda interval: 1_984 + interval)
     monkeypatch.setattr(measurements, "count_costs", lambda _: costs)
-    found = time_steps(load_config("digits", ["training.r1_interval_steps=16"]))
+    found = time_steps(load_config("digits", ["training.r1_interval_steps=16", "scaling.world_size=1"]))
     assert found["images_per_s"] == 50  # median of 40, 60 and 50
     assert [found[name] for name in PARTS] == [1, 2, 3, 4]
     assert found["flops_per_image"] == 2_000
     assert found["mfu"] == 0.25  # 50 * 2,000 of 400,000
     assert found["peak_memory_gib"] == 50
+    assert found["first_step_s"] == 12
 
 
 def test_updates_that_take_turns_are_told_apart(monkeypatch):
@@ -60,6 +62,7 @@ def test_each_round_runs_its_own_method_for_all_of_its_steps(tiny, tmp_path):
 
     rounds = time_rounds(config, (counted("ours"), counted("theirs")))
     assert len(rounds) == 3
+    assert rounds[0]["first_step_s"] > 0
     assert called == ["ours", "ours", "theirs", "theirs", "ours", "ours"]
     assert not list(tmp_path.iterdir()), "a benchmark keeps nothing"
 

@@ -1,0 +1,7 @@
+"""Finds the fastest settings of a config for this machine: `python -m trainer.tune`.
+
+Files:
+    candidates  what is tried, in which order
+    command     python -m trainer.tune
+    search      one setting after the other, keeping the best so far
+"""
