@@ -54,6 +54,7 @@ def test_process_that_hangs_is_killed_with_its_children(tmp_path, monkeypatch):
 def test_stderr_is_kept_in_the_log(tmp_path, monkeypatch):
     (tmp_path / "speaks.py").write_text("import sys\nprint('{}')\nprint('words', file=sys.stderr)\nsys.exit(3)\n")
     monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
     ended = run_process(["speaks"], 60.0, tmp_path / "log")
     assert (ended.code, ended.printed, (tmp_path / "log").read_text()) == (3, "{}\n", "words\n")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before

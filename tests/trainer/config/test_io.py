@@ -114,7 +114,7 @@ def test_unknown_key_suggests_nearest_field():
     assert lines_for(MINIMAL + "  r1_gama: 0.1\n") == (
         "bad.yaml:9: training.r1_gama is unknown; did you mean `r1_gamma`? Allowed in training: total_images, "
         "global_batch_size, micro_batch_size, precision, objective, prediction, label_dropout, r1_gamma, "
-        "r2_gamma, r1_interval_steps, ema_decay, learning_rate_g, learning_rate_d, adam",
+        "r2_gamma, r1_interval_steps, reconstruction, ema_decay, learning_rate_g, learning_rate_d, adam",
     )
 
 
