@@ -101,7 +101,7 @@ def time_steps(config: TrainConfig, flops_per_image: float | None = None) -> Rep
     rounds = time_rounds(config)
     names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")
     report = {name: statistics.median(measured[name] for measured in rounds[1:]) for name in names}
-    training, scaling = config.training, config.scaling
+    scaling = config.scaling
     device = torch.device("cuda" if scaling.device == "gpu" else "cpu")
     peak = matmul_flops_per_s(device, torch.bfloat16 if planned_precision(config) == "bf16" else torch.float32)
     peak *= scaling.world_size  # every rank measures its own at the same time
