@@ -75,21 +75,15 @@ def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
 )
 def test_no_step_reads_or_sends_a_number_with_the_optimizer_of_a_gpu(tiny, tmp_path, transfers, fused, engine):
     run(tiny, tmp_path / "run", engine)
-    assert not transfers.counts
+    assert transfers.counts == {"aten.lift_fresh.default": 2 * (10 - FIRST_STEPS)}  # the images and the labels
 
 
-def test_a_tensor_of_numbers_is_counted_as_sent(transfers):
+def test_reads_and_tensors_of_numbers_are_counted(transfers):
     with transfers:
         torch.tensor([1.0, 2.0])
         torch.full((2,), 1.0)  # a kernel writes it
-    assert transfers.counts == {"aten.lift_fresh.default": 1}
-
-
-def test_the_optimizer_of_a_cpu_asks_for_the_verdict_of_each_guard(tiny, tmp_path, transfers):
-    """So the reads are counted at all. The flag is in the host's memory there."""
-    run(tiny, tmp_path / "run", ("engine.backend=torch",))
-    count = transfers.counts["aten._local_scalar_dense.default"]
-    assert count >= 2 * (10 - FIRST_STEPS)  # of D and of G; Adam reads its count of updates besides
+        torch.ones(()).item()
+    assert transfers.counts == {"aten.lift_fresh.default": 1, "aten._local_scalar_dense.default": 1}
 
 
 NO_WAIT = """
