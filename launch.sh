@@ -110,11 +110,12 @@ quickstart() {
         exit "$code"
     }
     say "evaluating the samples"
-    "$venv_python" -m trainer.evaluate --run runs/digits --reference datasets/digits
+    "$venv_python" -m trainer.evaluate --run runs/digits --reference datasets/digits --picture runs/digits/picture.png
     local store="$root/runs/mlflow.db (to look at it: ./launch.sh ui)"
     [[ -z ${MLFLOW_TRACKING_URI:-} ]] || store="the one that MLFLOW_TRACKING_URI names"
     cat <<EOF
 
+picture       $root/runs/digits/picture.png (real digits, samples, curves)
 samples       $root/runs/digits/samples
 checkpoints   $root/runs/digits/checkpoints
 MLflow store  $store

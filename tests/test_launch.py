@@ -66,9 +66,10 @@ def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(ready: M
     assert ready.calls()[-3:] == [
         f"{root}: [data.prepare] [digits] [--out] [datasets/digits]",
         f"{root}: [trainer.run] [--config] [digits]",
-        f"{root}: [trainer.evaluate] [--run] [runs/digits] [--reference] [datasets/digits]",
+        f"{root}: [trainer.evaluate] [--run] [runs/digits] [--reference] [datasets/digits] "
+        "[--picture] [runs/digits/picture.png]",
     ]
-    for place in ("runs/digits/samples", "runs/digits/checkpoints", "runs/mlflow.db"):
+    for place in ("runs/digits/picture.png", "runs/digits/samples", "runs/digits/checkpoints", "runs/mlflow.db"):
         assert f"{root}/{place}" in output
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.storage.location import DataError, is_remote, is_url
 
-_VARIABLE = re.compile(r"\$(\w+|\{\w+\})", re.ASCII)
+_VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})", re.ASCII)
 
 
 def expanded(text: str, name: str) -> str:

@@ -330,7 +330,8 @@ def test_dumped_config_loads_back_equal():
 
 @given(
     peak=st.floats(1e-12, 1, exclude_min=True),
-    directory=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=60),
+    # `~` and `$` begin what is filled in: a home folder or a variable that may not be there.
+    directory=st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="~$"), min_size=1, max_size=60),
     uri=st.none() | st.sampled_from(["yes", "1e-4", "~", "5", "a: b", "#x", ""]),
 )
 def test_odd_values_survive_dumping(peak, directory, uri):

@@ -48,5 +48,5 @@ def test_what_a_run_has_written_is_read_under_former_names(stored: dict, tmp_pat
 def test_a_run_of_the_former_names_is_resumed_and_a_change_is_noted_under_the_present_ones(stored: dict):
     assert check_resumable(from_dict(stored), load_config("digits", ["grids.interval_steps=9"])) == (
         "grids.interval_steps: null -> 9 (it says only what is drawn)",
-        "grids.num_images: 5 -> 64 (it says only what is drawn)",
+        "grids.num_images: 5 -> 100 (it says only what is drawn)",
     )

@@ -79,7 +79,7 @@ def test_what_leaves_the_computation_alone_may_change(override):
         "training.ema_decay=0.9",
         "training.learning_rate_g.peak=0.1",
         "training.adam.eps=1e-4",
-        "diffusion.num_timesteps=2",
+        "diffusion.num_timesteps=3",
         "generator.dropout=0.1",
         "discriminator.base_channels=16",
     ],

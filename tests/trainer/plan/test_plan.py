@@ -125,8 +125,11 @@ def test_r1_at_every_step_is_said_so():
     assert "at every step" in render(plan)
 
 
+PLAIN_GAME = ("training.objective=non_saturating", "training.r2_gamma=0")
+
+
 def test_r1_of_weight_zero_is_not_counted():
-    plan = make_plan(load_config("digits", ["training.r1_gamma=0"]))
+    plan = make_plan(load_config("digits", [*PLAIN_GAME, "training.r1_gamma=0"]))
     assert plan.flops_per_image == plan.costs.update_g.flops_per_image + plan.costs.update_d.flops_per_image
     assert "R1 is off" in render(plan)
 

@@ -22,23 +22,23 @@ def cifar10(*more: str) -> TrainConfig:
     return load_config("cifar10", ["scaling.world_size=1", *more])
 
 
-def test_generator_of_cifar10_moves_144_gb_forward_and_backward_in_bf16_and_its_convolutions_15():
+def test_generator_of_cifar10_moves_143_gb_forward_and_backward_in_bf16_and_its_convolutions_15():
     counted = count_generator(cifar10(), bf16=True)
-    assert gb(counted) == pytest.approx(143.5, abs=ROUNDING)
-    assert gb(counted, "convolution", "fir") == pytest.approx(15.3, abs=ROUNDING)
+    assert gb(counted) == pytest.approx(143.2, abs=ROUNDING)
+    assert gb(counted, "convolution", "fir") == pytest.approx(15.0, abs=ROUNDING)
 
 
 def test_generator_of_cifar10_would_move_78_gb_if_autocast_left_its_norms_in_bf16(monkeypatch):
     monkeypatch.setattr(cuda_autocast, "IN_FP32", cuda_autocast.IN_FP32 - {"group_norm"})
-    assert gb(count_generator(cifar10(), bf16=True)) == pytest.approx(77.9, abs=ROUNDING)
+    assert gb(count_generator(cifar10(), bf16=True)) == pytest.approx(77.6, abs=ROUNDING)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bf16", "update_d", "update_g", "penalties", "step"),
-    [(True, 69.4, 154.0, 31.3, 225.4), (False, 89.1, 171.6, 23.1, 262.3)],
+    [(True, 68.7, 153.3, 29.4, 224.0), (False, 87.8, 170.3, 21.6, 259.6)],
 )
-def test_step_of_cifar10_moves_225_gb_in_bf16_and_262_in_fp32(bf16, update_d, update_g, penalties, step):
+def test_step_of_cifar10_moves_224_gb_in_bf16_and_260_in_fp32(bf16, update_d, update_g, penalties, step):
     counted = count_step(cifar10(), bf16=bf16)
     found = [gb(part) for part in (counted.update_d, counted.update_g, counted.penalties, counted.whole)]
     assert found == pytest.approx([update_d, update_g, penalties, step], abs=ROUNDING)
