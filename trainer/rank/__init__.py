@@ -2,7 +2,7 @@
 
 Files:
     build            builds the networks in their engines, the average and the guard
-    divergence       counts, undoes and diagnoses updates skipped in a row
+    divergence       counts, undoes and diagnoses skipped updates, and says when D learns nothing
     fault_injection  a worker that kills itself, for trainer.verify_resume
     hooks            work between steps: curves, grids, evaluation, checkpoints
     loop             the training loop of one rank

@@ -1,9 +1,11 @@
-"""Counts updates skipped in a row: on the device, read when the curves are logged.
+"""Notices training that leads nowhere: updates skipped in a row, and a discriminator that learns nothing.
 
-If the last `guard.max_skipped_in_row` updates of a network were skipped, the run goes back to its last checkpoint. If
-that does not help, it ends with a diagnosis. A healthy run is not affected.
+Skipped updates are counted on the device and read when the curves are logged. If the last `guard.max_skipped_in_row`
+updates of a network were skipped, the run goes back to its last checkpoint. If that does not help, it ends with a
+diagnosis. A healthy run is not affected.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from trainer.algorithm.statistics import Statistic, Statistics, total
 from trainer.config.sections import GuardConfig
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 _ADVICE = (
     "Data and random numbers depend only on the seed and the step, so a failure that comes back at the same step is "
@@ -162,3 +166,42 @@ class SkippedUpdates:
                 timesteps += [f"{statistic.label} not finite at t = {', '.join(bad)}"] if bad else []
         finite = "all of D's logits were finite" if "d" in self.parts else "all squared errors were finite"
         return ", ".join(scalars), "; ".join(timesteps) or finite
+
+
+class LogitGap:
+    """Warns, once, if D's logits for real and for fake pairs have not parted since the start of the run.
+
+    D then knows nothing that it could teach G, whatever the samples look like. Only the start is judged: late in a good
+    run the fakes are so good that the logits meet again.
+
+    Args:
+        num_steps: steps after which the warning is due.
+        gap: the logits have parted once their means differ by this much at some timestep.
+    """
+
+    def __init__(self, num_steps: int = 500, gap: float = 0.1) -> None:
+        self._num_steps, self._gap = num_steps, gap
+        self._last_step = 0
+        self._watching = True
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Look at the means since the last log point.
+
+        Args:
+            step: optimizer steps done.
+            metrics: has `logit_real/t0`, `logit_fake/t0`, ...; without them, nothing is checked.
+        """
+        resumed = not self._last_step and step > self._num_steps
+        gaps = [abs(v - metrics[k.replace("real", "fake")]) for k, v in metrics.items() if k.startswith("logit_real/")]
+        if resumed or not gaps or max(gaps) >= self._gap:
+            self._watching = False
+        self._last_step = step
+        if self._watching and step >= self._num_steps:
+            self._watching = False
+            log.warning(
+                "D has not told real from generated images in the first %d steps: the means of its logits differ by "
+                "less than %g at every timestep (curves logit_real and logit_fake), so G learns nothing from it. Lower "
+                "training.r1_gamma, raise training.learning_rate_d.peak, or widen discriminator.base_channels",
+                step,
+                self._gap,
+            )

@@ -11,6 +11,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.during_training import RunEvaluation, is_due
 from trainer.rank.build import Learner
+from trainer.rank.divergence import LogitGap
 from trainer.rank.loop import Loop
 from trainer.rank.progress import Driver, RunStatus
 from trainer.rank.replaced import ReplacedSamples
@@ -61,7 +62,7 @@ class AveragedGenerator:
 
 
 class LogCurves:
-    """Logs means since the last log point, and checks whether too many updates in a row were skipped."""
+    """Logs means since the last log point, and checks whether updates were skipped and whether D learns."""
 
     phase: Phase = "log"
 
@@ -75,6 +76,7 @@ class LogCurves:
     ) -> None:
         self._interval_steps, self._tracker, self._curves = interval_steps, tracker, curves
         self._checkpoints, self._replaced = checkpoints, replaced
+        self._logit_gap = LogitGap()
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
         """Every `interval_steps` steps, and at the end."""
@@ -88,6 +90,8 @@ class LogCurves:
         self._tracker.log_metrics(loop.step, metrics | failures | saves)
         if metrics["replaced_samples"]:  # a sum over the ranks, so all of them call the collective
             self._replaced.publish(self._tracker)
+        if loop.ranks.rank == 0:
+            self._logit_gap.check(loop.step, metrics)
         loop.learner.skipped.check(loop.step, loop.ranks)
 
 

@@ -19,7 +19,7 @@ from trainer.algorithm.pairs import RawBatch
 from trainer.config.sections import GuardConfig
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.ranks import Ranks
-from trainer.rank.divergence import Diverged, DivergenceError, SkippedUpdates
+from trainer.rank.divergence import Diverged, DivergenceError, LogitGap, SkippedUpdates
 from trainer.worker import main
 
 CPU = torch.device("cpu")
@@ -201,3 +201,29 @@ def test_command_ends_with_the_diagnosis_and_code_1(tiny, tmp_path, monkeypatch,
     assert "4 updates of the discriminator in a row were skipped up to step 4. In step 1: gradient norm" in text
     assert "more than guard.max_gradient_norm 1e-09; loss_d_real" in text
     assert "all of D's logits were finite" in text
+
+
+def warned(caplog: pytest.LogCaptureFixture, gaps: dict[int, float]) -> list[int]:
+    """The steps named in warnings, if D's logits at the last of three timesteps differ by so much after these steps."""
+    watch = LogitGap(num_steps=500, gap=0.1)
+    for step, gap in gaps.items():
+        real = {"logit_real/t0": 3.0, "logit_real/t1": 3.0, "logit_real/t2": 3.0 + gap}
+        watch.check(step, real | {f"logit_fake/t{t}": 3.0 for t in range(3)})
+    return [int(re.findall(r"first (\d+) steps", record.message)[0]) for record in caplog.records]
+
+
+def test_logits_that_never_part_are_told_of_once(caplog):
+    assert warned(caplog, dict.fromkeys(range(100, 2000, 100), 0.02)) == [500]
+
+
+def test_logits_that_have_parted_at_one_timestep_may_meet_again(caplog):
+    assert warned(caplog, {100: 0.02, 200: -0.3} | dict.fromkeys(range(300, 2000, 100), 0.0)) == []
+
+
+def test_logits_of_a_resumed_run_are_not_judged(caplog):
+    assert warned(caplog, dict.fromkeys(range(900, 2000, 100), 0.0)) == []
+
+
+def test_training_without_a_discriminator_has_no_logits_to_judge(caplog):
+    LogitGap(num_steps=1).check(1, {"loss_g": 1.0})
+    assert not caplog.records
