@@ -83,3 +83,12 @@ def wait_for_checkpoint(directory: Path, process: subprocess.Popen, log: Path, *
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.1)
+
+
+def wait_for_text(text: str, process: subprocess.Popen, log: Path) -> None:
+    """Wait at most five minutes, while the process lives, until it has printed a text."""
+    deadline = time.monotonic() + 300
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)

@@ -6,10 +6,10 @@ the config, the data or the cluster is wrong; 130, stopped at once.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.processes.leaving import leave
 from data.storage.errors import OperationError, StoppedError, UserError, as_command
 from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
@@ -132,4 +132,4 @@ def _summary(config: TrainConfig, outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

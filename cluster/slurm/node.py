@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cluster.request import job_config
 from cluster.slurm.ray_node import Head, RayNode, RayStartError, answers, own_address, ray_environment
+from data.processes.leaving import leave
 from data.storage.errors import as_command
 from data.storage.files import replaced
 from trainer.config.command_line import start_logging
@@ -166,4 +167,4 @@ def _published() -> Head | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

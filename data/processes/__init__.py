@@ -2,6 +2,7 @@
 
 Files:
     child    ends a process with its parent
+    leaving  the end of a process that used Ray
     loader   starts and ends loader processes
     pool     processes that encode and verify
     sentry   kills a rank that its own watchdog cannot end

@@ -11,6 +11,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 RUN = [
     r"\(RayTrainWorker pid=\d+\) \d\d:\d\d:\d\d rank 0 INFO training on 2 ranks",
+    r"\(RayTrainWorker pid=\d+\) \d\d:\d\d:\d\d rank 0 INFO training.precision auto is fp32 on the CPU",
     # On a busy machine.
     r"\(RayTrainWorker pid=\d+\) \d\d:\d\d:\d\d rank 0 WARNING \d+ records of the run are not at sqlite.* yet\. .*",
     r"\d\d:\d\d:\d\d rank 0 INFO checking the hashes of 2 files, .* GB",

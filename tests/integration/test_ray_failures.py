@@ -12,7 +12,7 @@ import pytest
 from data.shards.index import load_index
 from data.stream.partition import SampleOrder
 from tests.data.damage import damage
-from tests.launch import run_ranks, running, train_command, wait_for_checkpoint
+from tests.launch import run_ranks, running, train_command, wait_for_checkpoint, wait_for_text
 from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 
@@ -39,6 +39,8 @@ def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
 
     again = tmp_path / "again.txt"
     with running(arguments, again) as process:
+        # Until then, the workers of the killed driver may still save.
+        wait_for_text("resuming from", process, again)
         begun = newest_valid(directory / "checkpoints")
         assert begun
         wait_for_checkpoint(directory, process, again, after=begun.step)

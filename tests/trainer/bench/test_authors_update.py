@@ -16,7 +16,7 @@ from trainer.plan.cost import count_costs
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "ratio"), [("cifar10", 1.35), ("lsun256", 1.16)])
 def test_an_iteration_costs_two_forwards_of_g_more(name, ratio):
-    config = load_config(name)
+    config = load_config(name, ["training.precision=fp32"])
     ours, theirs = (
         count_costs(config),
         count_costs(config, AuthorsAdversarial.of(config.training, config.generator)),

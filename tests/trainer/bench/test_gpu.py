@@ -102,7 +102,7 @@ def test_batch_is_halved_until_it_fits_and_what_fails_is_a_row_with_its_reason(t
 
 
 def test_larger_batch_is_tried_when_half_of_the_memory_is_free(tiny, tmp_path, quick):
-    sizes = {"fp32": 100.0, "bf16": 1.0}
+    sizes = {"fp32": 100.0, "tf32": 100.0, "bf16": 1.0}
     tried = []
 
     def made(arguments: list[str]) -> Ended:
@@ -116,7 +116,7 @@ def test_larger_batch_is_tried_when_half_of_the_memory_is_free(tiny, tmp_path, q
 
     quick.fails = made
     assert main(arguments(tiny, tmp_path)) == 0
-    assert tried[:4] == [("fp32", 16), ("fp32", 8), ("bf16", 8), ("bf16", 16)]
+    assert tried[:5] == [("fp32", 16), ("fp32", 8), ("tf32", 8), ("bf16", 8), ("bf16", 16)]
 
 
 def test_what_is_not_reached_in_time_is_said_and_nothing_measured_ends_with_1(
