@@ -16,6 +16,7 @@ GOLDEN = ROOT / "tests" / "golden" / "generator_biggan_residual.npz"
 SMALL = (
     "data.image_size=16",
     "data.image_channels=3",
+    "data.num_classes=0",
     "generator.base_channels=8",
     "generator.channel_multipliers=[1, 2]",
     "generator.num_res_blocks=1",
