@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set-up and the front door on any machine; ./launch.sh help tells what it can do. It checks its arguments, makes the
-# virtual environment and hands over: what a command does stands in cluster/, trainer/, data/ and tests/.
+# Sets up the project on any machine and starts its commands; ./launch.sh help lists them. It checks its arguments and makes
+# the virtual environment. The code of the commands is in cluster/, trainer/, data/ and tests/.
 set -euo pipefail
 
 readonly COMMANDS="quickstart, train, slurm, ray, kubernetes, status, logs, stop, test, ui, help"
@@ -29,7 +29,7 @@ print_help() {
     cat <<EOF
 ./launch.sh COMMAND [ARGUMENTS]
 
-  quickstart        set up, prepare the embedded digits, train on 2 workers on the CPU, evaluate the samples
+  quickstart        set up, prepare the embedded digits, train on 2 CPU cores, evaluate the samples
   train ARGUMENTS   set up, then preflight and python -m trainer.run ARGUMENTS, such as: train --config digits --dry-run
                     (train --help lists them; the same command again resumes a run)
   slurm ARGUMENTS   submit a job: slurm --config lsun256 --nodes 2 --gpus-per-node 8 --time 24:00:00
@@ -38,12 +38,12 @@ print_help() {
                     submit a RayJob: kubernetes --config lsun256 --image IMAGE --nodes 2 --gpus-per-node 8
                     (each prints what it submits, with --dry-run nothing more; --help lists its arguments; what follows
                     -- goes to trainer.run; docs/ has a page for each)
-  status RUN        tell how a run stands, given its directory or the name that its launcher printed
+  status RUN        show the state of a run, given its directory or the name that its launcher printed
   logs [-f] RUN     show what its driver printed
   stop RUN          have it write a checkpoint and end
   test [ARGUMENTS]  set up, then ruff, pyright and pytest; ARGUMENTS go to pytest, such as: test -m "not slow"
-  ui [--port PORT]  set up, then show the MLflow store of runs/ at http://127.0.0.1:PORT (5000 if left out), to whoever
-                    knows the password that it prints
+  ui [--port PORT]  set up, then show the MLflow store of runs/ at http://127.0.0.1:PORT (5000 if left out); the pages ask
+                    for the user and the password that it prints
   help              this text
 
 Every command works from any current directory and any number of times; paths in ARGUMENTS and in configs start at
@@ -103,8 +103,9 @@ no_arguments() { # COMMAND ARGUMENTS
 quickstart() {
     say "preparing the digits in datasets/digits"
     "$venv_python" -m data.prepare digits --out datasets/digits
-    say "training on 2 workers; stop it with Ctrl-C, and the same command resumes from the last checkpoint"
-    "$venv_python" -m trainer.run --config digits || {
+    # The config has two ranks, for two nodes. On one machine, two threads of one rank share a step better.
+    say "training on 2 CPU cores; stop it with Ctrl-C, and the same command resumes from the last checkpoint"
+    "$venv_python" -m trainer.run --config digits --set scaling.world_size=1 --set scaling.cpus_per_worker=2 || {
         local code=$?
         [[ $code -ne 75 ]] || say "training was stopped before its end; the same command resumes it"
         exit "$code"

@@ -27,7 +27,7 @@ from trainer import run
 from trainer.checkpoint.lease import Holder, is_alive
 from trainer.checkpoint.lease_places import FolderLease
 from trainer.checkpoint.storage import newest_seen, storage_of_run
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 
 WAYS = {"slurm": slurm, "ray": ray, "kubernetes": kubernetes}
 LOCAL = "local"

@@ -20,9 +20,10 @@ from typing import Any
 from cluster.node_checks import NodeReport, examine
 from cluster.pair_check import all_reduce, rounds
 from cluster.request import job_config
+from data.storage.arguments import whole_number
 from data.storage.errors import as_command
 from trainer.config.command_line import add_config_arguments, start_logging
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 from trainer.config.train_config import TrainConfig
 from trainer.driver.environment import ray_folder, set_up_ray
 from trainer.rank.run_folder import make_run_directory
@@ -42,16 +43,16 @@ class Line:
     Attributes:
         check: name of the check.
         passed: whether it passed; None: it does not apply.
-        words: what was found; for a failure also on which node, and what to do.
+        text: what was found; for a failure also on which node, and what to do.
     """
 
     check: str
     passed: bool | None
-    words: str
+    text: str
 
     def __str__(self) -> str:
         verdict = {True: "ok", False: "FAILED", None: "-"}[self.passed]
-        return f"{self.check:15} {verdict:7} {self.words}"
+        return f"{self.check:15} {verdict:7} {self.text}"
 
 
 @as_command()
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_arguments(parser)
     parser.add_argument("--init-from", help=argparse.SUPPRESS)  # accepts all arguments of trainer.run
     parser.add_argument("--resume", help=argparse.SUPPRESS)
-    parser.add_argument("--nodes", type=int, help="number of nodes to wait for")
+    parser.add_argument("--nodes", type=whole_number(1), help="number of nodes to wait for")
     parser.add_argument("--join-timeout", type=float, default=300.0, metavar="S", help="seconds to wait (default: 300)")
     options = parser.parse_args(arguments)
     start_logging(0)

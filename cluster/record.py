@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.request import ROOT, name_of
 from data.storage.files import replaced, timestamp
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 
 FOLDER = Path(os.environ.get("DDGAN_LAUNCHES") or ROOT / "runs" / "launches")
 

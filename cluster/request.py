@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config.io import ConfigError, inside_ray_job, with_absolute_paths
+from trainer.config.draft import ConfigError
+from trainer.config.io import inside_ray_job, with_absolute_paths
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
 from trainer.run import config_of, parse_arguments

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.request import ROOT
+from data.storage.arguments import whole_number
 from data.storage.errors import OperationError, UserError, as_command
 
 HOST = "127.0.0.1"
@@ -172,8 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _refuse(self, status: int, words: str, header: str = "") -> None:
-        content = f"{words}\n".encode(errors="replace")
+    def _refuse(self, status: int, text: str, header: str = "") -> None:
+        content = f"{text}\n".encode(errors="replace")
         self.send_response_only(status)
         if header:
             self.send_header(header, 'Basic realm="runs"')
@@ -245,7 +246,7 @@ def _is_free(port: int) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 0: stopped with Ctrl-C or SIGTERM; 1: MLflow failed; 2: no store, or a port in use."""
     parser = argparse.ArgumentParser(prog="./launch.sh ui", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default: 5000)")
+    parser.add_argument("--port", type=whole_number(0, 65535), default=5000, help="port on 127.0.0.1 (default: 5000)")
     port = parser.parse_args(arguments).port
     store = ROOT / "runs" / "mlflow.db"
     if not store.is_file():

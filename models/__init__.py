@@ -11,9 +11,9 @@ Files:
     minibatch_deviation  minibatch standard deviation
     mlp                  perceptrons for 2-D points
     networks             builds the networks a config describes
+    noise_levels         continuous noise levels, and what a generator sees of them
     published/           networks from the authors' released files
     pyramids             input and output image pyramids
     resample             FIR and nearest resampling
-    sampling             ancestral and deterministic sampling
     shapes               tensor shapes as types
 """

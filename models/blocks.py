@@ -28,6 +28,10 @@ class LatentMapping(nn.Module):
         self.layers = nn.ModuleList(initialized(nn.Linear(c, width), fan="out") for c in widths)
         self.label = LabelEmbedding(num_classes, width, deviation=1.0) if num_classes else None
 
+    def silence_latent(self) -> None:
+        """Give z no effect at first, for weights that were trained with z = 0; its layer still learns from then on."""
+        nn.init.zeros_(self.layers[0].weight)  # pyright: ignore[reportArgumentType]
+
     def forward(self, z: Latent, label: Label | None = None) -> Style:
         """Map the latent, and the label if there are classes, to the style that modulates every adaptive norm."""
         h = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)

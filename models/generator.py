@@ -7,20 +7,30 @@ Shape letters: B batch, C channels, H W height and width. `temb` [B, 4 x base_ch
 [B, latent_embedding_dim] the embedded latent.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal, cast
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from models.blocks import Attention, LatentMapping, ResidualBlock
 from models.dropout import DropProbability
-from models.layers import NEAR_ZERO, FourierEmbedding, SinusoidalEmbedding, TimeEmbedding, group_norm, initialized
+from models.layers import (
+    NEAR_ZERO,
+    FourierEmbedding,
+    NoiseLevelEmbedding,
+    SinusoidalEmbedding,
+    TimeEmbedding,
+    group_norm,
+    initialized,
+)
+from models.noise_levels import NoiseConditioning
 from models.pyramids import NoInput, ResidualInput, SkipInput, SkipOutput
 from models.resample import ResampleKind, downsample, upsample
-from models.shapes import Embedding, Features, Image, ImageForm, Label, Latent, Style, Timestep
+from models.shapes import Embedding, Features, Image, ImageForm, Label, Latent, NoiseLevel, Style, Timestep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +38,8 @@ class GeneratorConfig:
     """The generator. Image size and channels come from the data."""
 
     kind: Literal["unet", "mlp"] = "unet"
-    """`mlp` treats an image as a vector, for 2-D points: 1 + num_res_blocks hidden layers of width base_channels. Its
-    base_channels, and reads only the latent settings and output_tanh in addition."""
+    """`mlp` treats an image as a vector, for 2-D points: 1 + num_res_blocks hidden layers of width base_channels. It
+    reads only the settings of the latent, of the noise level and of the output in addition."""
     base_channels: Annotated[int, Field(gt=0, le=16_384, description="wider networks fit no device")] = 128
     """Channels of the first level: a multiple of 4, and from 128 on a multiple of 32."""
     channel_multipliers: Annotated[
@@ -55,22 +65,26 @@ class GeneratorConfig:
     progressive_output: Literal["none", "output_skip"] = "none"
     """`output_skip` sums an image over all levels instead of making it at the last level."""
     progressive_input: Literal["none", "input_skip", "residual"] = "residual"
-    """How the downsampled image enters the lower levels: not at all, through 1x1 convolutions (`input_skip`), or
+    """How the downsampled image enters the lower levels: not at all, through 1x1 convolutions (`input_skip`),
     or through a chain of strided convolutions (`residual`)."""
     progressive_combine: Literal["sum", "cat"] = "sum"
     """How `input_skip` joins image and features: their sum, or both side by side (`cat`), which doubles the width."""
-    time_embedding: Literal["positional", "fourier"] = "positional"
-    """How the generator sees the step: sines of t at fixed frequencies (`positional`), or of log(t + 1) at random ones
-    (`fourier`)."""
+    time_embedding: Literal["positional", "fourier", "log_sigma"] = "positional"
+    """How the generator sees the step: sines of t at fixed frequencies (`positional`), of log(t + 1) at random ones
+    (`fourier`), or of the logarithm of the noise level (`log_sigma`). With `log_sigma` the same weights serve any
+    number of steps."""
     fourier_scale: Annotated[float, Field(gt=0, le=1e6, description="above, float32 cannot tell two steps apart")] = (
         16.0
     )
     """Standard deviation of the random frequencies of `fourier`."""
     output_tanh: bool = True
     """Squash the output into [-1, 1], the range of pixels, by tanh."""
+    sigma_data: PositiveFloat | None = None
+    """Standard deviation of the data, about 0.5 for images: x0_pred is then the noisy image and the network's output,
+    weighted by the noise level as in EDM (2206.00364), and output_tanh must be false. null: the output alone."""
     latent: bool = True
-    """Feed z to the generator. false: it gets zeros instead, so x0_pred depends on x_t and t only (the paper's
-    result, an ablation of the paper."""
+    """Feed z to the generator. false: it gets zeros instead, so that x0_pred depends on x_t and t only, an ablation of
+    the paper."""
     latent_dim: Annotated[int, Field(gt=0, le=65_536, description="wider networks fit no device")] = 100
     """Length of the latent z."""
     latent_embedding_dim: Annotated[int, Field(gt=0, le=65_536, description="wider networks fit no device")] = 256
@@ -141,13 +155,15 @@ class Generator(nn.Module):
     Args:
         config: Architecture.
         form: Size, channels and classes of the images.
+        noise_levels: sigma of the input of each step, 0 .. T-1; for networks that see the noise level.
 
     Raises:
         ValueError: The image size does not fit the config, or a width cannot be split for group norm.
     """
 
-    def __init__(self, config: GeneratorConfig, form: ImageForm) -> None:
+    def __init__(self, config: GeneratorConfig, form: ImageForm, noise_levels: Sequence[float] = ()) -> None:
         super().__init__()
+        self.noise = noise_conditioning(config, noise_levels)
         resolutions = _level_resolutions(config, form.size)
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         last = len(widths) - 1
@@ -167,11 +183,7 @@ class Generator(nn.Module):
             wanted = resolution in config.attention_resolutions
             return Attention(C, skip_rescale=config.skip_rescale) if wanted else nn.Identity()
 
-        if config.time_embedding == "positional":
-            embedding = SinusoidalEmbedding(config.base_channels)
-        else:
-            embedding = FourierEmbedding(config.base_channels, config.fourier_scale)
-        self.time_embedding = TimeEmbedding(embedding, time_channels, nn.SiLU(), fan="average")
+        self.time_embedding = TimeEmbedding(_step_embedding(config), time_channels, nn.SiLU(), fan="average")
         self.mapping = LatentMapping(
             config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, form.num_classes
         )
@@ -215,19 +227,20 @@ class Generator(nn.Module):
             self.norm_out = group_norm(C)
             self.conv_out = initialized(nn.Conv2d(C, form.channels, 3, padding=1), scale=NEAR_ZERO)
 
-    def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
+    def forward(self, x_t: Image, t: Timestep | NoiseLevel, z: Latent, label: Label | None = None) -> Image:
         """Predict x0.
 
         Args:
             x_t: Noisy image, of the size and channels given at construction.
-            t: Step index, 0 .. T-1.
+            t: Step index, 0 .. T-1; with time_embedding log_sigma, a float is the noise level itself.
             z: Standard normal latent.
             label: 0 .. num_classes - 1, or num_classes for no label. Required if the network has classes.
 
         Returns:
             x0_pred, in [-1, 1] with `output_tanh`.
         """
-        temb, zemb = self.time_embedding(t), self.mapping(z if self.config.latent else torch.zeros_like(z), label)
+        temb = self.time_embedding(self.noise.seen(t))
+        zemb = self.mapping(z if self.config.latent else torch.zeros_like(z), label)
         h = self.conv_in(x_t)
         # Levels return their skips: ZeRO-3's hooks pass copies of lists to a module, so appending to one has no effect.
         skips, pyramid, image = [h], x_t, None
@@ -239,8 +252,21 @@ class Generator(nn.Module):
         h = self.middle_block2(h, temb, zemb)
         for level in cast("list[UpLevel]", list(self.up)):
             h, image = level(h, image, tuple(skips.pop() for _ in level.blocks), temb, zemb)
-        x0_pred = self.conv_out(self.norm_out(h, silu=True)) if image is None else image
-        return x0_pred.tanh() if self.config.output_tanh else x0_pred
+        output = self.conv_out(self.norm_out(h, silu=True)) if image is None else image
+        return self.noise.x0_pred(output, x_t, t)
+
+
+def noise_conditioning(config: GeneratorConfig, noise_levels: Sequence[float]) -> NoiseConditioning:
+    """How a generator of this config sees the noise level, and what its output means."""
+    embedded = config.time_embedding == "log_sigma"
+    return NoiseConditioning(noise_levels, embedded=embedded, sigma_data=config.sigma_data, tanh=config.output_tanh)
+
+
+def _step_embedding(config: GeneratorConfig) -> SinusoidalEmbedding | FourierEmbedding:
+    if config.time_embedding == "fourier":
+        return FourierEmbedding(config.base_channels, config.fourier_scale)
+    kind = NoiseLevelEmbedding if config.time_embedding == "log_sigma" else SinusoidalEmbedding
+    return kind(config.base_channels)
 
 
 def _input_pyramid(config: GeneratorConfig, c_pyramid: int, C: int) -> tuple[nn.Module, int, int]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from models.fused.norm import group_norm as group_norm_with_style
 from models.fused.operator import can_fuse
-from models.shapes import Embedding, Features, Label, Style, Timestep
+from models.shapes import Embedding, Features, Label, NoiseLevel, Style, Timestep
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
 Fan = Literal["average", "out"]
@@ -99,7 +99,7 @@ class SinusoidalEmbedding(nn.Module):
         frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, t: Timestep) -> Embedding:
+    def forward(self, t: Timestep | NoiseLevel) -> Embedding:
         """Embed each step index."""
         phase = t[:, None] * self.frequencies
         return torch.cat([phase.sin(), phase.cos()], dim=1)
@@ -125,6 +125,14 @@ class FourierEmbedding(nn.Module):
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
+class NoiseLevelEmbedding(SinusoidalEmbedding):
+    """[sin | cos] of 100 ln(sigma): ten units of ln(sigma) get the range of DDPM's thousand steps."""
+
+    def forward(self, t: NoiseLevel) -> Embedding:
+        """Embed each noise level."""
+        return super().forward(100 * t.log())
+
+
 class TimeEmbedding(nn.Module):
     """Two-layer perceptron over an embedding of t. Its output is already activated, because every user needs that."""
 
@@ -137,8 +145,8 @@ class TimeEmbedding(nn.Module):
         self.linear2 = initialized(nn.Linear(width, width), fan=fan)
         self.activation = activation
 
-    def forward(self, t: Timestep) -> Embedding:
-        """Embed each step index."""
+    def forward(self, t: Timestep | NoiseLevel) -> Embedding:
+        """Embed each step index, or each noise level, whichever `embedding` takes."""
         return self.activation(self.linear2(self.activation(self.linear1(self.embedding(t)))))
 
 
@@ -206,7 +214,7 @@ def convolve(x: Features, weight: Tensor, bias: Tensor | None, padding: Any) -> 
 
 
 def _in_autocast(x: Tensor) -> bool:
-    """Whether autocast is on for the device of x, or may be: whoever counts on the meta device emulates it."""
+    """Whether autocast is on for the device of x, or may be: on the meta device it is emulated."""
     device = x.device.type
     return not torch.amp.is_autocast_available(device) or torch.is_autocast_enabled(device)
 

@@ -4,6 +4,7 @@ They treat an image as one vector, whatever its size.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from torch.nn import functional as F
 
 from models.blocks import LatentMapping
 from models.discriminator import LEAK, DiscriminatorConfig
-from models.generator import GeneratorConfig
-from models.layers import LabelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
-from models.shapes import Image, ImageForm, Label, Latent, Logits, Timestep
+from models.generator import GeneratorConfig, noise_conditioning
+from models.layers import LabelEmbedding, NoiseLevelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
+from models.shapes import Image, ImageForm, Label, Latent, Logits, NoiseLevel, Timestep
 
 
 class Waves(nn.Module):
@@ -37,13 +38,16 @@ class MlpGenerator(nn.Module):
     Args:
         config: Width, depth and latent; settings that concern only images are ignored.
         form: Size, channels and classes of the images.
+        noise_levels: As of `models.generator.Generator`.
     """
 
-    def __init__(self, config: GeneratorConfig, form: ImageForm) -> None:
+    def __init__(self, config: GeneratorConfig, form: ImageForm, noise_levels: Sequence[float] = ()) -> None:
         super().__init__()
         self.config = config
+        self.noise = noise_conditioning(config, noise_levels)
         num_values, width = form.channels * form.size**2, config.base_channels
-        self.time_embedding = TimeEmbedding(SinusoidalEmbedding(width), width, nn.SiLU(), fan="average")
+        embedding = NoiseLevelEmbedding(width) if self.noise.embedded else SinusoidalEmbedding(width)
+        self.time_embedding = TimeEmbedding(embedding, width, nn.SiLU(), fan="average")
         self.mapping = LatentMapping(
             config.latent_dim, config.latent_embedding_dim, config.num_mapping_layers, form.num_classes
         )
@@ -54,14 +58,14 @@ class MlpGenerator(nn.Module):
         self.layers = nn.ModuleList(initialized(nn.Linear(width, width)) for _ in range(config.num_res_blocks))
         self.layer_out = initialized(nn.Linear(width, num_values))
 
-    def forward(self, x_t: Image, t: Timestep, z: Latent, label: Label | None = None) -> Image:
+    def forward(self, x_t: Image, t: Timestep | NoiseLevel, z: Latent, label: Label | None = None) -> Image:
         """Predict x0; see `models.generator.Generator`."""
-        temb, zemb = self.time_embedding(t), self.mapping(z if self.config.latent else torch.zeros_like(z), label)
+        temb = self.time_embedding(self.noise.seen(t))
+        zemb = self.mapping(z if self.config.latent else torch.zeros_like(z), label)
         h = F.silu(self.layer_in(self.waves(x_t.flatten(1))) + self.time(temb) + self.style(zemb))
         for layer in self.layers:
             h = F.silu(layer(h))
-        x0_pred = self.layer_out(h).view_as(x_t)
-        return x0_pred.tanh() if self.config.output_tanh else x0_pred
+        return self.noise.x0_pred(self.layer_out(h).view_as(x_t), x_t, t)
 
 
 class MlpDiscriminator(nn.Module):

@@ -1,5 +1,7 @@
 """Builds the networks that a config describes."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from models.discriminator import Discriminator, DiscriminatorConfig
@@ -8,18 +10,21 @@ from models.mlp import MlpDiscriminator, MlpGenerator
 from models.shapes import ImageForm
 
 
-def build_generator(config: GeneratorConfig, form: ImageForm) -> Generator | MlpGenerator:
+def build_generator(
+    config: GeneratorConfig, form: ImageForm, noise_levels: Sequence[float] = ()
+) -> Generator | MlpGenerator:
     """A generator with fresh weights, drawn from torch's global generator.
 
     Args:
         config: Architecture; `kind` chooses the class.
         form: Size, channels and classes of the images.
+        noise_levels: sigma of the input of each step, for networks that see it.
 
     Raises:
         ValueError: The image size does not fit the config.
     """
     kind = MlpGenerator if config.kind == "mlp" else Generator
-    return kind(config, form)
+    return kind(config, form, noise_levels)
 
 
 def build_discriminator(config: DiscriminatorConfig, form: ImageForm) -> nn.Module:

@@ -16,6 +16,8 @@ HalfFeatures = Float[Tensor, "b c h//2 w//2"]
 DoubleFeatures = Float[Tensor, "b c 2*h 2*w"]
 Uint8Image = UInt8[Tensor, "b c h w"]
 Timestep = Int64[Tensor, " b"]
+NoiseLevel = Float[Tensor, " b"]
+"""Sigma: standard deviation of the noise divided by the factor of the image."""
 Label = Int64[Tensor, " b"]
 Latent = Float[Tensor, "b nz"]
 Embedding = Float[Tensor, "b time"]

@@ -54,6 +54,7 @@ TINY = (
     "tracking.log_interval_steps=4",
     "grids.num_images=4",
     "grids.interval_steps=null",
+    "evaluation.interval_images=null",
     "checkpoint.save_interval_steps=null",
 )
 """Overrides of `digits` for tiny networks and runs of ten steps that take a second or two."""

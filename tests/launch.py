@@ -1,13 +1,17 @@
 """Starts the real processes that tests need."""
 
+import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from trainer.checkpoint.format import list_checkpoints
 
@@ -19,6 +23,15 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
     return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(extra or {})}
+
+
+def exit_code(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """The exit code of a command that is called in this process, also if argparse ends it."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
 
 
 def run_python(
@@ -34,10 +47,61 @@ def run_python(
     )
 
 
-def run_ranks(num_ranks: int, arguments: Sequence[str], *, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def slow_steps(seconds: float) -> dict[str, str]:
+    """Environment variables with which each optimizer step of a run waits, so that it lasts and hardly computes."""
+    return {"PYTHONPATH": str(ROOT / "tests/integration/slow_steps"), "SLOW_STEPS_S": str(seconds)}
+
+
+def run_torchrun(num_ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run `torchrun ARGUMENTS` with real processes that communicate over gloo."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    return run_python([*torchrun, *arguments], timeout_s=timeout_s)
+    return run_python([*torchrun, *arguments])
+
+
+def run_ranks(num_ranks: int, arguments: Sequence[str], *, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """The same with processes that are forked, torch and DeepSpeed loaded: each starts in a fraction of a second.
+
+    Args:
+        num_ranks: number of processes.
+        arguments: as of `python`: a script, or `-m` and a module, and its own arguments.
+        timeout_s: after this time all are killed, and the test fails.
+    """
+    starter = _rank_starter()
+    assert starter.stdin
+    assert starter.stdout
+    with TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        out.touch()
+        errors.touch()
+        asked = {"ranks": num_ranks, "arguments": list(arguments), "out": str(out), "errors": str(errors)}
+        starter.stdin.write(json.dumps({**asked, "timeout_s": timeout_s, "environment": environment()}) + "\n")
+        starter.stdin.flush()
+        answer = json.loads(starter.stdout.readline())
+        assert "code" in answer, f"{answer}: {out.read_text()[-2000:]} {errors.read_text()[-3000:]}"
+        return subprocess.CompletedProcess(arguments, answer["code"], out.read_text(), errors.read_text())
+
+
+@cache
+def _rank_starter() -> subprocess.Popen[str]:
+    """The process that starts the ranks of all tests; it ends with this one, whose pipe it reads."""
+    command = [sys.executable, "-m", "tests.trainer.engine.processes.rank_starter"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def run_as_main(arguments: Sequence[str]) -> int:
+    """Run a script or a module as `python ARGUMENTS` does; returns when it does, or raises SystemExit."""
+    default_signals()
+    os.chdir(ROOT)
+    first, *rest = arguments
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *rest]
+        runpy.run_path(first, run_name="__main__")
+    return 0
 
 
 def train_command(config: str, overrides: Sequence[str], directory: Path, *more: str) -> list[str]:

@@ -71,7 +71,7 @@ class Slurm:
     def run(self, *command: str, timeout_s: float = 60) -> str:
         """Run a Slurm command; returns its output."""
         done = subprocess.run(command, env=os.environ | self.env, capture_output=True, text=True, timeout=timeout_s)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
@@ -89,6 +89,13 @@ class Slurm:
 
     def wait_for_end(self, number: str, timeout_s: float) -> dict[str, str]:
         return self.wait_for(number, lambda job: job["JobState"] in ENDED, timeout_s)
+
+    def cancel_all(self) -> None:
+        """Cancel all jobs and wait until none is left; a job's processes end with it."""
+        subprocess.run(["scancel", "--user=root"], env=os.environ | self.env, capture_output=True, timeout=60)
+        deadline = time.monotonic() + 60
+        while self.run("squeue", "--noheader") and time.monotonic() < deadline:
+            time.sleep(0.3)
 
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY"}
@@ -129,8 +136,7 @@ def slurm(folder: Path, *, cpus: int = 2) -> Iterator[Slurm]:
         try:
             yield found
         finally:
-            subprocess.run(["scancel", "--user=root"], env=os.environ | found.env, capture_output=True, timeout=60)
-            end_jobs(found)
+            found.cancel_all()
 
 
 def start_munge(folder: Path, stack: ExitStack) -> None:
@@ -179,13 +185,6 @@ def wait_until_idle(found: Slurm, timeout_s: float = 60) -> None:
         log = (found.folder / "slurmctld.log").read_text()
         assert time.monotonic() < deadline, done.stdout + done.stderr + log[-3000:]
         time.sleep(0.2)
-
-
-def end_jobs(found: Slurm) -> None:
-    """Wait until no job is left; a job's processes end with it."""
-    deadline = time.monotonic() + 60
-    while found.run("squeue", "--noheader") and time.monotonic() < deadline:
-        time.sleep(0.3)
 
 
 def free_ports(number: int) -> list[int]:

@@ -147,14 +147,43 @@ def test_tests_lie_in_the_folders_of_what_they_test() -> None:
     assert rooms - {"tests", "integration"} <= code
 
 
-def test_no_test_imports_from_a_test() -> None:
-    found = [
-        f"{path}:{imported.line}: {imported.module}"
-        for path, source in python_files().items()
+def imported_tests(source: str, path: str, paths: Iterable[str]) -> list[str]:
+    """The imports of a file that read another test module, each as `path:line: file`."""
+    return [
+        f"{path}:{imported.line}: {target}"
         for imported in imports_of(source, path)
-        if imported.module.startswith("tests.") and imported.module.rpartition(".")[2].startswith("test_")
+        for target in sorted(targets(imported, paths))
+        if re.fullmatch(r"tests/(.+/)?test_\w+\.py", target)
     ]
-    assert not found, "helpers of several tests stand in a file of their own"
+
+
+def test_no_test_imports_from_a_test() -> None:
+    files = python_files()
+    found = [words for path, source in files.items() for words in imported_tests(source, path, files)]
+    assert not found, "helpers of several tests have a file of their own:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from tests.trainer.rank.test_worker import state_of",
+        "from tests.trainer.rank import test_worker",
+        "from tests.trainer.rank import runs, test_worker as others",
+        "from ..rank import test_worker",
+        "from . import test_run",
+        "import tests.test_launch",
+        "def f():\n    import importlib\n    importlib.import_module('tests.test_launch')",
+    ],
+)
+def test_an_import_from_a_test_is_found(source: str) -> None:
+    modules = ("tests/trainer/rank/test_worker.py", "tests/trainer/driver/test_run.py", "tests/test_launch.py")
+    assert len(imported_tests(source, "tests/trainer/driver/a.py", [*modules, "tests/trainer/rank/runs.py"])) == 1
+
+
+def test_an_import_of_a_helper_or_of_a_name_that_begins_like_a_test_passes() -> None:
+    paths = ("tests/trainer/rank/runs.py", "tests/trainer/rank/test_worker.py", "tests/trainer/__init__.py")
+    source = "from tests.trainer.rank import runs\nfrom tests.trainer.rank.runs import test_config"
+    assert imported_tests(source, "tests/trainer/driver/test_a.py", paths) == []
 
 
 def test_python_files_lie_in_the_packages_of_the_design() -> None:

@@ -65,7 +65,7 @@ def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(ready: M
     assert code == 0
     assert ready.calls()[-3:] == [
         f"{root}: [data.prepare] [digits] [--out] [datasets/digits]",
-        f"{root}: [trainer.run] [--config] [digits]",
+        f"{root}: [trainer.run] [--config] [digits] [--set] [scaling.world_size=1] [--set] [scaling.cpus_per_worker=2]",
         f"{root}: [trainer.evaluate] [--run] [runs/digits] [--reference] [datasets/digits] "
         "[--picture] [runs/digits/picture.png]",
     ]

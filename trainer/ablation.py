@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.shards.index import load_index
-from data.storage.arguments import whole_numbers
+from data.storage.arguments import whole_number, whole_numbers
 from data.storage.errors import OperationError, UserError, as_command
 from data.storage.paths import path_argument
 from trainer.checkpoint.format import CheckpointError, list_checkpoints
@@ -118,14 +118,12 @@ def is_finished(config: TrainConfig) -> bool:
     return bool(found) and found[-1].step >= num_steps(config)
 
 
-def _check(config: TrainConfig, num_samples: int) -> None:
+def _check(config: TrainConfig) -> None:
     """Refuse unusable settings before anything is trained."""
     check_data(config)
     check_device(config)
     if config.checkpoint.directory is not None:
         raise UserError("checkpoint.directory is set, but each run keeps its checkpoints in --runs: set it to null")
-    if num_samples < 2:
-        raise UserError(f"--num is {num_samples}: give 2 or more")
     if load_index(config.data.path).num_classes is None:
         raise UserError(f"{config.data.path}: {NO_LABELS}")
 
@@ -141,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--timesteps", type=whole_numbers, default=list(TIMESTEPS), metavar="1,2", help="default: 1,2,4,8"
     )
     parser.add_argument("--seeds", type=whole_numbers, default=[0], metavar="0,1", help="default: 0")
-    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples per run (default: {NUM_SAMPLES})")
+    parser.add_argument(
+        "--num", type=whole_number(2), default=NUM_SAMPLES, help=f"samples per run (default: {NUM_SAMPLES})"
+    )
     parser.add_argument("--runs", type=path_argument, default=Path("runs/ablation"), help="folder for the runs")
     parser.add_argument("--out", type=path_argument, required=True, metavar="FILE.md", help="file for the table")
     options = parser.parse_args(arguments)
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = [*fixed, *cell.overrides, f"run.directory={options.runs / cell.name}"]
         plans.append((cell, overrides, load_config(options.config, overrides)))
     first = plans[0][2]
-    _check(first, options.num)
+    _check(first)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     reference, labels = read_all(first.data.path)
     assert labels is not None  # the index says so

@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from data.shards.index import load_index
+from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
 from models.shapes import Uint8Image
@@ -161,12 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--test", type=path_argument, required=True, metavar="DIR", help="prepared stacks of other digits"
     )
-    parser.add_argument("--num", type=int, default=NUM_SAMPLES, help=f"samples to draw (default: {NUM_SAMPLES})")
+    parser.add_argument(
+        "--num", type=whole_number(1), default=NUM_SAMPLES, help=f"samples to draw (default: {NUM_SAMPLES})"
+    )
     add_seed_argument(parser, "of the classifier and the samples")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    if options.num < 1:
-        raise ModesError(f"--num is {options.num}: give 1 or more")
     size = check_stacks(options.reference, options.test)
     samples = load_images(options.samples) if options.samples else sample_run(options.run, options.num, options.seed)
     _check_samples(samples, size)

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data.sources.points import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
+from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
 from trainer.config.command_line import add_seed_argument
@@ -76,15 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--run", type=path_argument, action="append", required=True, metavar="DIR", help="may be repeated"
     )
-    parser.add_argument("--num", type=int, default=10_000, help="points to draw from each (default: 10000)")
+    parser.add_argument("--num", type=whole_number(1), default=10_000, help="points to draw from each (default: 10000)")
     add_seed_argument(parser, "of the points")
     parser.add_argument(
         "--out", type=path_argument, metavar="FILE.png", help="draw the data, then each run, as one picture"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per set of points")
     options = parser.parse_args(arguments)
-    if options.num < 1:
-        raise UserError(f"--num is {options.num}: give 1 or more")
     if options.out and options.out.suffix != ".png":
         raise UserError(f"--out is {options.out}: give a name that ends in .png")
     sets = {"data": data_points(options.num, options.seed + 1)}

@@ -10,20 +10,23 @@ import logging
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data.storage.arguments import whole_number
 from data.storage.errors import OperationError, as_command
 from data.storage.paths import path_argument
 from trainer.checkpoint.fingerprint import Fingerprint, fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
-from trainer.config.io import ConfigError, load_config
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig, num_steps
+from trainer.driver.forked_ranks import load_before_forking, run_group
+from trainer.rank import fault_injection
 from trainer.rank.fault_injection import MARK, Kill
 
 log = logging.getLogger(__name__)
@@ -64,19 +67,11 @@ class Trial:
         Raises:
             StartFailedError: it failed without a kill; the message ends with the last lines of the log.
         """
-        command = [sys.executable, "-m"]
-        if self.ranks > 1:
-            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m"]
-        command += ["trainer.rank.fault_injection", *self.arguments, "--set", f"run.directory={self.out / name}"]
-        command += ["--kill", kill.to_json()] if kill else []
+        arguments = [*self.arguments, "--set", f"run.directory={self.out / name}"]
+        arguments += ["--kill", kill.to_json()] if kill else []
         file = self.out / f"{name}.log"
-        with file.open("ab") as output:
-            before = output.tell()
-            process = subprocess.Popen(command, stdout=output, stderr=output)
-            try:
-                code = process.wait()
-            finally:
-                process.terminate()  # torchrun also ends its ranks
+        before = file.stat().st_size if file.exists() else 0
+        code = run_group(self.ranks, fault_injection.main, arguments, log=file)
         printed = file.read_bytes()[before:].decode(errors="replace")
         killed = MARK in printed
         if code and not (killed and kill and kill.signal == "SIGKILL"):
@@ -180,17 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.verify_resume", description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument("--kills", type=int, default=10, help="how often the run is killed (default: 10)")
-    parser.add_argument("--ranks", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the kills (default: 0)")
+    parser.add_argument("--kills", type=whole_number(0), default=10, help="how often the run is killed (default: 10)")
+    parser.add_argument("--ranks", type=whole_number(1), default=1, help="processes (default: 1)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="chooses the kills (default: 0)")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="repeat with more seeds for this time")
     parser.add_argument("--out", type=path_argument, help="folder for runs and logs (default: runs/verify-CONFIG)")
     options = parser.parse_args(arguments)
     start_logging(0)
-    if options.kills < 0:
-        raise ConfigError([f"--kills is {options.kills}: give 0 or more"])
     trial = _prepare(options.config, options.set, options.ranks, options.out)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the run that goes on ends as well
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a run that is under way ends as well
     return 0 if verify(trial, seed=options.seed, kills=options.kills, soak_s=60 * options.soak) else 1
 
 
@@ -200,8 +193,6 @@ def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) 
         raise ConfigError(
             [f"--out is {out}, which is in use, but both runs must start from scratch: give a new folder"]
         )
-    if ranks < 1:
-        raise ConfigError([f"--ranks is {ranks}: give 1 or more"])
     needed = [f"run.directory={out}", f"scaling.world_size={ranks}"]
     steps = num_steps(load_config(name, [*overrides, *needed]))
     interval = max(1, steps // NUM_CHECKPOINTS)
@@ -209,6 +200,8 @@ def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) 
         f"checkpoint.save_interval_steps={interval}",
         f"tracking.log_interval_steps={interval // 2 + 1}",  # sums are under way when a checkpoint is due
         "grids.interval_steps=null",
+        "evaluation.interval_images=null",
+        "checkpoint.keep_best=null",
         "tracking.backend=none",
     ]
     needed.append(f"checkpoint.keep_last={steps + 1}")
@@ -221,6 +214,8 @@ def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) 
         )
     check_data(config)
     out.mkdir(parents=True, exist_ok=True)
+    with_deepspeed = config.scaling.device == "cpu" and config.engine.backend == "deepspeed"
+    load_before_forking("trainer.rank.fault_injection", *(["trainer.engine.zero_on_cpu"] if with_deepspeed else []))
     return Trial(["--config", name, *(word for words in chosen for word in ("--set", words))], config, ranks, out)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from data.storage.errors import as_command
 from trainer.checkpoint.resume import Resume, ResumeError, add_resume_argument, choose
 from trainer.config.command_line import add_config_arguments, check_data, check_device, check_group, start_logging
-from trainer.config.io import ConfigError, load_config
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config
+from trainer.evaluate.during_training import check_evaluation
 from trainer.rank.progress import ProgressBar, SignalDriver
 from trainer.rank.worker import run_rank
 from trainer.tracking.store import check_store
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(options.config, [*options.set, f"scaling.world_size={world_size}"])
     check_device(config)
     check_data(config)
+    check_evaluation(config)
     check_store(config.tracking, Path(config.run.directory))
     if rank == 0 and options.resume != Resume():  # the other ranks wait for this one when they form their group
         _, move_others_aside = choose(config, options.resume)

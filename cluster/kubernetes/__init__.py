@@ -1,4 +1,4 @@
-"""Training as a RayJob.
+"""Training as a RayJob. Independent of cluster/slurm and cluster/ray.
 
 Files:
     drain        makes the driver save before its pod is deleted

@@ -1,4 +1,4 @@
-"""Training as a job of a Ray cluster.
+"""Training as a job of a Ray cluster. Does not import Ray: it runs the program `ray`.
 
 Files:
     cluster.yaml      a cluster for Ray's cluster launcher

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from cluster.slurm.ports import reserve_ports
 from data.storage.errors import OperationError
 
 _MARK = "DDGAN_RAY_NODE"
@@ -76,7 +77,7 @@ class RayNode:
     @contextmanager
     def head(self) -> Iterator[Head]:
         """Inside, the head node runs; it is stopped at the end."""
-        port, dashboard, client = free_ports(self.address, 3)
+        port, dashboard, client = reserve_ports(self.address, 3)
         options = [
             "--head",
             f"--port={port}",
@@ -116,7 +117,7 @@ class RayNode:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _start(self, options: list[str], environment: dict[str, str]) -> None:
-        agent, grpc, runtime, metrics = free_ports(self.address, 4)
+        agent, grpc, runtime, metrics = reserve_ports(self.address, 4)
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self.address}"]
         command += [f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}", "--disable-usage-stats"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"]
@@ -185,7 +186,7 @@ def _lives(process: psutil.Process) -> bool:
 def ray_environment(token: Path, address: str) -> dict[str, str]:
     """Environment variables of Ray's processes and clients."""
     interface = interface_of(address)
-    autoscaler, dashboard = free_ports(address, 2)
+    autoscaler, dashboard = reserve_ports(address, 2)
     found = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -231,13 +232,6 @@ def interface_of(address: str) -> str | None:
         if any(a.address == address for a in addresses):
             return name
     return None
-
-
-def free_ports(address: str, number: int) -> list[int]:
-    """Ports on which nothing listens now. Use them soon, before another program takes them."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((address, 0))) for _ in range(number)]
-        return [s.getsockname()[1] for s in sockets]
 
 
 def answers(head: Head, timeout_s: float = 5.0) -> bool | None:

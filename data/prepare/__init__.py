@@ -1,4 +1,4 @@
-"""Turns images into shards; inspects and verifies them.
+"""Turns images into shards; inspects and verifies them. Independent of how training reads them.
 
 Files:
     arguments    command-line arguments

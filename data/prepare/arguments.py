@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal, NoReturn, cast
 
-from data.prepare.encode import ImageForm
+from data.prepare.encode import PreparedForm
 from data.prepare.job import PrepareOptions
 from data.shards.index import MAX_IMAGE_SIZE
 from data.sources.source import Source
@@ -31,9 +31,9 @@ _EPILOG = """sources:
   stackedmnist:PATH    three digits of that MNIST as the channels of one image, drawn by --seed; labels 0-999
   an LMDB              a folder with data.mdb: LSUN (encoded images), CelebA-HQ (encoded images or raw 256x256x3 bytes)
   WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them
-A path says by itself what it is, but for the kinds of MNIST. KIND:PATH says it for certain; kinds are folder, zip,
-cifar10, mnist, fashionmnist, stackedmnist, lmdb and webdataset. ./digits, ./inspect and ./verify are folders of these
-names.
+The content of a path shows its kind, except for the three kinds of MNIST, whose files look alike. KIND:PATH gives the
+kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb or webdataset. ./digits, ./inspect and ./verify are
+folders of these names.
 
 other commands:
   inspect DIR          summary and contact sheet of a prepared data set
@@ -194,7 +194,7 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
         )
     by_size: int | None = arguments.shard_mb
     return PrepareOptions(
-        form=ImageForm(
+        form=PreparedForm(
             size=size,
             channels=cast(Literal[1, 2, 3], arguments.channels or source.defaults.channels),
             upscale=source.defaults.upscale or arguments.upscale,

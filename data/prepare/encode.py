@@ -16,11 +16,11 @@ _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
 TOO_SMALL = "is too small"
-"""Start of the reason that `ImageForm.upscale` remedies."""
+"""Start of the reason that `PreparedForm.upscale` remedies."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageForm:
+class PreparedForm:
     """Form of a prepared image."""
 
     size: int
@@ -48,12 +48,12 @@ class Prepared(NamedTuple):
     """`hash_of` for the bytes that the source gave."""
 
 
-def prepare_items(source: Source, items: list[Item], form: ImageForm) -> list[Prepared]:
+def prepare_items(source: Source, items: list[Item], form: PreparedForm) -> list[Prepared]:
     """Read and encode some images of a source; unusable ones are reported, not raised."""
     return [_prepare_item(source, item, form) for item in items]
 
 
-def _prepare_item(source: Source, item: Item, form: ImageForm) -> Prepared:
+def _prepare_item(source: Source, item: Item, form: PreparedForm) -> Prepared:
     found = b""
     try:
         found = source.read(item)
@@ -65,7 +65,7 @@ def _prepare_item(source: Source, item: Item, form: ImageForm) -> Prepared:
     return Prepared(item, b"", reason, hash_of(item, found))
 
 
-def encode_image(content: bytes, form: ImageForm) -> bytes:
+def encode_image(content: bytes, form: PreparedForm) -> bytes:
     """Resize the short side to the wanted size with antialiasing, crop the centre, encode.
 
     Args:
@@ -93,7 +93,7 @@ def encode_image(content: bytes, form: ImageForm) -> bytes:
         raise BadImageError(f"is damaged: {error}") from None
 
 
-def _load(file: ImageFile, form: ImageForm) -> Image.Image:
+def _load(file: ImageFile, form: PreparedForm) -> Image.Image:
     width, height = file.size
     if width * height > _MAX_PIXELS:
         raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
@@ -104,7 +104,7 @@ def _load(file: ImageFile, form: ImageForm) -> Image.Image:
     return file.decode(keep_colours=form.colour == "keep").convert("L" if form.channels == 1 else "RGB")
 
 
-def _resize(image: Image.Image, form: ImageForm) -> Image.Image:
+def _resize(image: Image.Image, form: PreparedForm) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = (left, top, left + side, top + side)
@@ -115,7 +115,7 @@ def _resize(image: Image.Image, form: ImageForm) -> Image.Image:
     return image.resize((form.size, form.size), filtering, box=square)
 
 
-def _encode(image: Image.Image, form: ImageForm) -> bytes:
+def _encode(image: Image.Image, form: PreparedForm) -> bytes:
     stream = io.BytesIO()
     if form.extension == "jpg":
         image.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)

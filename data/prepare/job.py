@@ -5,7 +5,7 @@ from pathlib import Path
 
 import PIL
 
-from data.prepare.encode import ImageForm
+from data.prepare.encode import PreparedForm
 from data.prepare.work_folder import OutputError
 from data.shards.index import FORMAT_VERSION, INDEX_NAME, ShardIndex, load_index, verify_present
 from data.sources.source import Source, SourceError, shown_name
@@ -18,7 +18,7 @@ Option = int | float | str | bool | None
 class PrepareOptions:
     """Options of a preparation, defaults resolved."""
 
-    form: ImageForm
+    form: PreparedForm
     """Form of each prepared image."""
     shard_samples: int | None
     """Samples per shard; None if shard_mb is used."""

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError, with_config
 
 from data.shards.index import Shard
 from data.storage.files import write_json
@@ -17,7 +17,7 @@ class FinishedShard:
 
     shard: Shard
     """The file."""
-    num_items: Annotated[int, Field(gt=0)]
+    num_items: PositiveInt
     """Source images taken since the previous shard, including unusable ones."""
     bad: list[str]
     """A line for each unusable image among them."""

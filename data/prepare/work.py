@@ -17,7 +17,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 
-from data.prepare.encode import TOO_SMALL, ImageForm, Prepared, prepare_items
+from data.prepare.encode import TOO_SMALL, Prepared, PreparedForm, prepare_items
 from data.prepare.job import Preparation, describe_difference, find_prepared
 from data.prepare.journal import Journal, load_journal
 from data.prepare.origin import Origin, content_of, read_content, refuse_other_origin
@@ -242,7 +242,7 @@ def _key(number: int, item: Item) -> str:
     return f"{number:09d}-{readable}"
 
 
-def _members(prepared: Prepared, form: ImageForm) -> dict[str, bytes]:
+def _members(prepared: Prepared, form: PreparedForm) -> dict[str, bytes]:
     members = {form.extension: prepared.content}
     if prepared.item.label is not None:
         members["cls"] = str(prepared.item.label).encode()

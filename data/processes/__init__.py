@@ -1,4 +1,4 @@
-"""Child processes; they end with their parent.
+"""Child processes; they end with their parent. Knows neither sources nor shards.
 
 Files:
     child    ends a process with its parent

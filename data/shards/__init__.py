@@ -1,4 +1,4 @@
-"""A prepared data set: its index, files and samples.
+"""A prepared data set: its index, files and samples. Knows neither sources nor the order of training.
 
 Files:
     cache         bounded folder, shared by the processes of a host

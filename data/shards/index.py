@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, with_config
 
 from data.storage.location import DataError, is_remote, local_path
 from data.storage.redaction import escaped, redact
@@ -33,7 +33,7 @@ class Offsets:
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.offsets$")]
     """Name of the shard with .offsets for .tar."""
-    num_bytes: Annotated[int, Field(gt=0)]
+    num_bytes: PositiveInt
     """Size of the file, 12 for each sample."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of the file."""
@@ -51,7 +51,7 @@ class Shard:
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$")]
     """Plain file name next to index.json. Anything else, e.g. a path or WebDataset's `pipe:`, is refused."""
-    num_samples: Annotated[int, Field(gt=0)]
+    num_samples: PositiveInt
     """Images in it."""
     num_bytes: Annotated[int, Field(gt=0, le=_MAX_FILE_BYTES)]
     """Size of the file."""
@@ -88,7 +88,7 @@ class IndexDocument:
     """Height and width of every image."""
     image_channels: Literal[1, 2, 3]
     """1 grey, 3 RGB; 2 for points in the plane."""
-    num_classes: Annotated[int, Field(gt=0)] | None
+    num_classes: PositiveInt | None
     """Labels are 0 .. num_classes - 1; null without labels."""
     class_names: list[str] | None
     """Name of each class, in label order."""

@@ -93,8 +93,8 @@ def classify(
         )
     number = {name: label for label, name in enumerate(names)}
     items = tuple(Item(name, files[name], number[path[depth]]) for name, path in parts.items())
-    beside = {path[depth] for path in (tuple(folder.split("/")) for folder in folders) if _lies_in(path, common)}
-    empty = sorted(beside.difference(names))
+    siblings = {path[depth] for path in (tuple(folder.split("/")) for folder in folders) if _lies_in(path, common)}
+    empty = sorted(siblings.difference(names))
     note = f"folders without images, which are not classes: {_shown(empty)}"
     return Labelled(items, names, (note,) if empty else ())
 

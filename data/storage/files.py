@@ -35,7 +35,7 @@ def replaced(path: Path, *, durable: bool = False, draft: str | None = None) -> 
     try:
         yield unfinished
         if durable:
-            _sync(unfinished, os.O_RDONLY)
+            sync_file(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         with suppress(OSError):  # a read-only folder allows no removal either
@@ -82,9 +82,22 @@ def set_aside(file: Path) -> Path | None:
     return aside
 
 
+def sync_file(file: Path) -> None:
+    """Flush a file's content to the disk.
+
+    Raises:
+        OSError: it cannot be opened, or its file system cannot flush it.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's names to the disk."""
-    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+    sync_file(folder)
 
 
 def sha256_of(file: Path | int) -> str:
@@ -100,14 +113,6 @@ def sha256_of(file: Path | int) -> str:
 def timestamp() -> str:
     """Current UTC time, to the second: 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Order of the samples, and the loader processes that read them.
+"""Order of the samples, and the loader processes that read them. Knows prepared data sets only, no sources.
 
 Files:
     batches          micro-batches, shared memory, bad samples

@@ -36,8 +36,7 @@ class DataConfig:
         int, Field(ge=0, le=1_000_000, description="each class has an embedding in both networks")
     ] = 0
     """Number of classes, as they were prepared, for a class-conditional model: both networks see the label of each
-    image.
-    0: labels are not used."""
+    image. 0: labels are not used."""
     horizontal_flip: bool = True
     """Mirror each image with probability 1/2. Which ones does not depend on the number of ranks."""
     loader_workers: Annotated[int, Field(ge=0, le=256, description="each is a process with its own memory")] = 2

@@ -1,4 +1,4 @@
-"""Networks from the authors' released files.
+"""Networks from the authors' released files. Reads no files: it is given their settings and tensors.
 
 Files:
     settings    converts the authors' settings

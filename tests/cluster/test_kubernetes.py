@@ -49,7 +49,7 @@ def strict(schema: Any) -> Any:
 @pytest.mark.slow
 def test_manifest_is_valid_and_has_no_field_that_kuberay_does_not_know():
     if not SCHEMA.is_file():
-        pytest.skip("the schema of KubeRay, shared/schemas beside the checkout, is absent")
+        pytest.skip("the schema of KubeRay, shared/schemas next to the checkout, is absent")
     schema = strict(json.loads(SCHEMA.read_text()))
     schema["properties"]["metadata"] = {"type": "object"}
     validator = jsonschema.Draft202012Validator(schema)

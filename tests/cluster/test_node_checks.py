@@ -131,13 +131,13 @@ def report(host: str, **versions: str) -> NodeReport:
 def test_another_version_is_named_with_both_nodes():
     line = compare_versions([report("a"), report("b"), report("c", torch="2.12.0")])
     assert line.passed is False
-    assert line.words.startswith("c has torch 2.12.0, a has 2.13.0: use the same")
+    assert line.text.startswith("c has torch 2.12.0, a has 2.13.0: use the same")
 
 
 def test_clocks_may_differ_by_a_second():
     assert compare_clocks({"a": 0.2, "b": -0.9}).passed
     line = compare_clocks({"a": 0.2, "b": -61.04})
-    assert (line.passed, line.words) == (
+    assert (line.passed, line.text) == (
         False,
         "b is -61.0 s off: start time synchronization there (chrony, systemd-timesyncd)",
     )
@@ -147,7 +147,7 @@ def test_a_failure_names_its_node_and_other_data_are_told():
     broken = replace(report("b"), problems={"open files": "at most 256"}, facts={"shards": "1 shards, index b"})
     lines = {line.check: line for line in summarize([report("a"), broken])}
     assert lines["open files"] == Line("open files", False, "b: at most 256")
-    assert "a has 1 shards, index a; b has 1 shards, index b: copy the same data" in lines["same data"].words
+    assert "a has 1 shards, index a; b has 1 shards, index b: copy the same data" in lines["same data"].text
 
 
 def test_the_command_ends_in_a_table_with_code_2_if_a_line_fails(tiny, tmp_path, capsys, monkeypatch):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cluster.request import make_request, name_of
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 
 ON_SHARED = ("--set", "run.directory=/shared/runs/x", "--set", "data.path=/shared/data")
 

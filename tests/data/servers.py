@@ -55,7 +55,7 @@ class FaultyServer:
     stalled: threading.Event = field(default_factory=threading.Event)
     """Set when a request stalls."""
     released: threading.Event = field(default_factory=threading.Event)
-    """Set to go on with those that stall."""
+    """Set to continue those that stall."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     free_at: float = 0.0
     """When the line has carried everything so far, on the monotonic clock."""

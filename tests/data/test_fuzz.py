@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data.prepare.encode import BadImageError, ImageForm, encode_image, prepare_items
+from data.prepare.encode import BadImageError, PreparedForm, encode_image, prepare_items
 from data.shards.decode import decode_into
 from data.shards.index import ShardIndex, load_index
 from data.sources.cifar10_pickle import load_restricted
@@ -25,7 +25,7 @@ from tests.data.conftest import open_shard
 from tests.data.fuzz import fuzz
 
 pytestmark = pytest.mark.fuzz
-FORM = ImageForm(size=16, channels=3, upscale=True)
+FORM = PreparedForm(size=16, channels=3, upscale=True)
 
 
 def picture(number: int, kind: str = "PNG", **options: object) -> bytes:

@@ -31,6 +31,7 @@ EVALUATION = [
     rf"({FIGURES}) +\S+",
     r"share of class +samples reference",
     r"\d +[\d.]+% +[\d.]+%",
+    r"trainer\.evaluate: the picture is /\S+/b\.png",
     "",
 ]
 
@@ -47,8 +48,9 @@ def test_train_sample_and_evaluate_print_nothing_that_is_not_ours(tiny, tiny_dig
     sampled = run_python(["-m", "trainer.sample", "--run", str(run), "--num", "4", "--out", str(tmp_path / "a.png")])
     assert (sampled.stdout, sampled.stderr) == (f"4 images: {tmp_path / 'a.png'}\n", "")
     options = ["--run", str(run), "--num", "64", "--reference", str(tiny_digits)]
-    evaluated = run_python(["-m", "trainer.evaluate", *options])
+    evaluated = run_python(["-m", "trainer.evaluate", *options, "--picture", str(tmp_path / "b.png")])
     assert evaluated.returncode == 0, evaluated.stderr
+    assert (tmp_path / "b.png").stat().st_size > 10_000
     assert unknown(evaluated.stdout + evaluated.stderr, EVALUATION) == []
 
 

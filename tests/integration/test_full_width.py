@@ -27,8 +27,8 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
     assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(million_parameters, abs=0.005)
     engines = []
     for network in (generator, discriminator):
-        engine = TorchEngine(network, make_adam(network, config.training.adam, CPU), 1, None)
-        engine.set_learning_rate(1e-4)
+        engine = TorchEngine(network, make_adam(network, CPU), 1, None)
+        engine.set_rates(1e-4)
         engines.append(engine)
     players = Players({"g": engines[0], "d": engines[1]}, Diffusion.from_config(config.diffusion, CPU))
     game = Adversarial(r1_gamma=config.training.r1_gamma)
@@ -38,7 +38,7 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
     raw = RawBatch(images, draws, latent_dim=config.generator.latent_dim, flip=True, share=1.0)
     micro_batch = draw_micro_batch(raw, players.diffusion)
     statistics = game.update("d", players, [micro_batch], 0) | game.update("g", players, [micro_batch], 0)
-    Ema(engines[0], config.training.ema_decay).update(0)
+    Ema(engines[0]).update(0, config.training.ema_decay)
 
     assert all(torch.isfinite(value).all() for value in statistics.values())
     for engine in engines:  # Adam's first moment: the layers behind the near-zero ones move less than float32 resolves

@@ -19,7 +19,7 @@ import yaml
 
 from cluster.kubernetes import submit as kubernetes
 from cluster.request import make_request
-from cluster.slurm.ray_node import free_ports
+from cluster.slurm.ports import reserve_ports
 from tests.launch import ROOT, environment
 from trainer.checkpoint.format import list_checkpoints
 
@@ -61,7 +61,7 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
     text = kubernetes.manifest(request, image="none", claim="none", secret=None)
     manifest = next(iter(yaml.safe_load_all(text)))
     cluster = manifest["spec"]["rayClusterSpec"]
-    port, dashboard = free_ports(POD_IP, 2)
+    port, dashboard = reserve_ports(POD_IP, 2)
     env = environment(
         {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -96,7 +96,7 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
             psutil.wait_procs(killed, timeout=30)  # before their folder goes
 
 
-def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_goes_on(pods, tmp_path):
+def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(pods, tmp_path):
     port = int(pods.dashboard.rpartition(":")[2])
     listening = [tuple(c.laddr) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert [address for address in listening if port in address] == [(POD_IP, port)]

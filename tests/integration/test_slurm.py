@@ -11,22 +11,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch import ROOT
-from tests.slurm import Slurm, slurm
+from tests.launch import ROOT, run_ranks, slow_steps
+from tests.slurm import Slurm, slurm, which
 from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import list_checkpoints
 from trainer.config.io import load_config
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow]
 
-STEPS = 400  # Slurm looks at time limits every 30 seconds: the run must not be done by then
+STEPS = 300  # of 0.4 s and more: Slurm looks at time limits every 30 seconds, and the run must not be done by then
 LONG = (f"training.total_images={16 * STEPS}", "checkpoint.save_interval_steps=20", "checkpoint.keep_last=1000")
 START_S, END_S, GRACE_S = 240, 600, 60
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Slurm]:
-    # 4 CPUs a node, so that two jobs find room beside each other.
+    # 4 CPUs a node, so that there is room for two jobs at once.
     with slurm(tmp_path_factory.mktemp("slurm"), cpus=4) as found:
         yield found
 
@@ -51,6 +51,7 @@ class Jobs:
             "DDGAN_INTERFACE": "lo",
             "DDGAN_TMPDIR": str(self.scratch),
             "DDGAN_LAUNCHES": f"{self.folder}/launches",
+            **slow_steps(0.4),
         }
         env = os.environ | self.cluster.env | settings
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
@@ -90,10 +91,11 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(cluster, tiny, tmp_path) -> Jobs:
+def jobs(cluster, tiny, tmp_path) -> Iterator[Jobs]:
     found = Jobs(cluster, tmp_path, tiny)
     found.scratch.mkdir()
-    return found
+    yield found
+    cluster.cancel_all()  # those of a test that failed
 
 
 def of_job(process: psutil.Process, job: str) -> bool:
@@ -123,18 +125,16 @@ def assert_nothing_left(jobs: Jobs) -> None:
 
 
 @pytest.mark.timeout(1500)
-def test_a_job_that_is_preempted_and_meets_its_time_limit_ends_as_the_one_beside_it_that_is_left_alone(cluster, jobs):
-    # Two jobs at once on the same nodes. Nothing preempts the first one.
-    undisturbed = jobs.submit("undisturbed", *LONG, options=("--partition=high",))
+def test_a_job_that_is_preempted_and_meets_its_time_limit_ends_as_an_undisturbed_run(cluster, jobs):
     preempted = jobs.submit("preempted", *LONG, options=("--time=60",))
     cluster.wait_for(preempted, lambda seen: seen["JobState"] == "RUNNING", timeout_s=60)
-    assert cluster.job(undisturbed)["NodeList"] == cluster.job(preempted)["NodeList"] == "n[1-2]"
-    assert_only_its_owner_reads_the_tokens((undisturbed, preempted))
+    assert cluster.job(preempted)["NodeList"] == "n[1-2]"
+    assert_only_its_owner_reads_the_tokens((preempted,))
 
-    # A job of the high partition wants the processors that both together leave, and one more.
+    # A job of the high partition wants all processors.
     jobs.wait_for_steps("preempted", preempted)
     asked = time.time()
-    wanted = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3", "--output=/dev/null")
+    wanted = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4", "--output=/dev/null")
     urgent = jobs.run("sbatch", "--parsable", *wanted, "--wrap", "true")
     jobs.wait_for_requeue(preempted, 1)
     saved = list_checkpoints(jobs.folder / "preempted" / "checkpoints")[-1]
@@ -153,21 +153,22 @@ def test_a_job_that_is_preempted_and_meets_its_time_limit_ends_as_the_one_beside
     assert first_stop < second_stop < STEPS
     cluster.run("scontrol", "update", f"JobId={preempted}", "TimeLimit=60")
 
-    seen = cluster.wait_for_end(undisturbed, timeout_s=END_S)
-    assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "0"), jobs.log(undisturbed)
-    assert f"finished: step {STEPS}" in jobs.log(undisturbed)
     seen = cluster.wait_for_end(preempted, timeout_s=START_S + END_S)
     assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("COMPLETED", "0:0", "2"), jobs.log(preempted)
     text = jobs.log(preempted)
     assert "requeued: it resumes from its last checkpoint (restart 2 of at most 20)" in text
     assert f"resuming from {jobs.folder}/preempted/checkpoints/step-{second_stop:08d}" in text
+    sets = (*jobs.overrides, *LONG, f"run.directory={jobs.folder}/undisturbed", "scaling.world_size=2")
+    sets += ("scaling.device=cpu",)
+    done = run_ranks(2, ["-m", "trainer.worker", "--config", "digits", *(x for o in sets for x in ("--set", o))])
+    assert done.returncode == 0, done.stderr[-3000:]
     straight, broken = (
         list_checkpoints(jobs.folder / name / "checkpoints")[-1] for name in ("undisturbed", "preempted")
     )
     assert straight.step == broken.step == STEPS
     assert fingerprint(straight).differing(fingerprint(broken)) == []
     assert_nothing_left(jobs)
-    assert not [name for name in os.listdir(ROOT / "runs/slurm") if name in (undisturbed, preempted)]
+    assert not [name for name in os.listdir(ROOT / "runs/slurm") if name == preempted]
 
 
 @pytest.mark.timeout(900)
@@ -178,8 +179,9 @@ def test_of_an_array_one_seed_is_cancelled_and_the_other_stopped_by_the_launcher
     jobs.run(
         *launch, "slurm", "--config", "digits", "--nodes", "1", "--seeds", "1-2", "--interface", "lo", "--", *words
     )
-    assert set(jobs.run(*launch, "status", f"{jobs.folder}/seeds").split()) & {"RUNNING", "PENDING"}
-    array = cluster.run("squeue", "--noheader", "--format=%F").split()[0]
+    status = jobs.run(*launch, "status", f"{jobs.folder}/seeds")
+    assert set(status.split()) & {"RUNNING", "PENDING"}
+    array = status.split("slurm job ")[1].split(",")[0]
     for seed in (1, 2):
         jobs.wait_for_steps(f"seeds/seed-{seed}", f"{array}_{seed}")
         assert load_config(f"{jobs.folder}/seeds/seed-{seed}/config.yaml").run.seed == seed
@@ -192,7 +194,7 @@ def test_of_an_array_one_seed_is_cancelled_and_the_other_stopped_by_the_launcher
     seen = cluster.wait_for_end(f"{array}_2", timeout_s=90)
     assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("FAILED", "130:0", "0")
     logs = jobs.run(*launch, "logs", f"{jobs.folder}/seeds")
-    assert "stopped; the same command resumes" in logs and "requeued" not in logs
+    assert "stopped; the same command resumes" in logs and "requeued: it resumes" not in logs
     for seed in (1, 2):
         newest = list_checkpoints(jobs.folder / f"seeds/seed-{seed}" / "checkpoints")[-1]
         newest.verify()
@@ -239,3 +241,27 @@ def test_a_job_that_may_not_be_requeued_any_more_says_so(cluster, jobs, code):
     seen = cluster.wait_for_end(job, timeout_s=60)
     assert (seen["JobState"], seen["ExitCode"], seen["Restarts"]) == ("FAILED", f"{code}:0", "0")
     assert "not requeued: it has been restarted 0 times (DDGAN_MAX_REQUEUES)" in jobs.log(job)
+
+
+BUSY = """#!/bin/sh
+[ -e {folder}/asked-$2 ] || {{ touch {folder}/asked-$2; echo "Unable to contact slurm controller" >&2; exit 1; }}
+exec {scontrol} "$@"
+"""
+"""Answers each kind of question the second time."""
+
+
+def test_the_last_task_of_an_array_requeues_itself_alone_though_the_controller_is_busy(cluster, jobs):
+    """The last task has the number of the whole array."""
+    stand_ins = jobs.folder / "bin"
+    stand_ins.mkdir()
+    (stand_ins / "python").write_text("#!/bin/sh\n[ $SLURM_ARRAY_TASK_ID = 2 ] && exit 75\nsleep 600\n")
+    (stand_ins / "scontrol").write_text(BUSY.format(folder=jobs.folder, scontrol=which("scontrol")))
+    for name in ("python", "scontrol"):
+        (stand_ins / name).chmod(0o755)
+    exported = f"ALL,DDGAN_VENV={jobs.folder},PATH={stand_ins}:{os.environ['PATH']}"
+    options = ("--array=1-2", "--nodes=1", f"--export={exported}", f"--output={jobs.folder}/%A_%a.log")
+    array = jobs.submit("array", options=options)
+    cluster.wait_for(f"{array}_2", lambda seen: seen["Restarts"] == "1", timeout_s=60)
+    other = cluster.job(f"{array}_1")
+    assert (other["JobState"], other["Restarts"]) == ("RUNNING", "0")
+    assert "Unable to contact" in jobs.log(f"{array}_2")

@@ -156,7 +156,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
             host.end_processes()
 
 
-def test_a_run_goes_on_with_what_is_left_when_a_link_is_cut_takes_the_host_back_and_saves_when_it_is_stopped(
+def test_a_run_continues_with_what_is_left_when_a_link_is_cut_takes_the_host_back_and_saves_when_it_is_stopped(
     cluster, tiny
 ):
     endless = "training.total_images=1000000"

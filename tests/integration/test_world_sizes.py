@@ -84,7 +84,7 @@ def test_losses_agree_in_float64(worlds):
     assert max(differences(worlds, "fp64").values()) < 1e-9
 
 
-def test_a_run_that_changes_ranks_and_stages_goes_on_as_the_unchanged_one(worlds):
+def test_a_run_that_changes_ranks_and_stages_continues_as_the_unchanged_one(worlds):
     joined = {step: losses for n in MOVES for step, losses in worlds[n]["moved"]["losses"].items()}
     found = largest_difference(joined, worlds[1]["fp32"]["losses"])
     print("moved", f"{found:.1e}")  # noqa: T201

@@ -151,7 +151,7 @@ class Runs:
         stages = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
         worker = Worker(self.config(name, *stages), self.ranks, StopAt(1))
         sums = StatisticsSum(worker.learner.statistics)
-        worker.state.restore(canonical, sums)
+        worker.state.load(canonical, sums)
         path = self.folder / name
         path.mkdir(exist_ok=True)
         file = rank_file(self.ranks.rank)
@@ -202,7 +202,7 @@ def main() -> None:
     stage_g, stage_d, until = MOVES[world]
     stages = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
     found["moved"] = runs.train(runs.config("moved", *stages), stop_at=until)
-    if world == 1:  # one file, before others go on with the run
+    if world == 1:  # one file, before others continue the run
         shutil.copytree(options.folder / "moved" / "checkpoints", options.folder / "canonical")
     canonical = newest_valid(options.folder / "canonical")
     assert canonical

@@ -1,16 +1,21 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion, DiffusionConfig, forward_pair, posterior_mean, sample_posterior
+from models.diffusion import Diffusion, DiffusionConfig, forward_pair, posterior_mean, sample, sample_posterior
 
-SCHEDULES = [(schedule, T) for schedule in ("vp", "geometric") for T in (1, 2, 4, 8)]
+PUBLISHED = [(schedule, T) for schedule in ("vp", "geometric") for T in (1, 2, 4, 8)]
+LEVELS = {1: (80.0,), 2: (0.8, 80.0), 4: (0.4, 1.2, 4.0, 80.0)}
+SCHEDULES = [*PUBLISHED, *(("levels", T) for T in LEVELS)]
 RANGE = {"vp": (0.1, 20.0), "geometric": (0.01, 0.99)}
 
 
 def make(schedule: str, T: int) -> Diffusion:
+    if schedule == "levels":
+        return Diffusion.from_config(DiffusionConfig(num_timesteps=T, schedule="levels", levels=LEVELS[T]))
     beta_min, beta_max = RANGE[schedule]
     return Diffusion.from_config(
         DiffusionConfig(num_timesteps=T, schedule=schedule, beta_min=beta_min, beta_max=beta_max)  # pyright: ignore
@@ -22,7 +27,7 @@ def images(*values: float) -> Tensor:
     return torch.tensor(values)[:, None, None, None].expand(-1, 1, 2, 2)
 
 
-@pytest.mark.parametrize(("schedule", "T"), SCHEDULES)
+@pytest.mark.parametrize(("schedule", "T"), PUBLISHED)
 def test_tables_equal_the_published_ones(schedule: str, T: int, golden_json) -> None:
     published = golden_json("schedules")[f"{schedule}_T{T}"]
     assert (published["beta_min"], published["beta_max"]) == RANGE[schedule]
@@ -136,3 +141,72 @@ def test_shrinking_noise_is_refused() -> None:
 def test_geometric_variance_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"beta_max is 20\.0.*below 1.*0\.01 and 0\.99, or set schedule to vp"):
         DiffusionConfig(schedule="geometric")
+
+
+@pytest.mark.parametrize("T", LEVELS)
+def test_given_levels_are_the_levels_of_the_images(T: int) -> None:
+    torch.testing.assert_close(make("levels", T).noise_levels, torch.tensor(LEVELS[T]), rtol=1e-4, atol=0)
+
+
+def test_levels_and_weights_of_x0_of_the_published_schedule() -> None:
+    published = make("vp", 4)
+    torch.testing.assert_close(published.noise_levels, torch.tensor([0.96, 3.42, 17.0, 152.0]), rtol=0.01, atol=0)
+    torch.testing.assert_close(published.posterior_coef_x0, torch.tensor([1.0, 0.67, 0.27, 0.058]), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"schedule": "levels"}, "levels is null"),
+        ({"levels": (1.0, 2.0), "num_timesteps": 2}, "schedule is vp"),
+        ({"schedule": "levels", "levels": (1.0, 2.0)}, "2 entries, but num_timesteps is 4"),
+        ({"schedule": "levels", "levels": (1.0, 1.0), "num_timesteps": 2}, "has to grow"),
+    ],
+)
+def test_levels_that_are_none_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        DiffusionConfig(**settings)
+
+
+def test_generator_that_knows_x0_yields_x0() -> None:
+    x0 = torch.rand(3, 1, 4, 4) * 2 - 1
+    diffusion = Diffusion.from_config(DiffusionConfig(num_timesteps=4))
+    images = sample(
+        lambda x_t, t, z: x0,
+        diffusion,
+        noise_T=torch.randn_like(x0),
+        draw=lambda step: (torch.randn(3, 5), torch.randn_like(x0)),
+    )
+    # the last posterior mean gives x0 the weight 1 + 1e-7
+    torch.testing.assert_close(images, x0, atol=1e-6, rtol=0)
+
+
+def test_steps_run_from_the_last_to_the_first_with_fresh_draws() -> None:
+    diffusion = Diffusion.from_config(DiffusionConfig(num_timesteps=3))
+    latents, noises = torch.randn(3, 2, 5), torch.randn(3, 2, 1, 4, 4)
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def generator(x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        calls.append((t, z))
+        return 0.5 * x_t + z.mean()
+
+    noise_T = torch.randn(2, 1, 4, 4)
+    images = sample(generator, diffusion, noise_T=noise_T, draw=lambda step: (latents[step], noises[step]))
+
+    x = noise_T
+    for step, (t, z) in zip((2, 1, 0), calls, strict=True):
+        assert t.tolist() == [step, step]
+        assert torch.equal(z, latents[step])
+        x = sample_posterior(diffusion, 0.5 * x + z.mean(), x, t, noises[step])
+    assert torch.equal(images, x)
+
+
+def test_sampling_builds_no_graph() -> None:
+    weight = torch.ones((), requires_grad=True)
+    images = sample(
+        lambda x_t, t, z: weight * x_t,
+        Diffusion.from_config(DiffusionConfig(num_timesteps=1)),
+        noise_T=torch.randn(1, 1, 2, 2),
+        draw=lambda step: (torch.randn(1, 5), torch.randn(1, 1, 2, 2)),
+    )
+    assert not images.requires_grad

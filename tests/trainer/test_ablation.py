@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import running, wait_for_checkpoint
+from tests.launch import exit_code, running, wait_for_checkpoint
 from trainer import ablation
 from trainer.ablation import Cell, cells_of
 from trainer.checkpoint.format import list_checkpoints
@@ -73,14 +73,14 @@ def test_a_stop_saves_the_step_that_is_under_way(tiny, tmp_path, number):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--num", "1"), "--num is 1: give 2 or more"),
+        (("--num", "1"), "argument --num: '1' is given, allowed is a whole number of 2 or more"),
         (("--set", "checkpoint.directory=/elsewhere"), "checkpoint.directory is set"),
     ],
 )
 def test_what_a_table_cannot_be_made_with_is_said_before_anything_is_trained(tiny, tmp_path, capsys, more, told):
     sets = [word for text in tiny for word in ("--set", text)]
     given = ["--config", "digits", *sets, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "table.md")]
-    assert ablation.main([*given, *more]) == 2
+    assert exit_code(ablation.main, [*given, *more]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 

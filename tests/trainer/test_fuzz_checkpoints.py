@@ -65,7 +65,7 @@ def use(config, tmp_path, capsys, monkeypatch) -> Iterator[Callable[[], None]]:
         newest = newest_to_resume(config, fetch=True)
         assert newest
         sums = StatisticsSum(worker.learner.statistics)
-        worker.state.restore(newest, sums)
+        worker.state.load(newest, sums)
         sums.add(of_a_step)
         sums.take(ranks)
         dict(newest.manifest.get("metrics", {}))

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from trainer.config.command_line import check_group
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4711"}
 

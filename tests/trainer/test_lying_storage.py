@@ -13,7 +13,6 @@ import torch
 from tests.data.storage.lying import Lying, PowerCut
 from tests.trainer.checkpoint import saved
 from tests.trainer.checkpoint.saved import fragments
-from trainer.checkpoint import writer as writing
 from trainer.checkpoint.format import FORMAT_VERSION, CheckpointError, checkpoint_name, rank_file
 from trainer.checkpoint.part import HostMemory
 from trainer.checkpoint.retention import Retention, prune
@@ -92,7 +91,6 @@ def test_a_load_during_which_storage_lies_ends_with_the_newest_or_a_refusal(star
 @pytest.fixture
 def save_by_writer(monkeypatch) -> Iterator[Callable[..., None]]:
     """Saves as a run does, with its retries, in this thread."""
-    monkeypatch.setattr(writing, "PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr(CheckpointWriter, "_start", lambda self, action: action())
     ranks = Ranks.join("cpu", 60)
 

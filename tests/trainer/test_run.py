@@ -10,7 +10,8 @@ from tests.launch import run_python
 from tests.trainer.runs import Stopper, configure, train
 from trainer.checkpoint.lease import Holder, this_process
 from trainer.checkpoint.lease_places import FolderLease
-from trainer.config.io import ConfigError, load_config, with_absolute_paths
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config, with_absolute_paths
 from trainer.run import main
 
 
@@ -24,7 +25,7 @@ def no_ray(monkeypatch):
     """Every test here must end before Ray is started."""
 
     def reached() -> None:
-        raise AssertionError("went on to start Ray")
+        raise AssertionError("did not end before the start of Ray")
 
     monkeypatch.setattr("trainer.driver.environment.set_up_ray", reached)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import run_python
+from tests.launch import exit_code, run_python
 from trainer.checkpoint.fingerprint import Fingerprint
 from trainer.rank.fault_injection import Kill
 from trainer.verify_resume import KINDS, compare, main, plan_kills
@@ -63,12 +63,12 @@ def arguments(tiny: Sequence[str], out: Path, *more: str) -> list[str]:
     [
         (["--set", "scaling.device=gpu"], "scaling.device"),
         (["--set", "training.total_imges=3"], "total_images"),
-        (["--ranks", "0"], "--ranks is 0: give 1 or more"),
-        (["--kills", "-1"], "--kills is -1: give 0 or more"),
+        (["--ranks", "0"], "argument --ranks: '0' is given, allowed is a whole number of 1 or more"),
+        (["--kills", "-1"], "argument --kills: '-1' is given, allowed is a whole number of 0 or more"),
     ],
 )
 def test_what_cannot_be_tried_is_said_with_code_2(tiny, tmp_path, capsys, more, told):
-    assert main([*arguments(tiny, tmp_path / "out"), *more]) == 2
+    assert exit_code(main, [*arguments(tiny, tmp_path / "out"), *more]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -91,14 +91,18 @@ def test_start_that_fails_of_itself_is_no_kill(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multirank
-@pytest.mark.parametrize(("stage_g", "stage_d", "seed"), [(1, 2, "2"), (3, 2, "7")])
-def test_two_ranks_killed_in_a_step_and_in_a_save_are_equal_in_every_checkpoint(tiny, tmp_path, stage_g, stage_d, seed):
+@pytest.mark.parametrize(("stage_g", "stage_d", "seed", "steps"), [(1, 2, "2", 20), (3, 2, "7", 10)])
+def test_two_ranks_killed_in_a_step_and_in_a_save_are_equal_in_every_checkpoint(
+    tiny, tmp_path, stage_g, stage_d, seed, steps
+):
     stages = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
-    given = arguments(tiny, tmp_path / "out", *stages, "training.total_images=320", "checkpoint.save_interval_steps=2")
+    given = arguments(
+        tiny, tmp_path / "out", *stages, f"training.total_images={16 * steps}", "checkpoint.save_interval_steps=2"
+    )
     done = run_python(["-m", "trainer.verify_resume", *given, "--kills", "2", "--ranks", "2", "--seed", seed])
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[0].isdigit()]
-    assert [int(row[0]) for row in rows] == list(range(2, 21, 2))
-    assert len({row[1] for row in rows}) == 10  # it learnt between the points
+    assert [int(row[0]) for row in rows] == list(range(2, steps + 1, 2))
+    assert len({row[1] for row in rows}) == steps // 2  # it learnt between the points
     assert f"seed {seed}, 2 ranks, 2 kills: all equal" in done.stdout
     assert re.search(r"from step 0, SIGKILL to .* in step \d+; resumes at step", done.stderr), done.stderr[-3000:]

@@ -9,6 +9,7 @@ Files:
     method       the interface of a training method, and the networks it updates
     methods      the methods by name
     pairs        from images to noisy pairs, fused on a GPU
+    penalties    R1 and R2, exact or by finite differences
     randomness   Philox: random numbers as a pure function
     schedules    learning rates
     statistics   sums that updates return, and how they become curves

@@ -12,15 +12,22 @@ from operator import add
 
 import torch
 
-from models.diffusion import Diffusion, sample_posterior
+from models.diffusion import Diffusion, Sampler, sample_posterior
 from models.dropout import masks_from
 from models.generator import GeneratorConfig
-from models.sampling import Sampler
 from models.shapes import Image, Latent, Logits, Timestep
-from trainer.algorithm.losses import OBJECTIVES, Objective, gradient_penalty
+from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise
 from trainer.algorithm.method import MethodSettings, Part, Players
-from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch
-from trainer.algorithm.schedules import ReconstructionConfig, reconstruction_weight
+from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, laid_out
+from trainer.algorithm.penalties import (
+    PenaltyDraws,
+    PenaltyKind,
+    PenaltyName,
+    Subset,
+    finite_difference_penalty,
+    gradient_penalty,
+)
+from trainer.algorithm.schedules import ReconstructionConfig, Weight, is_zero, reconstruction_weight, value_at
 from trainer.algorithm.statistics import (
     Statistic,
     Statistics,
@@ -31,6 +38,7 @@ from trainer.algorithm.statistics import (
     mean,
     mean_by_timestep,
 )
+from trainer.engine.precision import exact_products
 
 STATISTICS = (
     count("frequency_t", by_timestep=True),
@@ -62,16 +70,26 @@ class Adversarial:
         objective: the losses of G and D.
         r1_gamma, r2_gamma: weights of R1 and R2; half of each multiplies the squared gradient norm.
         penalty_interval_steps: R1 and R2 are added to D's loss at steps 0, n, 2n, ...; they are not multiplied by n.
+        penalty: whether R1 and R2 are exact, or estimated by finite differences.
+        penalty_subset: finite differences are taken in every n-th group of images.
+        penalty_epsilon: length of a finite difference.
+        logit_centring: weight of the mean square of the sum of a pair's logits on real and fake in D's loss.
         reconstruction: reconstruction loss of G.
         global_batch_size: images of a step, which turn steps into images seen.
+        first_step: step from which these images count.
     """
 
     objective: Objective = OBJECTIVES["non_saturating"]
-    r1_gamma: float = 0.0
-    r2_gamma: float = 0.0
+    r1_gamma: Weight = 0.0
+    r2_gamma: Weight = 0.0
     penalty_interval_steps: int = 1
+    penalty: PenaltyKind = "exact"
+    penalty_subset: int = 1
+    penalty_epsilon: float = 0.01
+    logit_centring: float = 0.0
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     global_batch_size: int = 1
+    first_step: int = 0
 
     parts: tuple[Part, ...] = ("d", "g")
     statistics: tuple[Statistic, ...] = STATISTICS
@@ -90,7 +108,7 @@ class Adversarial:
                 "generator predicts x0: set training.prediction to x0, or training.objective to gaussian"
             )
         objective = OBJECTIVES[settings.objective]
-        if not objective.bounded and settings.r1_gamma == settings.r2_gamma == 0:
+        if not objective.bounded and is_zero(settings.r1_gamma) and is_zero(settings.r2_gamma):
             raise ValueError(
                 f"training.objective is {settings.objective}, whose discriminator loss has no lower bound without a "
                 "gradient penalty, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
@@ -100,35 +118,58 @@ class Adversarial:
             settings.r1_gamma,
             settings.r2_gamma,
             settings.r1_interval_steps or 1,
+            settings.penalty,
+            round(1 / settings.penalty_share),
+            settings.penalty_epsilon,
+            settings.logit_centring,
             settings.reconstruction,
             settings.global_batch_size,
             statistics=(*STATISTICS, RECONSTRUCTION) if settings.reconstruction.weight else STATISTICS,
         )
 
     @property
-    def penalties(self) -> tuple[str, ...]:
+    def penalties(self) -> tuple[PenaltyName, ...]:
         """Names of the penalties whose weight is not zero."""
-        return tuple(name for name, gamma in (("r1", self.r1_gamma), ("r2", self.r2_gamma)) if gamma > 0)
+        return tuple(name for name, gamma in self._gammas.items() if not is_zero(gamma))
+
+    @property
+    def _gammas(self) -> dict[PenaltyName, Weight]:
+        return {"r1": self.r1_gamma, "r2": self.r2_gamma}
 
     def without_penalties(self) -> "Adversarial":
         """The same game without R1 and R2."""
         return replace(self, r1_gamma=0.0, r2_gamma=0.0)
 
+    def starting_at(self, step: int) -> "Adversarial":
+        """The same game, whose weights with a course count the images from `step` on."""
+        return replace(self, first_step=step)
+
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
-        """A pair for each update."""
-        return draw_micro_batch(raw, diffusion, with_x0=self.reconstruction.weight > 0)
+        """A pair for each update, and the noise of finite differences in the steps where they are due."""
+        drawn = draw_micro_batch(raw, diffusion, with_x0=self.reconstruction.weight > 0)
+        if self.penalty == "exact" or not self.penalties:
+            return drawn
+        if isinstance(raw.draws.step, int) and not self._due(raw.draws.step):
+            return drawn
+        batch_size, *shape = raw.images.shape
+        subset = Subset.of(self.penalty_subset, raw.start, batch_size, raw.group_size, self.global_batch_size)
+        penalty = PenaltyDraws.of(raw.draws, tuple(shape), subset, self.penalties)
+        noise = {name: laid_out(x, raw.memory_format) for name, x in penalty.noise.items()}
+        return replace(drawn, penalty=replace(penalty, noise=noise))
 
     def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
+        images, due = (step - self.first_step) * self.global_batch_size, self._due(step)
         if part == "g":
-            weight = reconstruction_weight(self.reconstruction, step * self.global_batch_size)
-            return self.update_generator(players, batches, weight)
-        due = step % self.penalty_interval_steps == 0
-        with_r1, with_r2 = due and self.r1_gamma > 0, due and self.r2_gamma > 0
-        return self.update_discriminator(players, batches, with_r1=with_r1, with_r2=with_r2)
+            return self.update_generator(players, batches, reconstruction_weight(self.reconstruction, images))
+        r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
+        return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma)
+
+    def _due(self, step: int) -> bool:
+        return step % self.penalty_interval_steps == 0
 
     def update_discriminator(
-        self, players: Players, batches: Sequence[MicroBatch], *, with_r1: bool, with_r2: bool = False
+        self, players: Players, batches: Sequence[MicroBatch], *, r1_gamma: float = 0.0, r2_gamma: float = 0.0
     ) -> Statistics:
         """One update of D: real pairs (x_tm1, x_t) against pairs whose x_tm1 comes from G and the posterior.
 
@@ -137,30 +178,46 @@ class Adversarial:
         Args:
             players: the networks.
             batches: as many micro-batches as the engines accumulate.
-            with_r1: add the R1 penalty on the real x_tm1, in float32.
-            with_r2: add the R2 penalty on the generated x_tm1, in float32.
+            r1_gamma: weight of the R1 penalty on the real x_tm1 in this step, in float32; 0: none.
+            r2_gamma: weight of the R2 penalty on the generated x_tm1 in this step, in float32; 0: none.
         """
         total: Statistics = {}
+        exact = self.penalty == "exact"
         for batch in batches:
             pair = batch.pair_d
             with torch.no_grad():
                 _, x_tm1_fake = generated(players, pair)
-            real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=with_r1)
-            fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=with_r2)
+            real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=exact and r1_gamma > 0)
+            fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=exact and r2_gamma > 0)
             statistics = self.objective.discriminator(logits_real, logits_fake)
             loss = reduce(add, statistics.values())
-            for name, gamma, x_tm1, logits in (
-                *([("r1", self.r1_gamma, real, logits_real)] if with_r1 else []),
-                *([("r2", self.r2_gamma, fake, logits_fake)] if with_r2 else []),
-            ):
-                penalty = gradient_penalty(logits, x_tm1)
-                loss = loss + 0.5 * gamma * penalty
-                statistics |= {f"{name}_penalty": penalty, f"{name}_steps": torch.ones_like(penalty)}
+            if self.logit_centring:
+                loss = loss + self.logit_centring * (precise(logits_real) + precise(logits_fake)).square().mean()
+            sides: tuple[tuple[PenaltyName, float, Image, Logits], ...] = (
+                ("r1", r1_gamma, real, logits_real),
+                ("r2", r2_gamma, fake, logits_fake),
+            )
+            for name, gamma, x_tm1, logits in sides:
+                if gamma > 0:
+                    penalty = gradient_penalty(logits, x_tm1) if exact else self._estimated(players, batch, name, x_tm1)
+                    loss = loss + 0.5 * gamma * penalty
+                    statistics |= {f"{name}_penalty": penalty, f"{name}_steps": torch.ones_like(penalty)}
             players.discriminator.backward(loss * (batch.share * players.world_size))
             players.discriminator.step(wait=False)
             statistics |= logit_statistics(players.diffusion, pair.t, logits_real, logits_fake)
             add_statistics(total, statistics, batch.share)
         return total
+
+    def _estimated(self, players: Players, batch: MicroBatch, name: PenaltyName, x_tm1: Image) -> Scalar:
+        """A penalty by finite differences in the images of its subset, with products in float32."""
+        draws, pair, D = batch.penalty, batch.pair_d, players.forward("d")
+        assert draws is not None, "a step with penalties draws their noise"
+        x_tm1, x_t = (laid_out(draws.subset(x), players.memory_format) for x in (x_tm1, pair.x_t))
+        t, label = draws.subset(pair.t), None if pair.label is None else draws.subset(pair.label)
+        noise = draws.noise[name]
+        with exact_products():
+            penalty = finite_difference_penalty(lambda x: D(x, x_t, t, label), x_tm1, noise, self.penalty_epsilon)
+        return draws.subset.weight * penalty
 
     def update_generator(
         self, players: Players, batches: Sequence[MicroBatch], reconstruction_weight: float = 0.0

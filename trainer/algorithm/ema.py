@@ -13,8 +13,7 @@ class Ema:
     Each rank averages what it holds: whole parameters at ZeRO stages 0 to 2, its own partitions at stage 3.
     """
 
-    def __init__(self, engine: Engine, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, engine: Engine) -> None:
         held = engine.live_parameters()
         self._names = [name for name, _, _ in held]
         self._starts = [start for _, start, _ in held]
@@ -23,12 +22,12 @@ class Ema:
         self._partitioned, self._shapes = engine.partitioned, engine.shapes()
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Update the average with the parameters after optimizer step `step`, which counts from 0."""
+    def update(self, step: int, decay: float) -> None:
+        """Update the average with the parameters after optimizer step `step` of the stage, from 0."""
         if step == 0:
             torch._foreach_copy_(self._average, self._live)
         else:
-            torch._foreach_lerp_(self._average, self._live, 1.0 - self.decay)
+            torch._foreach_lerp_(self._average, self._live, 1.0 - decay)
 
     def full_state(self) -> dict[str, Tensor]:
         """All averaged parameters, whole, by name. At stage 3 this is a collective that every rank must call."""

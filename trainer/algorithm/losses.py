@@ -1,4 +1,4 @@
-"""Adversarial objectives by name (arXiv 2112.07804, Eq. 4-6), and the gradient penalties R1 and R2.
+"""Adversarial objectives by name (arXiv 2112.07804, Eq. 4-6).
 
 Each objective is a pair of losses on D's logits for real and generated x_tm1, both to be minimized. The docstrings name
 the divergence between the real and the generated distribution of x_tm1 given x_t that G minimizes if D is optimal. In
@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from models.layers import gradients_of_inputs
-from models.shapes import Image, Logits
+from models.shapes import Logits
 
 Scalar = Float[Tensor, ""]
 Losses = dict[str, Tensor]
@@ -46,8 +45,8 @@ def cross_entropy_d(logits_real: Logits, logits_fake: Logits) -> Losses:
     Its minimum over D, at D = log p - log q, is 2 log 2 - 2 JS(p, q).
     """
     return {
-        "loss_d_real": F.softplus(-_precise(logits_real)).mean(),
-        "loss_d_fake": F.softplus(_precise(logits_fake)).mean(),
+        "loss_d_real": F.softplus(-precise(logits_real)).mean(),
+        "loss_d_fake": F.softplus(precise(logits_fake)).mean(),
     }
 
 
@@ -56,12 +55,12 @@ def non_saturating_g(logits_fake: Logits, logits_real: Logits | None = None) -> 
 
     Its gradient at the best D is that of KL(q || p) - 2 JS(p, q) (Arjovsky and Bottou, 1701.04862, Theorem 2.5).
     """
-    return F.softplus(-_precise(logits_fake)).mean()
+    return F.softplus(-precise(logits_fake)).mean()
 
 
 def saturating_g(logits_fake: Logits, logits_real: Logits | None = None) -> Scalar:
     """log(1 - sigmoid(D)) on fakes: the minimax game, whose value is 2 JS(p, q) - 2 log 2 (1406.2661, Theorem 1)."""
-    return -F.softplus(_precise(logits_fake)).mean()
+    return -F.softplus(precise(logits_fake)).mean()
 
 
 def wasserstein_d(logits_real: Logits, logits_fake: Logits) -> Losses:
@@ -70,12 +69,12 @@ def wasserstein_d(logits_real: Logits, logits_fake: Logits) -> Losses:
     Over all D with Lipschitz constant 1 the minimum is -W1(p, q), the negative Wasserstein distance. Here penalties
     replace that constraint, so the loss is not a distance in units of the data.
     """
-    return {"loss_d_real": -_precise(logits_real).mean(), "loss_d_fake": _precise(logits_fake).mean()}
+    return {"loss_d_real": -precise(logits_real).mean(), "loss_d_fake": precise(logits_fake).mean()}
 
 
 def linear_g(logits_fake: Logits, logits_real: Logits | None = None) -> Scalar:
     """-D on fakes: for the Wasserstein critic W1(p, q) up to a constant in G; for the hinge critic 2 TV(p, q)."""
-    return -_precise(logits_fake).mean()
+    return -precise(logits_fake).mean()
 
 
 def least_squares_d(logits_real: Logits, logits_fake: Logits) -> Losses:
@@ -84,8 +83,8 @@ def least_squares_d(logits_real: Logits, logits_fake: Logits) -> Losses:
     Its minimum over D, at D = p / (p + q), is (2 - chi^2) / 8, where chi^2 is Pearson's between p + q and 2 q.
     """
     return {
-        "loss_d_real": 0.5 * (_precise(logits_real) - 1).square().mean(),
-        "loss_d_fake": 0.5 * _precise(logits_fake).square().mean(),
+        "loss_d_real": 0.5 * (precise(logits_real) - 1).square().mean(),
+        "loss_d_fake": 0.5 * precise(logits_fake).square().mean(),
     }
 
 
@@ -96,7 +95,7 @@ def least_squares_g(logits_fake: Logits, logits_real: Logits | None = None) -> S
     choice, D^2 / 2 with targets 1 and -1 (Eq. 8), has the same divergence, but its gradient vanishes if D is 0 on all
     of G's samples: on the toy problem of the tests it collapsed.
     """
-    return 0.5 * (_precise(logits_fake) - 1).square().mean()
+    return 0.5 * (precise(logits_fake) - 1).square().mean()
 
 
 def hinge_d(logits_real: Logits, logits_fake: Logits) -> Losses:
@@ -105,23 +104,23 @@ def hinge_d(logits_real: Logits, logits_fake: Logits) -> Losses:
     Its minimum over D, at D = sign(p - q), is 2 - 2 TV(p, q), where TV is the total variation.
     """
     return {
-        "loss_d_real": F.relu(1 - _precise(logits_real)).mean(),
-        "loss_d_fake": F.relu(1 + _precise(logits_fake)).mean(),
+        "loss_d_real": F.relu(1 - precise(logits_real)).mean(),
+        "loss_d_fake": F.relu(1 + precise(logits_fake)).mean(),
     }
 
 
 def relativistic_d(logits_real: Logits, logits_fake: Logits) -> Losses:
     """softplus(D(fake) - D(real)) over pairs that share x_t and t (Jolicoeur-Martineau, 1807.00734, Eq. 9-10: RpGAN).
 
-    log 2 minus its minimum over D is a divergence of p and q (1901.02474, Theorem 3.1); used as in R3GAN (2501.05417).
+    log 2 minus its minimum over D is a divergence of p and q (1901.02474, Theorem 3.1); used as in R3GAN (2501.05441).
     """
-    return {"loss_d": F.softplus(_precise(logits_fake) - _precise(logits_real)).mean()}
+    return {"loss_d": F.softplus(precise(logits_fake) - precise(logits_real)).mean()}
 
 
 def relativistic_g(logits_fake: Logits, logits_real: Logits | None = None) -> Scalar:
-    """softplus(D(real) - D(fake)): the non-saturating form of `relativistic_d` (1807.00734; 2501.05417, Eq. 2)."""
+    """softplus(D(real) - D(fake)): the non-saturating form of `relativistic_d` (1807.00734; 2501.05441, Eq. 2)."""
     assert logits_real is not None
-    return F.softplus(_precise(logits_real) - _precise(logits_fake)).mean()
+    return F.softplus(precise(logits_real) - precise(logits_fake)).mean()
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -135,20 +134,6 @@ OBJECTIVES: dict[str, Objective] = {
 """Keyed by the name in `training.objective`."""
 
 
-def gradient_penalty(logits: Logits, x_tm1: Image) -> Scalar:
-    """Mean over the batch of ||grad_{x_tm1} D||_2^2, unweighted (Mescheder et al., 1801.04406, Eq. 9).
-
-    On real x_tm1 this is R1, on generated x_tm1 it is R2.
-
-    Args:
-        logits: D(x_tm1, x_t, t), computed in float32 from an `x_tm1` that requires grad.
-        x_tm1: the cleaner image of the pair.
-    """
-    with gradients_of_inputs():
-        (gradient,) = torch.autograd.grad(logits.sum(), x_tm1, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
-
-
-def _precise(logits: Logits) -> Logits:
+def precise(logits: Logits) -> Logits:
     """The logits in at least float32, whatever dtype autocast gave them."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

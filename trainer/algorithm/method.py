@@ -12,11 +12,11 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion
-from models.sampling import Sampler
+from models.diffusion import Diffusion, Sampler
+from models.noise_levels import NoiseConfig
 from models.shapes import Image, Latent, Timestep
 from trainer.algorithm.pairs import RawBatch
-from trainer.algorithm.schedules import ReconstructionConfig
+from trainer.algorithm.schedules import ReconstructionConfig, Weight
 from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.interface import Engine
 
@@ -74,11 +74,21 @@ class MethodSettings(Protocol):
     @property
     def prediction(self) -> Literal["x0", "epsilon"]: ...  # noqa: D102
     @property
-    def r1_gamma(self) -> float: ...  # noqa: D102
+    def r1_gamma(self) -> Weight: ...  # noqa: D102
     @property
-    def r2_gamma(self) -> float: ...  # noqa: D102
+    def r2_gamma(self) -> Weight: ...  # noqa: D102
     @property
     def r1_interval_steps(self) -> int | None: ...  # noqa: D102
+    @property
+    def noise(self) -> NoiseConfig: ...  # noqa: D102
+    @property
+    def penalty(self) -> Literal["exact", "finite_difference"]: ...  # noqa: D102
+    @property
+    def penalty_share(self) -> float: ...  # noqa: D102
+    @property
+    def penalty_epsilon(self) -> float: ...  # noqa: D102
+    @property
+    def logit_centring(self) -> float: ...  # noqa: D102
     @property
     def reconstruction(self) -> ReconstructionConfig: ...  # noqa: D102
     @property
@@ -116,6 +126,10 @@ class Method(Protocol[BatchT]):
 
     def without_penalties(self) -> "Method[BatchT]":
         """The same method without penalties."""
+        ...
+
+    def starting_at(self, step: int) -> "Method[BatchT]":
+        """The same method for a stage of a run that begins with `step`: from there its courses count images."""
         ...
 
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> BatchT:

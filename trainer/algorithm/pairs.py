@@ -18,6 +18,7 @@ from torch import Tensor
 from models.diffusion import Diffusion, forward_pair
 from models.dropout import KeepMask
 from models.shapes import Image, Label, Latent, Timestep
+from trainer.algorithm.penalties import PenaltyDraws
 from trainer.algorithm.randomness import Draws, Purpose
 
 log = logging.getLogger(__name__)
@@ -83,12 +84,14 @@ class MicroBatch:
         share: this micro-batch's fraction of the global batch; the shares of all ranks sum to 1. It is 0 for a
             micro-batch that only pads the number of forward passes and must have no effect.
         x0: the images of both pairs, for methods that compare with them.
+        penalty: what penalties by finite differences need; None in steps without them.
     """
 
     pair_d: Pair
     pair_g: Pair
     share: float
     x0: Image | None = None
+    penalty: PenaltyDraws | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class RawBatch:
         share: fraction of the global batch; 0 for a micro-batch that only pads the number of forward passes.
         labels: labels of the images; None without classes.
         memory_format: layout of the images that are drawn; see `Players`.
+        start: position of the first image in the global batch.
+        group_size: images of a group of the minibatch deviation; a group is never split over forward passes.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -134,6 +139,8 @@ class RawBatch:
     share: float
     labels: Labels | None = None
     memory_format: torch.memory_format = torch.contiguous_format
+    start: int = 0
+    group_size: int = 1
 
 
 def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = False) -> MicroBatch:

@@ -41,6 +41,9 @@ class Purpose(IntEnum):
     G_DROPOUT = 15
     D_LABEL_DROPOUT = 16
     G_LABEL_DROPOUT = 17
+    D_PENALTY_REAL = 18
+    D_PENALTY_FAKE = 19
+    G_NOISE_LEVEL = 20
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -10,9 +10,9 @@ from functools import reduce
 from operator import add
 
 from trainer.algorithm.adversarial import Adversarial, generated, judged, logit_statistics
-from trainer.algorithm.losses import gradient_penalty
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch
+from trainer.algorithm.penalties import gradient_penalty
 from trainer.algorithm.statistics import Statistics, add_statistics
 
 
@@ -21,20 +21,20 @@ class AuthorsAdversarial(Adversarial):
     """The game with the authors' update of D, only in float32 and with the plain torch engines."""
 
     def update_discriminator(
-        self, players: Players, batches: Sequence[MicroBatch], *, with_r1: bool, with_r2: bool = False
+        self, players: Players, batches: Sequence[MicroBatch], *, r1_gamma: float = 0.0, r2_gamma: float = 0.0
     ) -> Statistics:
         """As in `Adversarial`, but with the graph through G; the authors have no R2."""
-        assert not with_r2 and not players.bf16
+        assert not r2_gamma and not players.bf16
         total: Statistics = {}
         for batch in batches:
             pair = batch.pair_d
             _, x_tm1_fake = generated(players, pair)
-            x_tm1, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=with_r1)
+            x_tm1, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=r1_gamma > 0)
             logits_fake = players.discriminator.module(x_tm1_fake, pair.x_t, pair.t, pair.label)
             statistics = self.objective.discriminator(logits_real, logits_fake)
             loss = reduce(add, statistics.values())
-            if with_r1:
-                loss = loss + 0.5 * self.r1_gamma * gradient_penalty(logits_real, x_tm1)
+            if r1_gamma > 0:
+                loss = loss + 0.5 * r1_gamma * gradient_penalty(logits_real, x_tm1)
             players.discriminator.backward(loss * (batch.share * players.world_size))
             players.discriminator.step()
             statistics |= logit_statistics(players.diffusion, pair.t, logits_real, logits_fake)

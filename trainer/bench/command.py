@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from trainer.bench.kernels import heaviest_kernels
 from trainer.bench.made_images import make_images
 from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
 from trainer.bench.overhead import summarize, time_pairs
+from trainer.bench.penalties import PenaltyError, compare_penalties, penalty_table
 from trainer.bench.traffic import TrafficReport, report_traffic, traffic_table
 from trainer.bench.trial import for_this_machine
+from trainer.checkpoint.format import CheckpointError
 from trainer.config.command_line import (
     add_config_arguments,
     check_data,
@@ -37,7 +39,7 @@ from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share
 
-COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "bytes", "gpu")
+COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "bytes", "penalties", "gpu")
 
 
 def _measured_config(
@@ -76,6 +78,8 @@ def _measured_config(
             "checkpoint.keep_best=null",
             "training.learning_rate_g.warmup_images=0",
             "training.learning_rate_d.warmup_images=0",
+            "training.learning_rate_g.delay_images=0",
+            "training.learning_rate_d.delay_images=0",
             f"run.directory={folder}",
         ],
     )
@@ -94,7 +98,9 @@ def _steps(options: argparse.Namespace, folder: Path) -> Report:
     config = _measured_config(options, folder, steps=options.steps, rounds=rounds, more=plain)
     check_data(config)
     check_device(config)
-    return compare_updates(config) if options.compare_authors_update else time_steps(config, options.flops_per_image)
+    if options.compare_authors_update:
+        return compare_updates(config, nchw=options.nchw)
+    return time_steps(config, options.flops_per_image, nchw=options.nchw)
 
 
 def _kernels(options: argparse.Namespace, folder: Path) -> Report:
@@ -128,6 +134,18 @@ def _checkpoint(options: argparse.Namespace, _folder: Path) -> Report:
 
 def _bytes(options: argparse.Namespace, _folder: Path) -> TrafficReport:
     return report_traffic(load_config(options.config, options.set))
+
+
+def _penalties(options: argparse.Namespace, _folder: Path) -> dict[str, Any]:
+    try:
+        exact, errors = compare_penalties(options.run, batch_size=options.batch_size, num_noises=options.noises)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    return {"exact": exact, "errors": [asdict(error) for error in errors]}
+
+
+def _penalty_table(_options: argparse.Namespace, report: dict[str, Any]) -> str:
+    return penalty_table(report["exact"], [PenaltyError(**error) for error in report["errors"]])
 
 
 def _lines(_options: argparse.Namespace, report: Report) -> str:
@@ -165,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(measure=measure, render=_lines)
         command.add_argument("--json", action="store_true", help="print one JSON object")
-        if name != "checkpoint":
+        if name not in ("checkpoint", "penalties"):
             add_config_arguments(command)
         return command
 
@@ -180,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--flops-per-image", type=float, metavar="N", help="FLOPs of one image, if known (default: count them)"
     )
+    steps.add_argument("--nchw", action="store_true", help="in the layout NCHW, on a GPU too")
     sampling = add("sampling", "draw images with fresh weights", _sampling)
     sampling.add_argument("--num", type=whole_number(1), required=True, metavar="N", help="how many images")
     kernels = add("kernels", "the kernels that take most of the time of a step, with their share of it", _kernels)
@@ -197,7 +216,16 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=path_argument, default=Path(tempfile.gettempdir()), help="folder on that disk"
     )
     add("bytes", "count the bytes that a step moves on a GPU, by kind of operation", _bytes).set_defaults(render=_table)
-    gpu = commands.add_parser("gpu", help="everything, in the minutes that there are", description=gpu_description)
+    penalties = add("penalties", "how well finite differences estimate R1 at a trained discriminator", _penalties)
+    penalties.set_defaults(render=_penalty_table)
+    penalties.add_argument("--run", type=path_argument, required=True, metavar="DIR", help="directory of the run")
+    penalties.add_argument(
+        "--batch-size", type=whole_number(1), default=32, metavar="N", help="real images, in whole groups (32)"
+    )
+    penalties.add_argument("--noises", type=whole_number(1), default=64, metavar="N", help="draws of the noise (64)")
+    gpu = commands.add_parser(
+        "gpu", help="all measurements of a GPU, in a given number of minutes", description=gpu_description
+    )
     gpu.set_defaults(measure=None)
     gpu.add_argument("--minutes", type=whole_number(1), default=8, metavar="N", help="how long (8)")
     gpu.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder for the results")
@@ -216,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
-        parser.error(f"what to measure comes first, before {given[0]}: {', '.join(COMMANDS)}")
+        parser.error(f"the measurement is missing: name one before {given[0]}; allowed are {', '.join(COMMANDS)}")
     options = parser.parse_args(given)
     rank, _ = check_group()
     start_logging(rank)

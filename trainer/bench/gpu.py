@@ -1,4 +1,4 @@
-"""Everything that is worth knowing about a GPU, in the minutes that there are: `trainer.bench gpu`.
+"""Makes all measurements of a GPU in a given number of minutes: `trainer.bench gpu`.
 
 The parts run in a fixed order. Each gets its share of the minutes that are left, and what it does not use goes to the
 next ones. Each measurement is a process of its own and is written down when it ends, so that an end in the middle loses
@@ -22,7 +22,7 @@ import torch
 
 from data.shards.index import load_index
 from data.storage.location import DataError
-from trainer.bench.ladder import rungs
+from trainer.bench.ladder import Row, rows
 from trainer.bench.made_images import make_images
 from trainer.bench.results import BASELINE, Result, Results, line_of
 from trainer.bench.trial import Outcome, for_this_machine, hardware, read_outcome, run_process, run_trial, set_words
@@ -42,7 +42,7 @@ EVALUATION_S = 40.0
 """Time of the training part that is kept for starting and evaluating each of the two runs."""
 SHORTEST_TRAINING_S = 15.0
 BATCHES_DRAWN = 16
-BASELINE_ROWS = ("eager fp32", "eager tf32")
+BASELINE_ROWS = ("eager NCHW fp32", "eager NCHW tf32")
 """The authors' update is timed with the settings of the last of these rows that exists, and at its batch."""
 NUM_SAMPLES = 1000
 
@@ -187,42 +187,41 @@ class GpuBench:
     def _steps(self, config: str) -> None:
         given = load_config(config, self.overrides)
         costs, batch = count_costs(given), given.training.global_batch_size
-        training = given.training
-        interval = (training.r1_interval_steps or 1) if training.r1_gamma else None
-        flops = ["--flops-per-image", f"{costs.flops_per_image(interval):.6g}"]
+        flops = ["--flops-per-image", f"{costs.flops_per_image:.6g}"]
         # The first batch to try; later ones start from what fitted before.
-        saved = max(costs.update_d_r1.saved_bytes, costs.update_g.saved_bytes) / 2**30
-        while saved * batch / training.global_batch_size > self._memory_gib and (half := self._half(given, batch)):
+        saved = costs.saved_bytes / 2**30
+        while saved * batch / given.training.global_batch_size > self._memory_gib and (
+            half := self._half(given, batch)
+        ):
             batch = half
-        rows, baseline, named, more = rungs(), [], "", {}
-        for number, (what, settings) in enumerate(rows):
-            if settings is None:
-                self._skip("steps", config, what, "skipped: this version has no setting for it")
+        table, baseline, named, more = rows(), [], "", {}
+        for number, row in enumerate(table):
+            if row.overrides is None:
+                self._skip("steps", config, row.name, "skipped: this version has no setting for it")
                 continue
-            batch = self._largest(config, given, what, settings, flops, batch, len(rows) + 1 - number)
-            if what in BASELINE_ROWS:
-                baseline, named = [*settings, f"training.global_batch_size={batch}"], what
+            batch = self._largest(config, given, row, flops, batch, len(table) + 1 - number)
+            if row.name in BASELINE_ROWS:
+                baseline, named = [*row.overrides, f"training.global_batch_size={batch}"], row.name
                 more = {"batch": batch}
         arguments = self._arguments("steps", config, baseline)
         self._measure(
             "steps",
             config,
             f"{BASELINE}, {named}",
-            [*arguments, "--compare-authors-update", "--rounds", "1"],
+            [*arguments, "--nchw", "--compare-authors-update", "--rounds", "1"],
             more=more,
             rate="authors_images_per_s",
         )
 
-    def _largest(
-        self, config: str, given: TrainConfig, what: str, settings: list[str], flops: list[str], batch: int, still: int
-    ) -> int:
+    def _largest(self, config: str, given: TrainConfig, row: Row, flops: list[str], batch: int, still: int) -> int:
         """Measure one row at the largest batch that fits. Returns that batch, or the last one if none fits."""
         too_large = False
+        more = [*(["--nchw"] if row.nchw else []), "--rounds", "2", *flops]
         while True:
-            arguments = self._arguments("steps", config, [*settings, f"training.global_batch_size={batch}"])
-            named = f"{what}, batch {batch}"
+            settings = [*(row.overrides or []), f"training.global_batch_size={batch}"]
+            arguments = [*self._arguments("steps", config, settings), *more]
             measured = self._measure(
-                "steps", config, named, [*arguments, "--rounds", "2", *flops], still=still, more={"batch": batch}
+                "steps", config, f"{row.name}, batch {batch}", arguments, still=still, more={"batch": batch}
             )
             if measured.failure == "out of memory" and (half := self._half(given, batch)):
                 batch, too_large = half, True

@@ -14,25 +14,43 @@ class Rung:
     Attributes:
         name: in words.
         settings: by dotted name, the values that mean it; of those that the setting's type has, the first is taken.
+        nchw: in the layout that torch starts from, instead of channels_last.
     """
 
     name: str
     settings: dict[str, tuple[Any, ...]]
+    nchw: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it is measured.
+
+    Attributes:
+        name: in words.
+        overrides: all of its settings; None if this version has none of those that it adds.
+        nchw: as in `Rung`.
+    """
+
+    name: str
+    overrides: list[str] | None
+    nchw: bool = False
 
 
 OFF = (False, "off", "none")
 LADDER = (
     Rung(
-        "eager fp32",
+        "eager NCHW fp32",
         {
             "training.precision": ("fp32",),
             "engine.fused": OFF,
             "engine.compile": OFF,
             "engine.cuda_graphs": OFF,
         },
+        nchw=True,
     ),
-    Rung("eager tf32", {"training.precision": ("tf32",)}),
-    Rung("bf16", {"training.precision": ("bf16",)}),
+    Rung("eager NCHW tf32", {"training.precision": ("tf32",)}, nchw=True),
+    Rung("bf16 channels_last", {"training.precision": ("bf16",)}),
     Rung("+ fused operators", {"engine.fused": (True, "on")}),
     Rung("+ compiled", {"engine.compile": (True, "on")}),
     Rung("+ CUDA graphs", {"engine.cuda_graphs": (True, "on")}),
@@ -52,9 +70,9 @@ def allowed(name: str, value: Any) -> bool:
     return annotation is not bool or isinstance(value, bool)
 
 
-def rungs() -> list[tuple[str, list[str] | None]]:
-    """Each row's name and all of its overrides; None for a row whose settings do not exist in this version."""
-    found: list[tuple[str, list[str] | None]] = []
+def rows() -> list[Row]:
+    """The rows, each with its own settings and those of the rows before it."""
+    found: list[Row] = []
     chosen: dict[str, str] = {}
     for rung in LADDER:
         added = {
@@ -64,5 +82,6 @@ def rungs() -> list[tuple[str, list[str] | None]]:
             if value is not None
         }
         chosen |= added
-        found.append((rung.name, [f"{name}={value}" for name, value in chosen.items()] if added else None))
+        overrides = [f"{name}={value}" for name, value in chosen.items()] if added else None
+        found.append(Row(rung.name, overrides, rung.nchw))
     return found

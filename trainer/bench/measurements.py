@@ -15,6 +15,7 @@ from trainer.algorithm.method import Method
 from trainer.algorithm.methods import make_method
 from trainer.bench.authors_update import AuthorsAdversarial
 from trainer.checkpoint.snapshot import build_generator
+from trainer.config.stages import only_stage
 from trainer.config.train_config import TrainConfig, planned_precision
 from trainer.engine.ranks import Ranks
 from trainer.plan.cost import count_costs
@@ -39,30 +40,33 @@ class _Driver:
 
 
 @contextmanager
-def open_loop(config: TrainConfig) -> Iterator[Loop]:
+def open_loop(config: TrainConfig, *, nchw: bool = False) -> Iterator[Loop]:
     """A loop of whole steps on this rank: data, both updates, R1, optimizer and average; no checkpoints or grids.
 
     Args:
         config: for the ranks that torchrun started, or for this process alone.
+        nchw: use the layout that torch starts from, whatever the device's best is.
     """
     prepare_torch(config)
     ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
     with ExitStack() as stack:
         stack.callback(ranks.leave)
         config = settle_precision(config, ranks)
-        learner = build(config, ranks)
+        learner = build(config, ranks, memory_format=torch.contiguous_format if nchw else None)
         stack.callback(learner.close)
         share, pin = Share.of(config, ranks.rank, ranks.world_size), ranks.device.type == "cuda"
         batches = stack.enter_context(closing(open_share(config, load_index(config.data.path), share, 0, pin=pin)))
-        yield Loop(config=config, ranks=ranks, share=share, learner=learner, batches=iter(batches), driver=_Driver())
+        stage = only_stage(config)
+        yield Loop(stage=stage, ranks=ranks, share=share, learner=learner, batches=iter(batches), driver=_Driver())
 
 
-def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> list[Report]:
+def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = (), *, nchw: bool = False) -> list[Report]:
     """Time whole steps, with R1 at its own frequency.
 
     Args:
         config: as in `open_loop`. Each of its log intervals is a round.
         methods: used in turn, one per round; empty: the config's.
+        nchw: as in `open_loop`.
 
     Returns:
         The loop's measurements, per round; those of the first also have first_step_s, the seconds from the start of
@@ -70,8 +74,8 @@ def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> lis
     """
     rounds: list[Report] = []
     began, first_step_s = time.perf_counter(), 0.0
-    with open_loop(config) as loop:
-        while loop.step < loop.num_steps:
+    with open_loop(config, nchw=nchw) as loop:
+        while loop.step < loop.stage.last_step:
             last = loop.step + config.tracking.log_interval_steps
             if methods:
                 loop.method = methods[len(rounds) % len(methods)]
@@ -85,12 +89,13 @@ def time_rounds(config: TrainConfig, methods: Sequence[Method[Any]] = ()) -> lis
     return rounds
 
 
-def time_steps(config: TrainConfig, flops_per_image: float | None = None) -> Report:
+def time_steps(config: TrainConfig, flops_per_image: float | None = None, *, nchw: bool = False) -> Report:
     """Measure how fast a config trains, and the share of the device's peak that it reaches.
 
     Args:
         config: as in `time_rounds`; the first round is a warm-up.
         flops_per_image: FLOPs of both updates per image; None: count them, which takes seconds.
+        nchw: as in `open_loop`.
 
     Returns:
         Medians over the rounds: images_per_s, time/data_s, time/d_s, time/g_s and time/other_s (seconds of a step);
@@ -98,7 +103,7 @@ def time_steps(config: TrainConfig, flops_per_image: float | None = None) -> Rep
         frequency); matmul_flops_per_s, the device's measured peak; mfu, the share of it that the steps reach, in [0,
         1].
     """
-    rounds = time_rounds(config)
+    rounds = time_rounds(config, nchw=nchw)
     names = ("images_per_s", "time/data_s", "time/d_s", "time/g_s", "time/other_s")
     report = {name: statistics.median(measured[name] for measured in rounds[1:]) for name in names}
     scaling = config.scaling
@@ -116,16 +121,16 @@ def time_steps(config: TrainConfig, flops_per_image: float | None = None) -> Rep
 
 
 def count_flops(config: TrainConfig) -> float:
-    """FLOPs of both updates per image, R1 at its frequency."""
-    training = config.training
-    return count_costs(config).flops_per_image((training.r1_interval_steps or 1) if training.r1_gamma else None)
+    """FLOPs of both updates per image, the penalties at their frequency."""
+    return count_costs(config).flops_per_image
 
 
-def compare_updates(config: TrainConfig) -> Report:
+def compare_updates(config: TrainConfig, *, nchw: bool = False) -> Report:
     """Our update of D and the authors', which also backpropagates through G, alternating on the same networks.
 
     Args:
         config: as in `time_rounds`, with the torch backend; the first round of each update is a warm-up.
+        nchw: as in `open_loop`.
 
     Returns:
         Medians over the rounds: images_per_s and authors_images_per_s; speedup, the median over pairs of rounds.
@@ -134,7 +139,7 @@ def compare_updates(config: TrainConfig) -> Report:
         make_method(config.training, config.generator),
         AuthorsAdversarial.of(config.training, config.generator),
     )
-    rates = [r["images_per_s"] for r in time_rounds(config, (ours, theirs))][2:]
+    rates = [r["images_per_s"] for r in time_rounds(config, (ours, theirs), nchw=nchw)][2:]
     of_ours, of_theirs = rates[::2], rates[1::2]
     return {
         "images_per_s": statistics.median(of_ours),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data.storage.files import timestamp
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def _await_turn(place: LeasePlace, mine: Holder, clock: Callable[[], float]) -> 
     while True:
         content = place.read()
         holder = Holder.decode(content) if content else None
-        if content is None or (holder and _gives_way(holder, mine)):
+        if content is None or (holder and _may_be_replaced(holder, mine)):
             return content
         now = clock()
         if content != seen:
@@ -236,7 +236,7 @@ def _await_turn(place: LeasePlace, mine: Holder, clock: Callable[[], float]) -> 
         time.sleep(_POLL_S)
 
 
-def _gives_way(holder: Holder, mine: Holder) -> bool:
+def _may_be_replaced(holder: Holder, mine: Holder) -> bool:
     """Whether the holder is certainly dead, of our own launch, or this same process at an earlier time."""
     return holder.launch == mine.launch or holder.process == mine.process or is_alive(holder.process) is False
 
@@ -255,7 +255,11 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """Start time of a process in clock ticks since boot; empty if it does not exist, is a zombie, or without /proc."""
+    """Start time of a process in clock ticks since boot; empty if it does not exist, is a zombie, or without /proc.
+
+    Not psutil's create_time, which adds the time of the boot: that moves when the clock is set, and processes that
+    look at different times would disagree.
+    """
     try:
         # The name, in parentheses, may contain any characters.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

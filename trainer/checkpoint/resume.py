@@ -14,7 +14,8 @@ from trainer.checkpoint.format import Checkpoint, CheckpointError, step_of
 from trainer.checkpoint.lease import launch_id
 from trainer.checkpoint.lease_places import claim
 from trainer.checkpoint.storage import find_checkpoint, newest_seen, storage_of, survey
-from trainer.config.io import ConfigError, from_dict, load_stored
+from trainer.config.draft import ConfigError
+from trainer.config.io import from_dict, load_stored
 from trainer.config.resume import check_resumable
 from trainer.config.train_config import TrainConfig
 

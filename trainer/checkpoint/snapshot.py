@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ class WeightsError(UserError):
 def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator | MlpGenerator:
     """The generator of `config` with fresh weights."""
     with torch.device(device):
-        return networks.build_generator(config.generator, config.image_form)
+        return networks.build_generator(config.generator, config.image_form, config.noise_levels)
 
 
 def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig, step: int) -> Path:
@@ -58,6 +59,12 @@ def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.
     return generator, config
 
 
+def knows_no_latent(file: Path) -> bool:
+    """Whether these are the weights of a snapshot of objective gaussian, whose z was always zero."""
+    config = file.with_name(CONFIG)
+    return config.is_file() and load_stored(config).training.objective == "gaussian"
+
+
 def load_initial_weights(generator: nn.Module, file: Path) -> None:
     """Initialize a generator from a snapshot's safetensors or from a published state dict (.pth, .pt).
 
@@ -72,6 +79,8 @@ def load_initial_weights(generator: nn.Module, file: Path) -> None:
         if file.suffix == ".safetensors":
             state = load_file(file)
         elif file.suffix in (".pth", ".pt"):
+            if is_zipfile(file) and (damaged := ZipFile(file).testzip()):  # torch does not look at the checksums
+                raise WeightsError(f"{file} is damaged: {damaged} in it differs from its checksum")
             state = torch.load(file, map_location="cpu", weights_only=True)
         else:
             raise WeightsError(f"{file}: unknown kind of weights; allowed: .safetensors, .pth, .pt")
@@ -84,6 +93,9 @@ def load_initial_weights(generator: nn.Module, file: Path) -> None:
         raise WeightsError(f"{file} is refused: it holds more than tensors ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{file} holds no state dict: a mapping from names to tensors is expected")
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise WeightsError(f"{file}: {name} is {value.dtype}, but weights are floating point numbers")
     if any("all_modules." in name for name in state):
         if not isinstance(generator, Generator):
             raise WeightsError(f"{file} holds published weights, which are of a U-Net: set generator.kind to unet")

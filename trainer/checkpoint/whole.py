@@ -11,6 +11,7 @@ from trainer.checkpoint.snapshot import build_generator, save_snapshot
 from trainer.checkpoint.storage import CheckpointStorage
 from trainer.checkpoint.writer import commit_parts
 from trainer.config.io import from_dict
+from trainer.config.stages import stage_before
 from trainer.config.train_config import TrainConfig
 
 SECTIONS = ("generator", "discriminator", "ema")
@@ -75,7 +76,7 @@ def convert(checkpoint: Checkpoint, target: CheckpointStorage) -> str:
 
 
 def averaged_generator(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], TrainConfig]:
-    """The state of the averaged generator, and the config that builds it.
+    """The state of the averaged generator, and the config that builds it: that of its stage.
 
     Args:
         checkpoint: verified.
@@ -83,7 +84,7 @@ def averaged_generator(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Train
     Raises:
         CheckpointError: the checkpoint does not match the networks of its config.
     """
-    config = from_dict(checkpoint.manifest["config"], str(checkpoint.path))
+    config = stage_before(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), checkpoint.step).config
     generator = build_generator(config, "meta")
     shapes = {name: p.shape for name, p in generator.named_parameters()}
     buffers = {name: tensor for name, tensor in generator.state_dict().items() if name not in shapes}

@@ -10,7 +10,7 @@ other ranks' exchange fails at once instead of waiting.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,6 @@ from trainer.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-PAUSES_S = (1.0, 4.0)
-"""Pauses before a failed write is retried; after the last one the save fails."""
 CLOSE_S = 60.0
 """How long a rank waits at its end for a save in progress."""
 
@@ -81,6 +79,7 @@ class CheckpointWriter:
         on_commit: Callable[[int], None] = lambda step: None,
         newest_step: int | None = None,
         token: str = "",
+        pauses_s: Sequence[float] = (1.0, 4.0),
     ) -> None:
         """A collective.
 
@@ -93,7 +92,9 @@ class CheckpointWriter:
             on_commit: called on rank 0 with the step of each new checkpoint, before older ones are deleted.
             newest_step: step of the checkpoint that the run resumes from.
             token: used in the names of the parts; the same on all ranks, unique to this group of ranks.
+            pauses_s: pauses before a failed write is retried; after the last one the save fails.
         """
+        self._pauses_s = pauses_s
         self._token = token
         self._storage, self._ranks, self._retention, self._check_claim = storage, ranks, retention, check_claim
         self._on_commit = on_commit
@@ -221,7 +222,7 @@ class CheckpointWriter:
 
     def _try(self, action: Callable[[], None], what: str) -> str:
         """Do it, retrying after each pause; returns the last error."""
-        for pause_s in (*PAUSES_S, None):
+        for pause_s in (*self._pauses_s, None):
             try:
                 action()
                 return ""

@@ -14,8 +14,8 @@ from data.shards.verification import verify_shards
 from data.storage.arguments import whole_number
 from data.storage.redaction import redact
 from data.stream.pipeline import check_form
+from trainer.config.draft import ConfigError
 from trainer.config.explain import explain, schema
-from trainer.config.io import ConfigError
 from trainer.config.train_config import TrainConfig
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from trainer.config.io import ConfigError
-from trainer.config.messages import describe, fields_of, nearest
+from trainer.config.draft import ConfigError
+from trainer.config.messages import describe, fields_of, named_sections_in, nearest, section_in
 from trainer.config.renamed import RENAMED
 from trainer.config.train_config import TrainConfig
 
@@ -29,7 +29,11 @@ INTRODUCTION = """\
 
 Every setting of a run: what it takes, its default, and what it does. A config is a YAML file of these sections;
 `--set section.key=value` overrides one value. `python -m trainer.run --explain section.key` explains one setting,
-`--explain section` a section, and `--explain` prints this page. `--schema` prints a JSON schema for editors."""
+`--explain section` a section, and `--explain` prints this page. `--schema` prints a JSON schema for editors.
+
+A setting that takes a number or a mapping with the keys `start`, `end` and `decay_images` may change over the run: its
+value moves from start to end along half a cosine while that many training images are seen, and then stays, such as
+`r1_gamma: {start: 0.05, end: 0.005, decay_images: 20_000_000}`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Entry:
     @property
     def is_section(self) -> bool:
         """Whether it contains settings instead of a value."""
-        return dataclasses.is_dataclass(self.kind)
+        return dataclasses.is_dataclass(self.kind) or named_sections_in(self.kind) is not None
 
     def __str__(self) -> str:
         if self.is_section:
@@ -74,7 +78,8 @@ def explain(name: str | None = None) -> str:
 def schema() -> str:
     """A JSON schema of config files, with the text of each section and setting as description."""
     tree = TypeAdapter(TrainConfig).json_schema()
-    classes = {entry.kind.__name__: entry.kind for entry in entries() if entry.is_section}
+    kinds = [entry.kind for entry in entries()]
+    classes = {c.__name__: c for kind in kinds if (c := section_in(kind) or named_sections_in(kind))}
     for section, part in [(TrainConfig, tree), *((classes[name], part) for name, part in tree["$defs"].items())]:
         part |= {"description": inspect.cleandoc(section.__doc__ or ""), "additionalProperties": False}
         for name, text in _texts(section).items():
@@ -88,9 +93,14 @@ def entries(section: type = TrainConfig, prefix: str = "") -> Iterator[Entry]:
     for field in dataclasses.fields(section):
         kind, name = kinds[field.name], f"{prefix}{field.name}"
         text = texts.get(field.name) or " ".join((kind.__doc__ or "").split())
-        yield Entry(name=name, kind=kind, default=field.default, text=text)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING and not dataclasses.is_dataclass(kind):
+            default = field.default_factory()
+        yield Entry(name=name, kind=kind, default=default, text=text)
         if dataclasses.is_dataclass(kind):
             yield from entries(kinds[field.name], f"{name}.")
+        elif named := named_sections_in(kind):
+            yield from entries(named, f"{name}.NAME.")
 
 
 @cache

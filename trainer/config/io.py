@@ -7,126 +7,35 @@ in strict mode from the dataclasses' annotations, rules between fields by `__pos
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.storage.errors import UserError
 from data.storage.location import DataError
 from data.storage.paths import expanded
-from data.storage.redaction import HIDDEN, redact, redact_values
-from trainer.config.messages import describe, fields_of, nearest, shown, type_at
+from data.storage.redaction import HIDDEN, redact_values
+from trainer.config.draft import ConfigError, Draft
+from trainer.config.messages import (
+    describe,
+    fields_of,
+    has_alternatives,
+    named_sections_in,
+    nearest,
+    section_in,
+    shown,
+    type_at,
+)
 from trainer.config.paths import PATHS, is_local, understood
 from trainer.config.renamed import RENAMED, rename
-from trainer.config.strict_yaml import Document, Path, Problem, dotted, dump, parse
+from trainer.config.strict_yaml import Document, Path, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
 
 CONFIG_FOLDER = FilePath(__file__).parents[1] / "configs"
 """Folder of the configs that can be given by name."""
 _ADAPTER = TypeAdapter(TrainConfig)
-
-
-class ConfigError(UserError):
-    """A config cannot be used; `lines` has one message per error."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = tuple(map(redact, lines))
-        super().__init__("\n".join(self.lines))
-
-
-class _Draft:
-    """The values of a future `TrainConfig`, with the origin of each, and the errors found so far."""
-
-    def __init__(self, document: Document, label: str) -> None:
-        self.label = label
-        self.lines = document.lines
-        self.overrides: dict[Path, str] = {}
-        self.unread = {problem.path for problem in document.problems}
-        self._problems: list[tuple[float, str]] = []
-        self.add_all(document.problems)
-        self.data: dict[str, Any] = {}
-        if isinstance(document.value, dict):
-            self.data = document.value
-        elif not document.problems:
-            what = "the file is empty" if document.value is None else f"the file holds {shown(document.value)}"
-            self.add_all(
-                [Problem(line=None, text=f"{what}; a config is a mapping with the sections run, data, training, ...")]
-            )
-        self.usable = not self._problems or bool(self.data)
-
-    def add_all(self, problems: Iterable[Problem]) -> None:
-        """Add problems of the file itself."""
-        for problem in problems:
-            place = f"{self.label}:{problem.line}" if problem.line else self.label
-            self._problems.append((problem.line or 0, f"{place}: {problem.text}"))
-
-    def add(self, path: Path, text: str) -> None:
-        """Add a problem with the value at `path`, located where that value was set, else at its section."""
-        order, place = self._origin(path)
-        self._problems.append((order, f"{place}: {text}"))
-
-    def add_rule(self, section: Path, text: str) -> None:
-        """Add a broken rule, located at the first field in its text that an override set, else at the file."""
-        words = [tuple(word.split(".")) for word in re.findall(r"[a-z]\w*(?:\.\w+)*", text)]
-        fields = [
-            path
-            for known in (self.overrides, self.lines)
-            for word in words
-            for path in known
-            if path[: len(section)] == section and path[len(section) :][-len(word) :] == word and len(path) > 1
-        ]
-        self.add(fields[0] if fields else section, f"{dotted(section)}: {text}" if section else text)
-
-    def raise_problems(self) -> None:
-        """Raise a ConfigError if there are problems."""
-        if self._problems:
-            raise ConfigError(text for _, text in sorted(self._problems, key=lambda problem: problem[0]))
-
-    def override(self, text: str) -> None:
-        """Apply one `section.field=value`."""
-        label = f"--set {text}"
-        name, equals, value_text = text.partition("=")
-        path: Path = tuple(name.strip().split("."))
-        if not equals or not all(path):
-            self._problems.append(
-                (float("inf"), f"{label}: expected section.field=value, such as training.r1_gamma=0.1")
-            )
-            return
-        document = parse(value_text)
-        if document.value is None and not value_text.strip() and not document.problems:
-            document.problems.append(Problem(line=None, text="no value given; write null to switch the field off"))
-        elif isinstance(document.value, dict):
-            document.problems.append(Problem(line=None, text="sets a whole section; set its fields one by one"))
-        self._problems += [(float("inf"), f"{label}: {problem.text}") for problem in document.problems]
-        if document.problems:
-            return
-        place = self.data
-        for part in path[:-1]:
-            place = place.setdefault(str(part), {})
-            if not isinstance(place, dict):
-                self._problems.append((float("inf"), f"{label}: {part} is not a section"))
-                return
-        place[str(path[-1])] = document.value
-        self.overrides[path] = label
-        for stale in [known for known in self.lines if known[: len(path)] == path]:
-            del self.lines[stale]
-
-    def _origin(self, path: Path) -> tuple[float, str]:
-        """Order and name of what set `path`: itself, an override inside it, or the section around it."""
-        if path and path not in self.lines:
-            for known, text in self.overrides.items():
-                if known[: len(path)] == path:
-                    return float("inf"), text
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.overrides:
-                return float("inf"), self.overrides[path[:length]]
-            if path[:length] in self.lines:
-                return self.lines[path[:length]], f"{self.label}:{self.lines[path[:length]]}"
-        return 0, self.label
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -143,7 +52,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig
     """
     path = _resolve(name_or_path)
     label = str(path) if path.parent != CONFIG_FOLDER else f"trainer/configs/{path.name}"
-    draft = _Draft(parse(_read_text(path, label)), label)
+    draft = Draft(parse(_read_text(path, label)), label)
     for override in overrides:
         draft.override(override)
     config = _finish(draft)
@@ -165,14 +74,14 @@ def load_stored(path: FilePath) -> TrainConfig:
     Raises:
         ConfigError: as in `load_config`.
     """
-    draft = _Draft(parse(_read_text(path, str(path))), str(path))
+    draft = Draft(parse(_read_text(path, str(path))), str(path))
     rename(draft.data)
     return _finish(draft)
 
 
 def from_dict(values: Mapping[str, Any], label: str = "config") -> TrainConfig:
     """Check nested mappings, such as a config stored in a checkpoint; `label` is their name in messages."""
-    draft = _Draft(Document(value=json.loads(json.dumps(values))), label)
+    draft = Draft(Document(value=json.loads(json.dumps(values))), label)
     rename(draft.data)
     return _finish(draft)
 
@@ -236,7 +145,7 @@ def _read_text(path: FilePath, label: str) -> str:
         raise ConfigError([f"{label}: cannot be read: {error.strerror}"]) from None
 
 
-def _finish(draft: _Draft) -> TrainConfig:
+def _finish(draft: Draft) -> TrainConfig:
     if not draft.usable:
         draft.raise_problems()
     suggested = _drop_unknown_keys(draft, draft.data, TrainConfig, ())
@@ -244,19 +153,49 @@ def _finish(draft: _Draft) -> TrainConfig:
     try:
         config = _ADAPTER.validate_json(json.dumps(draft.data), strict=True, extra="forbid")
     except ValidationError as invalid:
-        for error in invalid.errors(include_url=False):
-            path: Path = tuple(error["loc"])
+        for path, error in _errors(invalid, draft.data):
             # Otherwise a misspelt required field and a value that YAML could not read would be reported twice.
             if (error["type"] != "missing" or path not in suggested) and path not in draft.unread:
                 _add_error(draft, path, error["type"], error)
     draft.raise_problems()
     assert config is not None
     config = _with_values(config, _understood_paths(draft, config))
+    for name in config.stages:
+        try:
+            _finish(draft.of_stage(name))
+        except ConfigError as error:
+            draft.add_all_of(error)
     draft.raise_problems()
     return config
 
 
-def _understood_paths(draft: _Draft, config: TrainConfig) -> dict[str, str]:
+def _errors(invalid: ValidationError, values: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The errors, each with the path of its value.
+
+    If a setting takes a number or a section, pydantic reports what is wrong with it as either, and puts the kind into
+    the path. A mapping is meant as the section; anything else gets one error.
+    """
+    reported: set[Path] = set()
+    for error in invalid.errors(include_url=False):
+        loc: Path = tuple(error["loc"])
+        cut = next((i for i in range(1, len(loc)) if has_alternatives(type_at(TrainConfig, loc[:i]))), None)
+        if cut is None:
+            yield loc, error
+            continue
+        path, kind, rest = loc[:cut], loc[cut], loc[cut + 1 :]
+        section = section_in(type_at(TrainConfig, path))
+        value: Any = values
+        for part in path:
+            value = value[part]
+        if isinstance(value, dict):
+            if section and kind == section.__name__:
+                yield (*path, *rest), error
+        elif path not in reported:
+            reported.add(path)
+            yield path, error
+
+
+def _understood_paths(draft: Draft, config: TrainConfig) -> dict[str, str]:
     values: dict[str, str] = {}
     for name in PATHS:
         section, field = name.split(".")
@@ -269,7 +208,7 @@ def _understood_paths(draft: _Draft, config: TrainConfig) -> dict[str, str]:
     return values
 
 
-def _add_error(draft: _Draft, path: Path, kind: str, error: Mapping[str, Any]) -> None:
+def _add_error(draft: Draft, path: Path, kind: str, error: Mapping[str, Any]) -> None:
     if kind == "value_error":
         for line in str(error["ctx"]["error"]).splitlines():
             draft.add_rule(path, line)
@@ -281,7 +220,7 @@ def _add_error(draft: _Draft, path: Path, kind: str, error: Mapping[str, Any]) -
     draft.add(path, f"{dotted(path)} must be {describe(wanted)}, got {shown(error['input'], wanted)}")
 
 
-def _drop_unknown_keys(draft: _Draft, values: dict[str, Any], section: type, path: Path) -> set[Path]:
+def _drop_unknown_keys(draft: Draft, values: dict[str, Any], section: type, path: Path) -> set[Path]:
     """Report and remove keys that are not fields of `section`, at every depth; returns the suggested paths."""
     fields = fields_of(section)
     suggested: set[Path] = set()
@@ -297,8 +236,12 @@ def _drop_unknown_keys(draft: _Draft, values: dict[str, Any], section: type, pat
             guess = nearest(key, fields)
             suggested |= {(*path, name) for name in fields if guess and f"`{name}`" in guess}
             draft.add(here, f"{dotted(here)} is unknown{guess or '.'} {allowed}")
-        elif dataclasses.is_dataclass(fields[key]) and isinstance(values[key], dict):
-            suggested |= _drop_unknown_keys(draft, values[key], type_at(section, (key,)), here)
+        elif (inner := section_in(fields[key])) and isinstance(values[key], dict):
+            suggested |= _drop_unknown_keys(draft, values[key], inner, here)
+        elif (inner := named_sections_in(fields[key])) and isinstance(values[key], dict):
+            for name, named in values[key].items():
+                if isinstance(named, dict):
+                    suggested |= _drop_unknown_keys(draft, named, inner, (*here, name))
     return suggested
 
 

@@ -26,13 +26,33 @@ def type_at(section: type, path: Path) -> Any:
     """Annotation of the value at `path` below the dataclass `section`."""
     annotation: Any = section
     for part in path:
-        annotation = _without_extras(annotation)
+        annotation = section_in(annotation) or _without_extras(annotation)
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+            continue
         if isinstance(part, int):
             items = get_args(annotation)
             annotation = items[0] if len(items) == 2 and items[1] is ... else items[min(part, len(items) - 1)]
         else:
             annotation = fields_of(annotation)[part]
     return annotation
+
+
+def section_in(annotation: Any) -> type | None:
+    """The dataclass that a field takes, alone or as one of its alternatives; None if it takes only values."""
+    plain = _without_extras(annotation)
+    choices = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
+    return next((choice for choice in choices if isinstance(choice, type) and dataclasses.is_dataclass(choice)), None)
+
+
+def named_sections_in(annotation: Any) -> type | None:
+    """The dataclass of each value of a field that takes a mapping from names to sections; None for other fields."""
+    return section_in(get_args(annotation)[1]) if get_origin(annotation) is dict else None
+
+
+def has_alternatives(annotation: Any) -> bool:
+    """Whether a field takes values of more than one kind, null aside."""
+    return get_origin(_without_extras(annotation)) in (Union, UnionType)
 
 
 def describe(annotation: Any) -> str:
@@ -44,9 +64,15 @@ def describe(annotation: Any) -> str:
         return f"{describe(arguments[0])} {bounds}".strip() + (f" ({why})" if why else "")
     if origin in (Union, UnionType):
         words = [describe(argument) for argument in arguments if argument is not NoneType]
-        return " or ".join(words) + (", or null" if NoneType in arguments else "")
+        return " or ".join(words).replace(" or a section with", ", or a mapping with") + (
+            ", or null" if NoneType in arguments else ""
+        )
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    if origin is dict:
+        section = named_sections_in(annotation)
+        keys = f" from names to sections with the keys {', '.join(fields_of(section))}" if section else ""
+        return f"a mapping{keys}"
     if origin is tuple:
         return f"a list, each item {describe(arguments[0])}"
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
@@ -87,7 +113,7 @@ def _without_extras(annotation: Any) -> Any:
         if origin is Annotated:
             annotation = arguments[0]
         elif origin in (Union, UnionType) and NoneType in arguments:
-            annotation = next(argument for argument in arguments if argument is not NoneType)
+            annotation = Union[tuple(argument for argument in arguments if argument is not NoneType)]  # noqa: UP007
         else:
             return annotation
 

@@ -8,7 +8,8 @@ numbers the step draws: the result would belong to neither config, so a new run 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.config.io import ConfigError, flat
+from trainer.config.draft import ConfigError
+from trainer.config.io import flat
 from trainer.config.train_config import TrainConfig, planned_precision, split_batch
 
 
@@ -73,15 +74,22 @@ RULES: dict[str, Rule] = {
         "it changes the numbers of every step. Set it to the run's own value: with auto, it is what the device has"
     ),
     "training.objective": _fixed("it is the loss"),
+    "training.noise": _fixed("it is what the average of the weights has learned from"),
     "training.label_dropout": _fixed("it changes what the networks see"),
     "training.prediction": _fixed("it is what the saved weights predict"),
     "training.r1_gamma": _fixed("it is part of the loss"),
     "training.r2_gamma": _fixed("it is part of the loss"),
+    "training.penalty": _fixed("it is part of the loss"),
+    "training.penalty_share": _fixed("it is part of the loss"),
+    "training.penalty_epsilon": _fixed("it is part of the loss"),
+    "training.logit_centring": _fixed("it is part of the loss"),
     "training.r1_interval_steps": _fixed("it is part of the loss"),
     "training.ema_decay": _fixed("the average so far was made with it"),
+    "training.ema_half_life_images": _fixed("the average so far was made with it"),
     "training.learning_rate_g": _LEARNING_RATE,
     "training.learning_rate_d": _LEARNING_RATE,
     "training.adam": _fixed("the moments so far were made with it"),
+    "stages": _fixed("the state so far is that of a stage, or follows from it"),
     "diffusion": _fixed("it is the process that the networks learn to undo"),
     "generator": _fixed("it is the network whose weights are saved"),
     "discriminator": _fixed("it is the network whose weights are saved"),
@@ -110,9 +118,11 @@ def diff_configs(old: TrainConfig, new: TrainConfig) -> tuple[Difference, ...]:
     """Fields that differ, in the order of the config."""
     old_values, new_values = flat(old), flat(new)
     return tuple(
-        Difference(key=key, old=old_values[key], new=value)
-        for key, value in new_values.items()
-        if old_values[key] != value
+        Difference(key=key, old=old_values.get(key), new=new_values.get(key))
+        for key in dict.fromkeys(
+            (*new_values, *old_values)
+        )  # a setting may be a number in one and a section in the other
+        if old_values.get(key) != new_values.get(key)
     )
 
 

@@ -5,15 +5,17 @@ and the meaning of null or 0.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from models.dropout import DropProbability
+from models.noise_levels import NoiseConfig
 from trainer.algorithm.gaussian import Prediction
 from trainer.algorithm.methods import METHODS
-from trainer.algorithm.schedules import LearningRateConfig, ReconstructionConfig
-from trainer.engine.interface import AdamConfig, Decay
+from trainer.algorithm.penalties import PenaltyKind
+from trainer.algorithm.schedules import AdamConfig, LearningRateConfig, ReconstructionConfig, Weight
+from trainer.engine.interface import Decay
 
 FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"})
 """Curves of an evaluation."""
@@ -64,32 +66,74 @@ class TrainingConfig:
     the run records which, and a resumed run must keep it."""
     objective: ObjectiveName = "non_saturating"
     """Training objective. `gaussian` trains an ordinary denoising diffusion model without a discriminator. All others
-    are
-    adversarial losses; trainer/algorithm/losses.py gives the divergence that each one minimizes."""
+    are adversarial losses; trainer/algorithm/losses.py gives the divergence that each one minimizes."""
     prediction: Prediction = "x0"
     """What the generator predicts: the clean image (`x0`), or the noise in the noisy one (`epsilon`, with objective
     gaussian only)."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """Noise levels that objective gaussian trains at. It has no effect with other objectives."""
     label_dropout: DropProbability = 0.0
     """Probability that the networks see an image without its label. Above 0, the trained model can also draw images
     without a class. Needs data.num_classes."""
-    r1_gamma: NonNegativeFloat = 0.05
-    """Weight of the R1 penalty, the squared slope of the discriminator at real images. The loss gets r1_gamma / 2 times
-    the penalty, not multiplied by r1_interval_steps. 0: no R1."""
-    r2_gamma: NonNegativeFloat = 0.0
+    r1_gamma: Weight = 0.05
+    """Weight of the R1 penalty, the squared slope of the discriminator at real images: a number, or its course over the
+    run. The loss gets r1_gamma / 2 times the penalty, not multiplied by r1_interval_steps. 0: no R1."""
+    r2_gamma: Weight = 0.0
     """Weight of the R2 penalty, the same as R1 at generated images, at the same steps. R3GAN uses both with objective
     relativistic. 0: no R2."""
     r1_interval_steps: PositiveInt | None = None
     """Apply R1 and R2 only at every n-th step: 0, n, 2n, ... null: at every step."""
+    penalty: PenaltyKind = "exact"
+    """How R1 and R2 are computed. `exact`: by a second derivative, in float32 and uncompiled. `finite_difference`: from
+    the change of the logits along random noise, in float32; it needs forward passes only, so that it can be compiled,
+    and the discriminator may be at ZeRO stage 3."""
+    penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With penalty finite_difference: share of the images at which they are taken, 1/n for a whole number n: every n-th
+    group of discriminator.stddev_group_size images."""
+    penalty_epsilon: Annotated[float, Field(ge=1e-4, le=1, description="below, float32 rounds the difference away")] = (
+        0.01
+    )
+    """With penalty finite_difference: standard deviation of the noise, in units of the images, which are in [-1, 1]."""
+    logit_centring: NonNegativeFloat = 0.0
+    """Weight of the mean square of D(real) + D(fake) in the discriminator's loss. It keeps the level of the logits,
+    which objective relativistic leaves free, near 0. 0: none."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """Reconstruction loss of the generator. It has no effect with objective gaussian, which is one itself."""
     ema_decay: Decay = 0.9999
-    """Decay per optimizer step of the moving average of the generator's weights, which samples are drawn with."""
+    """Decay per optimizer step of the moving average of the generator's weights, which samples are drawn with. Not used
+    if ema_half_life_images is set."""
+    ema_half_life_images: Weight | None = None
+    """Images after which a weight's share in the moving average has halved, instead of ema_decay: a number, or its
+    course over the run. It stays right when the batch size changes. R3GAN lets it rise from 0. null: ema_decay."""
     learning_rate_g: LearningRateConfig = field(default_factory=LearningRateConfig)
     """Learning rate of the generator over the run."""
     learning_rate_d: LearningRateConfig = field(default_factory=LearningRateConfig)
     """Learning rate of the discriminator over the run."""
     adam: AdamConfig = field(default_factory=AdamConfig)
     """Optimizer of both networks."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share of the images that is not every n-th."""
+        n = 1 / self.penalty_share
+        if abs(n - round(n)) > 1e-3 * n:
+            raise ValueError(
+                f"penalty_share is {self.penalty_share:g}, but every n-th group is taken: set it to 1, 0.5, 0.25 or "
+                "another 1/n"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A stage that comes before the one that the rest of the config describes: its length, and what differs in it."""
+
+    images: Annotated[int, Field(gt=0, le=10**15, description="no machine trains on more")]
+    """Training images of the stage, rounded up to whole steps. training.total_images counts them too."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Settings of the section training that differ in the stage; not total_images, global_batch_size and precision."""
+    diffusion: dict[str, Any] = field(default_factory=dict)
+    """Settings of the section diffusion that differ in the stage."""
+    discriminator: dict[str, Any] = field(default_factory=dict)
+    """Settings of the section discriminator that differ in the stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +149,7 @@ class ScalingConfig:
     """Where the ranks compute. `gpu` gives one GPU to each rank."""
     cpus_per_worker: Annotated[int, Field(gt=0, le=4096, description="no machine has more")] = 1
     """CPUs that Ray reserves for a rank, for its main process and its loader processes. With device cpu, also the
-    number
-    of threads that the rank computes with."""
+    number of threads that the rank computes with."""
     max_failures: Annotated[int, Field(ge=0, le=1_000_000, description="a failure takes seconds")] = 3
     """How often Ray restarts the ranks from the last checkpoint after a failure: the first time at once, later after a
     pause of 2, 4, ... 60 seconds. Three failures at the same step always end the run."""
@@ -138,8 +181,7 @@ class GuardConfig:
     machine. null: the run never returns."""
     max_rollbacks: NonNegativeInt = 2
     """How often a run returns because of the same steps before it ends with a diagnosis. Without a checkpoint it ends
-    at
-    once."""
+    at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +218,7 @@ class EvaluationConfig:
     set, which must have labels."""
     reference: str | None = None
     """Images to compare with, in any form that `python -m trainer.evaluate --reference` takes. null: the data set of
-    the
-    run."""
+    the run."""
     through: Literal["none", "png", "jpeg"] = "none"
     """Image format that samples are encoded in and decoded from before they are measured."""
 

@@ -1,12 +1,13 @@
 """All sections of a run's settings together, and the rules across them."""
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 
 from data.stream.pipeline import DataConfig
-from models.diffusion import DiffusionConfig
+from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
 from models.networks import build_generator
@@ -21,6 +22,7 @@ from trainer.config.sections import (
     GuardConfig,
     RunConfig,
     ScalingConfig,
+    StageConfig,
     TrackingConfig,
     TrainingConfig,
 )
@@ -35,6 +37,10 @@ class TrainConfig:
     run: RunConfig
     data: DataConfig
     training: TrainingConfig
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    """Stages before the one that the rest of the config describes, by name, in their order. Each starts from the
+    averaged generator of the one before, with a new discriminator and new optimizers. What is counted in images or
+    steps within a setting, such as decay_images, counts from the start of its stage."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -49,7 +55,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the rules that need more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
-        for rule in (split_batch, _check_method, _check_keep_best, _check_warmup, _check_networks):
+        rules = (split_batch, _check_method, _check_keep_best, _check_warmup, _check_networks, _check_zero)
+        for rule in (*rules, _check_stages):
             try:
                 rule(self)
             except ValueError as error:
@@ -62,6 +69,16 @@ class TrainConfig:
     def image_form(self) -> ImageForm:
         """Size, channels and classes of the images."""
         return ImageForm(self.data.image_size, self.data.image_channels, self.data.num_classes)
+
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """Sigma of the input of each step, 0 .. T-1."""
+        return _noise_levels(self.diffusion)
+
+
+@cache
+def _noise_levels(diffusion: DiffusionConfig) -> tuple[float, ...]:
+    return tuple(Diffusion.from_config(diffusion).noise_levels.tolist())
 
 
 def split_batch(config: TrainConfig, world_size: int | None = None) -> BatchSplit:
@@ -139,17 +156,18 @@ def _check_keep_best(config: TrainConfig) -> None:
 def _check_warmup(config: TrainConfig) -> None:
     total_images = config.training.total_images
     for name in ("learning_rate_g", "learning_rate_d"):
-        warmup_images = getattr(config.training, name).warmup_images
-        if warmup_images >= total_images:
+        schedule = getattr(config.training, name)
+        if schedule.warmup_images + schedule.delay_images >= total_images:
+            delayed = f" and delay_images ({schedule.delay_images}) together" if schedule.delay_images else ""
             raise ValueError(
-                f"training.{name}.warmup_images ({warmup_images}) must be less than training.total_images "
-                f"({total_images}), or the rate never reaches its peak"
+                f"training.{name}.warmup_images ({schedule.warmup_images}){delayed} must be less than "
+                f"training.total_images ({total_images}), or the rate never reaches its peak"
             )
 
 
 def _check_networks(config: TrainConfig) -> None:
     size = config.data.image_size
-    problems = [_build_problem(config.generator, config.image_form)]
+    problems = [_build_problem(config.generator, config.image_form, config.noise_levels)]
     try:
         if config.discriminator.kind != "mlp":
             check_image_size(config.discriminator, size)
@@ -164,12 +182,51 @@ def _check_networks(config: TrainConfig) -> None:
         raise ValueError("\n".join(filter(None, problems)))
 
 
+def _check_zero(config: TrainConfig) -> None:
+    if config.engine.zero_stage_d < 3 or config.training.penalty != "exact":
+        return
+    if make_method(config.training, config.generator).penalties:
+        raise ValueError(
+            "engine.zero_stage_d is 3, but training.penalty is exact: R1 and R2 differentiate twice through the "
+            "discriminator, which DeepSpeed cannot do with partitioned parameters. Set engine.zero_stage_d to 0, 1 or "
+            "2, or training.penalty to finite_difference"
+        )
+
+
+LAST = "last"
+"""Name of the stage that the config itself describes, in a run of several."""
+
+
+def _check_stages(config: TrainConfig) -> None:
+    total, batch = config.training.total_images, config.training.global_batch_size
+    before = sum(stage.images for stage in config.stages.values())
+    if config.stages and -(-before // batch) >= num_steps(config):
+        raise ValueError(
+            f"training.total_images is {total}, of which the stages {', '.join(config.stages)} take {before} and leave "
+            "none for the last one: set training.total_images to the images of all stages together"
+        )
+    for name, stage in config.stages.items():
+        if not re.fullmatch(r"[A-Za-z][\w-]{0,40}", name) or name == LAST:
+            raise ValueError(
+                f"stages: {name!r} cannot be the name of a stage: a name is a letter, then up to 40 letters, digits, - "
+                f"or _, and {LAST} is the stage that the rest of the config describes"
+            )
+        if stage.images < batch:
+            raise ValueError(
+                f"stages.{name}.images is {stage.images}, less than the {batch} of training.global_batch_size, which "
+                "one step takes"
+            )
+        if fixed := sorted({"total_images", "global_batch_size", "precision"} & stage.training.keys()):
+            why = "set stages.{0}.images" if fixed == ["total_images"] else "it is the same in all stages"
+            raise ValueError(f"stages.{name}.training.{fixed[0]} cannot be set: {why.format(name)}")
+
+
 @cache
-def _build_problem(generator: GeneratorConfig, form: ImageForm) -> str | None:
+def _build_problem(generator: GeneratorConfig, form: ImageForm, noise_levels: tuple[float, ...]) -> str | None:
     """Why the generator cannot be built. On the meta device this takes no memory and draws no random numbers."""
     try:
         with torch.device("meta"):
-            build_generator(generator, form)
+            build_generator(generator, form, noise_levels)
     except ValueError as error:
         return f"generator: {error}"
     except RuntimeError as error:  # torch counts the bytes of a tensor in 64 bits

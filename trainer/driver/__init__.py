@@ -1,13 +1,14 @@
-"""The process that starts the ranks.
+"""The process that starts the ranks. Knows neither networks nor losses.
 
 Files:
-    children     child processes that outlive the terminal but not the driver
-    environment  makes the environment fit for Ray, or refuses it
-    ray_output   which lines of Ray's processes a user sees
-    ray_train    Ray Train, signals, communication between workers and driver
-    room         room for the ranks on the nodes; says what a run waits for
-    scale_up     decides when a run that lost ranks adds new ones
-    start        checks before Ray or a GPU is touched
-    state_actor  state shared by driver and workers; failures and restarts
-    sweeper      ends what a killed driver left of its Ray
+    children      child processes that outlive the terminal but not the driver
+    environment   makes the environment fit for Ray, or refuses it
+    forked_ranks  a group of ranks without Ray, forked from a loaded process
+    ray_output    which lines of Ray's processes a user sees
+    ray_train     Ray Train, signals, communication between workers and driver
+    room          room for the ranks on the nodes; says what a run waits for
+    scale_up      decides when a run that lost ranks adds new ones
+    start         checks before Ray or a GPU is touched
+    state_actor   state shared by driver and workers; failures and restarts
+    sweeper       ends what a killed driver left of its Ray
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.processes.sockets import LONGEST_FOLDER
 from data.storage.redaction import redact
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from trainer.checkpoint.resume import Resume, choose
 from trainer.checkpoint.snapshot import WeightsError
 from trainer.checkpoint.storage import storage_of
 from trainer.config.command_line import check_data
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 from trainer.config.train_config import TrainConfig
+from trainer.evaluate.during_training import check_evaluation
 from trainer.rank.run_folder import make_run_directory
 from trainer.tracking.store import check_store
 
@@ -27,6 +28,7 @@ def check_before_start(config: TrainConfig, resume: Resume) -> int:
             tracking URI do not fit, or another run writes to the directory.
     """
     check_data(config)
+    check_evaluation(config)
     directory = Path(config.run.directory)
     check_store(config.tracking, directory)
     if directory.exists() and not directory.is_dir():

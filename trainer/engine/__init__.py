@@ -12,4 +12,5 @@ Files:
     reduction   averages gradients in buckets during the backward pass
     rendezvous  how ranks find one another and prove that they belong to the job
     zero        the DeepSpeed engine at ZeRO stages 0 to 3, and the choice of an engine
+    zero_on_cpu  DeepSpeed imported once, for ranks that are forked
 """

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch._dynamo.utils import counters
 
 log = logging.getLogger(__name__)
 
@@ -122,4 +121,6 @@ def cache_key(device: torch.device) -> str:
 
 def _counts() -> tuple[int, int]:
     """Graphs compiled by this process so far, and how many of them were found in the cache."""
+    from torch._dynamo.utils import counters  # takes a second to import, so not where nothing is compiled
+
     return counters["stats"]["unique_graphs"], counters["aot_autograd"]["autograd_cache_hit"]

@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo
-from torch._functorch import config as functorch
 
 from models.blocks import Attention, ResidualBlock
 from models.discriminator import DownBlock
@@ -85,7 +83,7 @@ class CompiledForward:
             with self._turn(laid_out), self._with_compiled_blocks():
                 return self._module(*laid_out)
         except RuntimeError as error:
-            from torch._dynamo.exc import TorchDynamoException  # takes a second to import, so only on failure
+            from torch._dynamo.exc import TorchDynamoException
 
             if not isinstance(error, TorchDynamoException):
                 raise
@@ -97,6 +95,9 @@ class CompiledForward:
     @contextmanager
     def _with_compiled_blocks(self) -> Iterator[None]:
         """Inside, the network's blocks run their compiled code. It replaces `forward` alone, so hooks still run."""
+        from torch._dynamo import config as dynamo  # takes a second to import, so not where nothing is compiled
+        from torch._functorch import config as functorch
+
         for block, forward in self._forwards:
             block.forward = forward
         try:

@@ -14,25 +14,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.engine.guard import UpdateGuard
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Factor that a moving average keeps of its value at each update."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamConfig:
-    """Adam, with the same settings for generator and discriminator."""
-
-    beta1: Decay = 0.5
-    """Decay of the first moment, the moving average of the gradient."""
-    beta2: Decay = 0.9
-    """Decay of the second moment, the moving average of the squared gradient."""
-    eps: PositiveFloat = 1e-8
-    """Term added to the square root of the second moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +33,8 @@ class EngineConfig:
     """ZeRO stage of the generator, which says what is partitioned over the ranks to save memory: 0 nothing, 1 the
     optimizer's state, 2 also the gradients, 3 also the parameters."""
     zero_stage_d: Annotated[int, Field(ge=0, le=3)] = 0
-    """ZeRO stage of the discriminator, as for the generator, but at most 2: R1 differentiates twice through it."""
+    """ZeRO stage of the discriminator, as for the generator. Exact penalties R1 and R2 allow at most 2, because they
+    differentiate twice through it; training.penalty finite_difference allows 3."""
     fused: bool = True
     """Use fused kernels on a GPU for norms with activation, residual sums, FIR filters and the discriminator's
     activations. They need Triton, which torch's builds for GPUs bring, and are checked against plain torch when a shape
@@ -60,11 +49,6 @@ class EngineConfig:
     to it. null: `ddgan/compiled` in the user's cache folder ($XDG_CACHE_HOME, by default ~/.cache)."""
 
     def __post_init__(self) -> None:
-        if self.zero_stage_d == 3:
-            raise ValueError(
-                "zero_stage_d is 3, but at most 2 is possible: R1 differentiates twice through the discriminator's "
-                "convolutions, which DeepSpeed cannot do with partitioned parameters. Set zero_stage_d to 0, 1 or 2"
-            )
         if self.backend == "torch" and (self.zero_stage_g or self.zero_stage_d):
             raise ValueError(
                 f"backend torch has no ZeRO, but zero_stage_g is {self.zero_stage_g} and zero_stage_d is "
@@ -130,8 +114,8 @@ class Engine(Protocol):
         """Number of updates that the optimizer has made, not counting skipped ones. Waits for the device."""
         ...
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next update."""
+    def set_rates(self, learning_rate: float, beta2: float | None = None) -> None:
+        """Set the learning rate of the next update, and Adam's decay of the second moment unless it is None."""
         ...
 
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:

@@ -7,17 +7,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.engine.guard import UpdateGuard
-from trainer.engine.interface import AdamConfig, Fragment, FragmentSource, even_share
+from trainer.engine.interface import Fragment, FragmentSource, even_share
 from trainer.engine.reduction import Reducer
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 
 
-def make_adam(module: nn.Module, adam: AdamConfig, device: torch.device) -> torch.optim.Adam:
+def make_adam(
+    module: nn.Module, device: torch.device, *, beta1: float = 0.5, beta2: float = 0.9, eps: float = 1e-8
+) -> torch.optim.Adam:
     """Adam over all parameters. The learning rate is set before each update."""
-    return torch.optim.Adam(
-        module.parameters(), lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=device.type in ("cuda", "cpu")
-    )
+    betas, fused = (beta1, beta2), device.type in ("cuda", "cpu")
+    return torch.optim.Adam(module.parameters(), lr=0.0, betas=betas, eps=eps, fused=fused)
 
 
 class TorchEngine:
@@ -38,7 +39,6 @@ class TorchEngine:
         self._grad_accum_steps = grad_accum_steps
         self._num_backwards = 0
         self._reducer = Reducer(module.parameters())
-        self._unfinished = False
 
     def backward(self, loss: Tensor) -> None:
         self.guard.see(loss)
@@ -52,15 +52,12 @@ class TorchEngine:
             return
         self._num_backwards = 0
         self._reducer.launch_rest()
-        self._unfinished = True
         if wait or not self._reducer.pending:
             self.finish()
 
     def finish(self) -> None:
-        if not self._unfinished:
+        if not self._reducer.finish():
             return
-        self._unfinished = False
-        self._reducer.finish()
         self.guard.judge([p.grad for p in self.module.parameters() if p.grad is not None])
         with self.guard.over(self.optimizer):
             self.optimizer.step()
@@ -69,9 +66,8 @@ class TorchEngine:
     def num_updates(self) -> int:
         return count_updates(self.optimizer)
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def set_rates(self, learning_rate: float, beta2: float | None = None) -> None:
+        set_rates(self.optimizer, learning_rate, beta2)
 
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:
         return [(name, 0, p.detach()) for name, p in self.module.named_parameters()]
@@ -87,6 +83,14 @@ class TorchEngine:
 
     def close(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, beta2: float | None) -> None:
+    """As `Engine.set_rates`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if beta2 is not None:
+            group["betas"] = (group["betas"][0], beta2)
 
 
 def replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:

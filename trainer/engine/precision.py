@@ -1,5 +1,7 @@
 """Number types of the computation: what a device has, and whether float32 products may be computed in TF32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,19 @@ def best_precision(device: torch.device) -> Precision:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY else "fp32"
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Inside, float32 convolutions and matrix products on GPUs do not use TF32, as on CPUs."""
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    if allowed:
+        allow_tf32(False)
+    try:
+        yield
+    finally:
+        if allowed:
+            allow_tf32(True)
 
 
 def allow_tf32(allowed: bool) -> None:

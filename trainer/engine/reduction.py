@@ -33,6 +33,7 @@ class Reducer:
         self._missing: list[int] = []
         self._next = 0
         self._launched: list[tuple[list[Tensor], Tensor, Any]] = []
+        self._all_launched = False
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
         self._buckets = in_buckets(list(parameters), bucket_bytes or bucket_bytes_for_exactness())
@@ -68,9 +69,17 @@ class Reducer:
         while self._missing and self._next < len(self._buckets):
             self._launch()
         self._missing = []
+        self._all_launched = True
 
-    def finish(self) -> None:
-        """Wait for the all-reduces and put the averages into the parameters' `grad`."""
+    def finish(self) -> bool:
+        """Wait for the all-reduces and put the averages into the parameters' `grad`.
+
+        Returns:
+            Whether there is an update to make: `launch_rest` was called since the last `finish`.
+        """
+        if not self._all_launched:
+            return False
+        self._all_launched = False
         for gradients, flat, work in self._launched:
             work.wait()
             if self._multiplies:
@@ -80,6 +89,7 @@ class Reducer:
             pieces = flat.split([g.numel() for g in gradients])
             torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
         self._launched = []
+        return True
 
 
 def in_buckets(parameters: Sequence[nn.Parameter], bucket_bytes: float) -> list[list[nn.Parameter]]:

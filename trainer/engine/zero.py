@@ -20,6 +20,7 @@ from trainer.engine.plain import (
     count_updates,
     load_replicated,
     replicated_fragments,
+    set_rates,
 )
 from trainer.engine.reduction import Reducer
 
@@ -62,7 +63,6 @@ class DeepSpeedEngine:
         # At stage 0 DeepSpeed would reduce all gradients after the backward pass.
         self._reducer = Reducer(self.module.parameters() if zero_stage == 0 else (), multiplies=True)
         self._engine.enable_backward_allreduce = zero_stage > 0
-        self._unfinished = False
         self._set_update_count(0)
         self.guard = UpdateGuard(max_gradient_norm, partitioned=zero_stage > 0)
 
@@ -81,15 +81,12 @@ class DeepSpeedEngine:
             self._engine.step()
             return
         self._reducer.launch_rest()
-        self._unfinished = True
         if wait or not self._reducer.pending:
             self.finish()
 
     def finish(self) -> None:
-        if not self._unfinished:
+        if not self._reducer.finish():
             return
-        self._unfinished = False
-        self._reducer.finish()
         self.guard.judge(self._reduced_gradients())
         if self._stage in (1, 2):
             self._allocate_optimizer_state()  # DeepSpeed reads it after its first step, even if that was skipped
@@ -108,9 +105,8 @@ class DeepSpeedEngine:
     def num_updates(self) -> int:
         return count_updates(self._inner)
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        for group in self._inner.param_groups:
-            group["lr"] = learning_rate
+    def set_rates(self, learning_rate: float, beta2: float | None = None) -> None:
+        set_rates(self._inner, learning_rate, beta2)
 
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:
         if self._stage < 3:
@@ -207,7 +203,10 @@ def make_engine(
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, set up for `device`, without the operator that it would compile at first use on a CPU."""
+    """Import DeepSpeed, set up for `device` and for torch's process group, if there is one.
+
+    On a CPU, without the operator that it would compile at first use.
+    """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed derives its device from LOCAL_RANK. A rank that sees only its own GPU needs 0, whatever its local rank.
@@ -221,7 +220,7 @@ def import_deepspeed(device: torch.device) -> Any:
     deepspeed.logger.setLevel("ERROR")
     # DeepSpeed calls deprecated names of torch's collectives once per step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    if not deepspeed.comm.is_initialized():
+    if dist.is_initialized() and not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False, verbose=False)
     return deepspeed
 

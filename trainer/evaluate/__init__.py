@@ -1,4 +1,4 @@
-"""Measures the quality of samples.
+"""Measures the quality of samples. Independent of the training loop.
 
 Files:
     classifier       a small classifier for measuring samples

@@ -2,7 +2,7 @@
 
 Measures samples against a reference: FID, KID, Inception score, precision, recall, density and coverage, in the
 features of a TorchScript network; or, without one, of a classifier that is trained on the labelled reference in the
-same run, with the distance of pure noise beside it. Compare figures only for one data set, one network and equal
+same run, and then with the distance of pure noise as well. Compare figures only for one data set, one network and equal
 numbers of samples: the Fréchet distance of few samples is biased upwards. With --network, ranks share the work:
 `torchrun --nproc-per-node 2 -m -- trainer.evaluate --run DIR ...` (torchrun would take --run for its own without `--`).
 """
@@ -16,15 +16,14 @@ from collections.abc import Sequence
 from typing import NoReturn, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.shards.index import load_index
+from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
-from models.diffusion import Diffusion
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument, check_group
-from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import NO_LABELS, evaluate_samples
 from trainer.evaluate.features import Codec, ScriptedNetwork, through
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument(
         "--run", type=path_argument, metavar="DIR", help="draw the samples from the newest checkpoint of a run"
     )
-    parser.add_argument("--num", type=int, default=500, help="samples to draw with --run (default: 500)")
+    parser.add_argument("--num", type=whole_number(2), default=500, help="samples to draw with --run (default: 500)")
     parser.add_argument(
         "--reference",
         type=path_argument,
@@ -156,7 +155,7 @@ def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: 
         samples, source = _given_samples(options)
         return zip(numbers, samples.split(BATCH_SIZE)[rank::world_size], strict=False), source
     drawn = sample_batches(
-        *_load(options, device), num=options.num, seed=options.seed, rank=rank, world_size=world_size
+        *load_run(options.run, None, device), num=options.num, seed=options.seed, rank=rank, world_size=world_size
     )
     return zip(numbers, drawn, strict=False), f"from {options.run}"
 
@@ -165,7 +164,7 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
     """The samples that the options name, a description of their source, and their requested classes."""
     if options.run is None:
         return *_given_samples(options), None
-    generator, diffusion, config = _load(options, default_device())
+    generator, diffusion, config = load_run(options.run, None, default_device())
     if config.data.num_classes not in (0, num_classes):
         raise UserError(
             f"the run has {config.data.num_classes} classes, {options.reference} {num_classes}: give the data set that "
@@ -179,9 +178,3 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
 def _given_samples(options: argparse.Namespace) -> tuple[Uint8Image, str]:
     form = " (PNG files)" if options.samples.is_dir() else ""
     return load_images(options.samples), f"from {options.samples}{form}"
-
-
-def _load(options: argparse.Namespace, device: torch.device | str) -> tuple[nn.Module, Diffusion, TrainConfig]:
-    if options.num < 2:
-        raise UserError(f"--num is {options.num}; at least 2 samples are needed")
-    return load_run(options.run, None, device)

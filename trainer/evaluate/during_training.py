@@ -2,18 +2,30 @@
 
 import dataclasses
 import itertools
+import logging
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from data.shards.index import load_index
 from data.storage.errors import UserError
 from models.diffusion import Diffusion
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import train_classifier
 from trainer.evaluate.features import ClassifierNetwork, FeatureNetwork, ScriptedNetwork
-from trainer.evaluate.reference import Reference, cache_folder, evaluate_against, load_reference, read_all
+from trainer.evaluate.reference import (
+    FeaturesError,
+    Reference,
+    cache_folder,
+    evaluate_against,
+    load_reference,
+    read_all,
+)
 from trainer.sample.draw import sample_batches
+
+log = logging.getLogger(__name__)
 
 SEED = 0
 """Seed of samples, classifier and subsets: fixed throughout a run, so that its curve shows only the weights."""
@@ -24,6 +36,29 @@ def is_due(images: int, step_images: int, interval_images: int | None) -> bool:
     return interval_images is not None and images // interval_images > (images - step_images) // interval_images
 
 
+def check_evaluation(config: TrainConfig) -> None:
+    """Refuse at the start what would fail at the first evaluation.
+
+    Raises:
+        UserError: network or reference cannot be used, or the data set has no labels to train a classifier with.
+    """
+    settings, form = config.evaluation, config.image_form
+    if settings.interval_images is None:
+        return
+    if settings.network is not None:
+        ScriptedNetwork(Path(settings.network))(torch.zeros(2, *form.shape, dtype=torch.uint8))
+    elif load_index(config.data.path).num_classes is None:
+        raise UserError(
+            f"{config.data.path} has no labels, so no classifier can be trained to evaluate with: give "
+            "evaluation.network a TorchScript file, or set evaluation.interval_images to null"
+        )
+    if settings.reference is not None and not Path(settings.reference).exists():
+        raise UserError(
+            f"evaluation.reference is {settings.reference}, which does not exist: name a prepared data set, a folder "
+            "of PNGs or an .npz, or set it to null for the data set of the run"
+        )
+
+
 class RunEvaluation:
     """Network and reference of a run, created at the first evaluation; every method is a collective."""
 
@@ -32,7 +67,7 @@ class RunEvaluation:
         self._held: tuple[FeatureNetwork, Reference] | None = None
 
     def figures(self, generator: nn.Module, diffusion: Diffusion) -> dict[str, float]:
-        """Figures by their names in `Quality`, as used for the curves.
+        """Figures by their names in `Quality`, as used for the curves; none if the features are not finite.
 
         Args:
             generator: holds the averaged weights, the same on every rank.
@@ -50,7 +85,11 @@ class RunEvaluation:
             world_size=ranks.world_size,
         )
         batches = zip(itertools.count(ranks.rank, ranks.world_size), drawn, strict=False)
-        measured = evaluate_against(batches, reference, network, ranks, codec=settings.through, seed=SEED)
+        try:
+            measured = evaluate_against(batches, reference, network, ranks, codec=settings.through, seed=SEED)
+        except FeaturesError as error:  # on all ranks
+            log.warning("this evaluation is left out: %s", error)
+            return {}
         figures = dataclasses.asdict(measured.quality)
         return {name: value for name, value in figures.items() if value is not None}
 
@@ -60,11 +99,7 @@ class RunEvaluation:
             network: FeatureNetwork = ScriptedNetwork(Path(settings.network), self._ranks.device)
         else:
             images, labels = read_all(path)
-            if labels is None:
-                raise UserError(
-                    f"{path} has no labels, so no classifier can be trained to evaluate with: give evaluation.network "
-                    "a TorchScript file, or set evaluation.interval_images to null"
-                )
+            assert labels is not None  # see check_evaluation
             # Every rank trains it: the result depends only on the data and the seed.
             network = ClassifierNetwork(train_classifier(images, labels, seed=SEED), SEED)
         return network, load_reference(Path(settings.reference or path), network, self._ranks, cache_folder())

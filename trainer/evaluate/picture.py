@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,11 +11,15 @@ from data.storage.files import replaced
 from models.shapes import Uint8Image
 from trainer.sample.images import make_grid
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 ROWS = 10
 """Rows of the grids; of more classes, the first ones are shown."""
 COLUMNS = 8
 LOSSES = ("loss_d", "loss_d_real", "loss_d_fake", "loss_g")
-QUALITY = ("fid", "precision", "recall", "coverage")
+DISTANCE = "fid"
+SHARES = ("precision", "recall", "coverage")
 Labelled = tuple[Uint8Image, Tensor | None]
 """Images with their classes; None: their classes are not known."""
 Curves = Mapping[str, Sequence[tuple[int, float]]]
@@ -29,7 +34,7 @@ def draw_picture(file: Path, *, real: Labelled, samples: Labelled, class_names: 
         real: images of the data set.
         samples: generated images, with the classes that were requested.
         class_names: names of the classes.
-        curves: of the run; those of `LOSSES` and `QUALITY` are drawn, as far as they are there.
+        curves: of the run; those of `LOSSES`, `DISTANCE` and `SHARES` are drawn, as far as they are there.
     """
     # Loaded here, because it takes half a second, which other commands can do without.
     from matplotlib.figure import Figure
@@ -41,21 +46,33 @@ def draw_picture(file: Path, *, real: Labelled, samples: Labelled, class_names: 
         axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
         axis.set_title(title)
         axis.set_axis_off()
-    for axis, title, names in zip(axes[1], ("losses", "quality"), (LOSSES, QUALITY), strict=True):
-        for name in names:
-            if points := curves.get(name):
-                axis.plot(*zip(*points, strict=True), label=name)
+    for axis, title, names in ((axes[1, 0], "losses", LOSSES), (axes[1, 1], "quality", (DISTANCE,))):
         axis.set(title=title, xlabel="step")
+        axis.grid(visible=True, alpha=0.3)
+        _plot(axis, curves, names)
+    # The distance falls by powers of ten, at the left; the shares are in [0, 1], at the right.
+    quality, shares = axes[1, 1], axes[1, 1].twinx()
+    quality.set(yscale="log", ylabel=DISTANCE)
+    shares.set(ylim=(0, 1), ylabel="share")
+    _plot(shares, curves, SHARES, first_color=1, style="--")
+    for axis, place in (
+        (axes[1, 0], {}),
+        (quality, {"bbox_to_anchor": (0, 0.42)}),
+        (shares, {"bbox_to_anchor": (0, 0.22)}),
+    ):
         if axis.lines:
-            axis.grid(visible=True, alpha=0.3)
-            axis.legend()
-        else:
-            axis.set_axis_off()
+            axis.legend(loc="center left" if place else "best", **place)
+    for axis, lines in ((axes[1, 0], axes[1, 0].lines), (quality, [*quality.lines, *shares.lines])):
+        if not lines:
             axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes)
-    if axes[1, 1].lines:
-        axes[1, 1].set_yscale("log")  # distances and shares in one plot
     with replaced(file) as draft:
         figure.savefig(draft, format="png", dpi=100)
+
+
+def _plot(axis: "Axes", curves: Curves, names: Sequence[str], *, first_color: int = 0, style: str = "-") -> None:
+    for color, name in enumerate(names, start=first_color):
+        if points := curves.get(name):
+            axis.plot(*zip(*points, strict=True), f"C{color}{style}", label=name)
 
 
 def _grid(labelled: Labelled, class_names: Sequence[str]) -> Tensor:

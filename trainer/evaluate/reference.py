@@ -34,6 +34,10 @@ BATCH_SIZE = 64
 Numbered = Iterable[tuple[int, Uint8Image]]
 
 
+class FeaturesError(UserError):
+    """Features that nothing can be measured in; the message says whose."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """Figures, and what they were measured on, which is always given with them."""
@@ -118,6 +122,7 @@ def evaluate_against(
         seed: for random subsets and splits.
 
     Raises:
+        FeaturesError: features are not finite.
         UserError: the network does not fit the images or the reference.
     """
     passed = through(codec)
@@ -132,6 +137,12 @@ def evaluate_against(
             f"the reference has {width} features, {network.name} gives {seen.features.shape[1]}: the statistics are of "
             "another network"
         )
+    of_reference = torch.stack([held.mean, held.covariance.diagonal()]) if isinstance(held, Statistics) else held
+    for values, what in ((seen.features, "the samples"), (of_reference, "the reference")):
+        if not values.isfinite().all():  # a distance would come out as 0, the best value
+            raise FeaturesError(
+                f"features of {what} are not finite, by {network.name}: nothing can be measured in them"
+            )
     return Measured(
         quality=compare(seen.features, held, logits=seen.logits, seed=seed),
         num_samples=len(seen.features),

@@ -22,9 +22,9 @@ from trainer.plan.on_meta import (
     META,
     OneKernelAttention,
     PlayersOnMeta,
-    batch_on_meta,
     images_on_meta,
     networks_on_meta,
+    raw_batch_on_meta,
 )
 
 
@@ -53,15 +53,27 @@ class Costs:
     update_g: UpdateCost
     """The generator's update."""
     update_d: UpdateCost
-    """The discriminator's update without R1."""
-    update_d_r1: UpdateCost
-    """The discriminator's update with R1, and with R2 if it has a weight."""
+    """The discriminator's update without penalties."""
+    update_d_penalized: UpdateCost
+    """The discriminator's update with the penalties that have a weight; without any, the same as `update_d`."""
+    penalty_interval_steps: int | None
+    """Interval in steps at which the penalties are applied; None if there are none."""
 
-    def flops_per_image(self, r1_interval_steps: int | None) -> float:
-        """FLOPs of both updates per training image, averaged over steps with and without R1; None: never R1."""
-        r1_extra = self.update_d_r1.flops_per_image - self.update_d.flops_per_image
-        share = 1 / r1_interval_steps if r1_interval_steps else 0.0
-        return self.update_g.flops_per_image + self.update_d.flops_per_image + share * r1_extra
+    @property
+    def penalty_flops_per_image(self) -> float:
+        """FLOPs per image that the penalties add to a step that has them."""
+        return self.update_d_penalized.flops_per_image - self.update_d.flops_per_image
+
+    @property
+    def flops_per_image(self) -> float:
+        """FLOPs of both updates per training image, averaged over steps with and without penalties."""
+        share = 1 / self.penalty_interval_steps if self.penalty_interval_steps else 0.0
+        return self.update_g.flops_per_image + self.update_d.flops_per_image + share * self.penalty_flops_per_image
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that the largest update saves for backward, at one rank's micro-batch."""
+        return max(self.update_g.saved_bytes, self.update_d_penalized.saved_bytes)
 
 
 def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs:
@@ -79,7 +91,7 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         diffusion,
         bf16=planned_precision(config) == "bf16",
     )
-    batch, (images, labels) = batch_on_meta(config, method, diffusion), images_on_meta(config)
+    batch, (images, labels) = method.draw(raw_batch_on_meta(config), diffusion), images_on_meta(config)
 
     x, t = torch.empty((1, *images.shape[1:]), device=META), torch.zeros(1, dtype=torch.int64, device=META)
     z, label = torch.empty(1, config.generator.latent_dim, device=META), labels.of_images[:1] if labels else None
@@ -93,15 +105,16 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         with OneKernelAttention():
             return _count(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
 
-    update_g, update_d, update_d_r1 = update("g", method), update("d", method.without_penalties()), update("d", method)
+    update_d = update("d", method.without_penalties())
     return Costs(
         parameters_g=_num_parameters(networks["g"]),
         parameters_d=_num_parameters(networks["d"]) if "d" in networks else 0,
         forward_g=forward_g,
         forward_d=forward_d,
-        update_g=update_g,
+        update_g=update("g", method),
         update_d=update_d,
-        update_d_r1=update_d_r1,
+        update_d_penalized=update("d", method) if method.penalties else update_d,
+        penalty_interval_steps=method.penalty_interval_steps if method.penalties else None,
     )
 
 

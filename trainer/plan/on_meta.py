@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.diffusion import Diffusion
 from models.networks import build_discriminator, build_generator
 from models.shapes import Image
 from trainer.algorithm.method import Method, Part, Players
@@ -24,7 +23,8 @@ def networks_on_meta(config: TrainConfig, method: Method[Any]) -> dict[Part, nn.
     """The networks that a method trains. Building them draws no random number of torch's global generator."""
     rng_state = torch.get_rng_state()
     with META:
-        networks: dict[Part, nn.Module] = {"g": build_generator(config.generator, config.image_form)}
+        generator = build_generator(config.generator, config.image_form, config.noise_levels)
+        networks: dict[Part, nn.Module] = {"g": generator}
         if "d" in method.parts:
             networks["d"] = build_discriminator(config.discriminator, config.image_form)
     torch.set_rng_state(rng_state)
@@ -41,12 +41,19 @@ def images_on_meta(config: TrainConfig) -> tuple[Tensor, Labels | None]:
     return images, Labels(classes, form.num_classes, config.training.label_dropout)
 
 
-def batch_on_meta(config: TrainConfig, method: Method[Any], diffusion: Diffusion) -> Any:
-    """What the method draws for one forward pass of one rank."""
+def raw_batch_on_meta(config: TrainConfig) -> RawBatch:
+    """The images of one forward pass of one rank, from which a method draws."""
     images, labels = images_on_meta(config)
     draws = Draws(0, 0, torch.empty(len(images), dtype=torch.int64, device=META))
-    raw = RawBatch(images, draws, config.generator.latent_dim, config.data.horizontal_flip, share=1.0, labels=labels)
-    return method.draw(raw, diffusion)
+    return RawBatch(
+        images,
+        draws,
+        config.generator.latent_dim,
+        config.data.horizontal_flip,
+        share=1.0,
+        labels=labels,
+        group_size=split_batch(config).group_size,
+    )
 
 
 class PlayersOnMeta(Players):

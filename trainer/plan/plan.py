@@ -1,5 +1,6 @@
 """The dry run: steps, arithmetic, memory and files of a run, computed without a GPU, Ray or the data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import torch
 from data.shards.index import load_index
 from data.storage.location import DataError
 from data.storage.redaction import redact
+from models.diffusion import Diffusion
 from trainer.algorithm.batch_split import BatchSplit
 from trainer.algorithm.methods import make_method
+from trainer.config.stages import Stage, stages_of
 from trainer.config.train_config import TrainConfig, num_steps, planned_precision, split_batch
 from trainer.plan.cost import Costs, count_costs
 
@@ -42,6 +45,31 @@ class StateMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """The length and cost of one stage of a run."""
+
+    name: str
+    """As in the config; empty if the run has one stage only."""
+    num_steps: int
+    """Number of its optimizer steps."""
+    num_images: int
+    """Number of its training images."""
+    penalties: str
+    """The penalties with a weight."""
+    noise_levels: tuple[float, ...]
+    """Sigma of each step's x_t, cleanest first."""
+    x0_weights: tuple[float, ...]
+    """Weight of x0_pred in x_tm1 at each step: what D can see of the generator's work."""
+    costs: Costs
+    """Network sizes and FLOPs."""
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the stage, over all ranks."""
+        return self.costs.flops_per_image * self.num_images
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The size and cost of a run."""
 
@@ -57,14 +85,10 @@ class Plan:
     """How the global batch is split."""
     num_steps: int
     """Number of optimizer steps of the run."""
-    r1_interval_steps: int | None
-    """Interval in steps at which the penalties are applied; None if there are none."""
-    penalties: str
-    """The penalties with a weight."""
     precision: str
     """The precision of the computation; for `auto` also why."""
-    costs: Costs
-    """Network sizes and FLOPs."""
+    stages: tuple[StagePlan, ...]
+    """The stages of the run in their order; most runs have one."""
     zero_stage_g: int
     """ZeRO stage chosen for the generator."""
     zero_stage_d: int
@@ -89,20 +113,24 @@ class Plan:
         return self.num_images / self.num_samples if self.num_samples else None
 
     @property
-    def flops_per_image(self) -> float:
-        """FLOPs of both updates per training image, including R1 on average."""
-        return self.costs.flops_per_image(self.r1_interval_steps)
+    def costs(self) -> Costs:
+        """Network sizes and FLOPs of the last stage."""
+        return self.stages[-1].costs
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole run, over all ranks."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Most that a rank saves for a backward pass in any stage, in bytes; an estimate."""
+        return max(stage.costs.saved_bytes for stage in self.stages)
 
     @property
     def state_bytes(self) -> int:
         """State of both networks on one rank at the chosen stages, in bytes."""
         return self.memory_g[self.zero_stage_g].total + self.memory_d[self.zero_stage_d].total
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes that the larger update saves for backward, at one rank's micro-batch."""
-        update_d = self.costs.update_d_r1 if self.r1_interval_steps else self.costs.update_d
-        return max(self.costs.update_g.saved_bytes, update_d.saved_bytes)
 
 
 def make_plan(config: TrainConfig) -> Plan:
@@ -112,9 +140,10 @@ def make_plan(config: TrainConfig) -> Plan:
         num_samples = load_index(config.data.path).num_samples
     except (DataError, OSError) as error:
         data_note = str(error)
-    costs = count_costs(config)
+    stages = tuple(map(_plan_stage, stages_of(config)))
     world_size = config.scaling.world_size
-    method = make_method(config.training, config.generator)
+    size_g = stages[-1].costs.parameters_g  # in all stages
+    size_d = max(stage.costs.parameters_d for stage in stages)
     return Plan(
         run_directory=Path(config.run.directory),
         data_path=redact(config.data.path),
@@ -122,17 +151,29 @@ def make_plan(config: TrainConfig) -> Plan:
         data_note=data_note,
         batch=split_batch(config),
         num_steps=num_steps(config),
-        r1_interval_steps=method.penalty_interval_steps if method.penalties else None,
-        penalties=" and ".join(method.penalties).upper(),
         precision=_precision(config),
-        costs=costs,
+        stages=stages,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,
-        memory_g=tuple(state_memory(costs.parameters_g, stage, world_size, has_average=True) for stage in range(4)),
-        memory_d=tuple(state_memory(costs.parameters_d, stage, world_size, has_average=False) for stage in range(3)),
+        memory_g=tuple(state_memory(size_g, stage, world_size, has_average=True) for stage in range(4)),
+        memory_d=tuple(state_memory(size_d, stage, world_size, has_average=False) for stage in range(3)),
         # Parameters and both moments of both networks, plus the generator's average.
-        checkpoint_bytes=FP32_BYTES * (3 * (costs.parameters_g + costs.parameters_d) + costs.parameters_g),
+        checkpoint_bytes=FP32_BYTES * (3 * (size_g + size_d) + size_g),
         keep_last=config.checkpoint.keep_last,
+    )
+
+
+def _plan_stage(stage: Stage) -> StagePlan:
+    config, num_steps = stage.config, stage.last_step - stage.first_step
+    diffusion = Diffusion.from_config(config.diffusion)
+    return StagePlan(
+        name=stage.name,
+        num_steps=num_steps,
+        num_images=num_steps * config.training.global_batch_size,
+        penalties=" and ".join(make_method(config.training, config.generator).penalties).upper(),
+        noise_levels=tuple(diffusion.noise_levels.tolist()),
+        x0_weights=tuple(diffusion.posterior_coef_x0.tolist()),
+        costs=count_costs(config),
     )
 
 
@@ -163,18 +204,15 @@ def render(plan: Plan) -> str:
         f"  {_batch(batch)}",
         "length",
         f"  {plan.num_steps:,} steps, {plan.num_images:,} images; {epochs}",
-        "arithmetic",
+        f"  {_flops(plan.flops)}, over all ranks",
         f"  precision {plan.precision}",
-        f"  {_flops(plan.flops_per_image)} an image: generator's update {_flops(costs.update_g.flops_per_image)}, "
-        f"discriminator's {_flops(costs.update_d.flops_per_image)}, {_r1(plan)}",
-        f"  {_flops(plan.flops_per_image * batch.global_batch_size)} a step, "
-        f"{_flops(plan.flops_per_image * plan.num_images)} the whole run, over all ranks",
+        *(line for stage in plan.stages for line in _render_stage(stage)),
         "memory of one rank in GiB; * marks the stage chosen",
         "  network        ZeRO  parameters  gradients      Adam    master   average       sum",
         *(_row("generator", memory, plan.zero_stage_g) for memory in plan.memory_g),
         *(_row("discriminator", memory, plan.zero_stage_d) for memory in plan.memory_d),
         f"  saved for backward (estimate): generator's update {_gib(costs.update_g.saved_bytes)}, discriminator's "
-        f"{_gib(costs.update_d.saved_bytes)}, with R1 {_gib(costs.update_d_r1.saved_bytes)}",
+        f"{_gib(costs.update_d.saved_bytes)}, with penalties {_gib(costs.update_d_penalized.saved_bytes)}",
         f"  together {_gib(plan.state_bytes)} + {_gib(plan.saved_bytes)} = "
         f"{_gib(plan.state_bytes + plan.saved_bytes)}; "
         "not included: workspaces of kernels, communication buckets, the processes themselves",
@@ -186,6 +224,21 @@ def render(plan: Plan) -> str:
         f"  writes  {redact(str(plan.run_directory))}/ with {', '.join(OUTPUTS)}",
     ]
     return "\n".join(lines)
+
+
+def _render_stage(stage: StagePlan) -> list[str]:
+    costs = stage.costs
+    heading = f"stage {stage.name}: {stage.num_steps:,} steps, {stage.num_images:,} images, {_flops(stage.flops)}"
+    return [
+        *([heading] if stage.name else []),
+        "steps of denoising",
+        f"  noise level sigma of x_t       {_levels(stage.noise_levels)}",
+        f"  weight of x0_pred in x_tm1     {_levels(stage.x0_weights)}",
+        "arithmetic",
+        f"  {_flops(costs.flops_per_image)} an image: generator's update {_flops(costs.update_g.flops_per_image)}, "
+        f"discriminator's {_flops(costs.update_d.flops_per_image)}, {_penalties(stage)}",
+        f"  {_flops(stage.flops / stage.num_steps)} a step",
+    ]
 
 
 def _precision(config: TrainConfig) -> str:
@@ -214,14 +267,20 @@ def _batch(batch: BatchSplit) -> str:
     )
 
 
-def _r1(plan: Plan) -> str:
-    if not plan.costs.parameters_d:
+def _levels(values: Sequence[float]) -> str:
+    """One number for each step; of many steps the first and the last two."""
+    words = [f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in values]
+    return ", ".join(words if len(words) <= 16 else [*words[:2], "...", *words[-2:]])
+
+
+def _penalties(stage: StagePlan) -> str:
+    if not stage.costs.parameters_d:
         return "there is none"
-    if plan.r1_interval_steps is None:
-        return "R1 is off"
-    often = "at every step" if plan.r1_interval_steps == 1 else f"at 1 step in {plan.r1_interval_steps}"
-    extra = plan.costs.update_d_r1.flops_per_image - plan.costs.update_d.flops_per_image
-    return f"{plan.penalties} {_flops(extra)} {often}"
+    interval = stage.costs.penalty_interval_steps
+    if interval is None:
+        return "without penalties"
+    often = "at every step" if interval == 1 else f"at 1 step in {interval}"
+    return f"{stage.penalties} {_flops(stage.costs.penalty_flops_per_image)} {often}"
 
 
 def _row(name: str, memory: StateMemory, chosen: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.config.stages import stages_of
 from trainer.config.train_config import TrainConfig
 from trainer.plan.bytes_moved import Traffic
 from trainer.plan.gpus import Gpu, Precision
@@ -37,26 +38,29 @@ class Prediction:
     """Precision of the run."""
     plan: Plan
     """The plan of the run."""
-    step_s: tuple[float, float]
-    """Seconds of a step, with the penalties at their interval."""
+    step_s: tuple[tuple[float, float], ...]
+    """Seconds of a step in each stage, with the penalties at their interval."""
 
     @property
     def images_per_s(self) -> tuple[float, float]:
-        """Training images per second of all ranks."""
-        bound, estimate = (self.plan.batch.global_batch_size / seconds for seconds in self.step_s)
+        """Training images per second of all ranks, over the whole run."""
+        bound, estimate = (self.plan.num_images / 3600 / hours for hours in self.hours)
         return bound, estimate
 
     @property
     def mfu(self) -> tuple[float, float]:
         """Share of the GPUs' peak at this precision, in [0, 1]."""
         peak = self.plan.batch.world_size * self.gpu.flops_per_s(self.precision)
-        bound, estimate = (rate * self.plan.flops_per_image / peak for rate in self.images_per_s)
+        bound, estimate = (self.plan.flops / 3600 / hours / peak for hours in self.hours)
         return bound, estimate
 
     @property
     def hours(self) -> tuple[float, float]:
         """Hours of the whole run."""
-        bound, estimate = (self.plan.num_steps * seconds / 3600 for seconds in self.step_s)
+        steps = [stage.num_steps for stage in self.plan.stages]
+        bound, estimate = (
+            sum(n * s for n, s in zip(steps, seconds, strict=True)) / 3600 for seconds in zip(*self.step_s, strict=True)
+        )
         return bound, estimate
 
     @property
@@ -80,8 +84,9 @@ def predict(config: TrainConfig, plan: Plan, gpu: Gpu, precision: Precision) -> 
         gpu: the GPU of each rank.
         precision: precision of the run.
     """
-    traffic = count_step(config, bf16=precision == "bf16").whole
-    return Prediction(gpu=gpu, precision=precision, plan=plan, step_s=step_seconds(traffic, gpu, precision))
+    steps = [count_step(stage.config, bf16=precision == "bf16").whole for stage in stages_of(config)]
+    seconds = tuple(step_seconds(traffic, gpu, precision) for traffic in steps)
+    return Prediction(gpu=gpu, precision=precision, plan=plan, step_s=seconds)
 
 
 def step_seconds(traffic: Traffic, gpu: Gpu, precision: Precision) -> tuple[float, float]:
@@ -109,7 +114,10 @@ def render_prediction(prediction: Prediction, usd_per_gpu_hour: float | None = N
     """The prediction as text for a terminal."""
     p = prediction
     rows = [
-        ("seconds of a step", p.step_s, ".4f"),
+        *(
+            (f"seconds of a step{f' of stage {stage.name}' if stage.name else ''}", seconds, ".4f")
+            for stage, seconds in zip(p.plan.stages, p.step_s, strict=True)
+        ),
         ("images/s", p.images_per_s, ",.0f"),
         ("MFU in per cent", (100 * p.mfu[0], 100 * p.mfu[1]), ".1f"),
         ("hours of the whole run", p.hours, ",.1f"),

@@ -6,9 +6,9 @@ compiled draw of a pair, and Adam. The engine is the plain torch engine of one r
 over the ranks is not counted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ from trainer.plan.on_meta import (
     META,
     OneKernelAttention,
     PlayersOnMeta,
-    batch_on_meta,
     images_on_meta,
     networks_on_meta,
+    raw_batch_on_meta,
 )
 
 
@@ -86,15 +86,16 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
     engines: dict[Part, Engine] = {
         name: _Engine(network, counter) for name, network in networks_on_meta(config, method).items()
     }
-    average = Ema(engines["g"], config.training.ema_decay)
-    batch = batch_on_meta(config, method, diffusion)
+    average = Ema(engines["g"])
+    raw = raw_batch_on_meta(config)
+    batch = method.draw(raw, diffusion)
     with OneKernelAttention(), counter:
         method.update(part, PlayersOnMeta(engines, diffusion, bf16=bf16), [batch], 0)
         if part == "g":
             with counter.all_as("average"):
-                average.update(1)
-    drawn = [value for value in vars(getattr(batch, f"pair_{part}", batch)).values() if isinstance(value, Tensor)]
-    counter.count("draw", read=drawn[1].numel(), written=sum(tensor.nbytes for tensor in drawn))
+                average.update(1, 0.5)
+    # A batch has the draws of all updates; each is charged with the same share.
+    counter.count("draw", read=raw.images.nbytes, written=_nbytes(_tensors(batch)) / len(method.parts))
     # The optimizer runs once a step. The rest is done in each forward pass, and the passes' gradients are added up.
     once: Traffic = {kind: counter.traffic.pop(kind) for kind in ("optimizer", "average")}
     passes, parameters = split_batch(config).grad_accum_steps, list(engines[part].module.parameters())
@@ -139,5 +140,14 @@ class _CountedAdam(torch.optim.Optimizer):
         self._counter.count("optimizer", read=4 * self._bytes, written=3 * self._bytes)
 
 
-def _nbytes(parameters: Iterable[Tensor]) -> float:
-    return float(sum(p.nbytes for p in parameters))
+def _nbytes(tensors: Iterable[Tensor]) -> float:
+    return float(sum(tensor.nbytes for tensor in tensors))
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a method's batch, at any depth."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif is_dataclass(batch):
+        for part in vars(batch).values():
+            yield from _tensors(part)

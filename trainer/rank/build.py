@@ -1,22 +1,24 @@
 """Builds everything that learns: the networks in their engines, the average, and the guard over their updates."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion
 from models.fused.operator import fuse
+from models.generator import Generator
 from models.networks import build_discriminator
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import fold_seed
 from trainer.algorithm.statistics import Statistic
-from trainer.checkpoint.snapshot import build_generator, load_initial_weights
+from trainer.checkpoint.snapshot import build_generator, knows_no_latent, load_initial_weights
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.compile_cache import CompileCache
 from trainer.engine.compiled import CompiledForward, compiled_forward
@@ -94,32 +96,58 @@ def memory_format_of(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
+def new_networks(config: TrainConfig) -> dict[Part, nn.Module]:
+    """The networks that a config trains, on the CPU with new weights; the same for each call, on every rank."""
+    torch.manual_seed(fold_seed(config.run.seed, 1))
+    networks: dict[Part, nn.Module] = {"g": build_generator(config)}
+    if "d" in make_method(config.training, config.generator).parts:
+        networks["d"] = build_discriminator(config.discriminator, config.image_form)
+    return networks
+
+
+def silence_latent(networks: Mapping[Part, nn.Module]) -> None:
+    """If a game begins, let z have no effect at first: for a generator that was trained without it.
+
+    Otherwise z moves every style at random, and the first steps of the game destroy what the generator has learned.
+    """
+    if "d" in networks:
+        cast("Generator", networks["g"]).mapping.silence_latent()
+
+
+def build(
+    config: TrainConfig,
+    ranks: Ranks,
+    *,
+    fresh: bool = True,
+    memory_format: torch.memory_format | None = None,
+    first_step: int = 0,
+) -> Learner:
     """Build what a config describes, with new weights.
 
     Args:
-        config: the run's config, with a settled precision.
+        config: of a stage of the run, with a settled precision.
         ranks: the ranks that train; each builds the same weights.
-        fresh: load the weights of `run.init_from`; false if a checkpoint will be loaded afterwards.
+        fresh: load the weights of `run.init_from`; false if the state is loaded afterwards.
+        memory_format: layout of images, features and weights; None: `memory_format_of` the device.
+        first_step: step of the run with which the stage begins.
 
     Raises:
         WeightsError: the weights of `run.init_from` cannot be used.
     """
     device, training = ranks.device, config.training
-    method = make_method(training, config.generator)
+    method = make_method(training, config.generator).starting_at(first_step)
     fuse("gpu" if config.engine.fused else "nowhere")
-    # The same seed on all ranks: each builds the same weights, so none have to be sent.
-    torch.manual_seed(fold_seed(config.run.seed, 1))
-    networks: dict[Part, nn.Module] = {"g": build_generator(config)}
-    if "d" in method.parts:
-        networks["d"] = build_discriminator(config.discriminator, config.image_form)
+    networks = new_networks(config)
     if config.run.init_from and fresh:
-        load_initial_weights(networks["g"], Path(config.run.init_from))
+        file = Path(config.run.init_from)
+        load_initial_weights(networks["g"], file)
+        if knows_no_latent(file):
+            silence_latent(networks)
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
     engines: dict[Part, Engine] = {
         part: make_engine(
             network,
-            make_adam(network.to(device), training.adam, device),
+            make_adam(network.to(device), device, beta1=training.adam.beta1, eps=training.adam.eps),
             config.engine,
             zero_stage=stages[part],
             grad_accum_steps=split_batch(config).grad_accum_steps,
@@ -127,7 +155,7 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
         )
         for part, network in networks.items()
     }
-    memory_format = memory_format_of(device)
+    memory_format = memory_format or memory_format_of(device)
     for part, engine in engines.items():
         # DeepSpeed takes weights in the plain layout only. From stage 1 on they stay views of its flat buffers in that
         # layout, and a GPU converts each weight, which is small next to the features, in each convolution.
@@ -148,4 +176,4 @@ def build(config: TrainConfig, ranks: Ranks, *, fresh: bool = True) -> Learner:
         memory_format=memory_format,
     )
     skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
-    return Learner(method, players, Ema(players.generator, training.ema_decay), skipped)
+    return Learner(method, players, Ema(players.generator), skipped)

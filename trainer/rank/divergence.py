@@ -150,7 +150,7 @@ class SkippedUpdates:
 
     def _values(self, everyone: Sequence[Mapping[str, list[float]]]) -> tuple[str, str]:
         """The recorded statistics as text: scalars over the global batch, and timesteps with non-finite values."""
-        scalars, timesteps = [], []
+        scalars, timesteps, finite = [], [], []
         for statistic in self.counted:
             of_ranks = [seen[statistic.name] for seen in everyone if statistic.name in seen]
             if not statistic.label or not of_ranks:
@@ -164,12 +164,12 @@ class SkippedUpdates:
                 by_timestep = enumerate(zip(*of_ranks, strict=True))
                 bad = [str(t) for t, values in by_timestep if not all(map(math.isfinite, values))]
                 timesteps += [f"{statistic.label} not finite at t = {', '.join(bad)}"] if bad else []
-        finite = "all of D's logits were finite" if "d" in self.parts else "all squared errors were finite"
-        return ", ".join(scalars), "; ".join(timesteps) or finite
+                finite += [] if bad else [statistic.label]
+        return ", ".join(scalars), "; ".join(timesteps) or f"finite at every t: {', '.join(finite)}"
 
 
 class LogitGap:
-    """Warns, once, if D's logits for real and for fake pairs have not parted since the start of the run.
+    """Warns, once, if D's logits for real and for fake pairs have not parted since the start of the stage.
 
     D then knows nothing that it could teach G, whatever the samples look like. Only the start is judged: late in a good
     run the fakes are so good that the logits meet again.
@@ -188,7 +188,7 @@ class LogitGap:
         """Look at the means since the last log point.
 
         Args:
-            step: optimizer steps done.
+            step: optimizer steps of the stage that are done.
             metrics: has `logit_real/t0`, `logit_fake/t0`, ...; without them, nothing is checked.
         """
         resumed = not self._last_step and step > self._num_steps
@@ -200,8 +200,9 @@ class LogitGap:
             self._watching = False
             log.warning(
                 "D has not told real from generated images in the first %d steps: the means of its logits differ by "
-                "less than %g at every timestep (curves logit_real and logit_fake), so G learns nothing from it. Lower "
-                "training.r1_gamma, raise training.learning_rate_d.peak, or widen discriminator.base_channels",
+                "less than %g at every timestep (curves logit_real and logit_fake), so G learns nothing from it. "
+                "training.objective=relativistic, whose loss does not depend on what both logits share, parted them "
+                "where smaller penalties, other learning rates and a wider discriminator did not",
                 step,
                 self._gap,
             )

@@ -1,5 +1,6 @@
 """What a run does between steps: log curves, report to the driver, draw grids, evaluate and save checkpoints."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from trainer.rank.watchdog import Phase
 from trainer.sample.draw import sample_images
 from trainer.sample.images import save_grid
 from trainer.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 
 class Curves:
@@ -91,7 +94,7 @@ class LogCurves:
         if metrics["replaced_samples"]:  # a sum over the ranks, so all of them call the collective
             self._replaced.publish(self._tracker)
         if loop.ranks.rank == 0:
-            self._logit_gap.check(loop.step, metrics)
+            self._logit_gap.check(loop.step - loop.stage.first_step, metrics)
         loop.learner.skipped.check(loop.step, loop.ranks)
 
 
@@ -100,8 +103,11 @@ class ReportStatus:
 
     phase: Phase = "log"
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, driver: Driver, num_steps: int) -> None:
+        """Args:
+        num_steps: steps of the whole run.
+        """
+        self._driver, self._num_steps = driver, num_steps
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
         """After every step."""
@@ -112,7 +118,7 @@ class ReportStatus:
         if loop.ranks.rank != 0:
             return
         losses = {name: value for name, value in loop.measured.items() if name.startswith("loss_")}
-        rate, total = loop.measured.get("images_per_s", 0.0), loop.num_steps * loop.share.global_batch_size
+        rate, total = loop.measured.get("images_per_s", 0.0), self._num_steps * loop.share.global_batch_size
         self._driver.report(RunStatus(loop.step, loop.images, total, rate, losses))
 
 
@@ -147,7 +153,11 @@ class DrawGrid:
             num -= num % len(self._rows)
         images = sample_images(generator, loop.learner.players.diffusion, config, num=num, seed=0)
         file = Path(config.run.directory) / "samples" / f"step-{loop.step:08d}.png"
-        save_grid(file, images, self._rows)
+        try:
+            save_grid(file, images, self._rows)
+        except OSError as error:  # a full disk; the checkpoint has its own rules
+            log.error("the grid of step %d was not saved, training continues: %s", loop.step, error)
+            return
         self._tracker.log_image(loop.step, "samples", file)
 
 
@@ -205,7 +215,7 @@ class SaveCheckpoint:
 
 
 def write_snapshot(config: TrainConfig, averaged: AveragedGenerator, ranks: Ranks, tracker: Tracker, step: int) -> None:
-    """Write the averaged generator and its config at the end of a run. A collective."""
+    """Write the averaged generator and its config at the end of a stage. A collective."""
     generator = averaged.filled()
     if generator is None or ranks.rank != 0:
         return

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from data.stream.pipeline import open_batches
 from trainer.algorithm.method import Part
 from trainer.algorithm.pairs import Labels, RawBatch
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.schedules import learning_rate
-from trainer.config.train_config import TrainConfig, num_steps, split_batch
+from trainer.algorithm.schedules import ema_decay, learning_rate, value_at
+from trainer.config.stages import Stage
+from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.ranks import Agreement, Ranks
 from trainer.rank.build import Learner
 from trainer.rank.metrics import StatisticsSum, StepClock, peak_memory_gib
@@ -87,7 +88,7 @@ class Hook(Protocol):
         ...
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
-        """Whether to run after `step` optimizer steps and `images` images; at_end: it was the last planned step."""
+        """Whether to run after `step` steps and `images` images of the run; at_end: it was the last step of a stage."""
         ...
 
     def run(self, loop: "Loop") -> None:
@@ -97,10 +98,10 @@ class Hook(Protocol):
 
 @dataclass(kw_only=True)
 class Loop:
-    """Everything that one rank needs to train from `step` to the end.
+    """Everything that one rank needs to train from `step` to the end of a stage.
 
     Attributes:
-        config, ranks: the run's config, and this process's place among the ranks.
+        stage, ranks: the stage of the run, and this process's place among the ranks.
         share: this rank's part of each global batch.
         learner: what the steps change.
         batches: this rank's micro-batches of uint8 images and labels in order, from batch `step` on.
@@ -108,12 +109,13 @@ class Loop:
         hooks: work after each step, in this order.
         watchdog: is told of each phase.
         method: the training method; the learner's, unless a benchmark replaces it.
-        step: optimizer steps done.
+        step: optimizer steps of the run that are done.
         statistics: sums since the last `take_metrics`.
         measured: the result of the last `take_metrics`; empty before the first.
+        stopping: the ranks have agreed to stop after the last step.
     """
 
-    config: TrainConfig
+    stage: Stage
     ranks: Ranks
     share: Share
     learner: Learner
@@ -127,23 +129,29 @@ class Loop:
         self.method = self.learner.method
         self.statistics = StatisticsSum(self.learner.statistics)
         self.measured: dict[str, float] = {}
+        self.stopping = False
         self._clock = StepClock(self.ranks.device)
 
     @property
+    def config(self) -> TrainConfig:
+        """The settings of the stage."""
+        return self.stage.config
+
+    @property
     def images(self) -> int:
-        """Training images seen by all ranks."""
+        """Training images of the run that all ranks have seen."""
         return self.step * self.share.global_batch_size
 
     @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return num_steps(self.config)
+    def images_of_stage(self) -> int:
+        """Those of the stage, by which its settings change."""
+        return (self.step - self.stage.first_step) * self.share.global_batch_size
 
     def run(self, last: int | None = None) -> bool:
-        """Train to the planned end, or until the ranks agree to stop.
+        """Train to the end of the stage, or until the ranks agree to stop.
 
         Args:
-            last: the last step; None: the planned end.
+            last: the last step; None: that of the stage.
 
         Returns:
             Whether the last step was reached.
@@ -151,35 +159,37 @@ class Loop:
         Raises:
             Diverged: on all ranks after the same step, because too many updates in a row were skipped.
         """
-        last, agreement = self.num_steps if last is None else last, Agreement(self.ranks)
+        last, agreement = self.stage.last_step if last is None else last, Agreement(self.ranks)
         self._clock.start()
         while self.step < last:
             agreement.propose(self.driver.stop_requested())
             self._one_step()
-            stopping = agreement.reached()
+            self.stopping = agreement.reached()
             self.watchdog.end_step()
             for hook in self.hooks:
-                if hook.due(self.step, self.images, self.step == self.num_steps):
+                if hook.due(self.step, self.images, self.step == self.stage.last_step):
                     self.watchdog.enter(hook.phase)
                     hook.run(self)
-            if stopping and self.step < last:
+            if self.stopping and self.step < last:
                 log.info("asked to stop: step %d is done", self.step)
                 return False
         return True
 
     def _one_step(self) -> None:
-        players, clock = self.learner.players, self._clock
+        players, clock, training = self.learner.players, self._clock, self.config.training
+        seen = self.images_of_stage
         for part, engine in players.engines.items():
-            engine.set_learning_rate(self._learning_rate(part, self.images))
+            engine.set_rates(self._learning_rate(part, seen), value_at(training.adam.beta2, seen))
         clock.mark("other")  # the hooks after the last step
         self.watchdog.enter("data")
         batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        drawn = [self._draw(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
+        raw = [self._raw(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
         # Every rank must call each reduction: a rank with fewer images pads with repeated images of weight zero.
         if missing := self.share.grad_accum_steps - len(batches):
             images, labels = (part[: self.share.group_size] for part in batches[0][:2])
-            drawn += [self._draw(images, labels, 0, 0)] * missing
+            raw += [self._raw(images, labels, 0, 0)] * missing
+        drawn = [self.method.draw(batch, players.diffusion) for batch in raw]
         clock.mark("other")
         found = {}
         for part in self.method.parts:
@@ -189,7 +199,10 @@ class Loop:
         for part, statistics in found.items():
             players.engines[part].finish()
             self.statistics.add(self.learner.skipped.take_in(part, players.engines[part].guard, statistics))
-        self.learner.ema.update(self.step)
+        self.learner.ema.update(
+            self.step - self.stage.first_step,
+            ema_decay(training.ema_decay, training.ema_half_life_images, seen, self.share.global_batch_size),
+        )
         self.step += 1
         clock.end_step("other")
 
@@ -198,14 +211,14 @@ class Loop:
         schedule = training.learning_rate_g if part == "g" else training.learning_rate_d
         return learning_rate(schedule, images, training.total_images)
 
-    def _draw(self, images: Tensor, labels: Tensor, index: int, weight: int) -> Any:
-        """Draw the method's batch from micro-batch number `index`, of which `weight` images count."""
+    def _raw(self, images: Tensor, labels: Tensor, index: int, weight: int) -> RawBatch:
+        """Micro-batch number `index` on the device, with its draws; `weight` of its images count."""
         first, device = self.share.start + index * self.share.micro_batch_size, self.ranks.device
         classes, num_classes = None, self.config.data.num_classes
         if num_classes:
             of_images = labels.to(device, non_blocking=True)
             classes = Labels(of_images, num_classes, self.config.training.label_dropout)
-        raw = RawBatch(
+        return RawBatch(
             images.to(device, non_blocking=True),
             Draws(self.config.run.seed, self.step, torch.arange(first, first + len(images), device=device)),
             latent_dim=self.config.generator.latent_dim,
@@ -213,8 +226,9 @@ class Loop:
             share=weight / self.share.global_batch_size,
             labels=classes,
             memory_format=self.learner.players.memory_format,
+            start=first,
+            group_size=self.share.group_size,
         )
-        return self.method.draw(raw, self.learner.players.diffusion)
 
     def take_metrics(self) -> dict[str, float]:
         """The curves' values over the steps since the last call. A collective that waits for the device."""
@@ -223,7 +237,8 @@ class Loop:
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
         for part, engine in self.learner.players.engines.items():
             metrics[f"gradient_norm_{part}"] = engine.guard.norm.item()
-            metrics[f"learning_rate_{part}"] = self._learning_rate(part, self.images - self.share.global_batch_size)
+            before = self.images_of_stage - self.share.global_batch_size
+            metrics[f"learning_rate_{part}"] = self._learning_rate(part, before)
         metrics |= {
             "images_seen": float(self.images),
             "images_per_s": timed * self.share.global_batch_size / wall,

@@ -104,6 +104,11 @@ class RunCheckpoints:
             newest_step=newest_step,
             token=self._ranks.broadcast(uuid.uuid4().hex[:8]),
         )
+        self.prepare_for(state)
+
+    def prepare_for(self, state: TrainingState) -> None:
+        """Allocate memory for saves of this state, in the background."""
+        assert self._writer, "start comes first"
         self._writer.reserve(state.expected_bytes())
 
     def note(self, metrics: Mapping[str, float]) -> None:

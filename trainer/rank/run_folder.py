@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from trainer.checkpoint.storage import shown_checkpoint
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 from trainer.config.sections import RunConfig
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.rank.progress import Outcome

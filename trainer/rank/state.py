@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.shards.index import ShardIndex
 from data.storage.files import timestamp
@@ -15,12 +15,14 @@ from data.storage.location import DataError
 from data.storage.redaction import redact, redact_values
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint, CheckpointError
+from trainer.checkpoint.whole import averaged_generator
 from trainer.config.io import from_dict, to_dict
 from trainer.config.resume import check_resumable
+from trainer.config.stages import Stage
 from trainer.config.train_config import TrainConfig
 from trainer.engine.interface import Fragment
 from trainer.engine.ranks import Ranks
-from trainer.rank.build import Learner
+from trainer.rank.build import Learner, new_networks, silence_latent
 from trainer.rank.metrics import StatisticsSum
 from trainer.tracking.provenance import library_versions
 
@@ -33,10 +35,12 @@ class TrainingState:
 
     Attributes:
         config, ranks, index: the run's config, ranks and data set.
+        stage: the stage of the run.
         learner: networks, average, and counts of skipped updates.
     """
 
     config: TrainConfig
+    stage: Stage
     ranks: Ranks
     index: ShardIndex
     learner: Learner
@@ -73,21 +77,48 @@ class TrainingState:
             "config": redact_values(to_dict(self.config)),
         }
 
-    def restore(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:
-        """Load networks, average, optimizer states and sums from a checkpoint.
+    def load(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:
+        """Continue from a checkpoint: of this stage, or of the end of the stage before.
 
         Raises:
             ConfigError: a setting that a resumed run must keep has changed.
             DataError: the data set is a different one.
             CheckpointError: the checkpoint belongs to different networks.
         """
-        began = time.monotonic()
         notes = check_resumable(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), self.config)
         if checkpoint.manifest.get("data") != self.index.digest:
             raise DataError(
                 f"{self.index.shown_location} is not the data set that {checkpoint.path} was trained on: its "
                 "shards differ. Restore that data set, or start a new run in another run.directory"
             )
+        if checkpoint.step == self.stage.first_step:
+            self._begin(checkpoint, statistics)
+        else:
+            self._restore(checkpoint, statistics)
+        if self.ranks.rank == 0:
+            for note in notes:
+                log.info("changed since: %s", redact(note))
+
+    def _begin(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:
+        """Begin the stage with the averaged generator of the stage before."""
+        averaged, before = averaged_generator(checkpoint)
+        networks, learner = new_networks(self.stage.config), self.learner
+        networks["g"].load_state_dict(averaged)
+        if before.training.objective == "gaussian":
+            silence_latent(networks)
+        for part, engine in learner.players.engines.items():
+            engine.load(_NewWeights(networks[part]), 0)
+        learner.ema.load(_NewWeights(networks["g"]))
+        learner.skipped.load_rows({})
+        for name, buffer in learner.generator_buffers().items():
+            buffer.copy_(averaged[name])
+        statistics.load({}, self.ranks.device)
+        if self.ranks.rank == 0:
+            log.info("stage %s begins with the averaged generator of %s", self.stage.name, checkpoint.path)
+
+    def _restore(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:
+        """Load networks, average, optimizer states and sums of this stage."""
+        began = time.monotonic()
         learner, updates = self.learner, checkpoint.manifest.get("updates", {})
         for part, engine in learner.players.engines.items():
             engine.load(checkpoint.section(PART_NAMES[part]), updates.get(part, checkpoint.step))
@@ -104,8 +135,6 @@ class TrainingState:
             if before != after:
                 took_s = time.monotonic() - began
                 log.info("converted from %s ranks, ZeRO %s, to %s ranks, ZeRO %s, in %.1f s", *before, *after, took_s)
-            for note in notes:
-                log.info("changed since: %s", redact(note))
 
     def zero_stages(self) -> dict[str, int]:
         """ZeRO stage of each network."""
@@ -122,8 +151,20 @@ class TrainingState:
         return total if self.ranks.rank == 0 else {name: torch.zeros_like(value) for name, value in total.items()}
 
     def _sums_of(self, checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
-        sums = checkpoint.extras("statistics", rank)
+        sums, num_timesteps = checkpoint.extras("statistics", rank), self.stage.config.diffusion.num_timesteps
         for name, value in sums.items():
-            if value.dtype != torch.float32 or value.shape not in ((), (self.config.diffusion.num_timesteps,)):
+            if value.dtype != torch.float32 or value.shape not in ((), (num_timesteps,)):
                 raise CheckpointError(f"{checkpoint.path}: its sum {name} is no statistic of a run with this config")
         return sums
+
+
+class _NewWeights:
+    """A FragmentSource of weights that no optimizer has updated."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._weights = {name: p.detach().reshape(-1) for name, p in network.named_parameters()}
+
+    def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements of a parameter, also as its average; zeros as Adam's moments."""
+        piece = self._weights[name][start:stop]
+        return piece if state in ("parameter", "average") else torch.zeros_like(piece)

@@ -12,7 +12,8 @@ from data.shards.index import load_index
 from data.stream.batches import BadSampleLimit, Batch, BatchIterator
 from trainer.checkpoint.format import Checkpoint
 from trainer.config.io import flat, shown_config
-from trainer.config.train_config import TrainConfig
+from trainer.config.stages import stage_after
+from trainer.config.train_config import TrainConfig, num_steps
 from trainer.engine.ranks import Ranks
 from trainer.rank.build import build, settle_precision
 from trainer.rank.divergence import Diverged
@@ -44,7 +45,7 @@ class Worker:
     """One rank of a run, from building the networks to closing them."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks, driver: Driver, watchdog: Watchdog | None = None) -> None:
-        """Take the run's lease, find its newest checkpoint, and build the networks."""
+        """Take the run's lease, find its newest checkpoint, and build the networks of the stage that continues."""
         config = settle_precision(config, ranks)
         self.config, self.ranks, self.driver = config, ranks, driver
         self.watchdog = watchdog or Watchdog(None)
@@ -54,51 +55,72 @@ class Worker:
         self.replaced = ReplacedSamples(Path(config.run.directory), ranks, limit)
         self.checkpoints = RunCheckpoints(config, ranks)
         try:
-            self.checkpoint = self.checkpoints.newest()
-            self.learner = build(config, ranks, fresh=self.checkpoint is None)
-            self.state = TrainingState(config, ranks, self.index, self.learner)
-            self.averaged = AveragedGenerator(config, ranks, self.learner)
+            self._build(self.checkpoints.newest())
         except BaseException:
             self.checkpoints.release()
             raise
 
+    def _build(self, checkpoint: Checkpoint | None) -> None:
+        """Build the stage that continues from a checkpoint."""
+        ranks = self.ranks
+        self.checkpoint = checkpoint
+        self.stage = stage = stage_after(self.config, checkpoint.step if checkpoint else 0)
+        self.learner = build(stage.config, ranks, fresh=checkpoint is None, first_step=stage.first_step)
+        self.state = TrainingState(self.config, stage, ranks, self.index, self.learner)
+        self.averaged = AveragedGenerator(stage.config, ranks, self.learner)
+
     def run(self) -> Outcome:
         """Train from the newest valid checkpoint, or from the start, until the end or until asked to stop."""
         config, ranks, checkpoint = self.config, self.ranks, self.checkpoint
+        status: Status = "FAILED"
+        with ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            loop = self._open_loop()
+            self.checkpoints.start(self.state, checkpoint.step if checkpoint else None)
+            if ranks.rank == 0:
+                self._open_tracker()
+                stack.callback(lambda: self.tracker.close(status))
+            while self._run_stage(loop) and loop.step < num_steps(config) and not loop.stopping:
+                self.watchdog.enter("start")
+                self.learner.close()
+                self._build(self.checkpoints.newest())
+                self.checkpoints.prepare_for(self.state)
+                loop = self._open_loop()
+            status = "FINISHED" if loop.step == num_steps(config) else "KILLED"
+        return outcome_at(config, loop.step)
+
+    def _run_stage(self, loop: Loop) -> bool:
+        """Train to the end of the stage, or until asked to stop, and save. Returns whether the stage ended."""
+        loop.hooks = hooks = self._hooks()
+        ended = self._train(loop)
+        self.watchdog.enter("end")
+        if ended:  # before the last checkpoint, which marks the stage as done
+            write_snapshot(self.stage.config, self.averaged, self.ranks, self.tracker, loop.step)
+        self.checkpoints.save_last(lambda: hooks[-1].run(loop), loop.step)
+        return ended
+
+    def _open_loop(self) -> Loop:
+        """The loop of the stage, at the step of the checkpoint."""
         loop = Loop(
-            config=config,
-            ranks=ranks,
-            share=Share.of(config, ranks.rank, ranks.world_size),
+            stage=self.stage,
+            ranks=self.ranks,
+            share=Share.of(self.stage.config, self.ranks.rank, self.ranks.world_size),
             learner=self.learner,
             batches=iter(()),
             driver=self.driver,
             watchdog=self.watchdog,
         )
-        status: Status = "FAILED"
-        with ExitStack() as stack:
-            stack.callback(self.checkpoints.close)
-            if checkpoint:
-                self._resume(loop, checkpoint)
-            self.checkpoints.start(self.state, checkpoint.step if checkpoint else None)
-            if ranks.rank == 0:
-                self._open_tracker()
-                stack.callback(lambda: self.tracker.close(status))
-            loop.hooks = self._hooks(checkpoint)
-            finished = self._train(loop)
-            self.watchdog.enter("end")
-            if finished:  # before the last checkpoint, which marks the run as done
-                write_snapshot(config, self.averaged, ranks, self.tracker, loop.step)
-            self.checkpoints.save_last(lambda: loop.hooks[-1].run(loop), loop.step)
-            status = "FINISHED" if finished else "KILLED"
-        return outcome_at(config, loop.step)
+        if self.checkpoint:
+            self._load(loop, self.checkpoint)
+        return loop
 
-    def _hooks(self, checkpoint: Checkpoint | None) -> tuple[Hook, ...]:
+    def _hooks(self) -> tuple[Hook, ...]:
         """The hooks in the order in which they run; saving comes last."""
-        config, tracker = self.config, self.tracker
+        config, tracker, checkpoint = self.stage.config, self.tracker, self.checkpoint
         curves = Curves(checkpoint.manifest.get("metrics", {}) if checkpoint else {})
         return (
             LogCurves(config.tracking.log_interval_steps, tracker, curves, self.checkpoints, self.replaced),
-            ReportStatus(self.driver),
+            ReportStatus(self.driver, num_steps(self.config)),
             DrawGrid(config, self.averaged, tracker, self.index.class_names or ()),
             Evaluate(config, self.ranks, self.averaged, tracker, curves),
             SaveCheckpoint(
@@ -117,9 +139,9 @@ class Worker:
                     diverged = raised
             self._roll_back(loop, diverged)
 
-    def _resume(self, loop: Loop, checkpoint: Checkpoint) -> None:
-        """Restore the state of a checkpoint. A collective."""
-        self.state.restore(checkpoint, loop.statistics)
+    def _load(self, loop: Loop, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint. A collective."""
+        self.state.load(checkpoint, loop.statistics)
         self.checkpoints.forget_downloads()
         loop.step = checkpoint.step
 
@@ -134,12 +156,14 @@ class Worker:
                 f"guard.max_rollbacks ({self.config.guard.max_rollbacks}) is reached for the same steps. The last "
                 f"checkpoint is {checkpoint.path}"
             )
+        if checkpoint.step < self.stage.first_step:
+            raise diverged.error(f"its last valid checkpoint is of an earlier stage, {checkpoint.path}")
         if self.ranks.rank == 0:
             log.warning("%s. Going back to step %d, %s", diverged, checkpoint.step, checkpoint.path)
-        self._resume(loop, checkpoint)
+        self._load(loop, checkpoint)
 
     def _open_batches(self, loop: Loop) -> BatchIterator:
-        return open_share(self.config, self.index, loop.share, loop.step, pin=self.ranks.device.type == "cuda")
+        return open_share(self.stage.config, self.index, loop.share, loop.step, pin=self.ranks.device.type == "cuda")
 
     def _noted(self, batches: Iterable[Batch], loop: Loop) -> Iterator[Batch]:
         for batch in batches:
@@ -156,7 +180,7 @@ class Worker:
         checkpoint, directory = self.checkpoint, Path(self.config.run.directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.yaml").write_text(text := shown_config(self.config), encoding="utf-8")
-        if self.config.tracking.backend == "mlflow":
+        if self.config.tracking.backend != "none":
             self.tracker = open_tracker(
                 self.config.tracking,
                 directory,

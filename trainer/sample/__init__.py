@@ -1,4 +1,4 @@
-"""Draws images from a run.
+"""Draws images from a run. Knows neither the training loop nor measures of quality.
 
 Files:
     command  python -m trainer.sample

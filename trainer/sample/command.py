@@ -9,10 +9,10 @@ import logging
 from collections.abc import Sequence
 from typing import get_args
 
-from data.storage.arguments import whole_numbers
+from data.storage.arguments import whole_number, whole_numbers
 from data.storage.errors import as_command
 from data.storage.paths import path_argument
-from models.sampling import Sampler
+from models.diffusion import Sampler
 from trainer.config.command_line import add_seed_argument
 from trainer.sample.draw import sample_run
 from trainer.sample.images import check_destination, save_images
@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=path_argument, required=True, help="directory of the run, or of a snapshot")
     parser.add_argument(
-        "--checkpoint", type=int, metavar="STEP", help="step of a checkpoint; default: the newest valid"
+        "--checkpoint", type=whole_number(0), metavar="STEP", help="step of a checkpoint; default: the newest valid"
     )
-    parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
+    parser.add_argument("--num", type=whole_number(1), default=64, help="number of images (default 64)")
     add_seed_argument(parser, "the same seed gives the same images")
     parser.add_argument(
         "--sampler",
@@ -48,8 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if options.num < 1:
-        parser.error(f"--num is {options.num}: give 1 or more")
     check_destination(options.out)
     images = sample_run(
         options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes, options.fast

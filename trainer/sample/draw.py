@@ -10,8 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from data.storage.errors import UserError
-from models.diffusion import Diffusion
-from models.sampling import Sampler, sample
+from models.diffusion import Diffusion, Sampler, sample
 from models.shapes import Uint8Image
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose

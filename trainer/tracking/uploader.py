@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.storage.files import sync_file
 from data.storage.redaction import redact
 from trainer.tracking.sink import Point, RefusedError, RunGoneError, Sink
 from trainer.tracking.spool import (
@@ -169,7 +170,8 @@ class Uploader:
         if not records:
             return self._send_waiting()
         # Records noted as sent must survive a power cut, or new ones at their offsets would count as sent.
-        _sync(self._spool)
+        with suppress(OSError):  # some file systems cannot sync
+            sync_file(self._spool)
         with self._limit(LONGEST_CALL_S):
             if self._attach():
                 return True
@@ -379,12 +381,3 @@ def _existing(file: Path) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is gone")
     return file
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems cannot sync
-            os.fsync(file)
-    finally:
-        os.close(file)

@@ -1,5 +1,7 @@
 """Finds the fastest settings of a config for this machine: `python -m trainer.tune`.
 
+Measures with bench/; knows no networks.
+
 Files:
     candidates  what is tried, in which order
     command     python -m trainer.tune

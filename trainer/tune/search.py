@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trainer.bench.trial import Outcome
-from trainer.config.io import ConfigError, flat
+from trainer.config.draft import ConfigError
+from trainer.config.io import flat
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.tune.candidates import CANDIDATES, Candidate, Machine, Settings, proposals
 

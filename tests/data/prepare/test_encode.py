@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.prepare.encode import BadImageError, ImageForm, encode_image, prepare_items
+from data.prepare.encode import BadImageError, PreparedForm, encode_image, prepare_items
 from data.sources.find import open_source
 
 
-def form(size: int, channels: Literal[1, 3] = 3, *, upscale: bool = False) -> ImageForm:
-    return ImageForm(size=size, channels=channels, upscale=upscale)
+def form(size: int, channels: Literal[1, 3] = 3, *, upscale: bool = False) -> PreparedForm:
+    return PreparedForm(size=size, channels=channels, upscale=upscale)
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -142,7 +142,7 @@ def test_formats_whose_decoders_run_programs_are_not_opened() -> None:
             encode_image(content, form(16))
 
 
-def test_bad_image_is_reported_beside_the_good_ones(tmp_path: Path) -> None:
+def test_bad_image_is_reported_next_to_the_good_ones(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(file_of(Image.new("RGB", (16, 16))))
     (tmp_path / "b.png").write_bytes(b"text")
     (tmp_path / "c.png").write_bytes(b"text")

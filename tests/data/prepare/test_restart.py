@@ -1,4 +1,4 @@
-"""The real command, killed, stopped, started twice and on a full disk: it goes on, or leaves nothing."""
+"""The real command, killed, stopped, started twice and on a full disk: it continues, or leaves nothing."""
 
 import os
 import shutil
@@ -99,7 +99,7 @@ class Command:
         # Not `communicate`: it would wait for the workers, which hold the other end of the pipe.
         self._process.wait(timeout=10)
         _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive, "the workers of a killed command go on"
+        assert not alive, "the workers of a killed command still run"
         self._process.communicate()
 
 
@@ -127,7 +127,7 @@ Start = Callable[..., Command]
 
 
 @pytest.mark.parametrize("workers", [("0", "2"), ("2", "0")], ids=["alone first", "workers first"])
-def test_killed_command_goes_on_and_gives_the_same_bytes(
+def test_killed_command_continues_and_gives_the_same_bytes(
     tmp_path: Path, start: Start, unbroken: dict[str, bytes], workers: tuple[str, str]
 ) -> None:
     command = start(tmp_path / "set", "--workers", workers[0])

@@ -1,4 +1,4 @@
-"""A preparation that stopped anywhere goes on after its last finished shard, and ends with the same bytes."""
+"""A preparation that stopped anywhere continues after its last finished shard, and ends with the same bytes."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from rich.console import Console
 
 import data.prepare.work
 import data.prepare.work_folder
-from data.prepare.encode import ImageForm
+from data.prepare.encode import PreparedForm
 from data.prepare.job import Preparation, PrepareOptions
 from data.prepare.journal import load_journal
 from data.prepare.work import InterruptedPreparationError, Outcome, PreparationError, prepare
@@ -62,7 +62,7 @@ def job(
 ) -> Preparation:
     source = source or CountingSource()
     options = PrepareOptions(
-        form=ImageForm(size=8, channels=1, upscale=False),
+        form=PreparedForm(size=8, channels=1, upscale=False),
         shard_samples=shard_samples,
         shard_mb=None,
         seed=seed,
@@ -111,7 +111,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 @pytest.mark.usefixtures("chunks_of_one")
 @pytest.mark.parametrize("stops", [(0,), (5,), (12,), (10, 10, 10), (20, 1, 0, 3), (44,)])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError], ids=["interrupt", "crash"])
-def test_stopped_preparation_goes_on_and_gives_the_same_bytes(
+def test_stopped_preparation_continues_and_gives_the_same_bytes(
     tmp_path: Path,
     console: Console,
     unbroken: tuple[Path, Outcome],

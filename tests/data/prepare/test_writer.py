@@ -1,4 +1,4 @@
-"""Shards are what any tar reader expects, byte for byte the same each time, and go on where they stopped."""
+"""Shards are what any tar reader expects, byte for byte the same each time, and continue where they stopped."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ def test_shard_is_read_by_tarfile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_finished", [0, 1, 5])
-def test_sequence_that_goes_on_equals_one_from_the_start(tmp_path: Path, num_finished: int) -> None:
+def test_sequence_that_is_continued_equals_one_from_the_start(tmp_path: Path, num_finished: int) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     whole = write(tmp_path / "whole", SAMPLES, [])

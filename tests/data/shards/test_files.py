@@ -184,7 +184,7 @@ def test_fetching_ahead_evicts_neither_what_is_needed_nor_what_is_open(
     # There is no room for number 3: it is not even asked for.
     assert cached(index, folder) == {7, 0, 1, 2}
     assert server.gets["00003.tar"] == 0
-    # What is read now comes first, and the list goes on from there.
+    # What is read now comes first, and the list continues from there.
     os.close(held)
     os.close(cache.open(index.shards[3]))
     assert cached(index, folder) == {0, 1, 2, 3}

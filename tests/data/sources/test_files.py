@@ -70,11 +70,11 @@ def test_splits_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]
         zip_source(pack(tmp_path / "a.zip", *names))
 
 
-def test_a_class_may_be_called_test_beside_others(tmp_path: Path) -> None:
+def test_a_class_may_be_called_test_next_to_others(tmp_path: Path) -> None:
     assert folder_source(make(tmp_path, "test/1.png", "cat/1.png")).class_names == ("cat", "test")
 
 
-def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+def test_images_next_to_class_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"1 images, such as loose\.png, lie next to the class folders; move"):
         folder_source(make(tmp_path, "dog/1.png", "cat/2.png", "loose.png"))
 

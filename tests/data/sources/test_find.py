@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.prepare.encode import ImageForm, prepare_items
+from data.prepare.encode import PreparedForm, prepare_items
 from data.sources.find import open_source
 from data.sources.source import Source, SourceError, fingerprint
 from tests.launch import ROOT
@@ -118,7 +118,7 @@ def test_kind_may_be_named_and_the_first_images_kept(tmp_path: Path, kind: str) 
 @pytest.mark.parametrize("kind", list(MAKERS))
 def test_copy_in_another_process_needs_no_items_and_prepares_the_same(tmp_path: Path, kind: str) -> None:
     source = open_source(f"{kind}:{MAKERS[kind](tmp_path / 'set')}")
-    form = ImageForm(size=16, channels=3, upscale=False)
+    form = PreparedForm(size=16, channels=3, upscale=False)
     wanted = prepare_items(source, list(source.items), form)
     assert all(prepared.error is None for prepared in wanted)
     copy = pickle.loads(pickle.dumps(source))
@@ -246,7 +246,7 @@ def test_incomplete_cifar10_is_recognised_and_its_missing_files_named(tmp_path: 
         refuse(path, r"cifar-10-batches-py: batches\.meta missing from CIFAR-10; get cifar-10-python\.tar\.gz from")
 
 
-def test_tar_files_beside_folders_or_images_need_a_kind(tmp_path: Path) -> None:
+def test_tar_files_next_to_folders_or_images_need_a_kind(tmp_path: Path) -> None:
     path = make_shards(tmp_path / "set")
     make_folder(path / "cat")
     refuse(path, rf"holds tar files next to folders or images; say what to read: webdataset:{path} or folder:{path}")

@@ -124,7 +124,7 @@ def test_database_in_a_file_of_its_own_is_read_too(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["faces.lmdb", "set"]
 
 
-def test_pickled_source_is_small_and_reads_beside_the_first(tmp_path: Path) -> None:
+def test_pickled_source_is_small_and_reads_alongside_the_first(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", {b"%04da" % n: encoded(picture(n % 256), "PNG") for n in range(1000)})
     source = lmdb_source(folder, max_images=None)
     wanted = source.read(source.items[321])

@@ -41,7 +41,7 @@ def write(file: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def write_img2dataset(folder: Path, *, shards: int = 2, samples: int = 4) -> Path:
-    """As img2dataset writes it: an image, its caption and its metadata under one key; tables beside the shards."""
+    """As img2dataset writes it: an image, its caption and its metadata under one key; tables next to the shards."""
     folder.mkdir()
     for shard in range(shards):
         members: dict[str, bytes] = {}

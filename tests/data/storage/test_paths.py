@@ -11,7 +11,8 @@ from data.sources.find import open_source
 from data.sources.source import SourceError
 from data.storage.paths import location_argument, path_argument
 from trainer.checkpoint import command as checkpoint
-from trainer.config.io import ConfigError, load_config
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config
 
 
 @pytest.fixture(autouse=True)

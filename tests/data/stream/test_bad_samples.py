@@ -54,7 +54,7 @@ def test_too_many_bad_samples_end_the_run_with_their_names(own_copy: ShardIndex,
         assert "2 of 40 samples are unusable" in str(caught.value)
         assert "more than data.max_bad_percent of 4 allows" in str(caught.value)
         assert all(key in str(caught.value) for key in bad)
-        # It is over: a run must not go on.
+        # It is over: a run must not continue.
         assert list(batches) == []
 
 

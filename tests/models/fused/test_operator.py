@@ -12,7 +12,7 @@ from models.discriminator import DownBlock
 from models.fused.operator import Operator, can_fuse, fuse, fused
 from models.resample import FirDownsample
 from tests.models.fused.forms import needs_interpreter
-from trainer.algorithm.losses import gradient_penalty
+from trainer.algorithm.penalties import gradient_penalty
 
 
 def features(dtype: torch.dtype = torch.float32, memory_format=torch.channels_last) -> Tensor:

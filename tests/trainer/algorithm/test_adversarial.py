@@ -16,7 +16,7 @@ from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.schedules import ReconstructionConfig
+from trainer.algorithm.schedules import Cosine, ReconstructionConfig
 
 GAME = Adversarial(r1_gamma=1.0)
 update_discriminator, update_generator = GAME.update_discriminator, GAME.update_generator
@@ -31,7 +31,7 @@ def gradients(players: Players) -> dict[str, list[Tensor | None]]:
 def test_discriminator_update_builds_no_graph_through_the_generator():
     players, grad_modes = make_players(), []
     players.generator.module.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
-    update_discriminator(players, micro_batches(0, 16, 8), with_r1=True)
+    update_discriminator(players, micro_batches(0, 16, 8), r1_gamma=1.0)
     assert grad_modes == [False, False]
     found = gradients(players)
     assert all(g is None for g in found["generator"])
@@ -61,7 +61,7 @@ def test_discriminator_is_unfrozen_when_the_update_fails():
 
 @pytest.mark.parametrize("update", [update_discriminator, update_generator])
 def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(update: Callable):
-    options = {"with_r1": True} if update is update_discriminator else {}
+    options = {"r1_gamma": 1.0} if update is update_discriminator else {}
     whole, parts = make_players(), make_players()
     one, many = (update(players, micro_batches(0, 16, size), **options) for players, size in ((whole, 16), (parts, 4)))
     for name in one:
@@ -74,7 +74,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(update: Callabl
 
 @pytest.mark.parametrize("update", [update_discriminator, update_generator])
 def test_a_micro_batch_that_fills_up_leaves_no_trace(update: Callable):
-    options = {"with_r1": True} if update is update_discriminator else {}
+    options = {"r1_gamma": 1.0} if update is update_discriminator else {}
     alone, filled = make_players(), make_players()
     batches = micro_batches(0, 16, 8)
     filler = replace(batches[0], share=0.0)
@@ -82,6 +82,77 @@ def test_a_micro_batch_that_fills_up_leaves_no_trace(update: Callable):
     assert all(torch.equal(other[name], value) for name, value in one.items())
     for left, right in zip(gradients(alone).values(), gradients(filled).values(), strict=True):
         assert all(a is b or torch.equal(a, b) for a, b in zip(left, right, strict=True))  # pyright: ignore
+
+
+ESTIMATED = Adversarial(
+    OBJECTIVES["relativistic"],
+    r1_gamma=1.0,
+    r2_gamma=0.5,
+    penalty="finite_difference",
+    penalty_subset=2,
+    penalty_epsilon=0.1,  # shorter ones would amplify the rounding of sums in another order
+    logit_centring=0.1,
+    global_batch_size=16,
+)
+
+
+def test_penalties_by_finite_differences_of_micro_batches_add_up_to_those_of_the_batch():
+    whole, parts = make_players(), make_players()
+    one, many = (
+        ESTIMATED.update("d", players, micro_batches(0, 16, size, ESTIMATED), 0)
+        for players, size in ((whole, 16), (parts, 4))
+    )
+    for name in one:
+        torch.testing.assert_close(many[name], one[name], atol=1e-5, rtol=1e-4, msg=name)
+    for a, b in zip(gradients(whole)["discriminator"], gradients(parts)["discriminator"], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_a_step_without_penalties_draws_no_noise_for_them():
+    game = replace(ESTIMATED, penalty_interval_steps=2)
+    raw = RawBatch(torch.zeros(4, 1, 16, 16, dtype=torch.uint8), Draws(3, 1, torch.arange(4)), 8, False, 0.25)
+    diffusion = Diffusion.from_config(DiffusionConfig())
+    assert game.draw(raw, diffusion).penalty is None
+    assert game.draw(replace(raw, draws=replace(raw.draws, step=2)), diffusion).penalty is not None
+    assert GAME.draw(raw, diffusion).penalty is None
+
+
+def test_weights_of_penalties_follow_their_course_over_the_images():
+    course = Cosine(start=1.0, end=0.0, decay_images=64)
+    game = Adversarial(r1_gamma=course, global_batch_size=16)
+    batches, found = micro_batches(0, 16, 16), {}
+    for step in (0, 2, 4):
+        fixed, changing = make_players(), make_players()
+        weight = {0: 1.0, 2: 0.5, 4: 0.0}[step]
+        expected = update_discriminator(fixed, batches, r1_gamma=weight)
+        found[step] = game.update("d", changing, batches, step)
+        assert found[step].keys() == expected.keys()
+        for a, b in zip(gradients(fixed)["discriminator"], gradients(changing)["discriminator"], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    assert "r1_penalty" in found[0]
+    assert "r1_penalty" not in found[4]
+
+
+def test_centring_adds_the_mean_square_of_the_sum_of_both_logits():
+    plain, centred = make_players(), make_players()
+    batches = micro_batches(0, 16, 16)
+    Adversarial(logit_centring=0.5).update_discriminator(centred, batches)
+    pair, (G, D) = batches[0].pair_d, (plain.generator.module, plain.discriminator.module)
+    with torch.no_grad():
+        fake = sample_posterior(plain.diffusion, G(pair.x_t, pair.t, pair.z), pair.x_t, pair.t, pair.noise_posterior)
+    real, fake = D(pair.x_tm1, pair.x_t, pair.t), D(fake, pair.x_t, pair.t)
+    losses = GAME.objective.discriminator(real, fake)
+    (sum(losses.values()) + 0.5 * ((real + fake) ** 2).mean()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    for a, b in zip(gradients(plain)["discriminator"], gradients(centred)["discriminator"], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_bf16_takes_finite_differences_in_float32():
+    exact, low = make_players(), make_players(bf16=True)
+    batches = micro_batches(0, 16, 16, ESTIMATED)
+    expected, found = (ESTIMATED.update("d", players, batches, 0) for players in (exact, low))
+    assert torch.equal(found["r1_penalty"], expected["r1_penalty"])
+    torch.testing.assert_close(found["r2_penalty"], expected["r2_penalty"], rtol=0.05, atol=0)  # G computes in bf16
 
 
 @pytest.mark.parametrize("update", [update_discriminator, update_generator])
@@ -93,7 +164,7 @@ def test_an_update_reads_no_scalar(update: Callable, monkeypatch):
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, refuse)
-    options = {"with_r1": True} if update is update_discriminator else {}
+    options = {"r1_gamma": 1.0} if update is update_discriminator else {}
     statistics = update(players, batches, **options)
     monkeypatch.undo()
     assert all(isinstance(value, Tensor) for value in statistics.values())
@@ -102,7 +173,7 @@ def test_an_update_reads_no_scalar(update: Callable, monkeypatch):
 def test_bf16_leaves_parameters_gradients_losses_and_r1_in_float32():
     exact, low = make_players(), make_players(bf16=True)
     batches = micro_batches(0, 16, 16)
-    expected, found = (update_discriminator(p, batches, with_r1=True) for p in (exact, low))
+    expected, found = (update_discriminator(p, batches, r1_gamma=1.0) for p in (exact, low))
     assert torch.equal(found["r1_penalty"], expected["r1_penalty"])
     assert torch.equal(found["loss_d_real"], expected["loss_d_real"])  # the reals of an R1 step pass in float32
     assert not torch.equal(found["loss_d_fake"], expected["loss_d_fake"])  # the fakes do not
@@ -115,9 +186,7 @@ def test_bf16_leaves_parameters_gradients_losses_and_r1_in_float32():
 
 def test_bf16_leaves_r2_in_float32():
     exact, low = make_players(), make_players(bf16=True)
-    expected, found = (
-        update_discriminator(p, micro_batches(0, 16, 16), with_r1=False, with_r2=True) for p in (exact, low)
-    )
+    expected, found = (update_discriminator(p, micro_batches(0, 16, 16), r2_gamma=1.0) for p in (exact, low))
     assert found["r2_penalty"].dtype == torch.float32
     assert "r1_penalty" not in found
     # The fakes come from G, which computes in bf16: 8 bits of mantissa.
@@ -127,7 +196,7 @@ def test_bf16_leaves_r2_in_float32():
 def test_r2_is_the_squared_slope_at_the_fakes_and_half_its_weight_enters_the_loss():
     batches = micro_batches(0, 16, 16)
     plain, with_r2 = make_players(), make_players()
-    found = Adversarial(r2_gamma=3.0).update_discriminator(with_r2, batches, with_r1=False, with_r2=True)
+    found = update_discriminator(with_r2, batches, r2_gamma=3.0)
     pair, (G, D) = batches[0].pair_d, (plain.generator.module, plain.discriminator.module)
     with torch.no_grad():
         fake = sample_posterior(plain.diffusion, G(pair.x_t, pair.t, pair.z), pair.x_t, pair.t, pair.noise_posterior)
@@ -159,7 +228,7 @@ def test_relativistic_generator_sees_the_reals_without_a_graph_through_them():
 def test_bf16_losses_are_near_those_of_float32():
     exact, low = make_players(), make_players(bf16=True)
     batches = micro_batches(0, 16, 16)
-    for update, options in ((update_discriminator, {"with_r1": False}), (update_generator, {})):
+    for update, options in ((update_discriminator, {}), (update_generator, {})):
         expected, found = (update(p, batches, **options) for p in (exact, low))
         for name in (name for name in expected if name.startswith("loss")):
             torch.testing.assert_close(
@@ -168,7 +237,7 @@ def test_bf16_losses_are_near_those_of_float32():
 
 
 def test_logits_are_told_apart_by_timestep():
-    statistics = update_discriminator(make_players(), micro_batches(0, 16, 16), with_r1=False)
+    statistics = update_discriminator(make_players(), micro_batches(0, 16, 16))
     frequency = statistics["frequency_t"]
     assert frequency.shape == (4,)
     torch.testing.assert_close(frequency.sum(), torch.tensor(1.0))

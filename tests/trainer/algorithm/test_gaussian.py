@@ -1,16 +1,30 @@
 """Objective gaussian: what it draws, what it learns in a toy with a known answer, that it has no discriminator."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import Diffusion, DiffusionConfig, noise_in, noisy, x0_without
-from models.sampling import Sampler, sample
-from tests.trainer.runs import Stopper, configure, state_of, train
+from models.diffusion import (
+    Diffusion,
+    DiffusionConfig,
+    Sampler,
+    nearest_step,
+    noise_in,
+    noisy,
+    noisy_at,
+    sample,
+    x0_without,
+)
+from models.noise_levels import NoiseConfig
+from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.algorithm.gaussian import Gaussian, NoisyBatch
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config
 from trainer.engine.plain import TorchEngine
 from trainer.plan.cost import count_costs
 from trainer.plan.plan import make_plan, render
@@ -74,7 +88,7 @@ def test_update_comes_to_the_conditional_mean(prediction):
     players, method = Players({"g": engine}, diffusion), Gaussian(prediction)
     generator = torch.Generator().manual_seed(0)
     for step in range(400):
-        engine.set_learning_rate(0.5 if step < 200 else 0.05)
+        engine.set_rates(0.5 if step < 200 else 0.05)
         t = torch.arange(512) % 2
         x0, noise = (
             0.3 + 0.2 * torch.randn(512, 1, 1, 1, generator=generator),
@@ -88,6 +102,102 @@ def test_update_comes_to_the_conditional_mean(prediction):
         x_t = torch.linspace(-1, 1, 5).view(-1, 1, 1, 1)
         found = predict(x_t, torch.full((5,), t), torch.ones(5, 1))
         torch.testing.assert_close(found, (slope[t] * x_t + offset[t]).float(), atol=0.03, rtol=0)
+
+
+class LinearAtAnyLevel(nn.Module):
+    """The best line for data N(0, 0.5^2) is c_skip x; this one learns its factor c, which should come to 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t: Tensor, sigma: Tensor, z: Tensor, label: None = None) -> Tensor:
+        sigma = sigma.view(-1, 1, 1, 1)
+        return self.factor * 0.25 / (sigma**2 + 0.25) * x_t * (1 + sigma**2).sqrt()
+
+
+CONTINUOUS = Gaussian("x0", NoiseConfig(kind="log_normal", log_mean=-0.4, log_deviation=1.6))
+
+
+def test_update_at_continuous_levels_goes_to_the_conditional_mean_and_stays_there():
+    generator, moves = torch.Generator().manual_seed(0), []
+    x0, noise = torch.randn(2, 1_000_000, 1, 1, 1, generator=generator).unbind()
+    sigma = (2 * torch.rand(1_000_000, generator=generator)).exp()
+    x_t = noisy_at(sigma, x0 := 0.5 * x0, noise)
+    batch = NoisyBatch(nearest_step(MANY, sigma.log()), x0, x_t, torch.zeros(1_000_000, 1), share=1.0, sigma=sigma)
+    for factor in (0.9, 1.0, 1.1):
+        network = LinearAtAnyLevel()
+        torch.nn.init.constant_(network.factor, factor)
+        engine = TorchEngine(network, torch.optim.SGD(network.parameters(), lr=1.0), 1, None)
+        CONTINUOUS.update("g", Players({"g": engine}, MANY), [batch], 0)
+        moves.append(network.factor.item() - factor)
+    assert moves[0] > 0.01
+    assert abs(moves[1]) < 0.1 * moves[0]
+    assert moves[2] < -0.01
+
+
+def test_levels_are_log_normal_and_noise_the_image_as_those_of_the_steps():
+    images = torch.randint(0, 256, (4000, 1, 4, 4), dtype=torch.uint8)
+    batch = CONTINUOUS.draw(RawBatch(images, Draws(1, 7, torch.arange(4000)), 3, flip=False, share=1.0), MANY)
+    assert batch.sigma is not None
+    log_sigma = batch.sigma.log()
+    assert log_sigma.mean().item() == pytest.approx(-0.4, abs=0.08)  # three standard errors
+    assert log_sigma.std().item() == pytest.approx(1.6, abs=0.06)
+    levels = MANY.noise_levels
+    distances = (log_sigma[:, None] - levels.log()).abs()
+    torch.testing.assert_close(distances.gather(1, batch.t[:, None])[:, 0], distances.amin(1))
+    noise = torch.randn(200, 1, 4, 4)
+    t = torch.arange(200)
+    torch.testing.assert_close(
+        noisy_at(levels, batch.x0[:200], noise), noisy(MANY, batch.x0[:200], t, noise), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_weight_is_that_of_edm_up_to_its_limit():
+    """With SGD the factor moves by the learning rate times the weighted slope of the error."""
+    sigma = torch.tensor([0.05, 0.5, 3.0])
+    weights = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    for limit in (None, 10.0):
+        network = LinearAtAnyLevel()
+        engine = TorchEngine(network, torch.optim.SGD(network.parameters(), lr=1.0), 1, None)
+        method = replace(CONTINUOUS, noise=replace(CONTINUOUS.noise, max_weight=limit))
+        x0, noise = torch.rand(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
+        x_t = noisy_at(sigma, x0, noise)
+        batch = NoisyBatch(torch.zeros(3, dtype=torch.int64), x0, x_t, torch.zeros(3, 1), 1.0, sigma=sigma)
+        method.update("g", Players({"g": engine}, MANY), [batch], 0)
+        line = 0.25 / (sigma**2 + 0.25) * (1 + sigma**2).sqrt()
+        slope = (-2 * x0 * line.view(-1, 1, 1, 1) * x_t).mean(dim=(1, 2, 3))
+        expected = -(weights.clamp(max=limit or float("inf")) * slope).mean()
+        torch.testing.assert_close(network.factor.detach(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["training.prediction=epsilon", "generator.output_tanh=false"], "training.prediction is epsilon: set"),
+        (["generator.time_embedding=positional"], "generator.time_embedding is positional, which sees only the step"),
+    ],
+)
+def test_continuous_levels_that_the_network_cannot_see_are_refused(overrides, said):
+    given = ["training.objective=gaussian", "training.noise.kind=log_normal", "generator.time_embedding=log_sigma"]
+    with pytest.raises(ConfigError, match=said):
+        load_config("digits", [*given, *overrides])
+
+
+@pytest.mark.slow
+def test_run_at_continuous_levels_resumes_bitwise_and_draws_by_steps(tiny, tmp_path):
+    more = ["training.objective=gaussian", "training.noise.kind=log_normal", "generator.time_embedding=log_sigma"]
+    more += ["generator.sigma_data=0.5", "generator.output_tanh=false"]
+    straight = configure(tiny, tmp_path / "straight", *more)
+    stopped = configure(tiny, tmp_path / "stopped", *more)
+    outcome, recorder = train(straight)
+    train(stopped, Stopper(at=2))
+    train(stopped)
+    step = outcome.step
+    assert_same_state(state_of(tmp_path / "stopped", step), state_of(tmp_path / "straight", step))
+    assert any(name.startswith("squared_error") for name in recorder.metrics[step])
+    images = sample_run(tmp_path / "straight", num=2, seed=0)
+    assert images.shape[0] == 2
 
 
 def test_noise_and_x0_are_recovered_from_x_t():

@@ -1,6 +1,7 @@
 """In channels_last, as on a GPU, no operation of an update has a feature map in another layout."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,19 +9,57 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models.diffusion import Diffusion
 from models.layers import Convolution, gradients_of_inputs, is_channels_last
 from models.networks import build_discriminator, build_generator
-from tests.trainer.algorithm.layouts import Layouts
 from trainer.algorithm.method import Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.pairs import Pair, RawBatch, laid_out
 from trainer.algorithm.randomness import Draws
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
-from trainer.engine.interface import AdamConfig
 from trainer.engine.plain import TorchEngine, make_adam
+
+aten = torch.ops.aten
+COPIES = (aten.clone.default, aten._to_copy.default, aten.copy_.default)
+
+
+def is_map(x: Any) -> bool:
+    """Whether x is a feature map, whose layout matters: a vector or an image of one channel has both layouts."""
+    return isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1
+
+
+def is_last(x: Tensor) -> bool:
+    """Whether the channels of x are next to each other in memory; slices and broadcast maps count by their order."""
+    _, channel, row, column = x.stride()
+    return 0 in x.stride() or channel <= column <= row
+
+
+class Layouts(TorchDispatchMode):
+    """Counts operations on feature maps while it is entered.
+
+    Attributes:
+        copies: copies from one layout to another, by operation and shape.
+        others: other operations with an argument or a result that is not in channels_last, likewise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: Counter[tuple[str, tuple[int, ...]]] = Counter()
+        self.others: Counter[tuple[str, tuple[int, ...]]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        maps = [x for x in tree_leaves((args, kwargs, out)) if is_map(x)]
+        wrong = [x for x in maps if not is_last(x)]
+        if wrong and not func.is_view:
+            counter = self.copies if func in COPIES else self.others
+            counter[str(func), tuple(wrong[0].shape)] += 1
+        return out
+
 
 CPU = torch.device("cpu")
 NARROW = (
@@ -45,6 +84,12 @@ CONFIGS = {
         "generator.resample=nearest",
         "training.objective=relativistic",
     ),
+    "finite differences": (
+        "cifar10",
+        "data.image_size=16",
+        "generator.attention_resolutions=[]",
+        "training.penalty=finite_difference",
+    ),
 }
 
 
@@ -58,9 +103,7 @@ def players_of(config: TrainConfig, memory_format: torch.memory_format, *, bf16:
         for p in network.parameters():
             p.data.add_(0.1 * torch.randn(p.shape))  # near-zero initial layers would hide errors
         network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    engines: Any = {
-        part: TorchEngine(network, make_adam(network, AdamConfig(), CPU), 1, None) for part, network in networks.items()
-    }
+    engines: Any = {part: TorchEngine(network, make_adam(network, CPU), 1, None) for part, network in networks.items()}
     return Players(engines, Diffusion.from_config(config.diffusion), bf16=bf16, memory_format=memory_format)
 
 

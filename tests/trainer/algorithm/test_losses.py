@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.diffusion import Diffusion, DiffusionConfig
 from trainer.algorithm.adversarial import Adversarial
-from trainer.algorithm.losses import OBJECTIVES, gradient_penalty
+from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch, Pair
 from trainer.engine.plain import TorchEngine
@@ -226,23 +226,6 @@ def test_toy_comes_to_the_data(name, r2):
     assert mean == pytest.approx(2.0, abs=0.03)
     assert scale == pytest.approx(0.5, abs=0.03)
     assert weight < 0.05  # D cannot tell them apart
-
-
-def test_penalty_of_a_linear_discriminator_is_the_squared_norm_of_its_weights():
-    weight = torch.randn(3, 4, 4)
-    x = torch.randn(5, 3, 4, 4, requires_grad=True)
-    penalty = gradient_penalty((x * weight).sum(dim=(1, 2, 3)), x)
-    torch.testing.assert_close(penalty, weight.square().sum())
-
-
-def test_gradient_of_the_penalty_equals_finite_differences():
-    x = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(9, dtype=torch.float64, requires_grad=True)
-
-    def penalty(w: torch.Tensor) -> torch.Tensor:
-        return gradient_penalty((x.flatten(1).tanh() * w).sum(dim=1).square(), x)
-
-    assert torch.autograd.gradcheck(penalty, (weight,))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

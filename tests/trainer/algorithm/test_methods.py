@@ -35,6 +35,9 @@ class Copying:
     def without_penalties(self) -> "Copying":
         return self
 
+    def starting_at(self, step: int) -> "Copying":
+        return self
+
     def draw(self, raw: RawBatch, diffusion: Any) -> Any:
         return to_x0(raw.images, None), torch.zeros(len(raw.images), raw.latent_dim), raw.share
 

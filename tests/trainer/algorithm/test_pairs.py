@@ -152,7 +152,7 @@ def test_the_cpu_draws_by_plain_torch():
     assert pair_function("cpu") is draw_pair
 
 
-def test_a_compiler_that_fails_is_reported_once_and_plain_torch_goes_on(caplog):
+def test_a_compiler_that_fails_is_reported_once_and_plain_torch_takes_over(caplog):
     def fail(*_: object):
         raise RuntimeError("Failed to find C compiler.\nPlease ...")
 

@@ -14,7 +14,7 @@ from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch, Pair
-from trainer.engine.interface import AdamConfig, Engine, EngineConfig
+from trainer.engine.interface import Engine, EngineConfig
 from trainer.engine.plain import make_adam
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import make_engine
@@ -60,11 +60,12 @@ class Trained:
         discriminator = published.discriminator_from(settings, _state(trace, "sdD/")).discriminator
         config = EngineConfig(backend=backend, zero_stage_g=stage_g, zero_stage_d=stage_d)  # pyright: ignore
         beta1, beta2 = settings["adam_betas"]
-        adam = AdamConfig(beta1=beta1, beta2=beta2, eps=1e-8)
 
         def engine(module: nn.Module, stage: int, rate: float) -> Engine:
-            made = make_engine(module, make_adam(module, adam, CPU), config, zero_stage=stage, grad_accum_steps=1)
-            made.set_learning_rate(rate)
+            made = make_engine(
+                module, make_adam(module, CPU, beta1=beta1, beta2=beta2), config, zero_stage=stage, grad_accum_steps=1
+            )
+            made.set_rates(rate)
             return made
 
         self.players = Players(
@@ -75,12 +76,12 @@ class Trained:
             Diffusion.from_config(DiffusionConfig(num_timesteps=settings["num_timesteps"]), CPU),
         )
         game = Adversarial(r1_gamma=settings["r1_gamma"], penalty_interval_steps=settings["lazy_reg"])
-        self.ema = Ema(self.players.generator, settings["ema_decay"])
+        self.ema = Ema(self.players.generator)
         self.log: list[dict[str, float]] = []
         for step in range(settings["steps"]):
             batch = _micro_batch(trace, step, self.players.diffusion)
             stats = game.update("d", self.players, [batch], step) | game.update("g", self.players, [batch], step)
-            self.ema.update(step)
+            self.ema.update(step, settings["ema_decay"])
             self.log.append({k: v.item() for k, v in stats.items() if v.numel() == 1})
         self.r1_gamma = settings["r1_gamma"]
 

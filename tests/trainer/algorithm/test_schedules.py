@@ -2,7 +2,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.algorithm.schedules import LearningRateConfig, ReconstructionConfig, learning_rate, reconstruction_weight
+from trainer.algorithm.schedules import (
+    Cosine,
+    DecayCosine,
+    LearningRateConfig,
+    ReconstructionConfig,
+    ema_decay,
+    is_zero,
+    learning_rate,
+    reconstruction_weight,
+    value_at,
+)
 
 COSINE = LearningRateConfig(peak=2e-4, final=1e-5, warmup_images=0)
 WARM = LearningRateConfig(peak=2e-4, final=1e-5, warmup_images=1000)
@@ -71,3 +81,44 @@ def test_reconstruction_weight_falls_from_its_value_over_half_of_it_to_zero_and_
 
 def test_reconstruction_weight_without_decay_stays():
     assert reconstruction_weight(ReconstructionConfig(weight=8.0), 10**9) == 8.0
+
+
+def test_a_course_moves_from_start_over_the_mean_to_end_and_stays():
+    course = Cosine(start=0.05, end=0.005, decay_images=1000)
+    assert value_at(course, 0) == 0.05
+    assert value_at(course, 500) == pytest.approx((0.05 + 0.005) / 2)
+    assert value_at(course, 250) == pytest.approx(0.005 + 0.045 * (1 + 0.5**0.5) / 2)  # cos(pi / 4)
+    assert value_at(course, 1000) == value_at(course, 10**9) == 0.005
+    assert value_at(DecayCosine(start=0.9, end=0.99, decay_images=1000), 500) == pytest.approx(0.945)  # may rise
+    assert value_at(0.3, 500) == 0.3
+
+
+def test_a_weight_is_zero_only_if_it_is_zero_throughout():
+    assert is_zero(0.0)
+    assert is_zero(Cosine(start=0.0, end=0.0, decay_images=1))
+    assert not is_zero(Cosine(start=0.0, end=1.0, decay_images=1))
+    assert not is_zero(Cosine(start=1.0, end=0.0, decay_images=1))
+
+
+def test_share_of_a_weight_in_the_average_halves_over_the_half_life_at_any_batch_size():
+    for batch_size in (1, 10, 50):
+        decay = ema_decay(0.5, 1000.0, 0, batch_size)
+        assert decay ** (1000 / batch_size) == pytest.approx(0.5)
+
+
+def test_average_without_a_half_life_has_its_own_decay_and_with_none_is_the_weights():
+    assert ema_decay(0.5, None, 123, 10) == 0.5
+    rising = Cosine(start=0.0, end=1000.0, decay_images=100)
+    assert ema_decay(0.5, rising, 0, 10) == 0.0
+    assert ema_decay(0.5, rising, 100, 10) == pytest.approx(0.5**0.01)
+
+
+def test_a_delay_puts_off_warmup_and_cosine():
+    late = LearningRateConfig(peak=2e-4, final=1e-5, warmup_images=1000, delay_images=500)
+    assert learning_rate(late, 0, 10_500) == learning_rate(late, 499, 10_500) == 0.0
+    for images in (0, 250, 1000, 5_500, 10_000):
+        assert learning_rate(late, 500 + images, 10_500) == pytest.approx(
+            learning_rate(WARM, images, 10_000), rel=1e-12
+        )
+    sudden = LearningRateConfig(peak=2e-4, final=1e-5, delay_images=500)
+    assert [learning_rate(sudden, images, 10_500) for images in (499, 500)] == [0.0, 2e-4]

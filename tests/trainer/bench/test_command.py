@@ -111,10 +111,10 @@ def test_config_for_gpus_is_refused_where_there_is_none(name, tiny, capsys, monk
     assert "scaling.device is gpu, but torch finds none on this machine: set" in capsys.readouterr().err
 
 
-def test_former_command_without_a_subcommand_is_told_what_comes_first(capsys):
+def test_former_command_without_a_subcommand_is_told_to_name_a_measurement(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--config", "digits", "--pace", "100"])
     assert ended.value.code == 2
-    words = "what to measure comes first, before --config: "
-    words += "steps, sampling, kernels, pace, overhead, checkpoint, bytes, gpu"
+    words = "the measurement is missing: name one before --config; allowed are "
+    words += "steps, sampling, kernels, pace, overhead, checkpoint, bytes, penalties, gpu"
     assert words in capsys.readouterr().err

@@ -50,12 +50,12 @@ def test_every_part_is_measured_and_a_second_start_has_nothing_left_to_do(tiny, 
     found = results(tmp_path)
     measured = {name.partition(":")[0] for name, line in found.items() if line["report"]}
     assert measured >= {
-        "steps eager fp32, batch 16",
-        "steps eager tf32, batch 16",
-        "steps bf16, batch 16",
-        "steps authors' update, eager tf32",
+        "steps eager NCHW fp32, batch 16",
+        "steps eager NCHW tf32, batch 16",
+        "steps bf16 channels_last, batch 16",
+        "steps authors' update, eager NCHW tf32",
         "sampling 64 images",
-        "training authors' update, eager tf32",
+        "training authors' update, eager NCHW tf32",
     }
     assert [name for name in measured if name.startswith("kernels ")]
     assert {"frechet_ratio", "images", "seconds"} <= found[max(n for n in found if n.startswith("training"))][
@@ -64,7 +64,7 @@ def test_every_part_is_measured_and_a_second_start_has_nothing_left_to_do(tiny, 
     assert all(line["failure"].startswith("skipped") for line in found.values() if not line["report"])
     page = (tmp_path / "results.md").read_text()
     assert "## Steps of digits" in page
-    assert "| authors' update, eager tf32 |" in page
+    assert "| authors' update, eager NCHW tf32 |" in page
     assert "| 1.00 |" in page  # the baseline in times of itself
     number = len(quick.commands)
     assert main(arguments(tiny, tmp_path)) == 0
@@ -91,8 +91,8 @@ def test_batch_is_halved_until_it_fits_and_what_fails_is_a_row_with_its_reason(t
     assert main(arguments(tiny, tmp_path)) == 0
     found = results(tmp_path)
     assert tried[:3] == [16, 8, 8], "the next row starts from what fitted"
-    assert found["steps eager fp32, batch 16"]["failure"] == "out of memory"
-    assert found["steps eager fp32, batch 8"]["report"]["images_per_s"] == 8
+    assert found["steps eager NCHW fp32, batch 16"]["failure"] == "out of memory"
+    assert found["steps eager NCHW fp32, batch 8"]["report"]["images_per_s"] == 8
     assert found["sampling 64 images"]["failure"] == "exit code 1, and no message"
     assert found["training quality after equal minutes"]["failure"] == "not reached: the steps were not measured"
     quick.commands.clear()
@@ -128,7 +128,7 @@ def test_what_is_not_reached_in_time_is_said_and_nothing_measured_ends_with_1(
     assert main(arguments(tiny, tmp_path)) == 1
     assert not quick.commands
     printed = capsys.readouterr()
-    assert "steps digits eager fp32, batch 16: not reached: " in printed.out
+    assert "steps digits eager NCHW fp32, batch 16: not reached: " in printed.out
     assert "nothing could be measured" in printed.err
 
 
@@ -141,7 +141,7 @@ def test_ctrl_c_keeps_what_was_measured(tiny, tmp_path, quick, capsys):
     quick.fails = made
     assert main(arguments(tiny, tmp_path)) == 130
     assert "stopped; the same command measures what is missing" in capsys.readouterr().err
-    assert results(tmp_path)["steps bf16, batch 16"]["report"]["images_per_s"] == 3
+    assert results(tmp_path)["steps bf16 channels_last, batch 16"]["report"]["images_per_s"] == 3
 
 
 def test_line_cut_off_by_the_end_of_a_machine_is_measured_again(tiny, tmp_path, quick):
@@ -152,7 +152,7 @@ def test_line_cut_off_by_the_end_of_a_machine_is_measured_again(tiny, tmp_path, 
     main(arguments(tiny, tmp_path))
     file = tmp_path / "results.jsonl"
     lines = file.read_text().splitlines(keepends=True)
-    cut = next(i for i, line in enumerate(lines) if "bf16, batch 16" in line)
+    cut = next(i for i, line in enumerate(lines) if "bf16 channels_last, batch 16" in line)
     file.write_text("".join([*lines[:cut], *lines[cut + 1 :], lines[cut][:30]]))
     quick.commands.clear()
     main(arguments(tiny, tmp_path))

@@ -3,12 +3,12 @@
 from itertools import pairwise
 
 from trainer.bench import ladder
-from trainer.bench.ladder import Rung, allowed, rungs
+from trainer.bench.ladder import Row, Rung, allowed, rows
 from trainer.config.io import load_config
 
 
 def test_every_row_is_a_config_and_adds_to_the_one_before():
-    found = [settings for _, settings in rungs() if settings is not None]
+    found = [row.overrides for row in rows() if row.overrides is not None]
     assert len(found) >= 3
     for before, after in pairwise(found):
         assert {word.partition("=")[0] for word in before} <= {word.partition("=")[0] for word in after}
@@ -17,15 +17,15 @@ def test_every_row_is_a_config_and_adds_to_the_one_before():
 
 def test_setting_that_does_not_exist_makes_no_row(monkeypatch):
     table = (
-        Rung("first", {"training.precision": ("fp32",), "engine.nothing": (False,)}),
+        Rung("first", {"training.precision": ("fp32",), "engine.nothing": (False,)}, nchw=True),
         Rung("second", {"engine.nothing": (True,)}),
         Rung("third", {"engine.compile": ("on", True)}),
     )
     monkeypatch.setattr(ladder, "LADDER", table)
-    assert rungs() == [
-        ("first", ["training.precision=fp32"]),
-        ("second", None),
-        ("third", ["training.precision=fp32", "engine.compile=true"]),
+    assert rows() == [
+        Row("first", ["training.precision=fp32"], nchw=True),
+        Row("second", None),
+        Row("third", ["training.precision=fp32", "engine.compile=true"]),
     ]
 
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401 - each fork would import it in the first step of its optimizer
+
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of
 from trainer.checkpoint import storage as checkpoint_storage
 from trainer.checkpoint.format import newest_valid

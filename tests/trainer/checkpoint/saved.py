@@ -22,6 +22,7 @@ def fragments(start: int = 0, stop: int = 10, scale: float = 1.0) -> list[Fragme
 
 def writer(place: Path | CheckpointStorage, ranks: Ranks, **more: Any) -> CheckpointWriter:
     storage = FolderStorage(place) if isinstance(place, Path) else place
+    more.setdefault("pauses_s", (0.0, 0.0))
     return CheckpointWriter(storage, ranks, more.pop("retention", KEEP_ALL), **more)
 
 

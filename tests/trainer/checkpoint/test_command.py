@@ -88,7 +88,7 @@ def test_prune_keeps_what_it_is_told_and_the_newest_valid_one(run, capsys):
     assert steps(run) == [6, 8]
 
 
-def test_prune_is_refused_while_the_run_goes_on(run, capsys):
+def test_prune_is_refused_while_the_run_is_alive(run, capsys):
     parent = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
     alive = f"{this_process().split()[0]} {os.getppid()} {parent}"
     assert FolderLease(run / "checkpoints").swap(None, Holder("other", alive, "t", "node7", os.getppid(), "").encode())

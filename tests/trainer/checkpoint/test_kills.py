@@ -1,4 +1,4 @@
-"""SIGKILL in each phase of a save leaves a valid checkpoint, from which the run goes on as if nothing had happened."""
+"""SIGKILL in each phase of a save leaves a valid checkpoint, from which the run resumes as if nothing had happened."""
 
 import pytest
 

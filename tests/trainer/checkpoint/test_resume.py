@@ -14,7 +14,8 @@ from tests.trainer.checkpoint.saved import write
 from tests.trainer.runs import configure
 from trainer.checkpoint.format import list_checkpoints
 from trainer.checkpoint.resume import HISTORY, Resume, ResumeError, choose, newest_to_resume, note_saved
-from trainer.config.io import ConfigError, to_dict
+from trainer.config.draft import ConfigError
+from trainer.config.io import to_dict
 from trainer.engine.ranks import Ranks
 
 

@@ -100,3 +100,23 @@ def test_a_published_state_of_other_settings_names_the_first_keys(config, tmp_pa
     torch.save(state, tmp_path / "netG.pth")
     with pytest.raises(WeightsError, match="1 missing: "):
         load_initial_weights(build_generator(config), tmp_path / "netG.pth")
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(config, tmp_path):
+    state = build_generator(config).state_dict()
+    name = next(iter(state))
+    save_file({**state, name: state[name].to(torch.int8)}, tmp_path / "int8.safetensors")
+    with pytest.raises(WeightsError, match=rf"{name} is torch\.int8, but weights are floating point numbers"):
+        load_initial_weights(build_generator(config), tmp_path / "int8.safetensors")
+
+
+def test_a_bit_that_flipped_in_a_pth_file_is_found(config, tmp_path):
+    file = tmp_path / "netG.pth"
+    torch.save(build_generator(config).state_dict(), file)
+    load_initial_weights(build_generator(config), file)
+    content = bytearray(file.read_bytes())
+    weights = max(torch.load(file).values(), key=torch.numel)
+    content[content.index(weights.numpy().tobytes())] ^= 1  # between the tensors are bytes that no checksum covers
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"is damaged: .* differs from its checksum"):
+        load_initial_weights(build_generator(config), file)

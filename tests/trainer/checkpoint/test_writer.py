@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from tests.launch import environment, run_ranks
 from tests.trainer.checkpoint.saved import fragments, save, write, writer
-from trainer.checkpoint import writer as module
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 from trainer.checkpoint.lease import LeaseError
 from trainer.checkpoint.retention import Retention
@@ -27,8 +26,7 @@ from trainer.engine.ranks import Ranks
 
 
 @pytest.fixture
-def ranks(monkeypatch):
-    monkeypatch.setattr(module, "PAUSES_S", (0.0, 0.0))
+def ranks():
     joined = Ranks.join("cpu", 60)
     yield joined
     joined.leave()
@@ -206,14 +204,14 @@ import errno, sys, time
 from pathlib import Path
 import torch
 from tests.trainer.checkpoint.saved import save, write, writer
-from trainer.checkpoint import lease as leases, writer as checkpoint_writer
+from trainer.checkpoint import lease as leases
 from trainer.checkpoint.format import newest_valid
 from trainer.engine.interface import Fragment
 from trainer.checkpoint.lease import acquire
 from trainer.checkpoint.lease_places import FolderLease
 from trainer.engine.ranks import Ranks
 from trainer.checkpoint.retention import Retention
-checkpoint_writer.PAUSES_S, leases.HEARTBEAT_S = (0.0,), 0.05
+leases.HEARTBEAT_S = 0.05
 folder, ranks = Path(sys.argv[1]), Ranks.join("cpu", 60)
 lease = acquire(FolderLease(folder), "launch")
 checkpoints = folder / "checkpoints"
@@ -234,7 +232,7 @@ except OSError as full:
 save(to, 3)
 assert to.finish()[0] == 1 and newest_valid(checkpoints).step == 1
 seen, deadline = FolderLease(folder).read(), time.monotonic() + 30
-while FolderLease(folder).read() == seen:  # the heartbeat goes on
+while FolderLease(folder).read() == seen:  # the heartbeat continues
     assert time.monotonic() < deadline
     time.sleep(0.01)
 lease.check()
@@ -272,7 +270,6 @@ class SlowCommit(FolderStorage):
 
 def _one_of_two(folder: Path) -> None:
     """What each of two ranks does: a good save, one that rank 1 cannot write, one again, and a rank that dies."""
-    module.PAUSES_S = (0.0,)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when the other rank has died
     ranks = Ranks.join("cpu", 60)
     slow = writer(SlowCommit(folder / "slow"), ranks)
@@ -287,12 +284,12 @@ def _one_of_two(folder: Path) -> None:
     other = Gate(folder) if ranks.rank == 1 else FolderStorage(folder)
     if isinstance(other, Gate):
         other.open.set()
-    to = writer(other, ranks)
+    to = writer(other, ranks, pauses_s=(0.0,))
     half = {"generator": fragments(5 * ranks.rank, 5 + 5 * ranks.rank)}
 
     def save_half(step: int) -> tuple[int | None, str]:
         to.save(step, half, {"statistics": {"loss": torch.tensor(1.0)}}, {"config": {}})
-        for _ in range(20):  # collectives of the main threads, beside those of the writers
+        for _ in range(20):  # collectives of the main threads, at the same time as those of the writers
             ranks.sum(torch.ones(1))
         return to.finish()
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from trainer.config.io import ConfigError, load_config
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config
 
 
 def lines_for(override: str) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.storage.paths import path_argument
-from trainer.config.io import ConfigError, load_config, with_absolute_paths
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config, with_absolute_paths
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.io import ConfigError, from_dict, load_config, load_stored, to_dict
+from trainer.config.draft import ConfigError
+from trainer.config.io import from_dict, load_config, load_stored, to_dict
 from trainer.config.renamed import RENAMED
 from trainer.config.resume import check_resumable
 from trainer.config.strict_yaml import dump

@@ -9,7 +9,8 @@ from data.storage import remote
 from trainer.checkpoint.lease_places import claim
 from trainer.checkpoint.storage import storage_of
 from trainer.config.command_line import start_logging
-from trainer.config.io import ConfigError, load_config
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config
 from trainer.plan.plan import make_plan, render
 
 SECRET = "hunter2"

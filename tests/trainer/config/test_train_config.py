@@ -88,9 +88,11 @@ def test_all_broken_rules_are_reported_together():
     assert len(refusals(scaling={"world_size": 17}, discriminator={"kind": "large"}, data={"image_size": 36})) == 3
 
 
-def test_partitioned_discriminator_parameters_are_refused():
+def test_partitioned_discriminator_parameters_are_refused_with_a_second_derivative():
     (line,) = refusals(engine={"zero_stage_d": 3})
-    assert line.startswith("engine: zero_stage_d is 3, but at most 2 is possible")
+    assert line.startswith("engine.zero_stage_d is 3, but training.penalty is exact: R1 and R2 differentiate twice")
+    make(engine={"zero_stage_d": 3}, training={"penalty": "finite_difference"})
+    make(engine={"zero_stage_d": 3}, training={"r1_gamma": 0.0})
 
 
 def test_zero_stages_of_the_plain_backend_are_refused():

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 from trainer.driver import environment
 from trainer.driver.environment import check_ray_address, ray_folder, set_up_ray
 

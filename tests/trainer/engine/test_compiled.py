@@ -53,7 +53,7 @@ def fail_in_backward(module: torch.fx.GraphModule, inputs: list[Tensor]):
 
 
 @pytest.mark.parametrize("backend", [fail, fail_in_backward])
-def test_a_compiler_that_fails_is_named_once_and_the_network_goes_on_by_itself(caplog, backend):
+def test_a_compiler_that_fails_is_named_once_and_the_network_runs_uncompiled(caplog, backend):
     torch._dynamo.reset()
     module = nn.Conv2d(3, 3, 1)
     network = CompiledForward(module, backend=backend)
@@ -78,14 +78,14 @@ class Counted:
         return self.module(*inputs)
 
 
-@pytest.mark.parametrize(("with_r1", "with_r2", "calls"), [(False, False, 2), (True, False, 1), (True, True, 0)])
-def test_what_a_penalty_differentiates_goes_past_the_compiled_discriminator(with_r1, with_r2, calls):
+@pytest.mark.parametrize(("r1_gamma", "r2_gamma", "calls"), [(0.0, 0.0, 2), (1.0, 0.0, 1), (1.0, 1.0, 0)])
+def test_what_a_penalty_differentiates_goes_past_the_compiled_discriminator(r1_gamma, r2_gamma, calls):
     plain = make_players()
     counted = [Counted(plain.generator.module), Counted(plain.discriminator.module)]
     players = Players(plain.engines, plain.diffusion, compiled={"g": counted[0], "d": counted[1]})
     game = Adversarial(r1_gamma=1.0, r2_gamma=1.0)
     (batch,) = micro_batches(0, 8, 8)
-    game.update_discriminator(players, [batch], with_r1=with_r1, with_r2=with_r2)
+    game.update_discriminator(players, [batch], r1_gamma=r1_gamma, r2_gamma=r2_gamma)
     assert (counted[0].calls, counted[1].calls, counted[1].differentiated) == (1, calls, 0)
     game.update_generator(players, [batch])
     assert (counted[0].calls, counted[1].calls) == (2, calls + 1)

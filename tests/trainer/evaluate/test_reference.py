@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.storage.errors import UserError
 from tests.launch import run_python, run_ranks
 from tests.trainer.config.refusals import make, refusals
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
@@ -15,9 +16,10 @@ from trainer.checkpoint.format import list_checkpoints
 from trainer.config.sections import FIGURES
 from trainer.evaluate import reference as module
 from trainer.evaluate.command import main
+from trainer.evaluate.during_training import check_evaluation
 from trainer.evaluate.features import ScriptedNetwork, Seen
 from trainer.evaluate.quality import Quality, Statistics, statistics_of
-from trainer.evaluate.reference import evaluate_against, load_reference, read_all
+from trainer.evaluate.reference import FeaturesError, evaluate_against, load_reference, read_all
 from trainer.sample.images import save_folder, save_npz
 
 
@@ -186,7 +188,34 @@ def test_two_ranks_measure_what_one_does(tiny, tiny_digits, network_file, tmp_pa
     arguments += ["--reference", str(tiny_digits), "--network", str(network_file)]
     one = run_python([*arguments, "--cache", str(tmp_path / "one")], cwd=tmp_path)
     assert one.returncode == 0, one.stderr
-    # Without the dashes torchrun takes --run for an abbreviation of an option of its own.
-    two = run_ranks(2, ["-m", "--", *arguments[1:], "--cache", str(tmp_path / "two")])
+    two = run_ranks(2, [*arguments, "--cache", str(tmp_path / "two")])
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout) == json.loads(one.stdout)
+
+
+class NotANumber(torch.nn.Module):
+    """Features that no distance can be measured in."""
+
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        return img.to(torch.float32).flatten(2).mean(dim=2) * float("nan")
+
+
+def test_features_that_are_not_finite_are_refused_and_no_perfect_distance(tiny_digits, tmp_path):
+    broken = ScriptedNetwork(scripted(NotANumber(), tmp_path / "nan.pt"))
+    reference = load_reference(tiny_digits, broken, None, tmp_path / "cache")
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(FeaturesError, match="features of the samples are not finite"):
+        evaluate_against([(0, images)], reference, broken, None, codec="none", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("evaluation.network=/nowhere.pt", "the feature network /nowhere.pt cannot be loaded as TorchScript"),
+        ("evaluation.reference=/nowhere", "evaluation.reference is /nowhere, which does not exist"),
+    ],
+)
+def test_an_evaluation_that_could_not_be_made_is_refused_before_the_start(tiny, tmp_path, setting, told):
+    with pytest.raises(UserError, match=told):
+        check_evaluation(configure(tiny, tmp_path / "run", "evaluation.interval_images=64", setting))
+    check_evaluation(configure(tiny, tmp_path / "run", setting))  # no evaluations are asked for

@@ -1,9 +1,14 @@
+import dataclasses
+
 import pytest
 import torch
 
 from models.shapes import ImageForm
 from trainer.config.io import load_config
 from trainer.plan.cost import Costs, count_costs
+
+PLAIN = ("training.objective=non_saturating",)
+"""An objective that needs no penalty."""
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +44,32 @@ def test_an_iteration_costs_four_forwards_of_g_and_eight_of_d_and_r1_three_more(
     # G's update: forward and backward of G (3); forward of D (1) and the gradient of its input alone (1).
     assert costs.update_g.flops_per_image == pytest.approx(3 * costs.forward_g + 2 * costs.forward_d, rel=0.005)
     # R1: the gradient of the input (1), and through it to its own input and to the weights (2).
-    r1 = costs.update_d_r1.flops_per_image - costs.update_d.flops_per_image
-    assert r1 == pytest.approx(3 * costs.forward_d, rel=0.005)
+    assert costs.penalty_flops_per_image == pytest.approx(3 * costs.forward_d, rel=0.005)
 
 
 def test_r1_counts_at_its_interval(cifar10):
-    every, lazy, never = (cifar10.flops_per_image(interval) for interval in (1, 10, None))
-    r1 = cifar10.update_d_r1.flops_per_image - cifar10.update_d.flops_per_image
-    assert every - never == pytest.approx(r1)
-    assert lazy - never == pytest.approx(r1 / 10)
+    every, lazy, never = (
+        dataclasses.replace(cifar10, penalty_interval_steps=interval).flops_per_image for interval in (1, 10, None)
+    )
+    assert every - never == pytest.approx(cifar10.penalty_flops_per_image)
+    assert lazy - never == pytest.approx(cifar10.penalty_flops_per_image / 10)
+
+
+def test_r2_alone_counts_as_r1_does():
+    r1, r2, none = (
+        count_costs(load_config("digits", [*PLAIN, f"training.r1_gamma={r1}", f"training.r2_gamma={r2}"]))
+        for r1, r2 in ((0.1, 0), (0, 0.1), (0, 0))
+    )
+    assert r1.flops_per_image == pytest.approx(r2.flops_per_image, rel=0.01)
+    # Three forward passes of D, as above, at one step in four.
+    assert r2.flops_per_image - none.flops_per_image == pytest.approx(3 * none.forward_d / 4, rel=0.02)
+    assert (r2.penalty_interval_steps, none.penalty_interval_steps) == (4, None)
 
 
 def test_saved_bytes_grow_with_the_micro_batch_and_flops_of_an_image_do_not():
     small, large = (count_costs(load_config("digits", [f"training.micro_batch_size={micro}"])) for micro in (4, 16))
     assert large.update_g.saved_bytes == pytest.approx(4 * small.update_g.saved_bytes, rel=0.01)
-    assert large.update_d_r1.saved_bytes > large.update_d.saved_bytes
+    assert large.update_d_penalized.saved_bytes > large.update_d.saved_bytes
     assert large.update_g.flops_per_image == small.update_g.flops_per_image
 
 
@@ -65,7 +81,11 @@ def test_bf16_saves_less_but_keeps_the_norms_and_the_real_half_of_r1_in_float32(
     assert fp32.update_g.saved_bytes / 2 < bf16.update_g.saved_bytes < fp32.update_g.saved_bytes
     # The discriminator has no norm. Its minibatch deviation is in float32, and its weights are kept in bf16 as well.
     assert fp32.update_d.saved_bytes / 2 < bf16.update_d.saved_bytes < 0.65 * fp32.update_d.saved_bytes
-    assert fp32.update_d_r1.saved_bytes / 2 < bf16.update_d_r1.saved_bytes < fp32.update_d_r1.saved_bytes
+    assert (
+        fp32.update_d_penalized.saved_bytes / 2
+        < bf16.update_d_penalized.saved_bytes
+        < fp32.update_d_penalized.saved_bytes
+    )
     assert bf16.update_g.flops_per_image == fp32.update_g.flops_per_image
 
 

@@ -18,7 +18,7 @@ def costs_are_counted_once() -> Iterator[None]:
     counted: dict[str, Costs] = {}
 
     def once(config: TrainConfig) -> Costs:
-        training = dataclasses.replace(config.training, total_images=0, r1_interval_steps=None)
+        training = dataclasses.replace(config.training, total_images=0)
         networks = (config.generator, config.discriminator, config.diffusion)
         key = repr((networks, config.image_form, training, split_batch(config)))
         if key not in counted:
@@ -119,10 +119,32 @@ def test_columns_of_the_memory_table_line_up(cifar10):
     assert {len(line) for line in lines[head : head + 8]} == {len(lines[head])}
 
 
+def test_levels_and_the_share_of_x0_pred_in_each_step_are_shown(cifar10):
+    text = render(cifar10)
+    assert "noise level sigma of x_t       0.96, 3.4, 17, 152" in text
+    assert "weight of x0_pred in x_tm1     1, 0.67, 0.27, 0.058" in text
+
+
 def test_r1_at_every_step_is_said_so():
     plan = make_plan(load_config("digits", ["training.r1_interval_steps=null"]))
-    assert plan.r1_interval_steps == 1
+    assert plan.costs.penalty_interval_steps == 1
     assert "at every step" in render(plan)
+
+
+def test_each_stage_has_its_steps_levels_and_arithmetic():
+    denoiser = "{denoiser: {images: 6400, training: {objective: gaussian}, diffusion: {num_timesteps: 3}}}"
+    plan = make_plan(load_config("digits", [f"stages={denoiser}", "data.path=no/such/folder"]))
+    first, last = plan.stages
+    batch = plan.batch.global_batch_size
+    assert (first.num_steps, last.num_steps) == (6400 // batch, plan.num_steps - 6400 // batch)
+    assert (first.costs.parameters_d, plan.costs) == (0, last.costs)
+    assert plan.flops == pytest.approx(first.flops + last.flops)
+    assert plan.saved_bytes == last.costs.saved_bytes > first.costs.saved_bytes
+    assert plan.memory_d[0].parameters == 4 * last.costs.parameters_d > 0
+    text = render(plan)
+    assert f"stage denoiser: {first.num_steps:,} steps, 6,400 images, " in text
+    assert f"stage last: {last.num_steps:,} steps, " in text
+    assert text.count("noise level sigma") == 2
 
 
 PLAIN_GAME = ("training.objective=non_saturating", "training.r2_gamma=0")
@@ -130,8 +152,8 @@ PLAIN_GAME = ("training.objective=non_saturating", "training.r2_gamma=0")
 
 def test_r1_of_weight_zero_is_not_counted():
     plan = make_plan(load_config("digits", [*PLAIN_GAME, "training.r1_gamma=0"]))
-    assert plan.flops_per_image == plan.costs.update_g.flops_per_image + plan.costs.update_d.flops_per_image
-    assert "R1 is off" in render(plan)
+    assert plan.costs.flops_per_image == plan.costs.update_g.flops_per_image + plan.costs.update_d.flops_per_image
+    assert "without penalties" in render(plan)
 
 
 @pytest.mark.parametrize(

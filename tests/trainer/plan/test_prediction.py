@@ -42,11 +42,13 @@ def plan() -> Plan:
 
 
 def test_hours_price_rate_and_share_of_the_peak_follow_from_a_step(plan):
-    prediction = Prediction(gpu=GPU, precision="fp32", plan=plan, step_s=(0.5, 2.0))
-    assert prediction.images_per_s == (plan.batch.global_batch_size / 0.5, plan.batch.global_batch_size / 2)
+    prediction = Prediction(gpu=GPU, precision="fp32", plan=plan, step_s=((0.5, 2.0),))
+    assert prediction.images_per_s == pytest.approx(
+        (2 * plan.batch.global_batch_size, plan.batch.global_batch_size / 2)
+    )
     assert prediction.hours == (plan.num_steps * 0.5 / 3600, plan.num_steps * 2 / 3600)
     assert prediction.gpu_hours[1] == 2 * prediction.hours[1]
-    assert prediction.mfu[0] == pytest.approx(plan.batch.global_batch_size * plan.flops_per_image / 0.5 / 2e12)
+    assert prediction.mfu[0] == pytest.approx(plan.batch.global_batch_size * plan.costs.flops_per_image / 0.5 / 2e12)
     text = render_prediction(prediction, 3600.0)
     assert "USD, at 3,600.00 a GPU-hour" in text
     assert f"{2 * plan.num_steps * 2:,}" in text
@@ -54,15 +56,30 @@ def test_hours_price_rate_and_share_of_the_peak_follow_from_a_step(plan):
     assert "USD" not in render_prediction(prediction)
 
 
+def test_a_run_of_two_stages_takes_the_time_of_both(plan):
+    denoiser = "{denoiser: {images: 6400, training: {objective: gaussian, reconstruction: {weight: 0}}}}"
+    config = load_config("digits", [f"stages={denoiser}", "data.path=no/such/folder"])
+    both = make_plan(config)
+    steps = [stage.num_steps for stage in both.stages]
+    prediction = Prediction(gpu=GPU, precision="fp32", plan=both, step_s=((0.5, 1.0), (2.0, 4.0)))
+    assert prediction.hours == pytest.approx([(steps[0] * s + steps[1] * 4 * s) / 3600 for s in (0.5, 1.0)])
+    assert prediction.images_per_s[0] == pytest.approx(both.num_images / 3600 / prediction.hours[0])
+    assert "seconds of a step of stage denoiser" in render_prediction(prediction)
+    (bound, _), (longer, _) = predict(config, both, GPUS["h200"], "bf16").step_s
+    assert bound < longer
+
+
 def test_a_plan_larger_than_the_memory_is_said_not_to_fit(plan):
     small = dataclasses.replace(GPU, memory_gb=(plan.state_bytes + plan.saved_bytes - 1) / 1e9)
-    texts = [render_prediction(Prediction(gpu=gpu, precision="fp32", plan=plan, step_s=(1, 1))) for gpu in (GPU, small)]
+    texts = [
+        render_prediction(Prediction(gpu=gpu, precision="fp32", plan=plan, step_s=((1, 1),))) for gpu in (GPU, small)
+    ]
     assert ["DOES NOT FIT" in text for text in texts] == [False, True]
 
 
 def test_estimate_is_never_below_the_bound_and_a_faster_memory_shortens_both(plan):
     config = load_config("digits", ["scaling.world_size=2"])
-    found = {name: predict(config, plan, GPUS[name], "bf16").step_s for name in ("h100", "h200")}
+    found = {name: predict(config, plan, GPUS[name], "bf16").step_s[0] for name in ("h100", "h200")}
     assert all(bound < estimate for bound, estimate in found.values())
     assert found["h200"][0] < found["h100"][0]
 

@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
+from trainer.checkpoint.snapshot import load_snapshot
 from trainer.checkpoint.storage import find_checkpoint, storage_of
-from trainer.config.io import ConfigError, load_stored
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_stored
 from trainer.engine.precision import allow_tf32
 from trainer.engine.ranks import Ranks
 from trainer.rank import build as build_module
@@ -81,3 +84,46 @@ def test_a_resumed_run_in_the_layout_of_a_gpu_equals_the_uninterrupted_one(tiny,
     train(parts, Stopper(5))
     train(parts)
     assert_same_state(state_of(tmp_path / "whole", 10), state_of(tmp_path / "parts", 10))
+
+
+@pytest.mark.slow
+def test_a_game_starts_as_the_denoiser_it_comes_from_whatever_z_and_then_learns_to_use_z(tiny, tmp_path):
+    embedded = ("generator.time_embedding=log_sigma", "generator.output_tanh=false", "generator.sigma_data=0.5")
+    gaussian = ("training.objective=gaussian", "training.noise.kind=log_normal", "training.total_images=48")
+    train(configure(tiny, tmp_path / "denoiser", *embedded, *gaussian))
+    (weights,) = (tmp_path / "denoiser" / "snapshots").glob("*/generator.safetensors")
+    denoiser, _ = load_snapshot(weights.parent)
+    # Other steps than the denoiser's, which saw none.
+    levels = ("diffusion.schedule=levels", "diffusion.num_timesteps=2", "diffusion.levels=[0.8, 40]")
+    config = configure(tiny, tmp_path / "game", *embedded, *levels, f"run.init_from={weights}")
+    ranks = Ranks.join("cpu", 60)
+    try:
+        learner = build_module.build(settle_precision(config, ranks), ranks)
+        generator, x_t = learner.players.generator.module, torch.randn(4, 1, 8, 8)
+        z, sigma = torch.randn(2, 4, 8), torch.tensor([0.8, 40.0, 0.8, 40.0])
+        with torch.no_grad():
+            expected = denoiser(x_t, sigma, torch.zeros(4, 8))
+            for drawn in z:
+                torch.testing.assert_close(generator(x_t, torch.tensor([0, 1, 0, 1]), drawn), expected)
+        learner.close()
+    finally:
+        ranks.leave()
+    train(config)
+    played, _ = load_snapshot(next((tmp_path / "game" / "snapshots").iterdir()))
+    with torch.no_grad():
+        first, second = (played(x_t, torch.tensor([0, 1, 0, 1]), drawn) for drawn in z)
+    assert not torch.equal(first, second)
+
+
+def test_weights_of_a_game_keep_the_latent_they_have_learned_with(tiny, tmp_path):
+    train(configure(tiny, tmp_path / "first", "training.total_images=32"))
+    (weights,) = (tmp_path / "first" / "snapshots").glob("*/generator.safetensors")
+    ranks = Ranks.join("cpu", 60)
+    try:
+        config = settle_precision(configure(tiny, tmp_path / "second", f"run.init_from={weights}"), ranks)
+        learner = build_module.build(config, ranks)
+        state, saved = learner.players.generator.module.state_dict(), load_file(weights)
+        learner.close()
+    finally:
+        ranks.leave()
+    assert all(torch.equal(state[name], saved[name]) for name in saved)

@@ -118,13 +118,13 @@ def test_labels_that_reach_the_step_are_those_of_the_images(tiny, tiny_digits, t
     assert labels is not None
     label_of = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     pairs: list[tuple[bytes, int]] = []
-    draw = Loop._draw
+    raw = Loop._raw
 
     def noting(self: Loop, x: torch.Tensor, y: torch.Tensor, *rest: int):
         pairs.extend((i.contiguous().numpy().tobytes(), int(label)) for i, label in zip(x, y, strict=True))
-        return draw(self, x, y, *rest)
+        return raw(self, x, y, *rest)
 
-    monkeypatch.setattr(Loop, "_draw", noting)
+    monkeypatch.setattr(Loop, "_raw", noting)
     train(configure(tiny, tmp_path, *CLASSES, "training.total_images=64"))
     assert len(pairs) == 64
     assert all(label_of[pixels] == label for pixels, label in pairs)

@@ -50,7 +50,7 @@ def fail_at(monkeypatch) -> Callable[..., list[int]]:
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory) -> tuple[Path, Recorder]:
-    """A run that went on after two bad steps."""
+    """A run that continued after two bad steps."""
     directory = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         arrange_failures(patch, 2, 3)
@@ -200,7 +200,7 @@ def test_command_ends_with_the_diagnosis_and_code_1(tiny, tmp_path, monkeypatch,
     assert "Traceback" not in text
     assert "4 updates of the discriminator in a row were skipped up to step 4. In step 1: gradient norm" in text
     assert "more than guard.max_gradient_norm 1e-09; loss_d_real" in text
-    assert "all of D's logits were finite" in text
+    assert "finite at every t: logits of real pairs, logits of fake pairs" in text
 
 
 def warned(caplog: pytest.LogCaptureFixture, gaps: dict[int, float]) -> list[int]:

@@ -1,9 +1,13 @@
 """When hooks are due, in which order they run, and what they are told."""
 
+import errno
+
 import pytest
 
-from tests.trainer.runs import Stopper, configure
+from tests.trainer.runs import Stopper, configure, train
+from trainer.config.stages import only_stage
 from trainer.engine.ranks import Ranks
+from trainer.rank import hooks
 from trainer.rank.build import build
 from trainer.rank.hooks import Curves, DrawGrid, Evaluate, LogCurves, SaveCheckpoint
 from trainer.rank.loop import Loop, Share
@@ -67,7 +71,7 @@ def test_hooks_run_in_order_after_the_steps_at_which_they_are_due(tiny, tmp_path
     ranks = Ranks.join("cpu", 60)
     try:
         loop = Loop(
-            config=config,
+            stage=only_stage(config),
             ranks=ranks,
             share=Share.of(config, 0, 1),
             learner=build(config, ranks),
@@ -84,3 +88,14 @@ def test_hooks_run_in_order_after_the_steps_at_which_they_are_due(tiny, tmp_path
         assert seen == [("log", "end"), ("log", 3, 48, "log"), ("checkpoint", "end")]
     finally:
         ranks.leave()
+
+
+def test_a_grid_that_cannot_be_written_is_told_and_training_continues(tiny, tmp_path, monkeypatch, caplog):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hooks, "save_grid", full)
+    _, recorder = train(configure(tiny, tmp_path, "grids.interval_steps=5"))
+    assert max(recorder.metrics) == 10
+    told = [record.getMessage() for record in caplog.records if "grid" in record.getMessage()]
+    assert [text.partition(" was not saved")[0] for text in told] == ["the grid of step 5", "the grid of step 10"]

@@ -59,7 +59,7 @@ def test_means_are_over_the_updates_that_were_made(ranks):
 
 
 def test_sums_of_two_ranks_mean_the_same_on_one(ranks):
-    """A run that goes on with another number of ranks adds up what each of the former had."""
+    """A run that resumes with another number of ranks adds up what each of the former had."""
     guard = UpdateGuard(None, partitioned=False)
     everyone: dict[str, torch.Tensor] = {}
     for rank_loss in (1.0, 2.0):
@@ -105,7 +105,7 @@ def test_a_timestep_that_never_came_up_has_no_point(ranks):
     assert "logit_real/t1" not in means
 
 
-def test_saved_sums_go_on_where_they_were(ranks):
+def test_saved_sums_continue_where_they_were(ranks):
     first, second = StatisticsSum(DECLARED), StatisticsSum(DECLARED)
     first.add(statistics(1.0))
     second.load(first.state(), CPU)

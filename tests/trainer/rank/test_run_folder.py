@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 from trainer.config.sections import RunConfig
 from trainer.rank.run_folder import make_run_directory
 

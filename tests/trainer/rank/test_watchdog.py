@@ -15,7 +15,7 @@ from tests.launch import ROOT, environment, run_python
 from tests.trainer.runs import assert_same_state, state_of
 from trainer.rank.watchdog import EXIT_CODE, Phase, Watchdog
 
-SCRIPT = Path(__file__).with_name("hang_rank.py")
+SCRIPT = Path(__file__).parent / "processes" / "hang_rank.py"
 
 HANGING = """
 import ctypes, sys, threading

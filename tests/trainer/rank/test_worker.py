@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from trainer.checkpoint.format import CheckpointError, list_checkpoints
 from trainer.checkpoint.storage import FolderStorage
 from trainer.checkpoint.writer import CheckpointWriter
 from trainer.config.command_line import check_data
-from trainer.config.io import ConfigError, load_config
+from trainer.config.draft import ConfigError
+from trainer.config.io import load_config
 from trainer.engine.ranks import Ranks
+from trainer.rank import run_checkpoints
 from trainer.rank.worker import Worker, run_rank
 from trainer.tracking.spool import read_records, spool_path
 
@@ -162,7 +165,7 @@ def test_failed_save_is_counted_and_only_that_of_the_end_ends_the_run(tiny, tmp_
 
     real = FolderStorage.commit
     monkeypatch.setattr(FolderStorage, "commit", commit)
-    monkeypatch.setattr("trainer.checkpoint.writer.PAUSES_S", (0.0,))
+    monkeypatch.setattr(run_checkpoints, "CheckpointWriter", partial(CheckpointWriter, pauses_s=(0.0,)))
     config = configure(tiny, tmp_path, "checkpoint.save_interval_steps=2", "checkpoint.keep_last=9")
     if at == 10:
         with pytest.raises(CheckpointError, match=r"checkpoint of step 10 was not saved: .*Input/output error"):
@@ -334,7 +337,7 @@ EARLIER = (
 """Of gaussians25, for the run in golden/run-format-1.tar.gz."""
 
 
-def test_a_run_that_an_earlier_layout_of_the_code_wrote_goes_on(tmp_path):
+def test_a_run_of_an_earlier_layout_of_the_code_resumes(tmp_path):
     # Stopped at step 6 of 10 by the code that had every file of trainer/ in one folder.
     with tarfile.open(ROOT / "tests" / "golden" / "run-format-1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")

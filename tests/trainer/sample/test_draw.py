@@ -95,7 +95,10 @@ def test_command_writes_the_form_that_the_name_asks_for(run, tmp_path, name, cap
     [
         (["--run", "/nowhere", "--out", "x.png"], "/nowhere is not the directory of a run"),
         (["--run", "{run}", "--out", "x.bmp"], "unknown extension .bmp"),
-        (["--run", "{run}", "--out", "x.png", "--num", "0"], "--num is 0: give 1 or more"),
+        (
+            ["--run", "{run}", "--out", "x.png", "--num", "0"],
+            "'0' is given, allowed is a whole number of 1 or more",
+        ),
         (["--run", "{run}", "--out", "x.png", "--seed", "-1"], "'-1' is given, allowed is a whole number of 0 to"),
         (["--run", "{run}", "--out", "x.png", "--checkpoint", "7"], "has no checkpoint of step 7; it has [8, 10]"),
     ],

@@ -235,7 +235,7 @@ def test_files_that_the_server_cannot_store_let_the_rest_pass_and_arrive_later(
     assert load_progress(tmp_path, "there").problem is None
 
 
-def test_files_are_tried_again_while_training_goes_on(tmp_path: Path) -> None:
+def test_files_are_tried_again_while_training_continues(tmp_path: Path) -> None:
     server, clock = Server(), Clock()
     spool_of_a_run(tmp_path, close=False)
     sink = NoFiles(server)

@@ -12,7 +12,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tests.trainer.engine.conformance_rank import GLOBAL_BATCH, micro_batches, networks, optimizer_of, train_one_step
+from tests.trainer.engine.conformance_rank import (
+    GAMES,
+    GLOBAL_BATCH,
+    micro_batches,
+    networks,
+    optimizer_of,
+    train_one_step,
+)
 from trainer.engine import reduction
 from trainer.engine.interface import Engine, EngineConfig
 from trainer.engine.plain import TorchEngine
@@ -34,7 +41,7 @@ class OneReduction(TorchEngine):
             gradients, (flat / dist.get_world_size()).split([g.numel() for g in gradients]), strict=True
         ):
             g.copy_(piece.view_as(g))
-        self._unfinished = True
+        self._reducer.launch_rest()  # nothing is left to launch
         self.finish()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -79,7 +86,7 @@ def main() -> None:
         if key:
             gate(engines, ranks.rank, store, key)
         with profile(activities=[ProfilerActivity.CPU]) as trace:
-            train_one_step(engines, batches, loss="r1", world_size=ranks.world_size)
+            train_one_step(engines, batches, GAMES["r1"], world_size=ranks.world_size)
             for engine in engines:
                 engine.finish()
         found = state(engines)

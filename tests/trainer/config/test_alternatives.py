@@ -1,0 +1,90 @@
+"""Settings that take a number, or a mapping that says how it changes over the run."""
+
+import json
+
+import pytest
+
+from tests.trainer.config.refusals import make, refusals
+from trainer.algorithm.schedules import Cosine, DecayCosine
+from trainer.config.draft import ConfigError
+from trainer.config.explain import explain, schema
+from trainer.config.io import flat, from_dict, load_config, to_dict
+from trainer.config.resume import check_resumable, diff_configs
+
+COURSE = {"start": 0.05, "end": 0.005, "decay_images": 1000}
+TAKES = "a number >= 0, or a mapping with the keys start, end, decay_images"
+
+
+def test_both_forms_are_read_and_written():
+    config = make(training={"r1_gamma": COURSE, "adam": {"beta2": {"start": 0.9, "end": 0.99, "decay_images": 10}}})
+    assert config.training.r1_gamma == Cosine(**COURSE)
+    assert config.training.adam.beta2 == DecayCosine(start=0.9, end=0.99, decay_images=10)
+    assert config.training.r2_gamma == 0.0
+    assert from_dict(to_dict(config)) == config
+    assert flat(config)["training.r1_gamma.end"] == 0.005
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (-1, f"training.r1_gamma must be {TAKES}, got -1"),
+        ("much", f'training.r1_gamma must be {TAKES}, got the text "much"'),
+        ([0.1], f"training.r1_gamma must be {TAKES}, got [0.1]"),
+        (None, f"training.r1_gamma must be {TAKES}, got null"),
+        ({**COURSE, "end": -1}, "training.r1_gamma.end must be a number >= 0, got -1"),
+        ({"start": 1, "end": 0}, "training.r1_gamma.decay_images is missing; it must be a whole number > 0"),
+        (
+            {**COURSE, "decay_image": 5},
+            "training.r1_gamma.decay_image is unknown; did you mean `decay_images`? Allowed in training.r1_gamma: "
+            "start, end, decay_images",
+        ),
+    ],
+)
+def test_what_is_neither_gets_one_error_and_a_mapping_those_of_its_keys(value, said):
+    assert refusals(training={"r1_gamma": value}) == [said]
+
+
+def test_bounds_hold_in_both_forms():
+    (line,) = refusals(training={"adam": {"beta2": {"start": 0.9, "end": 1.0, "decay_images": 10}}})
+    assert line == "training.adam.beta2.end must be a number >= 0 and < 1, got 1.0"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.r1_gamma={start: 0.05, end: 0.005, decay_images: 1000}"],
+        ["training.r1_gamma.start=0.05", "training.r1_gamma.end=0.005", "training.r1_gamma.decay_images=1_000"],
+    ],
+)
+def test_an_override_gives_a_course_whole_or_by_key_in_place_of_a_number(overrides):
+    assert load_config("digits", overrides).training.r1_gamma == Cosine(**COURSE)
+    assert load_config("digits", [*overrides, "training.r1_gamma=1.5"]).training.r1_gamma == 1.5
+
+
+def test_an_override_that_leaves_a_key_out_is_told_which():
+    with pytest.raises(ConfigError) as caught:
+        load_config("digits", ["training.r1_gamma.start=0.05", "training.r1_gamma.end=0"])
+    (line,) = caught.value.lines
+    assert line.startswith("--set training.r1_gamma.start=0.05: training.r1_gamma.decay_images is missing")
+
+
+def test_a_resumed_run_keeps_the_course():
+    number, course = make(training={"r1_gamma": 0.05}), make(training={"r1_gamma": COURSE})
+    assert [difference.key for difference in diff_configs(number, course)] == [
+        "training.r1_gamma.start",
+        "training.r1_gamma.end",
+        "training.r1_gamma.decay_images",
+        "training.r1_gamma",
+    ]
+    for old, new in ((number, course), (course, number)):
+        with pytest.raises(ConfigError, match=r"training\.r1_gamma: .* may not change when a run is resumed"):
+            check_resumable(old, new)
+    assert check_resumable(course, course) == ()
+
+
+def test_both_forms_are_explained_and_in_the_schema():
+    assert f"`training.r1_gamma`: {TAKES} (default: 0.05)" in explain("training.r1_gamma")
+    properties = json.loads(schema())["$defs"]
+    assert {"$ref": "#/$defs/Cosine"} in properties["TrainingConfig"]["properties"]["r1_gamma"]["anyOf"]
+    assert properties["Cosine"]["additionalProperties"] is False
+    assert properties["Cosine"]["properties"]["end"]["description"] == "Value after decay_images images."
