@@ -35,7 +35,7 @@ from data.processes.signals import StopRequest, handle_stop_signals
 from data.storage.errors import OperationError, UserError
 from trainer.checkpoint.lease import LAUNCH_VARIABLE, this_process
 from trainer.config.command_line import start_logging
-from trainer.config.io import ConfigError
+from trainer.config.draft import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
 from trainer.driver.children import independent_children
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 0.2
 FINAL_PAUSE_S = 30.0
+GROUP_VARIABLE = "DDGAN_GROUP"
+"""Environment variable of a rank: the name of the group that it was started in."""
 NEVER_S = 1e9
 
 
@@ -62,8 +64,8 @@ class RunFailedError(OperationError):
 class RayDriver:
     """A worker's connection to the state actor: sends at most a few times a second, never waits for the answer."""
 
-    def __init__(self, state: Any) -> None:
-        self._state = state
+    def __init__(self, state: Any, group: str) -> None:
+        self._state, self._group = state, group
         self._sent_at = float("-inf")
         self._stop_asked = state.stop_asked.remote()
         self.step: int | None = None
@@ -72,7 +74,7 @@ class RayDriver:
         """Send `status` unless one was sent just before; the last step is always sent."""
         self.step = status.step
         if time.monotonic() - self._sent_at > REPORT_INTERVAL_S or status.images == status.total_images:
-            self._state.post.remote(status)
+            self._state.post.remote(self._group, status)
             self._sent_at = time.monotonic()
 
     def stop_requested(self) -> bool:
@@ -85,7 +87,7 @@ class RayDriver:
 
 
 class Rendezvous(TorchConfig):
-    """Tells each rank where to meet, and the secret of this group; the ranks themselves make the process group.
+    """Tells each rank where to meet, and its group's name and secret; the ranks themselves make the process group.
 
     Ray's own rendezvous would listen on all addresses of a node, and would let in whoever connects.
     """
@@ -101,7 +103,8 @@ class _RendezvousBackend(RayTorchBackend):
         nodes = worker_group.execute(ray.util.get_node_ip_address)
         address = LOOPBACK if len(set(nodes)) == 1 else nodes[0]
         place = {"MASTER_ADDR": address, "MASTER_PORT": str(worker_group.execute_single(0, reserve, address))}
-        worker_group.execute(_set_environment, place | {SECRET_VARIABLE: secrets.token_hex(32)})
+        names = {GROUP_VARIABLE: secrets.token_hex(8), SECRET_VARIABLE: secrets.token_hex(32)}
+        worker_group.execute(_set_environment, place | names)
 
 
 def _set_environment(variables: dict[str, str]) -> None:
@@ -118,8 +121,9 @@ def _train_rank(arguments: dict[str, Any]) -> None:
     os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a restarted group takes over its own lease
     config = replace(config, scaling=replace(config.scaling, world_size=world_size))
     start_logging(rank)
-    driver = RayDriver(state)
-    if rank == 0 and not _await_turn(driver, state, world_size):  # the others wait for its store
+    group = os.environ[GROUP_VARIABLE]
+    driver = RayDriver(state, group)
+    if rank == 0 and not _await_turn(driver, state, group, world_size):  # the others wait for its store
         return _await_the_end()
     if rank == 0:
         log.info("training on %d ranks", world_size)
@@ -132,12 +136,12 @@ def _train_rank(arguments: dict[str, Any]) -> None:
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         message = f"rank {rank}: {type(error).__name__}: {first_line}"
-        ray.get(state.post_error.remote(message, driver.step))
+        ray.get(state.post_error.remote(group, message, driver.step))
         if is_lost_peer(message):
             _keep_traceback_off_the_terminal()
         raise
     if rank == 0 or isinstance(result, FinalError):
-        ray.get(state.post_result.remote(result))
+        ray.get(state.post_result.remote(group, result))
     if isinstance(result, FinalError):
         _await_the_end()
     return None
@@ -154,9 +158,9 @@ def _keep_traceback_off_the_terminal() -> None:
     logging.getLogger("ray.train.v2._internal.util").addFilter(lower)
 
 
-def _await_turn(driver: RayDriver, state: Any, world_size: int) -> bool:
+def _await_turn(driver: RayDriver, state: Any, group: str, world_size: int) -> bool:
     """Delay a group that follows a failure; a stop request ends the delay. False: the group should not start."""
-    pause_s: float | None = ray.get(state.begin.remote(world_size))
+    pause_s: float | None = ray.get(state.begin.remote(group, world_size))
     if pause_s:
         log.warning("the workers have failed repeatedly: restarting in %.0f s", pause_s)
         driver.wait_for_stop(pause_s)
@@ -252,8 +256,8 @@ def fit(config: TrainConfig) -> Outcome:
                     raise RunFailedError(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
                     return outcome
-                ray.get(state.go_on.remote())  # it stopped because there is room for more ranks
-                if stop.asked:  # meanwhile; go_on may have cleared the request
+                ray.get(state.withdraw_stop.remote())  # it stopped because there is room for more ranks
+                if stop.asked:  # meanwhile; withdraw_stop may have cleared the request
                     return outcome
 
 

@@ -131,20 +131,30 @@ class Snapshot:
 
 
 class StateActor:
-    """Passes the status from workers to driver, and the request to stop back. Other processes call its methods."""
+    """Passes the status from workers to driver, and the request to stop back. Other processes call its methods.
+
+    Ranks send without waiting, so a rank that was cut off may be heard when the next group has long begun: each message
+    names its group, and those of groups that have ended are dropped.
+    """
 
     def __init__(self) -> None:
         self._status: RunStatus | None = None
         self._stop = asyncio.Event()
         self._result: Outcome | FinalError | None = None
         self._world_size: int | None = None
+        self._group: str | None = None
+        self._ended: set[str | None] = set()
         self._failures = Failures()
         self._failure: Failure | None = None  # of the newest group, as reported by its ranks
         self._running = False
         self._step: int | None = None  # reported by the newest group
 
-    async def begin(self, world_size: int) -> float | None:
+    async def begin(self, group: str, world_size: int) -> float | None:
         """Called by rank 0 of a new group before it starts.
+
+        Args:
+            group: a name that no other group has.
+            world_size: its ranks.
 
         Returns:
             Seconds to wait, or None if it must not start; `read` then gives the reason.
@@ -154,26 +164,34 @@ class StateActor:
         if reason:
             self._result = FinalError(reason, is_refusal=False)
             return None
-        self._running, self._world_size, self._step = True, world_size, None
+        self._ended.add(self._group)
+        self._running, self._group, self._world_size, self._step = True, group, world_size, None
         return self._failures.pause_s()
 
-    async def post(self, status: RunStatus) -> None:
+    async def post(self, group: str, status: RunStatus) -> None:
         """Keep the newest status."""
+        if group in self._ended:
+            return
         self._status, self._step = status, status.step
 
-    async def post_result(self, result: Outcome | FinalError) -> None:
+    async def post_result(self, group: str, result: Outcome | FinalError) -> None:
         """Record how the run ended; a final error is not overwritten by other ranks' results."""
+        if group in self._ended:
+            return
         self._running, self._world_size = False, None
         if not isinstance(self._result, FinalError):
             self._result = result
 
-    async def post_error(self, error: str, step: int | None) -> None:
+    async def post_error(self, group: str, error: str, step: int | None) -> None:
         """Record that a rank failed; Ray will restart the group.
 
         Args:
+            group: that of the rank.
             error: first line of the error.
             step: optimizer steps done, if this rank knows.
         """
+        if group in self._ended:
+            return
         self._world_size = None
         failure = Failure(self._step if step is None else step, error)
         if self._failure is None:
@@ -193,7 +211,7 @@ class StateActor:
         """Return when the driver asks to stop, not before."""
         return await self._stop.wait()
 
-    async def go_on(self) -> None:
+    async def withdraw_stop(self) -> None:
         """Clear the stop; called by the driver when another group will continue the run."""
         self._stop.clear()
         self._result = None

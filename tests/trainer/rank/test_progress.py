@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from trainer.config.command_line import start_logging
 from trainer.rank.progress import ProgressBar, RunStatus
@@ -57,6 +59,15 @@ def test_a_pipe_gets_whole_lines_without_control_characters(monkeypatch):
     assert b"\r" not in said and b"\x1b" not in said
 
 
+def read_to_the_end(master: int) -> str:
+    """What was written to a terminal until its last user closed it."""
+    said = b""
+    with suppress(OSError):  # EIO is its end
+        while piece := os.read(master, 65536):
+            said += piece
+    return said.decode()
+
+
 def test_a_terminal_gets_one_bar_and_log_lines_stand_above_it(monkeypatch):
     master, slave = os.openpty()
     monkeypatch.setenv("TERM", "xterm")
@@ -64,11 +75,14 @@ def test_a_terminal_gets_one_bar_and_log_lines_stand_above_it(monkeypatch):
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         start_logging(0)
-        with ProgressBar() as bar:
-            bar.show(status(1200))
-            logging.getLogger("trainer").warning("a word in between")
-            bar.show(status(2400))
-        said = os.read(master, 65536).decode()
+        with ThreadPoolExecutor() as reader:  # a terminal holds little: the bar would wait for somebody to look
+            reading = reader.submit(read_to_the_end, master)
+            with ProgressBar() as bar:
+                bar.show(status(1200))
+                logging.getLogger("trainer").warning("a word in between")
+                bar.show(status(2400))
+            terminal.close()
+            said = reading.result()
     os.close(master)
     assert "2400/6000" in said
     assert "of 6000 images" not in said, "lines are for files"
