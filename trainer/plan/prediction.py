@@ -115,7 +115,7 @@ def render_prediction(prediction: Prediction, usd_per_gpu_hour: float | None = N
     p = prediction
     rows = [
         *(
-            (f"seconds of a step{f' of stage {stage.name}' if stage.name else ''}", seconds, ".4f")
+            (f"seconds of a step{f', stage {stage.name}' if stage.name else ''}", seconds, ".4f")
             for stage, seconds in zip(p.plan.stages, p.step_s, strict=True)
         ),
         ("images/s", p.images_per_s, ",.0f"),
@@ -126,12 +126,13 @@ def render_prediction(prediction: Prediction, usd_per_gpu_hour: float | None = N
     if usd_per_gpu_hour is not None:
         bound, estimate = (usd_per_gpu_hour * hours for hours in p.gpu_hours)
         rows.append((f"USD, at {usd_per_gpu_hour:,.2f} a GPU-hour", (bound, estimate), ",.0f"))
+    width = max(32, *(len(name) for name, _, _ in rows))
     fits = p.memory_gb <= p.gpu.memory_gb
     return "\n".join(
         [
             f"prediction for {p.plan.batch.world_size} x {p.gpu.title} in {p.precision}; nothing of it was measured",
-            f"  {'':<32}{'at best':>12}{'estimate':>12}",
-            *(f"  {name:<32}{best:>12{form}}{estimate:>12{form}}" for name, (best, estimate), form in rows),
+            f"  {'':<{width}}{'at best':>12}{'estimate':>12}",
+            *(f"  {name:<{width}}{best:>12{form}}{estimate:>12{form}}" for name, (best, estimate), form in rows),
             "  At best: the peaks of the data sheet. Estimate, by assumption:",
             f"  {COMPUTE_SHARE:.0%} of the FLOP/s, {MEMORY_SHARE:.0%} of the bandwidth, {HOST_S * 1e6:.0f} us of the "
             "host for an operation.",

@@ -15,6 +15,7 @@ def test_there_is_a_config_for_each_data_set():
     assert config_names() == [
         "celebahq256",
         "cifar10",
+        "cifar10-fast",
         "digits",
         "gaussians25",
         "lsun256",
@@ -27,7 +28,7 @@ def test_there_is_a_config_for_each_data_set():
 def test_config_loads_and_names_its_own_folders(name):
     config = load_config(name)
     assert config.run.directory == f"runs/{name}"
-    assert config.data.path == f"datasets/{name}"
+    assert config.data.path == f"datasets/{name.partition('-')[0]}"  # a variant has the data of its config
     assert (CONFIG_FOLDER / f"{name}.yaml").read_text().startswith("# yaml-language-server: $schema=schema.json\n# ")
 
 

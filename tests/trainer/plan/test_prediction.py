@@ -64,7 +64,7 @@ def test_a_run_of_two_stages_takes_the_time_of_both(plan):
     prediction = Prediction(gpu=GPU, precision="fp32", plan=both, step_s=((0.5, 1.0), (2.0, 4.0)))
     assert prediction.hours == pytest.approx([(steps[0] * s + steps[1] * 4 * s) / 3600 for s in (0.5, 1.0)])
     assert prediction.images_per_s[0] == pytest.approx(both.num_images / 3600 / prediction.hours[0])
-    assert "seconds of a step of stage denoiser" in render_prediction(prediction)
+    assert "seconds of a step, stage denoiser" in render_prediction(prediction)
     (bound, _), (longer, _) = predict(config, both, GPUS["h200"], "bf16").step_s
     assert bound < longer
 
