@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
+from data.storage.errors import OperationError, as_command
 from data.storage.paths import path_argument
 from data.storage.redaction import HIDDEN, redact
 from trainer.tracking.mlflow_sink import MlflowSink
@@ -83,66 +84,70 @@ def _target_uri(asked: str | None, is_child: bool, opening: Record, run_director
     return choose_store(saved, run_directory, name="the run's tracking URI").uri
 
 
+@as_command()
 def _upload(
     run_directory: Path,
     given: argparse.Namespace,
     hide: Callable[[str], str],
     sinks: Mapping[str, Callable[[str, Path], Sink]],
 ) -> int:
-    """Upload the spool of a run. Returns the exit code: 0 if nothing is left to upload."""
-    try:
-        opening = RunRecords(spool_path(run_directory)).newest
-        assert opening
-        make_sink = sinks.get(backend := opening.payload.get("backend", "mlflow"))
-        if make_sink is None:
-            raise TrackingError(f"{run_directory} reports to a {backend!r}, which this program does not know")
-        uri = _target_uri(given.uri, given.parent is not None, opening, run_directory)
-    except (OSError, ValueError) as error:
-        told = isinstance(error, TrackingError)
-        log.error("%s", error if told else f"{spool_path(run_directory)} is no spool of a run: nothing to deliver")
-        return 2
+    """Upload the spool of a run.
+
+    Raises:
+        UserError: there is no spool, or it is for a server that this program does not know or cannot reach as asked.
+        OperationError: something is left to upload.
+    """
+    opening = _opening(run_directory)
+    make_sink = sinks.get(backend := opening.payload.get("backend", "mlflow"))
+    if make_sink is None:
+        raise TrackingError(f"{run_directory} reports to a {backend!r}, which this program does not know")
+    uri = _target_uri(given.uri, given.parent is not None, opening, run_directory)
 
     def trainer_lives() -> bool:
         return given.parent is not None and os.getppid() == given.parent
 
     # The uploader of a run that just ended may still be working.
     wait_until = time.monotonic() + given.timeout
-    try:
-        with upload_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
-            if given.new_run:
-                from trainer.tracking.identity import begin_new_run  # with torch, which uploading does without
+    with upload_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
+        if given.new_run:
+            from trainer.tracking.identity import begin_new_run  # with torch, which uploading does without
 
-                begin_new_run(run_directory)
-            left = Uploader(
-                run_directory,
-                make_sink(uri, run_directory),
-                target=redact(uri),
-                hide=hide,
-                timeout_s=given.timeout,
-                trainer_lives=trainer_lives,
-                # The signal's default action ends the process even inside a database driver; no data is lost.
-                watchdog=lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds),
-            ).run()
-    except BlockingIOError as error:
-        log.error("%s", error)
-        return 1
+            begin_new_run(run_directory)
+        left = Uploader(
+            run_directory,
+            make_sink(uri, run_directory),
+            target=redact(uri),
+            hide=hide,
+            timeout_s=given.timeout,
+            trainer_lives=trainer_lives,
+            # The signal's default action ends the process even inside a database driver; no data is lost.
+            watchdog=lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds),
+        ).run()
     if left:
-        log.error("%d records of %s could not be delivered to %s", left, run_directory, redact(uri))
-        return 1
+        raise OperationError(f"{left} records of {run_directory} could not be delivered to {redact(uri)}")
     log.info("all of %s is at %s", run_directory, redact(uri))
     return 0
 
 
+def _opening(run_directory: Path) -> Record:
+    """The record with which the newest start of a run opened its spool.
+
+    Raises:
+        TrackingError: there is no such spool.
+    """
+    path = spool_path(run_directory)
+    try:
+        opening = RunRecords(path).newest
+    except (OSError, ValueError):
+        opening = None
+    if opening is None:
+        raise TrackingError(f"{path} is no spool of a run: nothing to deliver. Give a run's directory to --run")
+    return opening
+
+
 def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable[[str, Path], Sink]] = SINKS) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.tracking", description=(__doc__ or "").split("\n\n")[0])
-    deliver = parser.add_subparsers(required=True).add_parser("deliver", help="send what is left in a run's spool")
-    deliver.add_argument("--run", type=path_argument, required=True, help="run directory")
-    deliver.add_argument("--timeout", type=float, default=60.0, help="give up after failing for this long, in s")
-    deliver.add_argument("--uri", help="send it to this server instead of the run's own")
-    deliver.add_argument("--new-run", action="store_true", help="send everything to a new run on the server")
-    deliver.add_argument("--parent", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    given = _parse(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads would take CPU time from the ranks
     if given.parent is not None:
         os.nice(10)
@@ -154,6 +159,17 @@ def main(arguments: Sequence[str] | None = None, *, sinks: Mapping[str, Callable
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         try:
             return _upload(Path(os.path.abspath(given.run)), given, hide, sinks)
-        except Exception:
+        except Exception:  # a bug, whose traceback may show the whole URI: it is written through the redaction
             log.exception("the upload failed")
             return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m trainer.tracking", description=(__doc__ or "").split("\n\n")[0])
+    deliver = parser.add_subparsers(required=True).add_parser("deliver", help="send what is left in a run's spool")
+    deliver.add_argument("--run", type=path_argument, required=True, help="run directory")
+    deliver.add_argument("--timeout", type=float, default=60.0, help="give up after failing for this long, in s")
+    deliver.add_argument("--uri", help="send it to this server instead of the run's own")
+    deliver.add_argument("--new-run", action="store_true", help="send everything to a new run on the server")
+    deliver.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)

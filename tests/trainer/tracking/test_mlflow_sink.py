@@ -222,14 +222,14 @@ def test_unknown_run_is_gone(database: str, tmp_path: Path) -> None:
 
 
 def test_nothing_to_deliver_and_a_password_that_is_not_kept_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["deliver", "--run", str(tmp_path)]) == 2
-    assert f"{spool_path(tmp_path)} is no spool of a run" in caplog.text
+    assert f"{spool_path(tmp_path)} is no spool of a run" in capsys.readouterr().err
 
     class NotStarted(UploaderProcess):
         def start(self) -> None: ...
 
     opened(tmp_path, "http://user:secret@127.0.0.1:1", uploader=NotStarted)
     assert main(["deliver", "--run", str(tmp_path)]) == 2
-    assert "Set MLFLOW_TRACKING_URI to the whole URI" in caplog.text
+    assert "Set MLFLOW_TRACKING_URI to the whole URI" in capsys.readouterr().err
