@@ -41,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="classes to draw in turn, for a run with data.num_classes (default: all)",
     )
     parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="for a run with training.label_dropout: above 1, images are more typical of their class (default 1)",
+    )
+    parser.add_argument(
         "--fast", action="store_true", help="on a GPU: bfloat16, compiled, large batches; images differ slightly"
     )
     parser.add_argument(
@@ -50,7 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     check_destination(options.out)
     images = sample_run(
-        options.run, options.num, options.seed, options.checkpoint, options.sampler, options.classes, options.fast
+        options.run,
+        options.num,
+        options.seed,
+        options.checkpoint,
+        options.sampler,
+        options.classes,
+        options.guidance,
+        options.fast,
     )
     save_images(options.out, images)
     print(f"{options.num} images: {options.out}")

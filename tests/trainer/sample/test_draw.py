@@ -1,5 +1,6 @@
 """Samples are a function of weights, seed and number; the command refuses what it cannot do."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data.storage.errors import UserError
 from models.diffusion import Diffusion, DiffusionConfig
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.format import CheckpointError
+from trainer.config.train_config import TrainConfig
 from trainer.sample.command import main
 from trainer.sample.draw import images_at_once, load_run, sample_batches, sample_run
 from trainer.sample.images import to_uint8
@@ -74,6 +77,43 @@ def test_an_oracle_generator_is_sampled_exactly(run):
     diffusion = Diffusion.from_config(DiffusionConfig(), torch.device("cpu"))
     (images,) = sample_batches(Oracle(1, 1), diffusion, config, num=2, seed=0)
     assert torch.equal(images[1], to_uint8(target)[0])
+
+
+class OfLabel(torch.nn.Linear):
+    """A generator that paints 0.1 for class 1, 0.3 for class 2, and 0.0 without a class."""
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, z: torch.Tensor, label: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+        values = torch.tensor([-0.1, 0.1, 0.3, 0.0])[label]
+        return values.view(-1, 1, 1, 1).expand_as(x_t)
+
+
+def with_labels(config: TrainConfig, label_dropout: float = 0.1) -> TrainConfig:
+    training = dataclasses.replace(config.training, label_dropout=label_dropout)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, num_classes=3), training=training)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "values"), [(1.0, [0.1, 0.3]), (0.0, [0.0, 0.0]), (3.0, [0.3, 0.9]), (5.0, [0.5, 1.0])]
+)
+def test_guidance_moves_from_no_class_through_the_class_and_is_clipped(run, guidance, values):
+    diffusion = Diffusion.from_config(DiffusionConfig(), torch.device("cpu"))
+    config = with_labels(load_run(run)[2])
+    (images,) = sample_batches(OfLabel(1, 1), diffusion, config, num=2, seed=0, classes=[1, 2], guidance=guidance)
+    assert torch.equal(images, to_uint8(torch.tensor(values).view(2, 1, 1, 1).expand(2, 1, 8, 8)))
+
+
+def test_guidance_that_the_model_cannot_give_is_refused(run):
+    generator, diffusion, plain = load_run(run)
+
+    def refusal(config: TrainConfig, guidance: float) -> str:
+        with pytest.raises(UserError) as caught:
+            next(sample_batches(generator, diffusion, config, num=2, seed=0, guidance=guidance))
+        return str(caught.value)
+
+    assert "trained without classes: data.num_classes is 0" in refusal(plain, 2.0)
+    assert "Train with training.label_dropout, such as 0.1" in refusal(with_labels(plain, 0.0), 2.0)
+    for wrong in (-1.0, 101.0, float("nan")):
+        assert "allowed: 0 to 100, where 1 is none" in refusal(with_labels(plain), wrong)
 
 
 @pytest.mark.parametrize("name", ["grid.png", "images.npz", "folder"])
