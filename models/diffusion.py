@@ -234,7 +234,7 @@ def sample(
     x_t = noise_T
     for step in reversed(range(diffusion.num_timesteps)):
         z, noise = draw(step)
-        t = torch.full((len(x_t),), step, dtype=torch.int64, device=x_t.device)
+        t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
         x0_pred = generator(x_t, t, z)
         if sampler == "deterministic":
             x_t = deterministic_step(diffusion, x0_pred, x_t, t)

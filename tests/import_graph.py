@@ -31,7 +31,7 @@ FLOORS = (
     {"trainer/config", "data"},
     {"trainer/checkpoint", "trainer/tracking", "trainer/plan"},
     {"trainer/sample"},
-    {"trainer/evaluate"},
+    {"trainer/evaluate", "trainer/export"},
     {"trainer/rank"},
     {"trainer/driver", "trainer/bench"},
     {"trainer/tune"},

@@ -46,12 +46,14 @@ class Purpose(IntEnum):
     G_NOISE_LEVEL = 20
 
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
+) -> tuple[Tensor, ...]:
     """Philox4x32 with ten rounds (SC 2011, section 3.3).
 
     Args:
         counter: four int64 tensors of broadcastable shapes, values in [0, 2**32).
-        key: two integers in [0, 2**32).
+        key: two integers in [0, 2**32), also as int64 [].
 
     Returns:
         Four int64 tensors of uniform integers in [0, 2**32).
@@ -73,13 +75,14 @@ class Draws:
     """The random numbers of given samples in one step.
 
     Attributes:
-        seed: seed of the run or of the samples, in [0, 2**64).
+        seed: seed of the run or of the samples, in [0, 2**64); or int64 [] in [0, 2**63), where it is an exported
+            program's argument.
         step: optimizer step, or number of the reverse step when sampling, in [0, 2**32); an int, or an int64 tensor
             with one element on the device of the samples.
         samples: int64 [B], each sample's position in the global batch, on the device where the numbers are needed.
     """
 
-    seed: int
+    seed: int | Tensor
     step: int | Tensor
     samples: Int64[Tensor, " b"]
 

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Int64
 from rich.progress import track
 from torch import Tensor, nn
 
 from data.storage.errors import UserError
 from models.diffusion import Diffusion, Sampler, sample
-from models.shapes import Uint8Image
+from models.shapes import Label, Uint8Image
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.checkpoint.snapshot import build_generator, is_snapshot, load_snapshot
@@ -84,24 +85,49 @@ def sample_batches(
     forward = _fast_forward(generator) if fast else generator
     for first in range(rank * batch, num, world_size * batch):
         samples = torch.arange(first, first + batch, device=device)
+        label = in_turn.to(device)[samples % len(in_turn)] if len(in_turn) else None
+        images = draw_batch(forward, diffusion, config, seed, samples, label, sampler=sampler, guidance=guidance)
+        yield images[: num - first].cpu()
 
-        def draw(t: int, samples: Tensor = samples) -> tuple[Tensor, Tensor]:
-            draws = Draws(seed, t, samples)
-            z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
-            return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, config.image_form.shape)
 
-        predict_x0 = partial(method.x0_predictor, diffusion=diffusion)
-        if not len(in_turn):
-            predictor = predict_x0(forward)
-        else:
-            label = in_turn.to(device)[samples % len(in_turn)]
-            predictor = predict_x0(partial(forward, label=label))
-            if guidance != 1:
-                unlabelled = torch.full_like(label, config.data.num_classes)
-                predictor = _guided(predictor, predict_x0(partial(forward, label=unlabelled)), guidance)
-        noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, config.image_form.shape)
-        images = sample(predictor, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
-        yield to_uint8(images)[: num - first].cpu()
+def draw_batch(
+    generator: Callable[..., Tensor],
+    diffusion: Diffusion,
+    config: TrainConfig,
+    seed: int | Tensor,
+    samples: Int64[Tensor, " b"],
+    label: Label | None,
+    *,
+    sampler: Sampler = "ancestral",
+    guidance: float = 1.0,
+) -> Uint8Image:
+    """Images of a seed, each a function of the seed and its number; torch can export this.
+
+    Args:
+        generator: maps (x_t, t, z), and with classes `label`, to the network's output.
+        diffusion: tables on the device of `samples`.
+        config: the run's config.
+        seed: in [0, 2**63); an int, or int64 [].
+        samples: numbers of the images.
+        label: their classes; None for a model without classes.
+        sampler: one that the run's objective knows.
+        guidance: as in `sample_batches`.
+    """
+    method = make_method(config.training, config.generator)
+
+    def predictor_of(label: Label | None) -> Predictor:
+        return method.x0_predictor(generator if label is None else partial(generator, label=label), diffusion)
+
+    def draw(t: int) -> tuple[Tensor, Tensor]:
+        draws = Draws(seed, t, samples)
+        z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
+        return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, config.image_form.shape)
+
+    predictor = predictor_of(label)
+    if label is not None and guidance != 1:
+        predictor = _guided(predictor, predictor_of(torch.full_like(label, config.data.num_classes)), guidance)
+    noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, config.image_form.shape)
+    return to_uint8(sample(predictor, diffusion, noise_T=noise_T, draw=draw, sampler=sampler))
 
 
 def _guided(of_class: Predictor, of_none: Predictor, guidance: float) -> Predictor:

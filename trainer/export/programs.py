@@ -1,0 +1,100 @@
+"""The generator, and the drawing of images, as graphs that plain torch loads: no code of this project is needed.
+
+`images` maps (seed, numbers, classes) to the images that `trainer.sample` draws, because the random numbers are part of
+the graph. Both are exported on the CPU, in float32, for any number of images.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from data.storage.errors import UserError
+from models.diffusion import Diffusion, Sampler
+from trainer.algorithm.methods import make_method
+from trainer.config.train_config import TrainConfig
+from trainer.sample.draw import draw_batch, images_at_once
+
+IMAGES, GENERATOR = "images.pt2", "generator.pt2"
+MAX_TIMESTEPS = 64
+"""Most steps that are exported: each is a copy of the generator's graph."""
+
+
+class DrawImages(nn.Module):
+    """Maps a seed, numbers and classes to images.
+
+    Args:
+        generator: in eval mode, on the CPU.
+        diffusion: tables on the CPU.
+        config: config of the run.
+        sampler: one that the run's objective knows.
+    """
+
+    def __init__(self, generator: nn.Module, diffusion: Diffusion, config: TrainConfig, sampler: Sampler) -> None:
+        super().__init__()
+        self.generator = generator
+        self._diffusion, self._config = diffusion, config
+        self._sampler: Sampler = sampler
+
+    def forward(self, seed: Tensor, numbers: Tensor, label: Tensor | None = None) -> Tensor:
+        """The images of a seed.
+
+        Args:
+            seed: int64 [], in [0, 2**63).
+            numbers: int64 [B]; image i of a seed is always the same.
+            label: int64 [B], 0 .. num_classes - 1; only with classes.
+
+        Returns:
+            uint8 [B, C, H, W].
+        """
+        return draw_batch(self.generator, self._diffusion, self._config, seed, numbers, label, sampler=self._sampler)
+
+
+def export_images(
+    generator: nn.Module, diffusion: Diffusion, config: TrainConfig, sampler: Sampler = "ancestral"
+) -> ExportedProgram:
+    """The drawing of images as one graph; takes seconds to a minute.
+
+    Raises:
+        UserError: a sampler that the run's objective does not know, or too many steps for one graph.
+    """
+    method = make_method(config.training, config.generator)
+    if sampler not in method.samplers:
+        raise UserError(f"sampler {sampler} does not fit this run; allowed: {', '.join(method.samplers)}")
+    if diffusion.num_timesteps > MAX_TIMESTEPS:
+        raise UserError(
+            f"diffusion.num_timesteps is {diffusion.num_timesteps}, but a graph of the whole loop is written for up to "
+            f"{MAX_TIMESTEPS}: export a model of fewer steps"
+        )
+    numbers = torch.arange(images_at_once(config.data.image_size))
+    arguments = (torch.tensor(0), numbers, *([numbers % config.data.num_classes] if config.data.num_classes else []))
+    return _export(DrawImages(generator, diffusion, config, sampler), arguments, ({}, *[_BATCH] * (len(arguments) - 1)))
+
+
+def export_generator(generator: nn.Module, config: TrainConfig) -> ExportedProgram:
+    """The generator alone: (x_t [B, C, H, W], t int64 [B], z [B, Z], with classes label int64 [B]) to its output."""
+    size = images_at_once(config.data.image_size)
+    x_t = torch.zeros(size, *config.image_form.shape)
+    t, z = torch.zeros(size, dtype=torch.int64), torch.zeros(size, config.generator.latent_dim)
+    # A tensor of its own: export would take one that is given twice for one argument.
+    arguments = (x_t, t, z, *([torch.zeros_like(t)] if config.data.num_classes else []))
+    return _export(generator, arguments, (_BATCH,) * len(arguments))
+
+
+def write_programs(folder: Path, generator: nn.Module, diffusion: Diffusion, config: TrainConfig) -> None:
+    """Export both into a folder that exists.
+
+    Raises:
+        UserError: as in `export_images`.
+    """
+    torch.export.save(export_images(generator, diffusion, config), folder / IMAGES)
+    torch.export.save(export_generator(generator, config), folder / GENERATOR)
+
+
+_BATCH = {0: Dim("images", min=1, max=2**16)}
+
+
+def _export(module: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[dict[int, Dim], ...]) -> ExportedProgram:
+    with torch.no_grad():
+        return torch.export.export(module, arguments, dynamic_shapes=shapes)
