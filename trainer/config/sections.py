@@ -17,7 +17,13 @@ from trainer.algorithm.penalties import PenaltyKind
 from trainer.algorithm.schedules import AdamConfig, LearningRateConfig, ReconstructionConfig, Weight
 from trainer.engine.interface import Decay
 
-FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"})
+JudgeKind = Literal["classifier", "lite0", "file"]
+"""Whose features samples are measured in: a classifier trained on the data, EfficientNet-Lite0, or a network's file."""
+LITE0_FIGURES = {"fid": "fd_lite0", "kid": "kd_lite0", "inception_score": "class_score_lite0"}
+"""Names of the figures of lite0 that must not be taken for the published ones; the others keep theirs."""
+FIGURES = frozenset(
+    {"fid", "kid", "inception_score", "precision", "recall", "density", "coverage", *LITE0_FIGURES.values()}
+)
 """Curves of an evaluation."""
 
 

@@ -1,6 +1,5 @@
 """Evaluation during training: figures for the averaged weights at an interval of images."""
 
-import dataclasses
 import itertools
 import logging
 from pathlib import Path
@@ -15,6 +14,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.classifier import train_classifier
 from trainer.evaluate.features import ClassifierNetwork, FeatureNetwork, ScriptedNetwork
+from trainer.evaluate.quality import named
 from trainer.evaluate.reference import (
     FeaturesError,
     Reference,
@@ -90,7 +90,7 @@ class RunEvaluation:
         except FeaturesError as error:  # on all ranks
             log.warning("this evaluation is left out: %s", error)
             return {}
-        figures = dataclasses.asdict(measured.quality)
+        figures = named(measured.quality, measured.judge)
         return {name: value for name, value in figures.items() if value is not None}
 
     def _prepare(self) -> tuple[FeatureNetwork, Reference]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from tests.trainer.config.refusals import make, refusals
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.format import list_checkpoints
-from trainer.config.sections import FIGURES
+from trainer.config.sections import FIGURES, JudgeKind
 from trainer.evaluate import reference as module
 from trainer.evaluate.command import main
 from trainer.evaluate.during_training import check_evaluation
 from trainer.evaluate.features import ScriptedNetwork, Seen
-from trainer.evaluate.quality import Quality, Statistics, statistics_of
+from trainer.evaluate.quality import Quality, Statistics, named, statistics_of
 from trainer.evaluate.reference import FeaturesError, evaluate_against, load_reference, read_all
 from trainer.sample.images import save_folder, save_npz
 
@@ -164,7 +165,7 @@ def test_without_a_network_the_classifier_of_the_data_measures(tiny, tmp_path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     more = ("evaluation.interval_images=64", "evaluation.num_samples=20", "training.total_images=64")
     _, recorder = train(configure(tiny, tmp_path / "run", *more))
-    assert recorder.metrics[4].keys() == FIGURES
+    assert recorder.metrics[4].keys() == {field.name for field in dataclasses.fields(Quality)}
 
 
 def test_best_by_a_figure_needs_an_evaluation_at_each_checkpoint():
@@ -177,7 +178,8 @@ def test_best_by_a_figure_needs_an_evaluation_at_each_checkpoint():
 
 
 def test_names_of_the_curves_are_those_of_the_figures():
-    assert {field.name for field in dataclasses.fields(Quality)} == FIGURES
+    judges = get_args(JudgeKind)
+    assert {name for judge in judges for name in named(Quality(fid=1.0), judge)} == FIGURES
 
 
 @pytest.mark.slow
