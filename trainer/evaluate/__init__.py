@@ -1,6 +1,7 @@
 """Measures the quality of samples. Independent of the training loop.
 
 Files:
+    card             figures in a file with hashes, and their check
     classifier       a small classifier for measuring samples
     command          python -m trainer.evaluate
     during_training  evaluation during training

@@ -24,10 +24,11 @@ from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument, check_group
+from trainer.evaluate.card import arguments_of, read_card
 from trainer.evaluate.classifier import NO_LABELS, evaluate_samples
 from trainer.evaluate.features import Codec, through
 from trainer.evaluate.judges import CLASSIFIER, default_network, network_argument
-from trainer.evaluate.measuring import GivenSamples, evaluate_with_network
+from trainer.evaluate.measuring import GivenSamples, checkpoints_argument, evaluate_with_network, source_of
 from trainer.evaluate.picture import draw_picture
 from trainer.evaluate.reference import cache_folder, read_all
 from trainer.evaluate.report import CODEC_WORDS, render
@@ -56,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--run", type=path_argument, metavar="DIR", help="draw the samples from the newest checkpoint of a run"
     )
     parser.add_argument("--num", type=whole_number(2), default=500, help="samples to draw with --run (default: 500)")
+    parser.add_argument(
+        "--checkpoints",
+        type=checkpoints_argument,
+        metavar="all|STEPS",
+        help="with --run: measure every checkpoint, or those of these steps, in one table (default: the newest)",
+    )
     parser.add_argument(
         "--reference",
         type=path_argument,
@@ -87,13 +94,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE.png",
         help="draw real images, samples and the curves of the run; only with the classifier",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--card",
+        type=path_argument,
+        metavar="FILE.json",
+        help="write the figures with hashes of weights, reference and network, and the command",
+    )
+    parser.add_argument(
+        "--check",
+        type=path_argument,
+        metavar="FILE.json",
+        help="measure again what a card says and compare; exit code 1 if anything differs. Other options, such as the "
+        "place of the run, may be given in addition",
+    )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args([*_arguments_of_card(arguments), *arguments])
     if options.picture is not None and (options.network not in (None, CLASSIFIER) or options.picture.suffix != ".png"):
         parser.error("--picture takes a name that ends in .png, and needs the network classifier")
     if options.picture is not None and not options.picture.parent.is_dir():
         parser.error(
             f"--picture is {options.picture}, but there is no folder {options.picture.parent}: create it first"
         )
+    if options.card is not None and not options.card.parent.is_dir():
+        parser.error(f"--card is {options.card}, but there is no folder {options.card.parent}: create it first")
+    if options.checkpoints is not None and options.run is None:
+        parser.error("--checkpoints needs --run: samples from a file belong to no checkpoint")
     if options.network is None:
         options.network = default_network(options.reference)
         if options.network != CLASSIFIER:
@@ -103,9 +128,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stderr.write(
                     f"trainer.evaluate: {options.reference} has no labels, so {options.network} measures\n"
                 )
-    if options.network != CLASSIFIER:
+    if options.network != CLASSIFIER or any(
+        given is not None for given in (options.checkpoints, options.card, options.check)
+    ):
+        if options.picture is not None:
+            parser.error("--picture cannot be given together with --checkpoints, --card or --check")
         return evaluate_with_network(options)
     return _evaluate_with_classifier(options)
+
+
+def _arguments_of_card(arguments: Sequence[str]) -> list[str]:
+    """The arguments in the card of --check, if that is given; those on the command line come after them."""
+    first = _Parser(prog="python -m trainer.evaluate", add_help=False, allow_abbrev=False)
+    first.add_argument("--check", type=path_argument)
+    card = first.parse_known_args(arguments)[0].check
+    return [] if card is None else arguments_of(read_card(card))
 
 
 def _evaluate_with_classifier(options: argparse.Namespace) -> int:
@@ -140,7 +177,7 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
     """The samples that the options name, a description of their source, and their requested classes."""
     if options.run is None:
         given = GivenSamples(options.samples)
-        return given.images, given.source, None
+        return given.images, source_of(options), None
     generator, diffusion, config = load_run(options.run, None, default_device())
     if config.data.num_classes not in (0, num_classes):
         raise UserError(

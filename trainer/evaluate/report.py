@@ -104,5 +104,43 @@ def render_measured(measured: Measured, *, source: str) -> str:
     return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality, m.judge)])
 
 
+def render_checkpoints(rows: Sequence[tuple[int | None, int | None, Measured]], *, source: str) -> str:
+    """A row for each checkpoint, in the order given, the one of the smallest Fréchet distance with an asterisk.
+
+    Args:
+        rows: step, training images up to there, and figures; at least one.
+        source: the samples' source, in a phrase.
+    """
+    first = rows[0][2]
+    words = FIGURE_WORDS | JUDGE_WORDS[first.judge]
+    names = [name for name, value in dataclasses.asdict(first.quality).items() if value is not None]
+    columns = [_COLUMNS.get(words[name], words[name]) for name in names]
+    best = min(rows, key=lambda row: row[2].quality.fid)[0]
+    table = [f"{'step':>10}{'images':>12}" + "".join(f"{column:>12}" for column in columns)]
+    for step, images, measured in rows:
+        values = "".join(f"{getattr(measured.quality, name):>12.4g}" for name in names)
+        table.append(f"{step or '':>10}{images or '':>12}{values}{' *' if step == best else ''}")
+    lines = [
+        f"samples    {first.num_samples} images of each checkpoint, {source}, "
+        f"measured through {CODEC_WORDS[first.through]}",
+        f"reference  {first.num_reference or 'unknown number of'} images",
+        f"features   {first.network}",
+        "",
+    ]
+    return "\n".join([*lines, *table])
+
+
+_COLUMNS = {
+    "Fréchet distance": "Fréchet",
+    "kernel distance": "kernel",
+    "class score, like Inception's": "classes",
+    "KD-Lite0 (kernel distance)": "KD-Lite0",
+    "Fréchet distance (FID)": "FID",
+    "kernel distance (KID)": "KID",
+    "Inception score": "IS",
+}
+"""Short forms of names for a table."""
+
+
 def _name(label: int, class_names: Sequence[str] | None) -> str:
     return class_names[label] if class_names is not None else str(label)
