@@ -9,6 +9,7 @@ Files:
     judges           which network measures
     lite0            EfficientNet-Lite0 with its ImageNet weights
     measuring        the command with a network, on all ranks
+    neighbours       samples beside their nearest training images
     picture          real images, samples and curves in one picture
     quality          FID, KID, Inception score, precision, recall, density, coverage
     reference        measuring samples against a reference, over all ranks

@@ -107,6 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="measure again what a card says and compare; exit code 1 if anything differs. Other options, such as the "
         "place of the run, may be given in addition",
     )
+    parser.add_argument(
+        "--neighbours",
+        type=path_argument,
+        metavar="FILE.png",
+        help="draw the samples that are closest to images of the reference beside these, and tell how many are closer "
+        "than the reference's images are to each other",
+    )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args([*_arguments_of_card(arguments), *arguments])
     if options.picture is not None and (options.network not in (None, CLASSIFIER) or options.picture.suffix != ".png"):
@@ -115,8 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             f"--picture is {options.picture}, but there is no folder {options.picture.parent}: create it first"
         )
-    if options.card is not None and not options.card.parent.is_dir():
-        parser.error(f"--card is {options.card}, but there is no folder {options.card.parent}: create it first")
+    for name in ("card", "neighbours"):
+        file = getattr(options, name)
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"--{name} is {file}, but there is no folder {file.parent}: create it first")
+    if options.neighbours is not None and (options.neighbours.suffix != ".png" or options.checkpoints is not None):
+        parser.error("--neighbours takes a name that ends in .png, and cannot be given together with --checkpoints")
     if options.checkpoints is not None and options.run is None:
         parser.error("--checkpoints needs --run: samples from a file belong to no checkpoint")
     if options.network is None:
@@ -129,10 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"trainer.evaluate: {options.reference} has no labels, so {options.network} measures\n"
                 )
     if options.network != CLASSIFIER or any(
-        given is not None for given in (options.checkpoints, options.card, options.check)
+        given is not None for given in (options.checkpoints, options.card, options.check, options.neighbours)
     ):
         if options.picture is not None:
-            parser.error("--picture cannot be given together with --checkpoints, --card or --check")
+            parser.error("--picture cannot be given together with --checkpoints, --card, --check or --neighbours")
         return evaluate_with_network(options)
     return _evaluate_with_classifier(options)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,11 +22,22 @@ from trainer.checkpoint.storage import storage_of_run
 from trainer.config.command_line import check_group
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.card import differences, make_card, read_card, write_card
+from trainer.evaluate.features import Seen
 from trainer.evaluate.judges import open_network
-from trainer.evaluate.quality import named
-from trainer.evaluate.reference import BATCH_SIZE, Measured, Numbered, load_reference, measure, see_samples
+from trainer.evaluate.neighbours import Neighbours, draw_neighbours, find_neighbours
+from trainer.evaluate.quality import Statistics, named
+from trainer.evaluate.reference import (
+    BATCH_SIZE,
+    Measured,
+    Numbered,
+    Reference,
+    load_reference,
+    measure,
+    pick_images,
+    see_samples,
+)
 from trainer.evaluate.report import render_checkpoints, render_measured
-from trainer.sample.draw import Loaded, load_checkpoint, load_run, sample_batches
+from trainer.sample.draw import Loaded, images_at_once, load_checkpoint, load_run, sample_batches
 from trainer.sample.images import load_images
 
 TIMEOUT_S = 3600
@@ -58,7 +70,7 @@ class Result:
 def evaluate_with_network(options: argparse.Namespace) -> int:
     """Measure what the options of the command name, in the features of `options.network`; rank 0 prints."""
     results: list[Result] = []
-    reference = None
+    reference = neighbours = None
     with _ranks() as (ranks, device):
         network = open_network(options.network, options.reference, seed=options.seed, device=device)
         for samples in open_samples(options, device):
@@ -68,10 +80,12 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
             results.append(
                 Result(step=samples.step, images=samples.images_seen, sha256=samples.sha256(), measured=measured)
             )
+            if options.neighbours is not None and (ranks is None or ranks.rank == 0):
+                neighbours = _neighbours(options, seen, reference, samples)
     if ranks is not None and ranks.rank != 0:
         return 0
     assert reference is not None  # there is a result, or an error was raised
-    sys.stdout.write(_shown(results, source_of(options), options) + "\n")
+    sys.stdout.write(_shown(results, source_of(options), options, neighbours) + "\n")
     rows = [(r.step, r.images, r.sha256, r.measured) for r in results]
     card = make_card(options, rows, reference, network, device)
     if options.card is not None:
@@ -91,13 +105,25 @@ def source_of(options: argparse.Namespace) -> str:
     return f"from {options.run or options.samples}{form}"
 
 
-def _shown(results: Sequence[Result], source: str, options: argparse.Namespace) -> str:
+def _neighbours(
+    options: argparse.Namespace, seen: Seen, reference: Reference, samples: "GivenSamples | DrawnSamples"
+) -> Neighbours:
+    """Nearest reference images, and their picture."""
+    if isinstance(reference.seen, Statistics):
+        raise UserError(f"--neighbours needs images to compare with, {options.reference} holds only statistics")
+    found = find_neighbours(seen.features, reference.seen.features)
+    draw_neighbours(options.neighbours, found, samples.pick, partial(pick_images, options.reference))
+    sys.stderr.write(f"trainer.evaluate: the picture is {options.neighbours}\n")
+    return found
+
+
+def _shown(results: Sequence[Result], source: str, options: argparse.Namespace, neighbours: Neighbours | None) -> str:
     """The results as a table or as JSON."""
     if options.checkpoints is None:
         measured = results[0].measured
         if not options.json:
-            return render_measured(measured, source=source)
-        figures = named(measured.quality, measured.judge)
+            return "\n".join([render_measured(measured, source=source), *(neighbours.lines() if neighbours else [])])
+        figures = named(measured.quality, measured.judge) | (neighbours.figures() if neighbours else {})
         return json.dumps(figures | _conditions(measured) | {"source": source, "seed": options.seed}, indent=2)
     if not options.json:
         rows = [(result.step, result.images, result.measured) for result in results]
@@ -141,6 +167,10 @@ class GivenSamples:
         numbers = itertools.count(rank, world_size)
         return zip(numbers, self.images.split(BATCH_SIZE)[rank::world_size], strict=False)
 
+    def pick(self, numbers: Sequence[int]) -> Uint8Image:
+        """Some of them, uint8 [N, C, H, W]."""
+        return self.images[list(numbers)]
+
 
 class DrawnSamples:
     """Samples drawn from a generator, batch by batch: they never are in memory all at once."""
@@ -170,6 +200,12 @@ class DrawnSamples:
         """This rank's batches with their numbers over all ranks."""
         rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
         return zip(itertools.count(rank, world_size), self._drawn(rank, world_size), strict=False)
+
+    def pick(self, numbers: Sequence[int]) -> Uint8Image:
+        """Some of them, uint8 [N, C, H, W]; their batches are drawn again."""
+        size = images_at_once(self._loaded[2].data.image_size)
+        batches = {batch: next(self._drawn(batch, self._num)) for batch in {number // size for number in numbers}}
+        return torch.stack([batches[number // size][number % size] for number in numbers])
 
     def _drawn(self, rank: int, world_size: int) -> Iterator[Uint8Image]:
         return sample_batches(*self._loaded, num=self._num, seed=self._seed, rank=rank, world_size=world_size)

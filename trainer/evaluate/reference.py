@@ -5,7 +5,7 @@ A cache file is named by a hash of the data and of the network, so it can never 
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +179,28 @@ def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | No
         raise UserError("there are no images to measure")
     logits = [seen.logits for seen in parts if seen.logits is not None]
     return Seen(torch.cat([seen.features for seen in parts]), torch.cat(logits) if logits else None)
+
+
+def pick_images(path: Path, numbers: Sequence[int]) -> Uint8Image:
+    """Some images of a reference, by their numbers in the order of its features; repeated numbers are allowed.
+
+    Args:
+        path: as for `load_reference`, but no statistics.
+        numbers: at least one.
+
+    Returns:
+        uint8 [N, C, H, W] in the order of `numbers`.
+
+    Raises:
+        DataError, UserError: a file is missing or damaged.
+    """
+    if not is_prepared(path):
+        return load_images(path)[list(numbers)]
+    wanted, found = set(numbers), dict[int, Uint8Image]()
+    for number, images in _prepared(load_index(path)):
+        first = number * BATCH_SIZE
+        found |= {i: images[i - first] for i in range(first, first + len(images)) if i in wanted}
+    return torch.stack([found[i] for i in numbers])
 
 
 def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, " b"] | None]:
