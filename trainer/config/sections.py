@@ -17,7 +17,13 @@ from trainer.algorithm.penalties import PenaltyKind
 from trainer.algorithm.schedules import AdamConfig, LearningRateConfig, ReconstructionConfig, Weight
 from trainer.engine.interface import Decay
 
-FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"})
+JudgeKind = Literal["classifier", "lite0", "file"]
+"""Whose features samples are measured in: a classifier trained on the data, EfficientNet-Lite0, or a network's file."""
+LITE0_FIGURES = {"fid": "fd_lite0", "kid": "kd_lite0", "inception_score": "class_score_lite0"}
+"""Names of the figures of lite0 that must not be taken for the published ones; the others keep theirs."""
+FIGURES = frozenset(
+    {"fid", "kid", "inception_score", "precision", "recall", "density", "coverage", *LITE0_FIGURES.values()}
+)
 """Curves of an evaluation."""
 
 
@@ -209,13 +215,14 @@ class EvaluationConfig:
 
     interval_images: PositiveInt | None = None
     """Training images between evaluations of the averaged weights. The results are logged as the curves fid, kid,
-    inception_score, precision, recall, density and coverage, which checkpoint.keep_best may name. null: no
-    evaluations."""
+    inception_score, precision, recall, density and coverage, which checkpoint.keep_best may name. With the network
+    lite0 the first three are fd_lite0, kd_lite0 and class_score_lite0. null: no evaluations."""
     num_samples: Annotated[int, Field(ge=2, le=10**7, description="their features would fill the memory")] = 1000
     """Samples drawn for each evaluation, from the same noise each time."""
     network: str | None = None
-    """TorchScript file of the feature network, such as Inception. null: a small classifier that is trained on the data
-    set, which must have labels."""
+    """`lite0`, EfficientNet-Lite0 with its ImageNet weights, for photographs; or a TorchScript file of the feature
+    network, such as Inception. null or `classifier`: a small classifier that is trained on the data set, which must
+    have labels."""
     reference: str | None = None
     """Images to compare with, in any form that `python -m trainer.evaluate --reference` takes. null: the data set of
     the run."""

@@ -16,6 +16,7 @@ from trainer.algorithm.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.algorithm.methods import make_method
 from trainer.config.sections import (
     FIGURES,
+    LITE0_FIGURES,
     CheckpointConfig,
     EvaluationConfig,
     GridsConfig,
@@ -138,6 +139,13 @@ def _check_keep_best(config: TrainConfig) -> None:
     best, every = config.checkpoint.keep_best, config.evaluation.interval_images
     if best not in FIGURES:
         return
+    network = config.evaluation.network
+    renamed = LITE0_FIGURES if network == "lite0" else {new: name for name, new in LITE0_FIGURES.items()}
+    if best in renamed:
+        raise ValueError(
+            f"checkpoint.keep_best is {best}, which evaluation.network {network or 'null'} does not measure: set it to "
+            f"{renamed[best]}"
+        )
     if every is None:
         raise ValueError(
             f"checkpoint.keep_best is {best}, which an evaluation measures, but evaluation.interval_images is null: "

@@ -1,15 +1,15 @@
-"""How good samples are: `python -m trainer.evaluate --run DIR|--samples FILE --reference DIR [--network FILE.pt]`.
+"""How good samples are: `python -m trainer.evaluate --run DIR|--samples FILE --reference DIR [--network NAME|FILE.pt]`.
 
-Measures samples against a reference: FID, KID, Inception score, precision, recall, density and coverage, in the
-features of a TorchScript network; or, without one, of a classifier that is trained on the labelled reference in the
-same run, and then with the distance of pure noise as well. Compare figures only for one data set, one network and equal
-numbers of samples: the Fréchet distance of few samples is biased upwards. With --network, ranks share the work:
+Measures samples against a reference: Fréchet and kernel distance, class score, precision, recall, density and
+coverage, in the features of EfficientNet-Lite0, or of a TorchScript network: with Inception they are FID, KID and
+Inception score. Or in those of a classifier that is trained on the labelled reference in the same run, and then with
+the distance of pure noise as well. Compare figures only for one data set, one network and equal numbers of samples: the
+Fréchet distance of few samples is biased upwards. With lite0 or a file, ranks share the work:
 `torchrun --nproc-per-node 2 -m -- trainer.evaluate --run DIR ...` (torchrun would take --run for its own without `--`).
 """
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -24,18 +24,16 @@ from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument, check_group
-from trainer.engine.ranks import Ranks
+from trainer.evaluate.card import arguments_of, read_card
 from trainer.evaluate.classifier import NO_LABELS, evaluate_samples
-from trainer.evaluate.features import Codec, ScriptedNetwork, through
+from trainer.evaluate.features import Codec, through
+from trainer.evaluate.judges import CLASSIFIER, default_network, network_argument
+from trainer.evaluate.measuring import GivenSamples, checkpoints_argument, evaluate_with_network, source_of
 from trainer.evaluate.picture import draw_picture
-from trainer.evaluate.reference import BATCH_SIZE, Numbered, cache_folder, evaluate_against, load_reference, read_all
-from trainer.evaluate.report import CODEC_WORDS, render, render_measured
-from trainer.sample.draw import default_device, load_run, sample_batches, sample_images
-from trainer.sample.images import load_images
+from trainer.evaluate.reference import cache_folder, read_all
+from trainer.evaluate.report import CODEC_WORDS, render
+from trainer.sample.draw import default_device, load_run, sample_images
 from trainer.tracking.spool import read_curves
-
-TIMEOUT_S = 3600
-"""How long a rank waits for the others, which may sample more slowly."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,17 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--num", type=whole_number(2), default=500, help="samples to draw with --run (default: 500)")
     parser.add_argument(
+        "--checkpoints",
+        type=checkpoints_argument,
+        metavar="all|STEPS",
+        help="with --run: measure every checkpoint, or those of these steps, in one table (default: the newest)",
+    )
+    parser.add_argument(
         "--reference",
         type=path_argument,
         required=True,
         metavar="DIR|FILE.npz",
-        help="prepared data set, labelled; with --network any one, PNGs, or .npz of images or of mu and sigma",
+        help="prepared data set, labelled; with lite0 or a file any one, PNGs, or .npz of images or of mu and sigma",
     )
     parser.add_argument(
         "--network",
-        type=path_argument,
-        metavar="FILE.pt",
-        help="TorchScript whose features are taken (default: a small classifier, trained on the reference)",
+        type=network_argument,
+        metavar="classifier|lite0|FILE.pt",
+        help="whose features are taken: a small classifier, trained on the reference (default if that has labels); "
+        "EfficientNet-Lite0, for photographs (default without labels); or TorchScript, such as Inception",
     )
     parser.add_argument(
         "--through",
@@ -87,17 +92,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--picture",
         type=path_argument,
         metavar="FILE.png",
-        help="draw real images, samples and the curves of the run; not with --network",
+        help="draw real images, samples and the curves of the run; only with the classifier",
     )
-    options = parser.parse_args(arguments)
-    if options.picture is not None and (options.network is not None or options.picture.suffix != ".png"):
-        parser.error("--picture takes a name that ends in .png, and cannot be given together with --network")
+    parser.add_argument(
+        "--card",
+        type=path_argument,
+        metavar="FILE.json",
+        help="write the figures with hashes of weights, reference and network, and the command",
+    )
+    parser.add_argument(
+        "--check",
+        type=path_argument,
+        metavar="FILE.json",
+        help="measure again what a card says and compare; exit code 1 if anything differs. Other options, such as the "
+        "place of the run, may be given in addition",
+    )
+    parser.add_argument(
+        "--neighbours",
+        type=path_argument,
+        metavar="FILE.png",
+        help="draw the samples that are closest to images of the reference beside these, and tell how many are closer "
+        "than the reference's images are to each other",
+    )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args([*_arguments_of_card(arguments), *arguments])
+    if options.picture is not None and (options.network not in (None, CLASSIFIER) or options.picture.suffix != ".png"):
+        parser.error("--picture takes a name that ends in .png, and needs the network classifier")
     if options.picture is not None and not options.picture.parent.is_dir():
         parser.error(
             f"--picture is {options.picture}, but there is no folder {options.picture.parent}: create it first"
         )
-    if options.network is not None:
-        return _evaluate_with(options)
+    for name in ("card", "neighbours"):
+        file = getattr(options, name)
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"--{name} is {file}, but there is no folder {file.parent}: create it first")
+    if options.neighbours is not None and (options.neighbours.suffix != ".png" or options.checkpoints is not None):
+        parser.error("--neighbours takes a name that ends in .png, and cannot be given together with --checkpoints")
+    if options.checkpoints is not None and options.run is None:
+        parser.error("--checkpoints needs --run: samples from a file belong to no checkpoint")
+    if options.network is None:
+        options.network = default_network(options.reference)
+        if options.network != CLASSIFIER:
+            if options.picture is not None:
+                parser.error(f"--picture needs labels, and {options.reference} has none")
+            if check_group()[0] == 0:
+                sys.stderr.write(
+                    f"trainer.evaluate: {options.reference} has no labels, so {options.network} measures\n"
+                )
+    if options.network != CLASSIFIER or any(
+        given is not None for given in (options.checkpoints, options.card, options.check, options.neighbours)
+    ):
+        if options.picture is not None:
+            parser.error("--picture cannot be given together with --checkpoints, --card, --check or --neighbours")
+        return evaluate_with_network(options)
+    return _evaluate_with_classifier(options)
+
+
+def _arguments_of_card(arguments: Sequence[str]) -> list[str]:
+    """The arguments in the card of --check, if that is given; those on the command line come after them."""
+    first = _Parser(prog="python -m trainer.evaluate", add_help=False, allow_abbrev=False)
+    first.add_argument("--check", type=path_argument)
+    card = first.parse_known_args(arguments)[0].check
+    return [] if card is None else arguments_of(read_card(card))
+
+
+def _evaluate_with_classifier(options: argparse.Namespace) -> int:
+    """The command with a classifier that is trained on the reference, and with the distance of noise."""
     index = load_index(options.reference)
     if index.num_classes is None:  # reported before a large data set is read in vain
         raise UserError(f"{options.reference}: {NO_LABELS}")
@@ -107,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reference, labels = read_all(options.reference)
     evaluation = evaluate_samples(samples, reference, labels, options.seed, asked)
     if options.json:
-        fields = dataclasses.asdict(evaluation) | {"ratio": evaluation.ratio, "source": source}
+        fields = dataclasses.asdict(evaluation) | {"ratio": evaluation.ratio, "source": source, "judge": CLASSIFIER}
         text = json.dumps(fields, indent=2)
     else:
         text = render(evaluation, source=source, class_names=index.class_names)
@@ -124,46 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluate_with(options: argparse.Namespace) -> int:
-    """The command with a given network, on all ranks started by torchrun."""
-    ranks = None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if check_group()[1] > 1:
-        ranks = Ranks.join("gpu" if device == "cuda" else "cpu", TIMEOUT_S)
-        device = str(ranks.device)
-    try:
-        network = ScriptedNetwork(options.network, device)
-        batches, source = _numbered_samples(options, ranks, device)
-        reference = load_reference(options.reference, network, ranks, options.cache)
-        measured = evaluate_against(batches, reference, network, ranks, codec=options.through, seed=options.seed)
-    finally:
-        if ranks is not None:
-            ranks.leave()
-    if ranks is None or ranks.rank == 0:
-        values = dataclasses.asdict(measured)
-        flat = values.pop("quality") | values | {"source": source, "seed": options.seed}
-        text = json.dumps(flat, indent=2) if options.json else render_measured(measured, source=source)
-        sys.stdout.write(text + "\n")
-    return 0
-
-
-def _numbered_samples(options: argparse.Namespace, ranks: Ranks | None, device: str) -> tuple[Numbered, str]:
-    """This rank's batches of the samples that the options name, drawn lazily, and a description of their source."""
-    rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
-    numbers = itertools.count(rank, world_size)
-    if options.run is None:
-        samples, source = _given_samples(options)
-        return zip(numbers, samples.split(BATCH_SIZE)[rank::world_size], strict=False), source
-    drawn = sample_batches(
-        *load_run(options.run, None, device), num=options.num, seed=options.seed, rank=rank, world_size=world_size
-    )
-    return zip(numbers, drawn, strict=False), f"from {options.run}"
-
-
 def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image, str, Tensor | None]:
     """The samples that the options name, a description of their source, and their requested classes."""
     if options.run is None:
-        return *_given_samples(options), None
+        given = GivenSamples(options.samples)
+        return given.images, source_of(options), None
     generator, diffusion, config = load_run(options.run, None, default_device())
     if config.data.num_classes not in (0, num_classes):
         raise UserError(
@@ -173,8 +198,3 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
     samples = sample_images(generator, diffusion, config, num=options.num, seed=options.seed, shows_progress=True)
     asked = torch.arange(options.num) % num_classes if config.data.num_classes else None  # see sample_batches
     return samples, f"from {options.run}", asked
-
-
-def _given_samples(options: argparse.Namespace) -> tuple[Uint8Image, str]:
-    form = " (PNG files)" if options.samples.is_dir() else ""
-    return load_images(options.samples), f"from {options.samples}{form}"

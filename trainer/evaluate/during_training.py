@@ -1,6 +1,5 @@
 """Evaluation during training: figures for the averaged weights at an interval of images."""
 
-import dataclasses
 import itertools
 import logging
 from pathlib import Path
@@ -13,15 +12,15 @@ from data.storage.errors import UserError
 from models.diffusion import Diffusion
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
-from trainer.evaluate.classifier import train_classifier
-from trainer.evaluate.features import ClassifierNetwork, FeatureNetwork, ScriptedNetwork
+from trainer.evaluate.features import FeatureNetwork
+from trainer.evaluate.judges import CLASSIFIER, open_network
+from trainer.evaluate.quality import named
 from trainer.evaluate.reference import (
     FeaturesError,
     Reference,
     cache_folder,
     evaluate_against,
     load_reference,
-    read_all,
 )
 from trainer.sample.draw import sample_batches
 
@@ -45,12 +44,13 @@ def check_evaluation(config: TrainConfig) -> None:
     settings, form = config.evaluation, config.image_form
     if settings.interval_images is None:
         return
-    if settings.network is not None:
-        ScriptedNetwork(Path(settings.network))(torch.zeros(2, *form.shape, dtype=torch.uint8))
+    if settings.network not in (None, CLASSIFIER):
+        network = open_network(settings.network, Path(config.data.path), seed=SEED)
+        network(torch.zeros(2, *form.shape, dtype=torch.uint8))
     elif load_index(config.data.path).num_classes is None:
         raise UserError(
             f"{config.data.path} has no labels, so no classifier can be trained to evaluate with: give "
-            "evaluation.network a TorchScript file, or set evaluation.interval_images to null"
+            "evaluation.network lite0 or a TorchScript file, or set evaluation.interval_images to null"
         )
     if settings.reference is not None and not Path(settings.reference).exists():
         raise UserError(
@@ -90,16 +90,11 @@ class RunEvaluation:
         except FeaturesError as error:  # on all ranks
             log.warning("this evaluation is left out: %s", error)
             return {}
-        figures = dataclasses.asdict(measured.quality)
+        figures = named(measured.quality, measured.judge)
         return {name: value for name, value in figures.items() if value is not None}
 
     def _prepare(self) -> tuple[FeatureNetwork, Reference]:
         settings, path = self._config.evaluation, self._config.data.path
-        if settings.network is not None:
-            network: FeatureNetwork = ScriptedNetwork(Path(settings.network), self._ranks.device)
-        else:
-            images, labels = read_all(path)
-            assert labels is not None  # see check_evaluation
-            # Every rank trains it: the result depends only on the data and the seed.
-            network = ClassifierNetwork(train_classifier(images, labels, seed=SEED), SEED)
+        # Every rank trains the classifier: the result depends only on the data and the seed.
+        network = open_network(settings.network or CLASSIFIER, Path(path), seed=SEED, device=self._ranks.device)
         return network, load_reference(Path(settings.reference or path), network, self._ranks, cache_folder())

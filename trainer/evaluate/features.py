@@ -1,4 +1,7 @@
-"""Networks that compute features of images: a TorchScript file, or the small classifier trained on demand."""
+"""Networks that compute features of images: a TorchScript file, or the small classifier trained on demand.
+
+The third one is in `lite0`.
+"""
 
 import hashlib
 import io
@@ -16,6 +19,7 @@ from data.shards.decode import decode_into
 from data.shards.reader import EncodedSample
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
+from trainer.config.sections import JudgeKind
 from trainer.evaluate.classifier import TrainedClassifier
 
 Codec = Literal["none", "png", "jpeg"]
@@ -40,6 +44,11 @@ class FeatureNetwork(Protocol):
     """Maps uint8 images to features."""
 
     @property
+    def kind(self) -> JudgeKind:
+        """Decides what its figures are called."""
+        ...
+
+    @property
     def name(self) -> str:
         """Its name in results."""
         ...
@@ -56,6 +65,8 @@ class FeatureNetwork(Protocol):
 
 class ClassifierNetwork:
     """The built-in classifier."""
+
+    kind: JudgeKind = "classifier"
 
     def __init__(self, classifier: TrainedClassifier, seed: int) -> None:
         self._classifier = classifier
@@ -76,6 +87,8 @@ class ScriptedNetwork:
     If it accepts `return_features=True`, it returns features [N, d] with that argument and class probabilities without
     it. Otherwise it returns only features.
     """
+
+    kind: JudgeKind = "file"
 
     def __init__(self, file: Path, device: torch.device | str = "cpu") -> None:
         """Load the network.

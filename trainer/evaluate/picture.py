@@ -18,7 +18,8 @@ ROWS = 10
 """Rows of the grids; of more classes, the first ones are shown."""
 COLUMNS = 8
 LOSSES = ("loss_d", "loss_d_real", "loss_d_fake", "loss_g")
-DISTANCE = "fid"
+DISTANCES = ("fid", "fd_lite0")
+"""A run has one of them."""
 SHARES = ("precision", "recall", "coverage")
 Labelled = tuple[Uint8Image, Tensor | None]
 """Images with their classes; None: their classes are not known."""
@@ -34,7 +35,7 @@ def draw_picture(file: Path, *, real: Labelled, samples: Labelled, class_names: 
         real: images of the data set.
         samples: generated images, with the classes that were requested.
         class_names: names of the classes.
-        curves: of the run; those of `LOSSES`, `DISTANCE` and `SHARES` are drawn, as far as they are there.
+        curves: of the run; those of `LOSSES`, `DISTANCES` and `SHARES` are drawn, as far as they are there.
     """
     # Loaded here, because it takes half a second, which other commands can do without.
     from matplotlib.figure import Figure
@@ -46,13 +47,14 @@ def draw_picture(file: Path, *, real: Labelled, samples: Labelled, class_names: 
         axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
         axis.set_title(title)
         axis.set_axis_off()
-    for axis, title, names in ((axes[1, 0], "losses", LOSSES), (axes[1, 1], "quality", (DISTANCE,))):
+    for axis, title, names in ((axes[1, 0], "losses", LOSSES), (axes[1, 1], "quality", DISTANCES)):
         axis.set(title=title, xlabel="step")
         axis.grid(visible=True, alpha=0.3)
         _plot(axis, curves, names)
     # The distance falls by powers of ten, at the left; the shares are in [0, 1], at the right.
     quality, shares = axes[1, 1], axes[1, 1].twinx()
-    quality.set(yscale="log", ylabel=DISTANCE)
+    distance = next((name for name in DISTANCES if curves.get(name)), DISTANCES[0])
+    quality.set(yscale="log", ylabel=distance)
     shares.set(ylim=(0, 1), ylabel="share")
     _plot(shares, curves, SHARES, first_color=1, style="--")
     for axis, place in (

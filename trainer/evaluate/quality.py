@@ -7,12 +7,15 @@ Every rank already has all features, so torchmetrics must not sum over the ranks
 needed: with scipy and matplotlib it would take a third of the start time of every process of a run.
 """
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from trainer.config.sections import LITE0_FIGURES, JudgeKind
 
 # torchmetrics warns about this at each use of a metric, and the user cannot change it.
 warnings.filterwarnings("ignore", "Metric .* will save all extracted features in buffer", UserWarning)
@@ -93,6 +96,12 @@ def compare(
             density=density,
             coverage=coverage,
         )
+
+
+def named(quality: Quality, judge: JudgeKind) -> dict[str, float | None]:
+    """The figures by the names of their curves: those of lite0 are called `fd_lite0` and the like, never `fid`."""
+    names = LITE0_FIGURES if judge == "lite0" else {}
+    return {names.get(name, name): value for name, value in dataclasses.asdict(quality).items()}
 
 
 def statistics_of(features: Features) -> Statistics:

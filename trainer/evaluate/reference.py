@@ -5,7 +5,7 @@ A cache file is named by a hash of the data and of the network, so it can never 
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from data.storage.errors import UserError
 from data.storage.files import replaced
 from data.stream.pipeline import DataConfig
 from models.shapes import Uint8Image
+from trainer.config.sections import JudgeKind
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.features import Codec, FeatureNetwork, Seen, through
 from trainer.evaluate.quality import Quality, Statistics, compare
@@ -50,6 +51,8 @@ class Measured:
     """Number of reference images; 0 if unknown."""
     network: str
     """Name of the feature network."""
+    judge: JudgeKind
+    """Its kind."""
     through: Codec
     """File format applied to the samples before measuring."""
 
@@ -62,6 +65,8 @@ class Reference:
     """Features of all images, or only statistics."""
     num_images: int
     """Number of reference images."""
+    key: str
+    """SHA-256 of the data set's index, of the pixels, or of the statistics."""
 
 
 def is_prepared(path: Path) -> bool:
@@ -89,7 +94,8 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
         DataError: a prepared data set is damaged.
     """
     if path.suffix == ".npz" and (statistics := _load_statistics(path)):
-        return Reference(seen=statistics, num_images=statistics.num_images)
+        key = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Reference(seen=statistics, num_images=statistics.num_images, key=key)
     index = load_index(path) if is_prepared(path) else None
     images = None if index else load_images(path)
     digest = index.digest if index else hashlib.sha256(images.numpy().tobytes()).hexdigest()  # pyright: ignore
@@ -99,13 +105,13 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
     if ranks is not None:
         kept = ranks.broadcast(kept)  # ranks on other hosts may not have access to the folder
     if kept is not None and len(kept) == num_images:
-        return Reference(seen=Seen(kept, None), num_images=num_images)
+        return Reference(seen=Seen(kept, None), num_images=num_images, key=digest)
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
     batches = _prepared(index) if index else enumerate(images.split(BATCH_SIZE))  # pyright: ignore
     seen = see_over_ranks(network, ((i, x) for i, x in batches if i % world_size == rank), ranks)
     if rank == 0:
         _keep(file, seen.features)
-    return Reference(seen=seen, num_images=num_images)
+    return Reference(seen=seen, num_images=num_images, key=digest)
 
 
 def evaluate_against(
@@ -125,8 +131,17 @@ def evaluate_against(
         FeaturesError: features are not finite.
         UserError: the network does not fit the images or the reference.
     """
+    return measure(see_samples(batches, network, ranks, codec=codec), reference, network, codec=codec, seed=seed)
+
+
+def see_samples(batches: Numbered, network: FeatureNetwork, ranks: Ranks | None, *, codec: Codec) -> Seen:
+    """Features of samples after a file format; the first half of `evaluate_against`. A collective."""
     passed = through(codec)
-    seen = see_over_ranks(network, ((number, passed(images)) for number, images in batches), ranks)
+    return see_over_ranks(network, ((number, passed(images)) for number, images in batches), ranks)
+
+
+def measure(seen: Seen, reference: Reference, network: FeatureNetwork, *, codec: Codec, seed: int) -> Measured:
+    """Figures of samples that were seen; the second half of `evaluate_against`."""
     held = reference.seen if isinstance(reference.seen, Statistics) else reference.seen.features
     width = len(held.mean) if isinstance(held, Statistics) else held.shape[1]
     for number, what in ((len(seen.features), "sample"), (reference.num_images, "image as the reference")):
@@ -148,6 +163,7 @@ def evaluate_against(
         num_samples=len(seen.features),
         num_reference=reference.num_images,
         network=network.name,
+        judge=network.kind,
         through=codec,
     )
 
@@ -163,6 +179,28 @@ def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | No
         raise UserError("there are no images to measure")
     logits = [seen.logits for seen in parts if seen.logits is not None]
     return Seen(torch.cat([seen.features for seen in parts]), torch.cat(logits) if logits else None)
+
+
+def pick_images(path: Path, numbers: Sequence[int]) -> Uint8Image:
+    """Some images of a reference, by their numbers in the order of its features; repeated numbers are allowed.
+
+    Args:
+        path: as for `load_reference`, but no statistics.
+        numbers: at least one.
+
+    Returns:
+        uint8 [N, C, H, W] in the order of `numbers`.
+
+    Raises:
+        DataError, UserError: a file is missing or damaged.
+    """
+    if not is_prepared(path):
+        return load_images(path)[list(numbers)]
+    wanted, found = set(numbers), dict[int, Uint8Image]()
+    for number, images in _prepared(load_index(path)):
+        first = number * BATCH_SIZE
+        found |= {i: images[i - first] for i in range(first, first + len(images)) if i in wanted}
+    return torch.stack([found[i] for i in numbers])
 
 
 def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, " b"] | None]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from trainer.config.sections import JudgeKind
 from trainer.evaluate.classifier import NUM_FEATURES, Evaluation
 from trainer.evaluate.features import JPEG_QUALITY, Codec
 from trainer.evaluate.quality import Quality
@@ -15,6 +16,25 @@ CODEC_WORDS: dict[Codec, str] = {
     "png": "PNG, lossless",
     "jpeg": f"JPEG of quality {JPEG_QUALITY}",
 }
+FIGURE_WORDS = {
+    "fid": "Fréchet distance",
+    "kid": "kernel distance",
+    "inception_score": "class score, like Inception's",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+JUDGE_WORDS: dict[JudgeKind, dict[str, str]] = {
+    "classifier": {},
+    "lite0": {"fid": "FD-Lite0", "kid": "KD-Lite0 (kernel distance)"},
+    "file": {
+        "fid": "Fréchet distance (FID)",
+        "kid": "kernel distance (KID)",
+        "inception_score": "Inception score",
+    },
+}
+"""Names that depend on the network."""
 
 
 def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | None = None) -> str:
@@ -35,7 +55,8 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
         f"{'Fréchet distance to the reference':<34}{'samples':>10}{'noise':>10}{'ratio':>10}",
         f"{'':<34}{e.frechet_samples:>10.4g}{e.frechet_noise:>10.4g}{e.ratio:>10.4f}",
         "",
-        *([*quality_lines(e.quality, given_network=False), ""] if e.quality else []),
+        # The Fréchet distance is already shown above, with that of noise.
+        *([*quality_lines(e.quality, "classifier", without=["fid"]), ""] if e.quality else []),
     ]
     if e.agreement is not None and e.class_agreement:
         least = min(e.class_agreement, key=e.class_agreement.__getitem__)
@@ -56,20 +77,20 @@ def render(evaluation: Evaluation, *, source: str, class_names: Sequence[str] | 
     return "\n".join(lines)
 
 
-def quality_lines(quality: Quality, *, given_network: bool) -> list[str]:
-    """The available figures, one per line. The names FID, KID and Inception score are used only for a given network."""
-    words = {
-        # The classifier's is already shown above, with that of noise.
-        "fid": "Fréchet distance (FID)" if given_network else "",
-        "kid": "kernel distance (KID)" if given_network else "kernel distance",
-        "inception_score": "Inception score" if given_network else "class score, like Inception's",
-        "precision": "precision",
-        "recall": "recall",
-        "density": "density",
-        "coverage": "coverage",
-    }
-    values = dataclasses.asdict(quality)
-    return [f"{words[name]:<34}{value:>10.4g}" for name, value in values.items() if words[name] and value is not None]
+def quality_lines(quality: Quality, judge: JudgeKind, *, without: Sequence[str] = ()) -> list[str]:
+    """The available figures, one per line, by the names that `judge` allows.
+
+    Args:
+        quality: the figures.
+        judge: only a network from a file may be Inception, whose figures are called FID, KID and Inception score.
+        without: figures to leave out, by their names in `Quality`.
+    """
+    words = FIGURE_WORDS | JUDGE_WORDS[judge]
+    return [
+        f"{words[name]:<34}{value:>10.4g}"
+        for name, value in dataclasses.asdict(quality).items()
+        if name not in without and value is not None
+    ]
 
 
 def render_measured(measured: Measured, *, source: str) -> str:
@@ -80,7 +101,45 @@ def render_measured(measured: Measured, *, source: str) -> str:
         f"samples    {m.num_samples} images, {source}, measured through {CODEC_WORDS[m.through]}",
         f"reference  {reference}",
     ]
-    return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality, given_network=True)])
+    return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality, m.judge)])
+
+
+def render_checkpoints(rows: Sequence[tuple[int | None, int | None, Measured]], *, source: str) -> str:
+    """A row for each checkpoint, in the order given, the one of the smallest Fréchet distance with an asterisk.
+
+    Args:
+        rows: step, training images up to there, and figures; at least one.
+        source: the samples' source, in a phrase.
+    """
+    first = rows[0][2]
+    words = FIGURE_WORDS | JUDGE_WORDS[first.judge]
+    names = [name for name, value in dataclasses.asdict(first.quality).items() if value is not None]
+    columns = [_COLUMNS.get(words[name], words[name]) for name in names]
+    best = min(rows, key=lambda row: row[2].quality.fid)[0]
+    table = [f"{'step':>10}{'images':>12}" + "".join(f"{column:>12}" for column in columns)]
+    for step, images, measured in rows:
+        values = "".join(f"{getattr(measured.quality, name):>12.4g}" for name in names)
+        table.append(f"{step or '':>10}{images or '':>12}{values}{' *' if step == best else ''}")
+    lines = [
+        f"samples    {first.num_samples} images of each checkpoint, {source}, "
+        f"measured through {CODEC_WORDS[first.through]}",
+        f"reference  {first.num_reference or 'unknown number of'} images",
+        f"features   {first.network}",
+        "",
+    ]
+    return "\n".join([*lines, *table])
+
+
+_COLUMNS = {
+    "Fréchet distance": "Fréchet",
+    "kernel distance": "kernel",
+    "class score, like Inception's": "classes",
+    "KD-Lite0 (kernel distance)": "KD-Lite0",
+    "Fréchet distance (FID)": "FID",
+    "kernel distance (KID)": "KID",
+    "Inception score": "IS",
+}
+"""Short forms of names for a table."""
 
 
 def _name(label: int, class_names: Sequence[str] | None) -> str:

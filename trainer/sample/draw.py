@@ -15,8 +15,9 @@ from models.diffusion import Diffusion, Sampler, sample
 from models.shapes import Label, Uint8Image
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
+from trainer.checkpoint.format import Checkpoint
 from trainer.checkpoint.snapshot import build_generator, is_snapshot, load_snapshot
-from trainer.checkpoint.storage import find_checkpoint, storage_of_run
+from trainer.checkpoint.storage import CheckpointStorage, find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import averaged_generator
 from trainer.config.train_config import TrainConfig
 from trainer.engine.compiled import CompiledForward, can_compile
@@ -30,6 +31,9 @@ MAX_GUIDANCE = 100.0
 """Beyond it every pixel is black or white."""
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x0_pred of (x_t, t, z)."""
+
+Loaded = tuple[nn.Module, Diffusion, TrainConfig]
+"""A generator in evaluation mode, its tables on the same device, and its config."""
 
 
 def images_at_once(image_size: int, *, fast: bool = False) -> int:
@@ -208,9 +212,7 @@ def sample_images(
     return torch.cat(list(track(batches, "sampling", total=total, disable=hidden)))
 
 
-def load_run(
-    run: Path, step: int | None = None, device: torch.device | str = "cpu"
-) -> tuple[nn.Module, Diffusion, TrainConfig]:
+def load_run(run: Path, step: int | None = None, device: torch.device | str = "cpu") -> Loaded:
     """The averaged generator of a checkpoint.
 
     Args:
@@ -221,15 +223,23 @@ def load_run(
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged; the message lists those that exist.
     """
-    if step is None and is_snapshot(run):
-        generator, config = load_snapshot(run, device)
-    else:
-        storage = storage_of_run(run)
-        state, config = averaged_generator(find_checkpoint(storage, step))
-        generator = build_generator(config, device)
-        generator.load_state_dict(state)
-        storage.forget()
+    if step is not None or not is_snapshot(run):
+        return load_checkpoint(storage_of_run(run), step, device)[0]
+    generator, config = load_snapshot(run, device)
     return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
+
+
+def load_checkpoint(
+    storage: CheckpointStorage, step: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[Loaded, Checkpoint]:
+    """The averaged generator of a checkpoint in a storage, see `load_run`, and the checkpoint that was taken."""
+    checkpoint = find_checkpoint(storage, step)
+    state, config = averaged_generator(checkpoint)
+    generator = build_generator(config, device)
+    generator.load_state_dict(state)
+    storage.forget()
+    generator.eval().requires_grad_(False)
+    return (generator, Diffusion.from_config(config.diffusion, device), config), checkpoint
 
 
 def sample_run(

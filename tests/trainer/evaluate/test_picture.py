@@ -32,7 +32,7 @@ def test_picture_shows_the_curves_that_there_are(tmp_path: Path, monkeypatch: py
     [
         (["--picture", "no/folder/a.png"], "there is no folder no/folder: create it"),
         (["--picture", "a.jpg"], "--picture takes a name that ends in .png"),
-        (["--picture", "a.png", "--network", "n.pt"], "cannot be given together with --network"),
+        (["--picture", "a.png", "--network", "n.pt"], "needs the network classifier"),
     ],
 )
 def test_picture_that_cannot_be_drawn_is_refused_before_any_work(given, told, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from tests.trainer.config.refusals import make, refusals
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.format import list_checkpoints
-from trainer.config.sections import FIGURES
+from trainer.config.sections import FIGURES, JudgeKind
 from trainer.evaluate import reference as module
 from trainer.evaluate.command import main
 from trainer.evaluate.during_training import check_evaluation
 from trainer.evaluate.features import ScriptedNetwork, Seen
-from trainer.evaluate.quality import Quality, Statistics, statistics_of
+from trainer.evaluate.quality import Quality, Statistics, named, statistics_of
 from trainer.evaluate.reference import FeaturesError, evaluate_against, load_reference, read_all
 from trainer.sample.images import save_folder, save_npz
 
@@ -164,7 +165,7 @@ def test_without_a_network_the_classifier_of_the_data_measures(tiny, tmp_path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     more = ("evaluation.interval_images=64", "evaluation.num_samples=20", "training.total_images=64")
     _, recorder = train(configure(tiny, tmp_path / "run", *more))
-    assert recorder.metrics[4].keys() == FIGURES
+    assert recorder.metrics[4].keys() == {field.name for field in dataclasses.fields(Quality)}
 
 
 def test_best_by_a_figure_needs_an_evaluation_at_each_checkpoint():
@@ -176,8 +177,42 @@ def test_best_by_a_figure_needs_an_evaluation_at_each_checkpoint():
     make(checkpoint={"keep_best": "fid", "save_interval_steps": 600}, evaluation=evaluation)
 
 
+@pytest.mark.slow
+def test_lite0_during_training_has_curves_of_its_own_and_keeps_the_best_by_them(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = torch.randint(0, 256, (40, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_npz(tmp_path / "reference.npz", images)
+    more = (
+        "evaluation.interval_images=32",
+        "evaluation.num_samples=8",
+        "evaluation.network=lite0",
+        f"evaluation.reference={tmp_path / 'reference.npz'}",
+        "checkpoint.save_interval_steps=2",
+        "checkpoint.keep_best=fd_lite0",
+        "training.total_images=64",
+    )
+    config = configure(tiny, tmp_path / "run", *more)
+    check_evaluation(config)
+    _, recorder = train(config)
+    assert recorder.metrics[4].keys() == named(Quality(fid=1.0), "lite0").keys()
+    (kept,) = (c for c in list_checkpoints(tmp_path / "run" / "checkpoints") if c.step == 4)
+    assert kept.manifest["metrics"]["fd_lite0"] == recorder.metrics[4]["fd_lite0"]
+
+
+def test_best_by_a_figure_that_the_network_does_not_measure_is_refused():
+    evaluation = {"interval_images": 64 * 600}
+    for network, wrong, right in (("lite0", "fid", "fd_lite0"), (None, "kd_lite0", "kid")):
+        checkpoint = {"save_interval_steps": 600, "keep_best": wrong}
+        (line,) = refusals(checkpoint=checkpoint, evaluation=evaluation | {"network": network})
+        assert f"keep_best is {wrong}, which evaluation.network {network or 'null'} does not measure" in line
+        assert line.endswith(f"set it to {right}")
+        make(checkpoint=checkpoint | {"keep_best": right}, evaluation=evaluation | {"network": network})
+    make(checkpoint={"save_interval_steps": 600, "keep_best": "recall"}, evaluation=evaluation | {"network": "lite0"})
+
+
 def test_names_of_the_curves_are_those_of_the_figures():
-    assert {field.name for field in dataclasses.fields(Quality)} == FIGURES
+    judges = get_args(JudgeKind)
+    assert {name for judge in judges for name in named(Quality(fid=1.0), judge)} == FIGURES
 
 
 @pytest.mark.slow

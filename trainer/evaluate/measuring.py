@@ -1,0 +1,264 @@
+"""The command with a network: samples of a file or of checkpoints, measured on all ranks that torchrun started."""
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from data.storage.arguments import whole_numbers
+from data.storage.errors import UserError
+from models.shapes import Uint8Image
+from trainer.checkpoint.format import CheckpointError
+from trainer.checkpoint.snapshot import is_snapshot
+from trainer.checkpoint.storage import storage_of_run
+from trainer.config.command_line import check_group
+from trainer.engine.ranks import Ranks
+from trainer.evaluate.card import differences, make_card, read_card, write_card
+from trainer.evaluate.features import Seen
+from trainer.evaluate.judges import open_network
+from trainer.evaluate.neighbours import Neighbours, draw_neighbours, find_neighbours
+from trainer.evaluate.quality import Statistics, named
+from trainer.evaluate.reference import (
+    BATCH_SIZE,
+    Measured,
+    Numbered,
+    Reference,
+    load_reference,
+    measure,
+    pick_images,
+    see_samples,
+)
+from trainer.evaluate.report import render_checkpoints, render_measured
+from trainer.sample.draw import Loaded, images_at_once, load_checkpoint, load_run, sample_batches
+from trainer.sample.images import load_images
+
+TIMEOUT_S = 3600
+"""How long a rank waits for the others, which may sample more slowly."""
+ALL = "all"
+
+
+def checkpoints_argument(text: str) -> str | list[int]:
+    """For argparse: `all`, or steps such as 100,200."""
+    try:
+        return text if text == ALL else sorted(set(whole_numbers(text)))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are {ALL} and steps such as 100,200") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was measured, and of which weights or images."""
+
+    step: int | None
+    """Step of the checkpoint; None: samples from a file, or of a snapshot."""
+    images: int | None
+    """Training images up to this step."""
+    sha256: str
+    """Of the averaged weights, or of the given images."""
+    measured: Measured
+    """Figures."""
+
+
+def evaluate_with_network(options: argparse.Namespace) -> int:
+    """Measure what the options of the command name, in the features of `options.network`; rank 0 prints."""
+    results: list[Result] = []
+    reference = neighbours = None
+    with _ranks() as (ranks, device):
+        network = open_network(options.network, options.reference, seed=options.seed, device=device)
+        for samples in open_samples(options, device):
+            reference = reference or load_reference(options.reference, network, ranks, options.cache)
+            seen = see_samples(samples.batches(ranks), network, ranks, codec=options.through)
+            measured = measure(seen, reference, network, codec=options.through, seed=options.seed)
+            results.append(
+                Result(step=samples.step, images=samples.images_seen, sha256=samples.sha256(), measured=measured)
+            )
+            if options.neighbours is not None and (ranks is None or ranks.rank == 0):
+                neighbours = _neighbours(options, seen, reference, samples)
+    if ranks is not None and ranks.rank != 0:
+        return 0
+    assert reference is not None  # there is a result, or an error was raised
+    sys.stdout.write(_shown(results, source_of(options), options, neighbours) + "\n")
+    rows = [(r.step, r.images, r.sha256, r.measured) for r in results]
+    card = make_card(options, rows, reference, network, device)
+    if options.card is not None:
+        write_card(options.card, card)
+        sys.stderr.write(f"trainer.evaluate: the card is {options.card}\n")
+    if options.check is None:
+        return 0
+    lines = differences(read_card(options.check), card)
+    for line in lines or ["the same figures, of the same weights or samples, reference and network"]:
+        sys.stderr.write(f"trainer.evaluate: {options.check}: {line}\n")
+    return 1 if lines else 0
+
+
+def source_of(options: argparse.Namespace) -> str:
+    """Where the samples are from, in a phrase."""
+    form = " (PNG files)" if options.run is None and options.samples.is_dir() else ""
+    return f"from {options.run or options.samples}{form}"
+
+
+def _neighbours(
+    options: argparse.Namespace, seen: Seen, reference: Reference, samples: "GivenSamples | DrawnSamples"
+) -> Neighbours:
+    """Nearest reference images, and their picture."""
+    if isinstance(reference.seen, Statistics):
+        raise UserError(f"--neighbours needs images to compare with, {options.reference} holds only statistics")
+    found = find_neighbours(seen.features, reference.seen.features)
+    draw_neighbours(options.neighbours, found, samples.pick, partial(pick_images, options.reference))
+    sys.stderr.write(f"trainer.evaluate: the picture is {options.neighbours}\n")
+    return found
+
+
+def _shown(results: Sequence[Result], source: str, options: argparse.Namespace, neighbours: Neighbours | None) -> str:
+    """The results as a table or as JSON."""
+    if options.checkpoints is None:
+        measured = results[0].measured
+        if not options.json:
+            return "\n".join([render_measured(measured, source=source), *(neighbours.lines() if neighbours else [])])
+        figures = named(measured.quality, measured.judge) | (neighbours.figures() if neighbours else {})
+        return json.dumps(figures | _conditions(measured) | {"source": source, "seed": options.seed}, indent=2)
+    if not options.json:
+        rows = [(result.step, result.images, result.measured) for result in results]
+        return render_checkpoints(rows, source=source)
+    rows = [
+        {"step": r.step, "images": r.images, "weights_sha256": r.sha256} | named(r.measured.quality, r.measured.judge)
+        for r in results
+    ]
+    shared = _conditions(results[0].measured) | {"source": source, "seed": options.seed}
+    return json.dumps(shared | {"checkpoints": rows}, indent=2)
+
+
+def _conditions(measured: Measured) -> dict[str, int | str]:
+    """What the figures were measured on."""
+    return {
+        "num_samples": measured.num_samples,
+        "num_reference": measured.num_reference,
+        "network": measured.network,
+        "judge": measured.judge,
+        "through": measured.through,
+    }
+
+
+class GivenSamples:
+    """Samples from a file or folder."""
+
+    step: int | None = None
+    images_seen: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        """Read them all. Raises UserError if there are none."""
+        self.images = load_images(path)
+
+    def sha256(self) -> str:
+        """Of the pixels."""
+        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
+
+    def batches(self, ranks: Ranks | None) -> Numbered:
+        """This rank's batches with their numbers over all ranks."""
+        rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
+        numbers = itertools.count(rank, world_size)
+        return zip(numbers, self.images.split(BATCH_SIZE)[rank::world_size], strict=False)
+
+    def pick(self, numbers: Sequence[int]) -> Uint8Image:
+        """Some of them, uint8 [N, C, H, W]."""
+        return self.images[list(numbers)]
+
+
+class DrawnSamples:
+    """Samples drawn from a generator, batch by batch: they never are in memory all at once."""
+
+    def __init__(
+        self, loaded: Loaded, *, num: int, seed: int, step: int | None = None, images_seen: int | None = None
+    ) -> None:
+        """Args:
+        loaded: from `load_run`.
+        num: number of samples.
+        seed: of their noise.
+        step: of the checkpoint, if it is one.
+        images_seen: training images up to there.
+        """
+        self.step, self.images_seen = step, images_seen
+        self._loaded, self._num, self._seed = loaded, num, seed
+
+    def sha256(self) -> str:
+        """Of the weights: names and float32 values in the order of the names."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self._loaded[0].state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def batches(self, ranks: Ranks | None) -> Numbered:
+        """This rank's batches with their numbers over all ranks."""
+        rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
+        return zip(itertools.count(rank, world_size), self._drawn(rank, world_size), strict=False)
+
+    def pick(self, numbers: Sequence[int]) -> Uint8Image:
+        """Some of them, uint8 [N, C, H, W]; their batches are drawn again."""
+        size = images_at_once(self._loaded[2].data.image_size)
+        batches = {batch: next(self._drawn(batch, self._num)) for batch in {number // size for number in numbers}}
+        return torch.stack([batches[number // size][number % size] for number in numbers])
+
+    def _drawn(self, rank: int, world_size: int) -> Iterator[Uint8Image]:
+        return sample_batches(*self._loaded, num=self._num, seed=self._seed, rank=rank, world_size=world_size)
+
+
+def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamples | DrawnSamples]:
+    """The samples that the options name: of a file, or of one or several checkpoints, one after another.
+
+    With `all`, a damaged checkpoint is left out, with a line on stderr.
+
+    Raises:
+        UserError: the file or folder cannot be read.
+        CheckpointError: a checkpoint that is named does not exist or is damaged, or there is none.
+    """
+    if options.run is None:
+        yield GivenSamples(options.samples)
+        return
+    draw = {"num": options.num, "seed": options.seed}
+    if is_snapshot(options.run):
+        if options.checkpoints is not None:
+            raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints away")
+        yield DrawnSamples(load_run(options.run, None, device), **draw)
+        return
+    storage = storage_of_run(options.run)
+    steps = options.checkpoints or [None]
+    if options.checkpoints == ALL:
+        steps = sorted(checkpoint.step for checkpoint in storage.list())
+    found = 0
+    for step in steps:
+        try:
+            loaded, checkpoint = load_checkpoint(storage, step, device)
+        except CheckpointError as error:
+            if options.checkpoints != ALL:
+                raise
+            if check_group()[0] == 0:
+                sys.stderr.write(f"trainer.evaluate: step {step} is left out: {error}\n")
+            continue
+        found += 1
+        images = checkpoint.manifest.get("images")
+        yield DrawnSamples(loaded, **draw, step=checkpoint.step, images_seen=images)
+    if not found:
+        raise CheckpointError(f"{options.run} has no valid checkpoint")
+
+
+@contextmanager
+def _ranks() -> Iterator[tuple[Ranks | None, str]]:
+    """The group that torchrun started, or None for a process alone; and the device of this process."""
+    ranks, device = None, "cuda" if torch.cuda.is_available() else "cpu"
+    if check_group()[1] > 1:
+        ranks = Ranks.join("gpu" if device == "cuda" else "cpu", TIMEOUT_S)
+        device = str(ranks.device)
+    try:
+        yield ranks, device
+    finally:
+        if ranks is not None:
+            ranks.leave()
