@@ -15,6 +15,7 @@ from torch import Tensor
 from models.diffusion import Diffusion, Sampler
 from models.noise_levels import NoiseConfig
 from models.shapes import Image, Latent, Timestep
+from trainer.algorithm.augmentation import AugmentationConfig
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.schedules import ReconstructionConfig, Weight
 from trainer.algorithm.statistics import Statistic, Statistics
@@ -91,6 +92,8 @@ class MethodSettings(Protocol):
     def logit_centring(self) -> float: ...  # noqa: D102
     @property
     def reconstruction(self) -> ReconstructionConfig: ...  # noqa: D102
+    @property
+    def augmentation(self) -> AugmentationConfig: ...  # noqa: D102
     @property
     def global_batch_size(self) -> int: ...  # noqa: D102
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.diffusion import Diffusion, forward_pair
 from models.dropout import KeepMask
 from models.shapes import Image, Label, Latent, Timestep
+from trainer.algorithm.augmentation import View
 from trainer.algorithm.penalties import PenaltyDraws
 from trainer.algorithm.randomness import Draws, Purpose
 
@@ -72,6 +73,8 @@ class Pair:
     """Gives the masks of G's dropout; None: torch's own."""
     label: Label | None = None
     """Class of each image, or num_classes if it was dropped; None without classes."""
+    view: View | None = None
+    """The transforms through which D sees x_tm1, real and generated, and x_t; None: as they are."""
 
 
 @dataclass(frozen=True)

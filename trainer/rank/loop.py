@@ -235,10 +235,12 @@ class Loop:
         metrics = self.statistics.take(self.ranks)
         wall, split, timed = self._clock.take()
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
+        before, augmentation = self.images_of_stage - self.share.global_batch_size, self.config.training.augmentation
         for part, engine in self.learner.players.engines.items():
             metrics[f"gradient_norm_{part}"] = engine.guard.norm.item()
-            before = self.images_of_stage - self.share.global_batch_size
             metrics[f"learning_rate_{part}"] = self._learning_rate(part, before)
+        if "d" in self.method.parts and augmentation.is_on:
+            metrics["augmentation_probability"] = value_at(augmentation.probability, before)
         metrics |= {
             "images_seen": float(self.images),
             "images_per_s": timed * self.share.global_batch_size / wall,
