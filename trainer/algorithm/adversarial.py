@@ -181,16 +181,18 @@ class Adversarial:
         """The batch with the transforms through which D sees it, if there are any."""
         if not self.augmentation.is_on:
             return drawn
-        probability, shape = self._probability(raw.draws.step), tuple(raw.images.shape[1:])
+        probability, shape = self._probability(raw), tuple(raw.images.shape[1:])
         view_d, view_g = (
             View.of(raw.draws, purposes, shape, self.augmentation.transforms, probability)
             for purposes in (VIEW_OF_D, VIEW_OF_G)
         )
         return replace(drawn, pair_d=replace(drawn.pair_d, view=view_d), pair_g=replace(drawn.pair_g, view=view_g))
 
-    def _probability(self, step: int | Tensor) -> float:
+    def _probability(self, raw: RawBatch) -> float | Tensor:
         """That of a transform in a step."""
-        probability = self.augmentation.probability
+        if self.augmentation.adaptive:
+            return 0.0 if raw.augmentation is None else raw.augmentation
+        probability, step = self.augmentation.probability, raw.draws.step
         if not isinstance(probability, ProbabilityCosine):
             return probability
         assert isinstance(step, int), "the course of a probability is computed on the host"
@@ -224,6 +226,8 @@ class Adversarial:
                 _, x_tm1_fake = generated(players, pair)
             real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=exact and r1_gamma > 0)
             fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=exact and r2_gamma > 0)
+            if players.augmentation and batch.share:
+                players.augmentation.count(self.objective.certainty(logits_real.detach(), logits_fake.detach()))
             statistics = self.objective.discriminator(logits_real, logits_fake)
             loss = reduce(add, statistics.values())
             if self.logit_centring:

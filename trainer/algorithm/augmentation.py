@@ -9,22 +9,34 @@ Brightness, contrast and saturation are left out: they would scale the noise as 
 no step has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from models.shapes import Image
+from models.shapes import Image, Logits
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.algorithm.schedules import Probability, ProbabilityCosine, is_zero
 
 TransformName = Literal["flip", "shift", "cutout"]
 SHIFT, CUTOUT = 1 / 8, 1 / 2
 """Longest shift and side of the hidden square, as fractions of an image's side (2006.10738, section 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig:
+    """A probability that follows how sure the discriminator is of the training images."""
+
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Mean of +1 for each real image that the discriminator holds for real, and -1 for each other one: while it is
+    higher, the probability rises, while it is lower, it falls. With objectives relativistic and wasserstein, +1 where
+    the real image gets a higher logit than the generated one."""
+    images: PositiveInt = 500_000
+    """Training images over which the probability can rise from 0 to 1. It changes at every fourth step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +50,16 @@ class AugmentationConfig:
     probability: Probability | ProbabilityCosine = 0.0
     """Probability of each transform for an image: a number, or its course over the run. R3GAN lets it rise from 0 to
     0.3 or 0.55. Above 0.8 the generator may learn to make transformed images. 0: no augmentation."""
+    adaptive: AdaptiveConfig | None = None
+    """Let the probability follow the discriminator instead: it starts at 0 in each stage. null: as in probability."""
 
     def __post_init__(self) -> None:
-        """Refuse a transform that is named twice."""
+        """Refuse a transform that is named twice, and two probabilities."""
+        if self.adaptive and not is_zero(self.probability):
+            raise ValueError(
+                "adaptive is set, whose probability starts at 0, but probability is not 0: set probability to 0, or "
+                "adaptive to null"
+            )
         if len(set(self.transforms)) < len(self.transforms):
             raise ValueError(
                 f"transforms is [{', '.join(self.transforms)}], but each is drawn once for an image: name each once"
@@ -49,7 +68,7 @@ class AugmentationConfig:
     @property
     def is_on(self) -> bool:
         """Whether any image is ever transformed."""
-        return not is_zero(self.probability)
+        return self.adaptive is not None or not is_zero(self.probability)
 
 
 class ViewPurposes(NamedTuple):
@@ -90,7 +109,7 @@ class View:
         purposes: ViewPurposes,
         shape: tuple[int, ...],
         transforms: tuple[TransformName, ...],
-        probability: float,
+        probability: float | Tensor,
     ) -> "View":
         """Draw the transforms: a pure function of (seed, step, sample, purpose), with the same bits on every device.
 
@@ -103,10 +122,12 @@ class View:
             purposes: those of the update.
             shape: C, H, W of an image.
             transforms: which transforms.
-            probability: of each of them, in [0, 1].
+            probability: of each of them, in [0, 1]; a number, or float64 [] on the device of the draws.
         """
         H, W = shape[-2:]
-        threshold = round(probability * 2**32)  # comparing integers gives the same bits on every device
+        # Comparing integers gives the same bits on every device.
+        scaled = probability * 2**32
+        threshold = scaled.round().to(torch.int64) if isinstance(scaled, Tensor) else round(scaled)
 
         def drawn(purpose: Purpose) -> tuple[Bool[Tensor, "b 1"], Int64[Tensor, "b 1"], Int64[Tensor, "b 1"]]:
             """Whether a sample is transformed, and two uniform integers in [0, 2**32)."""
@@ -148,6 +169,82 @@ class View:
         """The view of some of the samples; `choose` takes their entries out of a tensor [B, ...]."""
         parts = (self.rows, self.columns, self.rows_back, self.columns_back, self.visible)
         return View(*map(choose, parts))
+
+
+class AdaptiveProbability:
+    """The probability of a transform as a state of the run (ADA, 2006.06676, section 3).
+
+    Every fourth step, with r the mean over these steps' samples of the sign of D's certainty about the real image:
+
+        p <- min(1, max(0, p + sign(r - target) * 4 batch / images))
+
+    Signs are counted as integers and summed over the ranks, so p has the same bits on each of them, and depends on
+    their number only as far as the logits do. It stays on the device: no step waits for it.
+
+    Attributes:
+        value: p, float64 [].
+    """
+
+    INTERVAL_STEPS = 4
+
+    def __init__(
+        self,
+        config: AdaptiveConfig,
+        global_batch_size: int,
+        device: torch.device,
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> None:
+        """Start at 0.
+
+        Args:
+            config: target and speed.
+            global_batch_size: images of a step.
+            device: of D's logits.
+            total: sum of a tensor on `device` over the ranks, a collective.
+        """
+        self._target, self._total = config.target, total
+        self._samples = self.INTERVAL_STEPS * global_batch_size
+        self._change = self._samples / config.images
+        self.value = torch.zeros((), dtype=torch.float64, device=device)
+        self._nothing = torch.zeros((), dtype=torch.int64, device=device)
+        self._signs = self._counted = self._nothing
+
+    def count(self, certainty: Logits) -> None:
+        """Take in D's certainty about real images of this rank; what is not a number counts as neither."""
+        self._counted = self._counted + (certainty > 0).sum() - (certainty < 0).sum()
+
+    def end_step(self, steps: int) -> None:
+        """Sum the signs of a step over the ranks and, after every fourth, change the probability. A collective.
+
+        Args:
+            steps: steps of the stage that are done.
+        """
+        self._signs, self._counted = self._signs + self._total(self._counted), self._nothing
+        if steps % self.INTERVAL_STEPS:
+            return
+        direction = (self._signs.to(torch.float64) - self._target * self._samples).sign()
+        self.value, self._signs = (self.value + direction * self._change).clamp(0.0, 1.0), self._nothing
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, between steps; the same on all ranks."""
+        return {"probability": self.value, "signs": self._signs}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint's state; an empty one is that of a stage's start.
+
+        Raises:
+            ValueError: it is no state of this class.
+        """
+        start = {"probability": torch.zeros((), dtype=torch.float64), "signs": torch.zeros((), dtype=torch.int64)}
+        state = state or start
+        fits = state.keys() == start.keys() and all(
+            (state[name].dtype, state[name].shape) == (x.dtype, x.shape) for name, x in start.items()
+        )
+        if not fits or not 0 <= state["probability"].item() <= 1 or abs(int(state["signs"].item())) > self._samples:
+            raise ValueError("its probability of augmentation is none")
+        device = self.value.device
+        self.value, self._signs = state["probability"].to(device), state["signs"].to(device)
+        self._counted = self._nothing
 
 
 class _Permuted(torch.autograd.Function):

@@ -133,6 +133,7 @@ class RawBatch:
         memory_format: layout of the images that are drawn; see `Players`.
         start: position of the first image in the global batch.
         group_size: images of a group of the minibatch deviation; a group is never split over forward passes.
+        augmentation: probability of a transform, float64 [] on the device, if it is a state of the run; else None.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -144,6 +145,7 @@ class RawBatch:
     memory_format: torch.memory_format = torch.contiguous_format
     start: int = 0
     group_size: int = 1
+    augmentation: Tensor | None = None
 
 
 def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = False) -> MicroBatch:

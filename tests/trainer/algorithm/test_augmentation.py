@@ -12,10 +12,18 @@ from models.diffusion import sample_posterior
 from models.dropout import masks_from
 from tests.trainer.engine.conformance_rank import make_players, micro_batches
 from trainer.algorithm.adversarial import Adversarial
-from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationConfig, TransformName, View
+from trainer.algorithm.augmentation import (
+    VIEW_OF_D,
+    VIEW_OF_G,
+    AdaptiveConfig,
+    AdaptiveProbability,
+    AugmentationConfig,
+    TransformName,
+    View,
+)
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
-from trainer.algorithm.pairs import Pair
+from trainer.algorithm.pairs import Pair, RawBatch
 from trainer.algorithm.randomness import Draws, Purpose, philox4x32
 from trainer.algorithm.schedules import ProbabilityCosine
 
@@ -260,11 +268,60 @@ def test_a_course_that_starts_at_0_begins_like_a_game_without_augmentation(part)
 def test_a_probability_follows_its_course_from_the_start_of_its_stage(step, probability):
     rising = AugmentationConfig(probability=ProbabilityCosine(start=0.0, end=1.0, decay_images=32))
     game = replace(AUGMENTED, augmentation=rising).starting_at(10)
-    found = game._probability(step)
-    assert found == pytest.approx(probability)
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    raw = RawBatch(images, Draws(0, step, torch.arange(1)), latent_dim=2, flip=False, share=1.0)
+    assert game._probability(raw) == pytest.approx(probability)
 
 
 def test_without_augmentation_pairs_have_no_view():
     for config in (AugmentationConfig(), AugmentationConfig(probability=0.0, transforms=("cutout",))):
         (batch,) = micro_batches(0, 16, 16, replace(AUGMENTED, augmentation=config))
         assert batch.pair_d.view is None and batch.pair_g.view is None
+
+
+ADAPTIVE = AdaptiveConfig()
+
+
+def test_a_probability_on_the_device_gives_the_same_views_as_a_number():
+    for probability in (0.0, 0.1, 0.7, 1.0):
+        number = view(500, probability=probability)
+        tensor = torch.tensor(probability, dtype=torch.float64)
+        on_device = View.of(draws(0, 500), VIEW_OF_D, (1, 16, 16), ALL, tensor)
+        for name in ("rows", "columns", "visible"):
+            assert torch.equal(getattr(on_device, name), getattr(number, name))
+
+
+@pytest.mark.parametrize(
+    ("objective", "signs"),
+    [
+        ("non_saturating", [1, 1, -1]),
+        ("saturating", [1, 1, -1]),
+        ("hinge", [1, 1, -1]),
+        ("least_squares", [-1, 1, -1]),
+        ("relativistic", [-1, 1, -1]),
+        ("wasserstein", [-1, 1, -1]),
+    ],
+)
+def test_each_objective_has_its_certainty(objective, signs):
+    logits_real, logits_fake = torch.tensor([0.2, 0.6, -0.1]), torch.tensor([0.5, 0.1, 0.4])
+    assert OBJECTIVES[objective].certainty(logits_real, logits_fake).sign().tolist() == signs
+
+
+@pytest.mark.parametrize("objective", ["non_saturating", "relativistic"])
+def test_the_discriminators_update_counts_the_signs_of_its_batch_without_what_fills_up(objective):
+    config = AugmentationConfig(adaptive=ADAPTIVE)
+    game = replace(AUGMENTED, augmentation=config, objective=OBJECTIVES[objective])
+    batches, plain = micro_batches(0, 16, 8, game), make_players()
+    players = replace(make_players(), augmentation=AdaptiveProbability(ADAPTIVE, 16, torch.device("cpu")))
+    game.update("d", players, [*batches, replace(batches[0], share=0.0)], 0)
+    assert players.augmentation is not None
+    players.augmentation.end_step(1)
+    expected = 0
+    for batch in batches:
+        pair = batch.pair_d
+        with torch.no_grad():
+            certainty = judge(plain, pair, pair.x_tm1)
+            if objective == "relativistic":
+                certainty = certainty - judge(plain, pair, fake_of(plain, pair))
+        expected += sum(1 if c > 0 else -1 for c in certainty.tolist())
+    assert players.augmentation.state()["signs"].item() == expected

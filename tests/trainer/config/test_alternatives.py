@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.trainer.config.refusals import make, refusals
-from trainer.algorithm.augmentation import AugmentationConfig
+from trainer.algorithm.augmentation import AdaptiveConfig, AugmentationConfig
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.schedules import Cosine, DecayCosine, ProbabilityCosine
 from trainer.config.draft import ConfigError
@@ -132,6 +132,15 @@ def test_augmentation_takes_a_number_and_a_course():
             {"transforms": ["flip", "flip"]},
             "training.augmentation: transforms is [flip, flip], but each is drawn once for an image: name each once",
         ),
+        (
+            {"probability": 0.3, "adaptive": {}},
+            "training.augmentation: adaptive is set, whose probability starts at 0, but probability is not 0: set "
+            "probability to 0, or adaptive to null",
+        ),
+        (
+            {"adaptive": {"target": 1.0}},
+            "training.augmentation.adaptive.target must be a number > 0 and < 1, got 1.0",
+        ),
     ],
 )
 def test_augmentation_that_cannot_be_is_refused(settings, said):
@@ -164,3 +173,10 @@ def test_a_stage_can_have_its_own_augmentation():
 def test_a_resumed_run_keeps_its_augmentation():
     with pytest.raises(ConfigError, match="it changes what the discriminator sees"):
         check_resumable(make(), make(training=augmented(probability=0.3)))
+
+
+def test_an_adaptive_probability_is_a_section_of_its_own():
+    expected = AugmentationConfig(adaptive=AdaptiveConfig(target=0.5, images=500_000))
+    assert expected.is_on
+    assert make(training=augmented(adaptive={"target": 0.5})).training.augmentation == expected
+    assert load_config("digits", ["training.augmentation.adaptive.target=0.5"]).training.augmentation == expected

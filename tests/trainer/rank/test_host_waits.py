@@ -76,6 +76,11 @@ def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
     [
         ("engine.backend=torch",),
         ("engine.backend=torch", *RISING),
+        (
+            "engine.backend=torch",
+            "training.augmentation.adaptive.target=0.01",
+            "training.augmentation.adaptive.images=256",
+        ),
         ("engine.backend=deepspeed",),
         ("engine.zero_stage_g=1", "engine.zero_stage_d=1"),
         ("engine.zero_stage_g=2", "engine.zero_stage_d=2"),
@@ -128,6 +133,12 @@ run_rank(load_config("digits", [*sys.argv[2:], "scaling.world_size=1"]), Stopper
     [
         ("engine.backend=torch", "engine.compile=false"),
         ("engine.backend=torch", "engine.compile=false", *RISING),
+        (
+            "engine.backend=torch",
+            "engine.compile=false",
+            "training.augmentation.adaptive.target=0.01",
+            "training.augmentation.adaptive.images=256",
+        ),
         ("engine.backend=deepspeed", "engine.compile=true"),
         ("engine.zero_stage_g=1", "engine.zero_stage_d=1", "engine.compile=false"),
         ("engine.zero_stage_g=2", "engine.zero_stage_d=2", "engine.compile=false"),

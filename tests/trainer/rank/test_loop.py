@@ -76,3 +76,27 @@ def test_a_run_without_augmentation_has_no_such_curve_and_the_first_step_of_a_ri
     for name in ("loss_d_real", "loss_d_fake", "loss_g", "gradient_norm_d", "gradient_norm_g"):
         assert augmented_run[1][1][name] == without.metrics[1][name]
         assert augmented_run[1][2][name] != without.metrics[2][name]
+
+
+ADAPTIVE = (
+    "training.augmentation.adaptive.target=0.01",
+    "training.augmentation.adaptive.images=256",
+    "training.objective=relativistic",
+)
+"""With steps of 16 images, the probability changes by a quarter."""
+BEFORE = "{calm: {images: 48, training: {r1_gamma: 0.5}}}"
+
+
+def test_an_adaptive_probability_survives_stops_and_starts_at_0_in_each_stage(tiny, tmp_path):
+    sets = (*ADAPTIVE, f"stages={BEFORE}", "training.total_images=208", "tracking.log_interval_steps=1")
+    _, recorder = train(configure(tiny, tmp_path / "whole", *sets))
+    curve = [recorder.metrics[step]["augmentation_probability"] for step in range(1, 14)]
+    # The stage calm ends before its fourth step; the next one changes after steps 7 and 11.
+    assert curve[:6] == [0] * 6
+    assert all(value in (0, 0.25, 0.5) for value in curve)
+    assert set(curve) > {0}
+    for stop in (3, 5, 9):
+        train(configure(tiny, tmp_path / f"{stop}", *sets), Stopper(at=stop))
+        assert train(configure(tiny, tmp_path / f"{stop}", *sets))[0].finished
+        assert_same_state(state_of(tmp_path / f"{stop}", 13), state_of(tmp_path / "whole", 13))
+    assert "rank-00000/extra/augmentation/probability" in state_of(tmp_path / "whole", 13)
