@@ -153,7 +153,7 @@ COLUMNS = {
     **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published"), 0),
     **dict.fromkeys(("cluster", "trainer", "trainer/driver", "trainer/rank", "trainer/evaluate", "trainer/sample"), 1),
     **dict.fromkeys(("trainer/checkpoint", "trainer/config", "trainer/algorithm", "trainer/engine"), 1),
-    **dict.fromkeys(("trainer/tune", "trainer/bench", "trainer/tracking"), 2),
+    **dict.fromkeys(("trainer/tune", "trainer/bench", "trainer/tracking", "trainer/export"), 2),
     "trainer/plan": 3,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
     **dict.fromkeys(("data/images", "data/processes"), 4),

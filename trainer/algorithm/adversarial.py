@@ -11,11 +11,13 @@ from functools import reduce
 from operator import add
 
 import torch
+from torch import Tensor
 
 from models.diffusion import Diffusion, Sampler, sample_posterior
 from models.dropout import masks_from
 from models.generator import GeneratorConfig
 from models.shapes import Image, Latent, Logits, Timestep
+from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationConfig, View
 from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise
 from trainer.algorithm.method import MethodSettings, Part, Players
 from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, laid_out
@@ -27,7 +29,14 @@ from trainer.algorithm.penalties import (
     finite_difference_penalty,
     gradient_penalty,
 )
-from trainer.algorithm.schedules import ReconstructionConfig, Weight, is_zero, reconstruction_weight, value_at
+from trainer.algorithm.schedules import (
+    ProbabilityCosine,
+    ReconstructionConfig,
+    Weight,
+    is_zero,
+    reconstruction_weight,
+    value_at,
+)
 from trainer.algorithm.statistics import (
     Statistic,
     Statistics,
@@ -75,6 +84,7 @@ class Adversarial:
         penalty_epsilon: length of a finite difference.
         logit_centring: weight of the mean square of the sum of a pair's logits on real and fake in D's loss.
         reconstruction: reconstruction loss of G.
+        augmentation: transforms of what D sees.
         global_batch_size: images of a step, which turn steps into images seen.
         first_step: step from which these images count.
     """
@@ -88,6 +98,7 @@ class Adversarial:
     penalty_epsilon: float = 0.01
     logit_centring: float = 0.0
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     global_batch_size: int = 1
     first_step: int = 0
 
@@ -123,6 +134,7 @@ class Adversarial:
             settings.penalty_epsilon,
             settings.logit_centring,
             settings.reconstruction,
+            settings.augmentation,
             settings.global_batch_size,
             statistics=(*STATISTICS, RECONSTRUCTION) if settings.reconstruction.weight else STATISTICS,
         )
@@ -145,8 +157,8 @@ class Adversarial:
         return replace(self, first_step=step)
 
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
-        """A pair for each update, and the noise of finite differences in the steps where they are due."""
-        drawn = draw_micro_batch(raw, diffusion, with_x0=self.reconstruction.weight > 0)
+        """A pair for each update, its view, and the noise of finite differences in the steps where they are due."""
+        drawn = self._with_views(draw_micro_batch(raw, diffusion, with_x0=self.reconstruction.weight > 0), raw)
         if self.penalty == "exact" or not self.penalties:
             return drawn
         if isinstance(raw.draws.step, int) and not self._due(raw.draws.step):
@@ -159,11 +171,36 @@ class Adversarial:
 
     def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
-        images, due = (step - self.first_step) * self.global_batch_size, self._due(step)
+        images, due = self._images_before(step), self._due(step)
         if part == "g":
             return self.update_generator(players, batches, reconstruction_weight(self.reconstruction, images))
         r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
         return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma)
+
+    def _with_views(self, drawn: MicroBatch, raw: RawBatch) -> MicroBatch:
+        """The batch with the transforms through which D sees it, if there are any."""
+        if not self.augmentation.is_on:
+            return drawn
+        probability, shape = self._probability(raw), tuple(raw.images.shape[1:])
+        view_d, view_g = (
+            View.of(raw.draws, purposes, shape, self.augmentation.transforms, probability)
+            for purposes in (VIEW_OF_D, VIEW_OF_G)
+        )
+        return replace(drawn, pair_d=replace(drawn.pair_d, view=view_d), pair_g=replace(drawn.pair_g, view=view_g))
+
+    def _probability(self, raw: RawBatch) -> float | Tensor:
+        """That of a transform in a step."""
+        if self.augmentation.adaptive:
+            return 0.0 if raw.augmentation is None else raw.augmentation
+        probability, step = self.augmentation.probability, raw.draws.step
+        if not isinstance(probability, ProbabilityCosine):
+            return probability
+        assert isinstance(step, int), "the course of a probability is computed on the host"
+        return value_at(probability, self._images_before(step))
+
+    def _images_before(self, step: int) -> int:
+        """Images by which the weights with a course have moved when a step starts."""
+        return (step - self.first_step) * self.global_batch_size
 
     def _due(self, step: int) -> bool:
         return step % self.penalty_interval_steps == 0
@@ -189,6 +226,8 @@ class Adversarial:
                 _, x_tm1_fake = generated(players, pair)
             real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=exact and r1_gamma > 0)
             fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=exact and r2_gamma > 0)
+            if players.augmentation and batch.share:
+                players.augmentation.count(self.objective.certainty(logits_real.detach(), logits_fake.detach()))
             statistics = self.objective.discriminator(logits_real, logits_fake)
             loss = reduce(add, statistics.values())
             if self.logit_centring:
@@ -214,9 +253,12 @@ class Adversarial:
         assert draws is not None, "a step with penalties draws their noise"
         x_tm1, x_t = (laid_out(draws.subset(x), players.memory_format) for x in (x_tm1, pair.x_t))
         t, label = draws.subset(pair.t), None if pair.label is None else draws.subset(pair.label)
-        noise = draws.noise[name]
+        some = replace(pair, view=None if pair.view is None else pair.view.of_some(draws.subset))
+        noise, x_t = draws.noise[name], seen(players, some, x_t)
         with exact_products():
-            penalty = finite_difference_penalty(lambda x: D(x, x_t, t, label), x_tm1, noise, self.penalty_epsilon)
+            penalty = finite_difference_penalty(
+                lambda x: D(seen(players, some, x), x_t, t, label), x_tm1, noise, self.penalty_epsilon
+            )
         return draws.subset.weight * penalty
 
     def update_generator(
@@ -233,15 +275,16 @@ class Adversarial:
         total: Statistics = {}
         with _frozen(players.discriminator.module):
             for batch in batches:
-                pair, t, x_t = batch.pair_g, batch.pair_g.t, batch.pair_g.x_t
+                pair, t = batch.pair_g, batch.pair_g.t
                 x0_pred, x_tm1_fake = generated(players, pair)
                 players.discriminator.finish()
+                x_t = seen(players, pair, pair.x_t)
                 with players.autocast(x_t):
-                    logits = D(x_tm1_fake, x_t, t, pair.label)
+                    logits = D(seen(players, pair, x_tm1_fake), x_t, t, pair.label)
                 logits_real = None
                 if self.objective.compares:
                     with torch.no_grad(), players.autocast(x_t):
-                        logits_real = D(pair.x_tm1, x_t, t, pair.label)
+                        logits_real = D(seen(players, pair, pair.x_tm1), x_t, t, pair.label)
                 loss = self.objective.generator(logits, logits_real)
                 statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, t, logits)}
                 if batch.x0 is not None:
@@ -267,11 +310,14 @@ def generated(players: Players, pair: Pair) -> tuple[Image, Image]:
 
 
 def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tuple[Image, Logits]:
-    """D's logits for one side of a pair, real or fake.
+    """D's logits for one side of a pair, real or fake, as far as the pair's view shows it.
+
+    Penalties are those at x_tm1, before the view, as in ADA (2006.06676) and R3GAN (2501.05441): the slope along pixels
+    that D does not see is 0.
 
     Args:
         players: the networks.
-        pair: gives x_t, t and label.
+        pair: gives x_t, t, label and view.
         x_tm1: the cleaner image, detached.
         penalized: the logits will be differentiated with respect to x_tm1. D then runs uncompiled and in float32: bf16
             causes errors of several per cent in a penalty, and compiled code has no second derivative.
@@ -281,8 +327,14 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
     """
     x_tm1 = x_tm1.requires_grad_(penalized)
     D = players.discriminator.module if penalized else players.forward("d")
+    x_tm1_seen, x_t_seen = (seen(players, pair, x) for x in (x_tm1, pair.x_t))
     with nullcontext() if penalized else players.autocast(pair.x_t):
-        return x_tm1, D(x_tm1, pair.x_t, pair.t, pair.label)
+        return x_tm1, D(x_tm1_seen, x_t_seen, pair.t, pair.label)
+
+
+def seen(players: Players, pair: Pair, x: Image) -> Image:
+    """Images of a pair as D sees them: x itself without augmentation."""
+    return x if pair.view is None else laid_out(pair.view(x), players.memory_format)
 
 
 def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:

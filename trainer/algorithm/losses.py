@@ -31,12 +31,14 @@ class Objective:
             None unless `compares` is true.
         compares: whether G's loss also needs D's logits on reals, which costs one more forward pass of D.
         bounded: whether D's loss has a lower bound without a penalty.
+        certainty: maps logits on reals and on fakes to what is positive where D holds a real image for real.
     """
 
     discriminator: Callable[[Logits, Logits], Losses]
     generator: Callable[[Logits, Logits | None], Scalar]
     compares: bool = False
     bounded: bool = True
+    certainty: Callable[[Logits, Logits], Logits] = lambda logits_real, logits_fake: logits_real
 
 
 def cross_entropy_d(logits_real: Logits, logits_fake: Logits) -> Losses:
@@ -123,13 +125,23 @@ def relativistic_g(logits_fake: Logits, logits_real: Logits | None = None) -> Sc
     return F.softplus(precise(logits_real) - precise(logits_fake)).mean()
 
 
+def difference(logits_real: Logits, logits_fake: Logits) -> Logits:
+    """D(real) - D(fake), for objectives that leave the level of the logits free."""
+    return precise(logits_real) - precise(logits_fake)
+
+
+def above_half(logits_real: Logits, logits_fake: Logits) -> Logits:
+    """D(real) - 1/2, for targets 1 and 0."""
+    return precise(logits_real) - 0.5
+
+
 OBJECTIVES: dict[str, Objective] = {
     "non_saturating": Objective(cross_entropy_d, non_saturating_g),
     "saturating": Objective(cross_entropy_d, saturating_g),
-    "wasserstein": Objective(wasserstein_d, linear_g, bounded=False),
-    "least_squares": Objective(least_squares_d, least_squares_g),
+    "wasserstein": Objective(wasserstein_d, linear_g, bounded=False, certainty=difference),
+    "least_squares": Objective(least_squares_d, least_squares_g, certainty=above_half),
     "hinge": Objective(hinge_d, linear_g),
-    "relativistic": Objective(relativistic_d, relativistic_g, compares=True),
+    "relativistic": Objective(relativistic_d, relativistic_g, compares=True, certainty=difference),
 }
 """Keyed by the name in `training.objective`."""
 

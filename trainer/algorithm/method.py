@@ -15,6 +15,7 @@ from torch import Tensor
 from models.diffusion import Diffusion, Sampler
 from models.noise_levels import NoiseConfig
 from models.shapes import Image, Latent, Timestep
+from trainer.algorithm.augmentation import AdaptiveProbability, AugmentationConfig
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.schedules import ReconstructionConfig, Weight
 from trainer.algorithm.statistics import Statistic, Statistics
@@ -37,6 +38,7 @@ class Players:
         bf16: compute in bfloat16, except R1, R2 and the losses.
         compiled: compiled forward passes of the engines' modules, for the parts that have one.
         memory_format: layout of images, features and 4-D weights in every pass.
+        augmentation: the probability of a transform, if it follows D.
     """
 
     engines: Mapping[Part, Engine]
@@ -45,6 +47,7 @@ class Players:
     bf16: bool = False
     compiled: Mapping[Part, Callable[..., Tensor]] = field(default_factory=dict)
     memory_format: torch.memory_format = torch.contiguous_format
+    augmentation: AdaptiveProbability | None = None
 
     @property
     def generator(self) -> Engine:
@@ -91,6 +94,8 @@ class MethodSettings(Protocol):
     def logit_centring(self) -> float: ...  # noqa: D102
     @property
     def reconstruction(self) -> ReconstructionConfig: ...  # noqa: D102
+    @property
+    def augmentation(self) -> AugmentationConfig: ...  # noqa: D102
     @property
     def global_batch_size(self) -> int: ...  # noqa: D102
 

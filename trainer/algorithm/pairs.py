@@ -18,6 +18,7 @@ from torch import Tensor
 from models.diffusion import Diffusion, forward_pair
 from models.dropout import KeepMask
 from models.shapes import Image, Label, Latent, Timestep
+from trainer.algorithm.augmentation import View
 from trainer.algorithm.penalties import PenaltyDraws
 from trainer.algorithm.randomness import Draws, Purpose
 
@@ -72,6 +73,8 @@ class Pair:
     """Gives the masks of G's dropout; None: torch's own."""
     label: Label | None = None
     """Class of each image, or num_classes if it was dropped; None without classes."""
+    view: View | None = None
+    """The transforms through which D sees x_tm1, real and generated, and x_t; None: as they are."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class RawBatch:
         memory_format: layout of the images that are drawn; see `Players`.
         start: position of the first image in the global batch.
         group_size: images of a group of the minibatch deviation; a group is never split over forward passes.
+        augmentation: probability of a transform, float64 [] on the device, if it is a state of the run; else None.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -141,6 +145,7 @@ class RawBatch:
     memory_format: torch.memory_format = torch.contiguous_format
     start: int = 0
     group_size: int = 1
+    augmentation: Tensor | None = None
 
 
 def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = False) -> MicroBatch:

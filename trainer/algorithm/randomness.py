@@ -44,6 +44,12 @@ class Purpose(IntEnum):
     D_PENALTY_REAL = 18
     D_PENALTY_FAKE = 19
     G_NOISE_LEVEL = 20
+    D_AUGMENT_FLIP = 21
+    D_AUGMENT_SHIFT = 22
+    D_AUGMENT_CUTOUT = 23
+    G_AUGMENT_FLIP = 24
+    G_AUGMENT_SHIFT = 25
+    G_AUGMENT_CUTOUT = 26
 
 
 def philox4x32(
@@ -96,6 +102,11 @@ class Draws:
             torch.full((1, 1), int(purpose) | layer << 16, device=device),
         )
         return philox4x32(counter, (self.seed & MASK_32, self.seed >> 32))
+
+    def words(self, purpose: Purpose) -> Int64[Tensor, "b 4"]:
+        """Four uniform integers in [0, 2**32) for each sample."""
+        block = torch.zeros(1, 1, dtype=torch.int64, device=self.samples.device)
+        return torch.cat(self._words(purpose, block), dim=1)
 
     def integers(self, purpose: Purpose, high: int) -> Int64[Tensor, " b"]:
         """One uniform integer in [0, high) for each sample."""

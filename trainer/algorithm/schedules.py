@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from trainer.engine.interface import Decay
 
@@ -33,20 +33,35 @@ class DecayCosine:
     """Training images over which the value moves."""
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityCosine:
+    """As `Cosine`, for a probability."""
+
+    start: Probability
+    """Value before the first image."""
+    end: Probability
+    """Value after decay_images images."""
+    decay_images: PositiveInt
+    """Training images over which the value moves."""
+
+
 Weight = NonNegativeFloat | Cosine
 """A weight or a length: a number, or its course over the run."""
 
 
-def value_at(value: "float | Cosine | DecayCosine", images_seen: int) -> float:
+def value_at(value: "float | Cosine | DecayCosine | ProbabilityCosine", images_seen: int) -> float:
     """A setting's value in the step that starts after ``images_seen`` images."""
-    if isinstance(value, (Cosine, DecayCosine)):
+    if isinstance(value, (Cosine, DecayCosine, ProbabilityCosine)):
         return value.end + (value.start - value.end) * _falling(images_seen, value.decay_images)
     return value
 
 
-def is_zero(value: Weight) -> bool:
-    """Whether a weight is zero throughout the run."""
-    return (value.start == value.end == 0) if isinstance(value, Cosine) else value == 0
+def is_zero(value: "float | Cosine | ProbabilityCosine") -> bool:
+    """Whether a weight or a probability is zero throughout the run."""
+    return (value.start == value.end == 0) if isinstance(value, (Cosine, ProbabilityCosine)) else value == 0
 
 
 def _falling(images_seen: int, images: int) -> float:

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from models.dropout import DropProbability
 from models.noise_levels import NoiseConfig
+from trainer.algorithm.augmentation import AugmentationConfig
 from trainer.algorithm.gaussian import Prediction
 from trainer.algorithm.methods import METHODS
 from trainer.algorithm.penalties import PenaltyKind
@@ -105,6 +106,9 @@ class TrainingConfig:
     which objective relativistic leaves free, near 0. 0: none."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """Reconstruction loss of the generator. It has no effect with objective gaussian, which is one itself."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random transforms of all images that the discriminator sees, for data sets of some ten thousand images and fewer.
+    It has no effect with objective gaussian, which has no discriminator."""
     ema_decay: Decay = 0.9999
     """Decay per optimizer step of the moving average of the generator's weights, which samples are drawn with. Not used
     if ema_half_life_images is set."""

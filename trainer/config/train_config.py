@@ -131,6 +131,11 @@ def _check_method(config: TrainConfig) -> None:
             f"training.label_dropout is {training.label_dropout:g}, but data.num_classes is 0, so that there are no "
             "labels to drop: set data.num_classes to that of the data set, or training.label_dropout to 0"
         )
+    if training.augmentation.is_on and config.discriminator.kind == "mlp":
+        raise ValueError(
+            "training.augmentation moves and hides pixels of images, but discriminator.kind is mlp, which judges "
+            "points: set training.augmentation.probability to 0, or discriminator.kind to small or large"
+        )
     make_method(training, config.generator)
 
 

@@ -86,6 +86,13 @@ class Ranks:
         dist.all_reduce(values, group=self.cpu_group)
         return values
 
+    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor on `device` over the ranks, on that device; on a GPU the host does not wait for it."""
+        values = values.clone()
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
 
 class Agreement:
     """Lets all ranks agree after each step whether any of them has been asked to stop.

@@ -13,6 +13,7 @@ from models.diffusion import Diffusion
 from models.fused.operator import fuse
 from models.generator import Generator
 from models.networks import build_discriminator
+from trainer.algorithm.augmentation import AdaptiveProbability
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.methods import make_method
@@ -167,6 +168,7 @@ def build(
         compiled = {
             part: compiled_forward(engine.module, cache, zero_stage=stages[part]) for part, engine in engines.items()
         }
+    adaptive = training.augmentation.adaptive if "d" in method.parts else None
     players = Players(
         engines,
         Diffusion.from_config(config.diffusion, device),
@@ -174,6 +176,8 @@ def build(
         bf16=training.precision == "bf16",
         compiled={part: forward for part, forward in compiled.items() if forward},
         memory_format=memory_format,
+        augmentation=adaptive
+        and AdaptiveProbability(adaptive, training.global_batch_size, device, ranks.sum_on_device),
     )
     skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
     return Learner(method, players, Ema(players.generator), skipped)

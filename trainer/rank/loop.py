@@ -204,6 +204,8 @@ class Loop:
             ema_decay(training.ema_decay, training.ema_half_life_images, seen, self.share.global_batch_size),
         )
         self.step += 1
+        if players.augmentation:
+            players.augmentation.end_step(self.step - self.stage.first_step)
         clock.end_step("other")
 
     def _learning_rate(self, part: Part, images: int) -> float:
@@ -214,6 +216,7 @@ class Loop:
     def _raw(self, images: Tensor, labels: Tensor, index: int, weight: int) -> RawBatch:
         """Micro-batch number `index` on the device, with its draws; `weight` of its images count."""
         first, device = self.share.start + index * self.share.micro_batch_size, self.ranks.device
+        players = self.learner.players
         classes, num_classes = None, self.config.data.num_classes
         if num_classes:
             of_images = labels.to(device, non_blocking=True)
@@ -225,9 +228,10 @@ class Loop:
             flip=self.config.data.horizontal_flip,
             share=weight / self.share.global_batch_size,
             labels=classes,
-            memory_format=self.learner.players.memory_format,
+            memory_format=players.memory_format,
             start=first,
             group_size=self.share.group_size,
+            augmentation=players.augmentation.value if players.augmentation else None,
         )
 
     def take_metrics(self) -> dict[str, float]:
@@ -235,10 +239,14 @@ class Loop:
         metrics = self.statistics.take(self.ranks)
         wall, split, timed = self._clock.take()
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
+        before, augmentation = self.images_of_stage - self.share.global_batch_size, self.config.training.augmentation
         for part, engine in self.learner.players.engines.items():
             metrics[f"gradient_norm_{part}"] = engine.guard.norm.item()
-            before = self.images_of_stage - self.share.global_batch_size
             metrics[f"learning_rate_{part}"] = self._learning_rate(part, before)
+        if adaptive := self.learner.players.augmentation:
+            metrics["augmentation_probability"] = adaptive.value.item()
+        elif "d" in self.method.parts and augmentation.is_on:
+            metrics["augmentation_probability"] = value_at(augmentation.probability, before)
         metrics |= {
             "images_seen": float(self.images),
             "images_per_s": timed * self.share.global_batch_size / wall,

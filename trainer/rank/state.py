@@ -50,7 +50,10 @@ class TrainingState:
         engines = self.learner.players.engines
         sections: dict[str, Iterable[Fragment]] = {PART_NAMES[part]: e.fragments() for part, e in engines.items()}
         sections["ema"] = self.learner.ema.fragments()
-        return sections, {"statistics": statistics.state(), "buffers": self.learner.generator_buffers()}
+        extras = {"statistics": statistics.state(), "buffers": self.learner.generator_buffers()}
+        if adaptive := self.learner.players.augmentation:
+            extras["augmentation"] = adaptive.state()
+        return sections, extras
 
     def expected_bytes(self) -> int:
         """Approximate size of what this rank saves: parameters, Adam's two moments, and the generator's average."""
@@ -110,6 +113,8 @@ class TrainingState:
             engine.load(_NewWeights(networks[part]), 0)
         learner.ema.load(_NewWeights(networks["g"]))
         learner.skipped.load_rows({})
+        if adaptive := learner.players.augmentation:
+            adaptive.load({})
         for name, buffer in learner.generator_buffers().items():
             buffer.copy_(averaged[name])
         statistics.load({}, self.ranks.device)
@@ -127,6 +132,11 @@ class TrainingState:
         buffers = learner.generator_buffers()
         for name, saved in checkpoint.buffers(buffers).items():
             buffers[name].copy_(saved)
+        if adaptive := learner.players.augmentation:
+            try:
+                adaptive.load(checkpoint.extras("augmentation", 0))
+            except ValueError as error:
+                raise CheckpointError(f"{checkpoint.path}: {error}") from None
         statistics.load(self._statistics_of(checkpoint), self.ranks.device)
         if self.ranks.rank == 0:
             log.info("resuming from %s", checkpoint.path)

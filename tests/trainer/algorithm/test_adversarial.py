@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from models.diffusion import Diffusion, DiffusionConfig, sample_posterior
 from models.dropout import masks_from
-from tests.trainer.algorithm.small_players import make_players
-from tests.trainer.engine.conformance_rank import micro_batches
+from tests.trainer.engine.conformance_rank import make_players, micro_batches
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players

@@ -1,7 +1,12 @@
+import math
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from trainer.algorithm.augmentation import AdaptiveConfig, AdaptiveProbability
 from trainer.algorithm.schedules import (
     Cosine,
     DecayCosine,
@@ -122,3 +127,83 @@ def test_a_delay_puts_off_warmup_and_cosine():
         )
     sudden = LearningRateConfig(peak=2e-4, final=1e-5, delay_images=500)
     assert [learning_rate(sudden, images, 10_500) for images in (499, 500)] == [0.0, 2e-4]
+
+
+ADAPTIVE = AdaptiveConfig(target=0.5, images=320)
+"""With steps of 8 images, the probability changes by a tenth."""
+
+
+def adaptive() -> AdaptiveProbability:
+    return AdaptiveProbability(ADAPTIVE, 8, torch.device("cpu"))
+
+
+def certainties(num_positive: int) -> Tensor:
+    return torch.cat([torch.full((num_positive,), 0.1), torch.full((8 - num_positive,), -3.0)])
+
+
+def test_an_adaptive_probability_rises_and_falls_with_the_mean_sign_of_four_steps():
+    found = adaptive()
+    # Of 8 certainties 6 positive ones have the mean sign 0.5, which is the target.
+    windows = [(8, 8, 8, 8), (0, 0, 0, 0), (0, 8, 8, 8), (7, 6, 6, 6), (6, 6, 6, 6), (8, 8, 8, 0), (5, 6, 6, 6)]
+    expected = [0.1, 0.0, 0.0, 0.1, 0.1, 0.1, 0.0]
+    values = []
+    for step, positive in enumerate([n for window in windows for n in window], start=1):
+        found.count(certainties(positive)[:3])
+        found.count(certainties(positive)[3:])
+        found.end_step(step)
+        if step % 4 == 0:
+            values.append(found.value.item())
+        else:
+            assert found.value.item() == (values[-1] if values else 0.0)
+    # (0, 8, 8, 8) and (8, 8, 8, 0) have the mean sign 0.5 as well.
+    assert values == pytest.approx(expected)
+
+
+def test_an_adaptive_probability_stays_between_0_and_1():
+    found, values = adaptive(), []
+    for step in range(1, 61):
+        found.count(certainties(8))
+        found.end_step(step)
+        values.append(found.value.item())
+    assert max(values) == values[-1] == 1.0
+    assert found.value.dtype == torch.float64
+
+
+def test_certainties_that_are_not_numbers_count_as_neither():
+    found = adaptive()
+    found.count(torch.tensor([math.nan, 1.0, 0.0, math.inf, -math.inf]))
+    found.end_step(1)
+    assert found.state()["signs"].item() == 1
+
+
+def test_an_adaptive_probability_continues_from_its_state_within_four_steps():
+    whole, first, second = adaptive(), adaptive(), adaptive()
+    for step in range(1, 12):
+        current = first if step < 7 else second
+        if step == 7:
+            second.count(certainties(0))  # of a step that was lost
+            second.load({name: value.clone() for name, value in first.state().items()})
+        for each in (whole, current):
+            each.count(certainties(8 if step % 3 else 7))
+            each.end_step(step)
+    assert whole.value > 0
+    assert second.state().keys() == whole.state().keys()
+    assert all(torch.equal(value, whole.state()[name]) for name, value in second.state().items())
+    second.load({})
+    assert all(torch.equal(value, adaptive().state()[name]) for name, value in second.state().items())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"probability": torch.tensor(1.5, dtype=torch.float64)},
+        {"probability": torch.tensor(math.nan, dtype=torch.float64)},
+        {"probability": torch.tensor(0.5)},
+        {"signs": torch.tensor(10**6)},
+        {"signs": torch.tensor([1])},
+        {"more": torch.tensor(1)},
+    ],
+)
+def test_a_state_that_is_none_is_refused(damage):
+    with pytest.raises(ValueError, match="probability of augmentation"):
+        adaptive().load(adaptive().state() | damage)

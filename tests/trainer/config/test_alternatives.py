@@ -1,11 +1,13 @@
-"""Settings that take a number, or a mapping that says how it changes over the run."""
+"""Settings that take a number, or a mapping that says how it changes over the run; augmentation among them."""
 
 import json
 
 import pytest
 
 from tests.trainer.config.refusals import make, refusals
-from trainer.algorithm.schedules import Cosine, DecayCosine
+from trainer.algorithm.augmentation import AdaptiveConfig, AugmentationConfig
+from trainer.algorithm.methods import make_method
+from trainer.algorithm.schedules import Cosine, DecayCosine, ProbabilityCosine
 from trainer.config.draft import ConfigError
 from trainer.config.explain import explain, schema
 from trainer.config.io import flat, from_dict, load_config, to_dict
@@ -88,3 +90,93 @@ def test_both_forms_are_explained_and_in_the_schema():
     assert {"$ref": "#/$defs/Cosine"} in properties["TrainingConfig"]["properties"]["r1_gamma"]["anyOf"]
     assert properties["Cosine"]["additionalProperties"] is False
     assert properties["Cosine"]["properties"]["end"]["description"] == "Value after decay_images images."
+
+
+RISING = {"start": 0.0, "end": 0.55, "decay_images": 20_000_000}
+PROBABILITY = "a number >= 0 and <= 1, or a mapping with the keys start, end, decay_images"
+
+
+def augmented(**settings: object) -> dict:
+    return {"augmentation": settings}
+
+
+def test_augmentation_takes_a_number_and_a_course():
+    config = make(training=augmented(probability=RISING, transforms=["shift", "cutout"]))
+    expected = AugmentationConfig(probability=ProbabilityCosine(**RISING), transforms=("shift", "cutout"))
+    assert config.training.augmentation == expected
+    assert from_dict(to_dict(config)) == config
+    assert make(training=augmented(probability=1)).training.augmentation.is_on
+    assert not make().training.augmentation.is_on
+    assert not make(training=augmented(probability={**RISING, "end": 0.0})).training.augmentation.is_on
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"probability": 1.1}, f"training.augmentation.probability must be {PROBABILITY}, got 1.1"),
+        ({"probability": -0.1}, f"training.augmentation.probability must be {PROBABILITY}, got -0.1"),
+        (
+            {"probability": {**RISING, "end": 2}},
+            "training.augmentation.probability.end must be a number >= 0 and <= 1, got 2",
+        ),
+        (
+            {"transforms": ["shift", "rotate"]},
+            'training.augmentation.transforms[1] must be one of flip, shift, cutout, got the text "rotate"',
+        ),
+        (
+            {"transforms": []},
+            "training.augmentation.transforms must be a list, each item one of flip, shift, cutout of at least 1 item, "
+            "got []",
+        ),
+        (
+            {"transforms": ["flip", "flip"]},
+            "training.augmentation: transforms is [flip, flip], but each is drawn once for an image: name each once",
+        ),
+        (
+            {"probability": 0.3, "adaptive": {}},
+            "training.augmentation: adaptive is set, whose probability starts at 0, but probability is not 0: set "
+            "probability to 0, or adaptive to null",
+        ),
+        (
+            {"adaptive": {"target": 1.0}},
+            "training.augmentation.adaptive.target must be a number > 0 and < 1, got 1.0",
+        ),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(settings, said):
+    assert refusals(training=augmented(**settings)) == [said]
+
+
+def test_points_cannot_be_augmented():
+    points = {"discriminator": {"kind": "mlp"}, "generator": {"kind": "mlp"}}
+    (line,) = refusals(training=augmented(probability=0.3), **points)
+    assert "discriminator.kind is mlp" in line and "set training.augmentation.probability to 0" in line
+    make(training=augmented(transforms=["shift"]), **points)
+
+
+def test_a_denoiser_before_an_augmented_game_is_not_augmented():
+    config = load_config("cifar10-fast", ["training.augmentation.probability=0.3"])
+    game = make_method(config.training, config.generator)
+    assert getattr(game, "augmentation", None) == AugmentationConfig(probability=0.3)
+    denoiser = make(training={"objective": "gaussian", **augmented(probability=0.3)})
+    assert not hasattr(make_method(denoiser.training, denoiser.generator), "augmentation")
+
+
+def test_a_stage_can_have_its_own_augmentation():
+    stage = "{calm: {images: 128, training: {augmentation: {probability: 0.1}}}}"
+    config = load_config("digits", [f"stages={stage}", "training.augmentation.transforms=[shift]"])
+    assert config.stages["calm"].training == {"augmentation": {"probability": 0.1}}
+    with pytest.raises(ConfigError, match=r"augmentation\.probability must be a number"):
+        load_config("digits", [f"stages={stage.replace('0.1', '3')}"])
+
+
+def test_a_resumed_run_keeps_its_augmentation():
+    with pytest.raises(ConfigError, match="it changes what the discriminator sees"):
+        check_resumable(make(), make(training=augmented(probability=0.3)))
+
+
+def test_an_adaptive_probability_is_a_section_of_its_own():
+    expected = AugmentationConfig(adaptive=AdaptiveConfig(target=0.5, images=500_000))
+    assert expected.is_on
+    assert make(training=augmented(adaptive={"target": 0.5})).training.augmentation == expected
+    assert load_config("digits", ["training.augmentation.adaptive.target=0.5"]).training.augmentation == expected

@@ -87,6 +87,24 @@ def _networks() -> tuple[Generator, Discriminator]:
     return generator, discriminator
 
 
+class Accumulator(Engine):
+    """An engine that only adds gradients up."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, *, wait: bool = True) -> None: ...
+
+
+def make_players(bf16: bool = False) -> Players:
+    """Players on the small networks whose engines never step."""
+    generator, discriminator = (Accumulator(network) for network in networks())  # pyright: ignore[reportAbstractUsage]
+    return Players({"g": generator, "d": discriminator}, Diffusion.from_config(DiffusionConfig(), CPU), bf16=bf16)
+
+
 def micro_batches(start: int, stop: int, size: int, game: Adversarial | None = None) -> list[MicroBatch]:
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (GLOBAL_BATCH, 1, 16, 16), generator=generator, dtype=torch.uint8)

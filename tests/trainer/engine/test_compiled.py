@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
 from tests.launch import run_python
-from tests.trainer.algorithm.small_players import make_players
-from tests.trainer.engine.conformance_rank import micro_batches, networks
+from tests.trainer.engine.conformance_rank import make_players, micro_batches, networks
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
 from trainer.engine.compile_cache import CompileCache

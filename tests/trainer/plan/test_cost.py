@@ -123,6 +123,15 @@ def test_saved_bytes_are_what_autograd_holds_on_the_cpu():
     assert real < counted < 2 * real
 
 
+def test_augmentation_costs_no_flops_and_is_counted_on_any_config():
+    for more in ((), ("training.penalty=finite_difference", "training.penalty_share=0.5")):
+        plain, augmented = (
+            count_costs(load_config("digits", [*more, f"training.augmentation.probability={p}"])) for p in (0, 0.5)
+        )
+        assert augmented.flops_per_image == plain.flops_per_image
+        assert plain.update_d.saved_bytes <= augmented.update_d.saved_bytes < 1.02 * plain.update_d.saved_bytes
+
+
 def test_counting_draws_no_random_number():
     state = torch.get_rng_state()
     count_costs(load_config("digits"))

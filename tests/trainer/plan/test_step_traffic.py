@@ -82,3 +82,11 @@ def test_without_a_discriminator_only_the_generator_is_counted():
     assert counted.update_d == {}
     assert counted.penalties == {}
     assert gb(counted.whole) == gb(counted.update_g)
+
+
+def test_augmentation_moves_images_and_computes_no_product(whole_batch):
+    augmented = digits("training.augmentation.probability=0.5")
+    for name in ("update_d", "update_g"):
+        plain, more = getattr(whole_batch, name), getattr(augmented, name)
+        assert more["convolution"] == plain["convolution"]
+        assert 0 < gb(more) - gb(plain) < 0.1 * gb(plain)

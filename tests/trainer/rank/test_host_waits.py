@@ -59,6 +59,13 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim, "Adam", lambda *args, **kwargs: adam(*args, **(kwargs | {"fused": True})))
 
 
+RISING = (
+    "training.augmentation.probability={start: 0.0, end: 1.0, decay_images: 100}",
+    "training.r2_gamma=0.1",
+)
+"""Augmentation with a course, and both penalties through it."""
+
+
 def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
     run_rank(load_config("digits", [*tiny, *engine, "scaling.world_size=1", f"run.directory={directory}"]), Stopper())
 
@@ -68,6 +75,12 @@ def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
     "engine",
     [
         ("engine.backend=torch",),
+        ("engine.backend=torch", *RISING),
+        (
+            "engine.backend=torch",
+            "training.augmentation.adaptive.target=0.01",
+            "training.augmentation.adaptive.images=256",
+        ),
         ("engine.backend=deepspeed",),
         ("engine.zero_stage_g=1", "engine.zero_stage_d=1"),
         ("engine.zero_stage_g=2", "engine.zero_stage_d=2"),
@@ -119,6 +132,13 @@ run_rank(load_config("digits", [*sys.argv[2:], "scaling.world_size=1"]), Stopper
     "engine",
     [
         ("engine.backend=torch", "engine.compile=false"),
+        ("engine.backend=torch", "engine.compile=false", *RISING),
+        (
+            "engine.backend=torch",
+            "engine.compile=false",
+            "training.augmentation.adaptive.target=0.01",
+            "training.augmentation.adaptive.images=256",
+        ),
         ("engine.backend=deepspeed", "engine.compile=true"),
         ("engine.zero_stage_g=1", "engine.zero_stage_d=1", "engine.compile=false"),
         ("engine.zero_stage_g=2", "engine.zero_stage_d=2", "engine.compile=false"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.trainer.runs import Stopper, configure, state_of, train
+from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.rank.loop import Share
 
 
@@ -39,3 +39,64 @@ def test_bf16_run_keeps_its_state_in_float32(tiny, tmp_path):
     assert outcome.finished
     assert 0 < recorder.metrics[4]["loss_g"] < 10
     assert {tensor.dtype for tensor in state_of(tmp_path, 4).values()} == {torch.float32}
+
+
+RISING = (
+    "training.augmentation.transforms=[shift, cutout]",
+    "training.augmentation.probability={start: 0.0, end: 1.0, decay_images: 64}",
+)
+SETS = ("training.total_images=96", "tracking.log_interval_steps=1")
+
+
+@pytest.fixture(scope="module")
+def augmented_run(tiny, tmp_path_factory):
+    """The directory of an undisturbed run, and its curves."""
+    directory = tmp_path_factory.mktemp("augmented") / "run"
+    _, recorder = train(configure(tiny, directory, *SETS, *RISING))
+    return directory, recorder.metrics
+
+
+def test_an_augmented_run_that_stops_and_continues_ends_as_an_undisturbed_one(augmented_run, tiny, tmp_path):
+    train(configure(tiny, tmp_path, *SETS, *RISING), Stopper(at=3))
+    assert train(configure(tiny, tmp_path, *SETS, *RISING))[0].finished
+    assert_same_state(state_of(tmp_path, 6), state_of(augmented_run[0], 6))
+
+
+def test_the_probability_of_each_step_is_a_curve(augmented_run):
+    curve = [augmented_run[1][step]["augmentation_probability"] for step in range(1, 7)]
+    assert curve == pytest.approx([0, 0.1464466, 0.5, 0.8535534, 1, 1])
+
+
+def test_a_run_without_augmentation_has_no_such_curve_and_the_first_step_of_a_rising_one(augmented_run, tiny, tmp_path):
+    off = ("training.augmentation.transforms=[flip]", "training.augmentation.probability=0")
+    _, recorder = train(configure(tiny, tmp_path / "off", *SETS, *off))
+    _, without = train(configure(tiny, tmp_path / "without", *SETS))
+    assert_same_state(state_of(tmp_path / "off", 6), state_of(tmp_path / "without", 6))
+    assert all("augmentation_probability" not in curves for curves in recorder.metrics.values())
+    for name in ("loss_d_real", "loss_d_fake", "loss_g", "gradient_norm_d", "gradient_norm_g"):
+        assert augmented_run[1][1][name] == without.metrics[1][name]
+        assert augmented_run[1][2][name] != without.metrics[2][name]
+
+
+ADAPTIVE = (
+    "training.augmentation.adaptive.target=0.01",
+    "training.augmentation.adaptive.images=256",
+    "training.objective=relativistic",
+)
+"""With steps of 16 images, the probability changes by a quarter."""
+BEFORE = "{calm: {images: 48, training: {r1_gamma: 0.5}}}"
+
+
+def test_an_adaptive_probability_survives_stops_and_starts_at_0_in_each_stage(tiny, tmp_path):
+    sets = (*ADAPTIVE, f"stages={BEFORE}", "training.total_images=208", "tracking.log_interval_steps=1")
+    _, recorder = train(configure(tiny, tmp_path / "whole", *sets))
+    curve = [recorder.metrics[step]["augmentation_probability"] for step in range(1, 14)]
+    # The stage calm ends before its fourth step; the next one changes after steps 7 and 11.
+    assert curve[:6] == [0] * 6
+    assert all(value in (0, 0.25, 0.5) for value in curve)
+    assert set(curve) > {0}
+    for stop in (3, 5, 9):
+        train(configure(tiny, tmp_path / f"{stop}", *sets), Stopper(at=stop))
+        assert train(configure(tiny, tmp_path / f"{stop}", *sets))[0].finished
+        assert_same_state(state_of(tmp_path / f"{stop}", 13), state_of(tmp_path / "whole", 13))
+    assert "rank-00000/extra/augmentation/probability" in state_of(tmp_path / "whole", 13)
