@@ -12,6 +12,7 @@ Files:
     driver/        the process that starts the ranks
     engine/        backward pass, gradient reduction, optimizer update
     evaluate/      measures the quality of samples
+    export/        a trained model as files that other programs load
     modes          counts the modes of StackedMNIST in a run's samples
     plan/          size, cost and duration of a run before it starts
     points         quality of samples of the 25 Gaussians, and a picture
