@@ -23,7 +23,9 @@ PUBLIC = re.compile(
     r"|\b(?:hostNetwork|hostPort|LoadBalancer|NodePort)\b|enableIngress"
 )
 SECRET = re.compile(
-    r"(?i)\b[0-9a-f]{64}\b|AKIA[0-9A-Z]{16}|(?:token|password|secret)\s*[:=]\s*[\"'][^\"'${}<]{12,}[\"']"
+    # A pinned digest, NAME_SHA256 = "...", is none.
+    r"(?i)(?<!_sha256 = \")\b[0-9a-f]{64}\b|AKIA[0-9A-Z]{16}"
+    r"|(?:token|password|secret)\s*[:=]\s*[\"'][^\"'${}<]{12,}[\"']"
 )
 LOOSE = re.compile(
     r"chmod (?:-R )?(?:[0-7]?[0-7][4-7][0-7]|[0-7]?[0-7][0-7][4-7]|[augo]*o[augo]*\+|a\+)|defaultMode: 0?[0-7]*[4-7]\b"

@@ -9,7 +9,6 @@ The Fréchet distance in its features is called FD-Lite0. It is not the FID, and
 """
 
 import hashlib
-import pickle
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.storage.errors import UserError
+from data.storage.files import sha256_of
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
 from trainer.evaluate.features import Seen
@@ -199,10 +199,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         UserError: the file cannot be read, or is another one than expected.
     """
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        if digest == WEIGHTS_SHA256:
+        if (digest := sha256_of(file)) == WEIGHTS_SHA256:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except OSError as error:
         raise UserError(f"the weights {file} cannot be read: {error}") from None
     raise UserError(
         f"the weights {file} have the SHA-256 {digest}, expected is {WEIGHTS_SHA256}: {INSTALL} --force-reinstall"

@@ -22,7 +22,7 @@ from trainer.evaluate.lite0 import EfficientNetLite0, Lite0Network, SameConv2d, 
 from trainer.evaluate.reference import see_over_ranks
 from trainer.sample.images import save_npz
 
-PHOTOS = ROOT / "shared/data/photos"
+PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 MATPLOTLIB, SKLEARN = (Path(module.__file__ or "").parent for module in (matplotlib, sklearn))
 
 
