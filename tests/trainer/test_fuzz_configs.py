@@ -37,8 +37,9 @@ def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture(scope="module")
 def good() -> dict[str, Any]:
-    """Every setting of a run of tiny networks."""
-    return to_dict(load_config("digits", TINY))
+    """Every setting of a run of tiny networks in two stages."""
+    first = "{images: 64, training: {objective: gaussian, adam: {beta1: 0.9}}, diffusion: {num_timesteps: 3}}"
+    return to_dict(load_config("digits", [*TINY, f"stages={{first: {first}}}"]))
 
 
 def test_bytes(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config) -> None:
