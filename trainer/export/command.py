@@ -13,12 +13,11 @@ from pathlib import Path
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
-from models.diffusion import Diffusion
-from trainer.checkpoint.snapshot import build_generator, save_snapshot
-from trainer.checkpoint.storage import find_checkpoint, storage_of_run
-from trainer.checkpoint.whole import averaged_generator
+from trainer.checkpoint.snapshot import save_snapshot
+from trainer.checkpoint.storage import storage_of_run
 from trainer.export.card import model_card
 from trainer.export.programs import write_programs
+from trainer.sample.draw import load_checkpoint
 
 
 @as_command(failed=2)
@@ -51,17 +50,12 @@ def export(run: Path, step: int | None, out: Path) -> None:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out is {out}, which exists and is not an empty folder: give a new one, or empty it")
-    storage = storage_of_run(run)
-    checkpoint = find_checkpoint(storage, step)
-    state, config = averaged_generator(checkpoint)
-    storage.forget()
-    generator = build_generator(config).eval().requires_grad_(False)
-    generator.load_state_dict(state)
+    (generator, diffusion, config), checkpoint = load_checkpoint(storage_of_run(run), step)
     draft = out.absolute().parent / f".{out.absolute().name}.draft-{os.getpid()}"
     draft.mkdir(parents=True)
     try:
-        save_snapshot(draft, state, config, checkpoint.step)
-        write_programs(draft, generator, Diffusion.from_config(config.diffusion), config)
+        save_snapshot(draft, generator.state_dict(), config, checkpoint.step)
+        write_programs(draft, generator, diffusion, config)
         card = model_card(Path(run).absolute().name, config, checkpoint.step, checkpoint.manifest)
         (draft / "README.md").write_text(card, encoding="utf-8")
         draft.rename(out)
