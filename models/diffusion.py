@@ -177,6 +177,11 @@ def noisy_at(sigma: NoiseLevel, x0: Image, noise: Image) -> Image:
     return (x0 + sigma * noise) / (1 + sigma.square()).sqrt()
 
 
+def step_noise(diffusion: Diffusion, x_tm1: Image, x_t: Image, t: Timestep) -> Image:
+    """The noise with which step t turns x_tm1 into x_t; for pairs of the forward process it is standard normal."""
+    return (x_t - _at(diffusion.sqrt_alpha, t + 1) * x_tm1) / _at(diffusion.sigma, t + 1)
+
+
 def nearest_step(diffusion: Diffusion, log_sigma: NoiseLevel) -> Timestep:
     """The step whose input has the nearest noise level by its logarithm."""
     levels = diffusion.noise_levels.log()

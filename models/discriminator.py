@@ -52,6 +52,9 @@ class DiscriminatorConfig:
         int, Field(ge=4, le=65_536, multiple_of=2, description="wider networks fit no device")
     ] = 256
     """Width of the time embedding, an even number."""
+    sees: Literal["pair", "marginal"] = "pair"
+    """What it judges. `pair`: x_tm1 together with the x_t that it was made from, as published. `marginal`: x_tm1 alone,
+    as in SIDDM and AFM; then training.transport or training.reconstruction has to tie x_tm1 to its x_t."""
     stddev_group_size: PositiveInt = 4
     """Images whose features are compared with each other in the minibatch standard deviation."""
     stddev_grouping: Grouping = "contiguous"
@@ -102,7 +105,7 @@ class Discriminator(nn.Module):
         embedding = SinusoidalEmbedding(config.time_embedding_dim)
         self.time_embedding = TimeEmbedding(embedding, config.time_embedding_dim, nn.LeakyReLU(LEAK), fan="out")
         C = 2 * config.base_channels
-        self.conv_in = initialized(Convolution(2 * form.channels, C, 1), fan="out")
+        self.conv_in = initialized(Convolution(seen_channels(config, form), C, 1), fan="out")
         self.blocks = nn.ModuleList()
         for multiplier, halves in BLOCKS[config.kind]:
             c_out = multiplier * config.base_channels
@@ -120,7 +123,7 @@ class Discriminator(nn.Module):
 
         Args:
             x_tm1: Cleaner image, real or fake.
-            x_t: Noisier image of the same step.
+            x_t: Noisier image of the same step; of no effect if the network sees x_tm1 alone.
             t: Step index, 0 .. T-1.
             label: 0 .. num_classes - 1, or num_classes for no label. Required if the network has classes.
 
@@ -132,13 +135,18 @@ class Discriminator(nn.Module):
         """
         check_image_size(self.config, x_t.shape[2])
         temb = self.time_embedding(t)
-        h = self.conv_in(join([x_tm1, x_t]))
+        h = self.conv_in(x_tm1 if self.config.sees == "marginal" else join([x_tm1, x_t]))
         for block in self.blocks:
             h = block(h, temb)
         h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)
         h = activated(self.conv_out, h).sum(dim=(2, 3))
         logits = self.head(h)[:, 0]
         return logits if self.label is None else logits + (self.label(label) * h).sum(dim=1)
+
+
+def seen_channels(config: DiscriminatorConfig, form: ImageForm) -> int:
+    """Channels of what the discriminator judges."""
+    return form.channels if config.sees == "marginal" else 2 * form.channels
 
 
 def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:

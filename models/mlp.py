@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import LatentMapping
-from models.discriminator import LEAK, DiscriminatorConfig
+from models.discriminator import LEAK, DiscriminatorConfig, seen_channels
 from models.generator import GeneratorConfig, noise_conditioning
 from models.layers import LabelEmbedding, NoiseLevelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
 from models.shapes import Image, ImageForm, Label, Latent, Logits, NoiseLevel, Timestep
@@ -80,11 +80,12 @@ class MlpDiscriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig, form: ImageForm) -> None:
         super().__init__()
+        self.config = config
         width = config.base_channels
         embedding = SinusoidalEmbedding(config.time_embedding_dim)
         self.time_embedding = TimeEmbedding(embedding, config.time_embedding_dim, nn.LeakyReLU(LEAK), fan="out")
         self.waves = Waves()
-        self.layer_in = initialized(nn.Linear(Waves.FACTOR * 2 * form.channels * form.size**2, width))
+        self.layer_in = initialized(nn.Linear(Waves.FACTOR * seen_channels(config, form) * form.size**2, width))
         self.time = initialized(nn.Linear(config.time_embedding_dim, width))
         self.layers = nn.ModuleList(initialized(nn.Linear(width, width)) for _ in range(self.NUM_LAYERS))
         self.head = initialized(nn.Linear(width, 1))
@@ -93,7 +94,8 @@ class MlpDiscriminator(nn.Module):
     def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
         """Judge a denoising step; see `models.discriminator.Discriminator`."""
         temb = self.time_embedding(t)
-        h = self.layer_in(self.waves(torch.cat([x_tm1, x_t], dim=1).flatten(1))) + self.time(temb)
+        judged = x_tm1 if self.config.sees == "marginal" else torch.cat([x_tm1, x_t], dim=1)
+        h = self.layer_in(self.waves(judged.flatten(1))) + self.time(temb)
         for layer in self.layers:
             h = layer(F.leaky_relu(h, LEAK))
         h = F.leaky_relu(h, LEAK)

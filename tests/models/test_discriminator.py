@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,6 +95,14 @@ def test_arguments_are_the_cleaner_image_then_the_noisier_one() -> None:
     discriminator = awakened(Discriminator(TINY, ImageForm(8, 1)))
     with torch.no_grad():
         discriminator.conv_in.weight[:, 1:] = 0  # blind to the second argument
+    x_tm1, x_t, t = inputs(B=2)
+    assert torch.equal(discriminator(x_tm1, x_t, t), discriminator(x_tm1, -x_t, t))
+    assert not torch.equal(discriminator(x_tm1, x_t, t), discriminator(-x_tm1, x_t, t))
+
+
+def test_one_that_sees_the_marginal_has_half_the_input_and_is_blind_to_the_noisier_image() -> None:
+    discriminator = awakened(Discriminator(replace(TINY, sees="marginal"), ImageForm(8, 1)))
+    assert discriminator.conv_in.weight.shape[1] == 1
     x_tm1, x_t, t = inputs(B=2)
     assert torch.equal(discriminator(x_tm1, x_t, t), discriminator(x_tm1, -x_t, t))
     assert not torch.equal(discriminator(x_tm1, x_t, t), discriminator(-x_tm1, x_t, t))

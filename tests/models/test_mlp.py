@@ -1,5 +1,7 @@
 """Perceptrons in the networks' places."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,6 +40,13 @@ def test_each_input_matters():
         for i, other in enumerate(others):
             changed = tuple(other if j == i else value for j, value in enumerate(inputs))
             assert not torch.allclose(network(*inputs), network(*changed))
+
+
+def test_a_discriminator_that_sees_the_marginal_is_blind_to_the_noisier_image():
+    network = build_discriminator(replace(D, sees="marginal"), ImageForm(1, 2))
+    x, y, t = torch.randn(2, 2, 1, 1), torch.randn(2, 2, 1, 1), torch.tensor([0, 3])
+    assert torch.equal(network(x, x, t), network(x, y, t))
+    assert not torch.equal(network(x, x, t), network(y, x, t))
 
 
 def test_waves_are_sines_and_cosines_at_doubling_frequencies():

@@ -4,10 +4,10 @@ The engines decide how gradients are reduced and parameters updated; this file d
 random numbers and reads no scalars off the device: it gets pairs already drawn and returns statistics as tensors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -18,7 +18,8 @@ from models.dropout import masks_from
 from models.generator import GeneratorConfig
 from models.shapes import Image, Latent, Logits, Timestep
 from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationConfig, View
-from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise
+from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, reconstruction_weight, transport_loss
+from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise, unbalanced_transport
 from trainer.algorithm.method import MethodSettings, Part, Players
 from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, laid_out
 from trainer.algorithm.penalties import (
@@ -29,14 +30,7 @@ from trainer.algorithm.penalties import (
     finite_difference_penalty,
     gradient_penalty,
 )
-from trainer.algorithm.schedules import (
-    ProbabilityCosine,
-    ReconstructionConfig,
-    Weight,
-    is_zero,
-    reconstruction_weight,
-    value_at,
-)
+from trainer.algorithm.schedules import ProbabilityCosine, Weight, is_zero, value_at
 from trainer.algorithm.statistics import (
     Statistic,
     Statistics,
@@ -67,8 +61,8 @@ STATISTICS = (
 """`frequency_t` counts D's updates per timestep and `updates_g` counts G's updates; skipped updates are not counted."""
 
 
-RECONSTRUCTION = mean("reconstruction", over="updates_g")
-"""Reported by games with a reconstruction loss, without its weight."""
+AUXILIARY = {name: mean(name, over="updates_g") for name in ("reconstruction", "transport")}
+"""Reported by games with these losses of G, without their weights."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ class Adversarial:
         penalty_subset: finite differences are taken in every n-th group of images.
         penalty_epsilon: length of a finite difference.
         logit_centring: weight of the mean square of the sum of a pair's logits on real and fake in D's loss.
-        reconstruction: reconstruction loss of G.
+        auxiliary: losses of G next to the game.
         augmentation: transforms of what D sees.
         global_batch_size: images of a step, which turn steps into images seen.
         first_step: step from which these images count.
@@ -97,7 +91,7 @@ class Adversarial:
     penalty_subset: int = 1
     penalty_epsilon: float = 0.01
     logit_centring: float = 0.0
-    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     global_batch_size: int = 1
     first_step: int = 0
@@ -119,24 +113,33 @@ class Adversarial:
                 "generator predicts x0: set training.prediction to x0, or training.objective to gaussian"
             )
         objective = OBJECTIVES[settings.objective]
+        if objective.tau:
+            objective = unbalanced_transport(settings.unbalanced_transport)
+            if settings.gradient_normalization:
+                raise ValueError(
+                    "training.gradient_normalization is true, but with training.objective unbalanced_transport the "
+                    "transport cost is a part of the game, whose gradient has to stay in proportion to it: set "
+                    "training.gradient_normalization to false, or take another objective with training.transport"
+                )
         if not objective.bounded and is_zero(settings.r1_gamma) and is_zero(settings.r2_gamma):
             raise ValueError(
                 f"training.objective is {settings.objective}, whose discriminator loss has no lower bound without a "
                 "gradient penalty, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
             )
+        auxiliary = Auxiliary(settings.reconstruction, settings.transport)
         return cls(
             objective,
-            settings.r1_gamma,
-            settings.r2_gamma,
-            settings.r1_interval_steps or 1,
-            settings.penalty,
-            round(1 / settings.penalty_share),
-            settings.penalty_epsilon,
-            settings.logit_centring,
-            settings.reconstruction,
-            settings.augmentation,
-            settings.global_batch_size,
-            statistics=(*STATISTICS, RECONSTRUCTION) if settings.reconstruction.weight else STATISTICS,
+            r1_gamma=settings.r1_gamma,
+            r2_gamma=settings.r2_gamma,
+            penalty_interval_steps=settings.r1_interval_steps or 1,
+            penalty=settings.penalty,
+            penalty_subset=round(1 / settings.penalty_share),
+            penalty_epsilon=settings.penalty_epsilon,
+            logit_centring=settings.logit_centring,
+            auxiliary=auxiliary,
+            augmentation=settings.augmentation,
+            global_batch_size=settings.global_batch_size,
+            statistics=(*STATISTICS, *(AUXILIARY[name] for name in auxiliary.names)),
         )
 
     @property
@@ -158,7 +161,9 @@ class Adversarial:
 
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         """A pair for each update, its view, and the noise of finite differences in the steps where they are due."""
-        drawn = self._with_views(draw_micro_batch(raw, diffusion, with_x0=self.reconstruction.weight > 0), raw)
+        drawn = self._with_views(
+            draw_micro_batch(raw, diffusion, with_x0=self.auxiliary.reconstruction.weight > 0), raw
+        )
         if self.penalty == "exact" or not self.penalties:
             return drawn
         if isinstance(raw.draws.step, int) and not self._due(raw.draws.step):
@@ -173,7 +178,11 @@ class Adversarial:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
         images, due = self._images_before(step), self._due(step)
         if part == "g":
-            return self.update_generator(players, batches, reconstruction_weight(self.reconstruction, images))
+            weights = {
+                "reconstruction": reconstruction_weight(self.auxiliary.reconstruction, images),
+                "transport": value_at(self.auxiliary.transport, images),
+            }
+            return self.update_generator(players, batches, weights)
         r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
         return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma)
 
@@ -223,12 +232,13 @@ class Adversarial:
         for batch in batches:
             pair = batch.pair_d
             with torch.no_grad():
-                _, x_tm1_fake = generated(players, pair)
+                x0_pred, x_tm1_fake = generated(players, pair)
             real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=exact and r1_gamma > 0)
             fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=exact and r2_gamma > 0)
             if players.augmentation and batch.share:
                 players.augmentation.count(self.objective.certainty(logits_real.detach(), logits_fake.detach()))
-            statistics = self.objective.discriminator(logits_real, logits_fake)
+            costed = self.objective.less_cost(logits_fake, x0_pred, pair.x_t)
+            statistics = self.objective.discriminator(logits_real, costed)
             loss = reduce(add, statistics.values())
             if self.logit_centring:
                 loss = loss + self.logit_centring * (precise(logits_real) + precise(logits_fake)).square().mean()
@@ -262,14 +272,14 @@ class Adversarial:
         return draws.subset.weight * penalty
 
     def update_generator(
-        self, players: Players, batches: Sequence[MicroBatch], reconstruction_weight: float = 0.0
+        self, players: Players, batches: Sequence[MicroBatch], weights: Mapping[str, float] | None = None
     ) -> Statistics:
         """One update of G, through a discriminator whose parameters are frozen.
 
         Args:
             players: the networks.
             batches: as many micro-batches as the engines accumulate.
-            reconstruction_weight: weight of the mean square of x0_pred - x0 in this step.
+            weights: of the auxiliary losses in this step, by name.
         """
         D, num_timesteps = players.forward("d"), players.diffusion.num_timesteps
         total: Statistics = {}
@@ -285,15 +295,26 @@ class Adversarial:
                 if self.objective.compares:
                     with torch.no_grad(), players.autocast(x_t):
                         logits_real = D(seen(players, pair, pair.x_tm1), x_t, t, pair.label)
-                loss = self.objective.generator(logits, logits_real)
+                loss = self.objective.generator(self.objective.less_cost(logits, x0_pred, pair.x_t), logits_real)
                 statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, t, logits)}
-                if batch.x0 is not None:
-                    statistics["reconstruction"] = (x0_pred - batch.x0).square().mean()
-                    loss = loss + reconstruction_weight * statistics["reconstruction"]
+                if players.gradient_scale:
+                    loss = _with_gradient(x_tm1_fake, loss, partial(players.gradient_scale, share=batch.share))
+                for name in self.auxiliary.names:
+                    statistics[name] = self._auxiliary(name, players.diffusion, batch, x0_pred, x_tm1_fake)
+                    loss = loss + (weights or {}).get(name, 0.0) * statistics[name]
                 players.generator.backward(loss * (batch.share * players.world_size))
                 players.generator.step()
                 add_statistics(total, statistics | {"updates_g": torch.ones_like(loss)}, batch.share)
         return total
+
+    def _auxiliary(
+        self, name: str, diffusion: Diffusion, batch: MicroBatch, x0_pred: Image, x_tm1_fake: Image
+    ) -> Scalar:
+        """An auxiliary loss of G, without its weight."""
+        if name == "transport":
+            return transport_loss(diffusion, x_tm1_fake, batch.pair_g.x_t, batch.pair_g.t)
+        assert batch.x0 is not None, "a game with a reconstruction loss keeps the images"
+        return reconstruction_loss(self.auxiliary.reconstruction, x0_pred, batch.x0)
 
     def x0_predictor(
         self, generator: Callable[[Image, Timestep, Latent], Image], diffusion: Diffusion
@@ -341,6 +362,12 @@ def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, log
     """D's logits for real and fake pairs by timestep, and how often each timestep occurred."""
     of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
     return {name: by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
+
+
+def _with_gradient(x: Image, loss: Scalar, change: Callable[[Image], Image]) -> Scalar:
+    """A value whose gradient with respect to `x` is that of `loss`, changed."""
+    (gradient,) = torch.autograd.grad(loss, x)
+    return (x * change(gradient)).sum()
 
 
 @contextmanager

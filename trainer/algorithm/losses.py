@@ -7,14 +7,17 @@ penalties R1 and R2 make alternating updates converge to it (1801.04406).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from models.shapes import Logits
+from models.shapes import Image, Logits
 
 Scalar = Float[Tensor, ""]
 Losses = dict[str, Tensor]
@@ -32,6 +35,8 @@ class Objective:
         compares: whether G's loss also needs D's logits on reals, which costs one more forward pass of D.
         bounded: whether D's loss has a lower bound without a penalty.
         certainty: maps logits on reals and on fakes to what is positive where D holds a real image for real.
+        tau: weight of the squared distance of x0_pred and x_t, which is subtracted from the logits on fakes before
+            they enter a loss; 0: none.
     """
 
     discriminator: Callable[[Logits, Logits], Losses]
@@ -39,6 +44,13 @@ class Objective:
     compares: bool = False
     bounded: bool = True
     certainty: Callable[[Logits, Logits], Logits] = lambda logits_real, logits_fake: logits_real
+    tau: float = 0.0
+
+    def less_cost(self, logits_fake: Logits, x0_pred: Image, x_t: Image) -> Logits:
+        """Logits on fakes less the cost of transporting x_t to x0_pred."""
+        if not self.tau:
+            return logits_fake
+        return precise(logits_fake) - self.tau * (x0_pred - x_t).square().sum(dim=(1, 2, 3))
 
 
 def cross_entropy_d(logits_real: Logits, logits_fake: Logits) -> Losses:
@@ -125,6 +137,52 @@ def relativistic_g(logits_fake: Logits, logits_real: Logits | None = None) -> Sc
     return F.softplus(precise(logits_real) - precise(logits_fake)).mean()
 
 
+Divergence = Literal["softplus", "kl", "chi_square", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnbalancedTransportConfig:
+    """Settings of objective unbalanced_transport (RDUOT, 2311.17101)."""
+
+    tau: PositiveFloat = 1e-3
+    """Weight of the transport cost, the squared distance of x0_pred and x_t, summed over pixels. RDUOT takes 1e-3 at
+    32 px, 1e-4 at 64 px and 1e-7 at 256 px."""
+    divergence: Divergence = "softplus"
+    """How much mass may stay behind: the convex function of D's loss. `softplus` as in RDUOT; `kl` and `chi_square` for
+    these divergences; `none` for plain transport, which leaves nothing behind."""
+
+
+def conjugate(divergence: Divergence, u: Logits) -> Logits:
+    """The convex conjugate P(u) of a divergence, by which reals and fakes enter D's loss (UOTM, 2305.14777, section 3).
+
+    softplus: log(1 + e^u); kl: e^u; chi_square: u + u^2 / 4, but -1 below u = -2; none: u.
+    """
+    if divergence == "softplus":
+        return F.softplus(u)
+    if divergence == "kl":
+        return u.exp()
+    return torch.where(u >= -2, u + u.square() / 4, -1.0) if divergence == "chi_square" else u
+
+
+def transport_d(logits_real: Logits, logits_fake: Logits, divergence: Divergence = "softplus") -> Losses:
+    """P(-D) on reals and P(D - cost) on fakes (RDUOT, 2311.17101); the cost is already in the second argument.
+
+    With P(u) = u it is the dual of optimal transport from x_t to x0. Other P let D leave out mass that is costly to
+    move, such as outliers.
+    """
+    return {
+        "loss_d_real": conjugate(divergence, -precise(logits_real)).mean(),
+        "loss_d_fake": conjugate(divergence, precise(logits_fake)).mean(),
+    }
+
+
+def unbalanced_transport(config: UnbalancedTransportConfig) -> "Objective":
+    """Objective unbalanced_transport with its settings."""
+    discriminator = partial(transport_d, divergence=config.divergence)
+    bounded = config.divergence != "none"
+    return replace(OBJECTIVES["unbalanced_transport"], discriminator=discriminator, bounded=bounded, tau=config.tau)
+
+
 def difference(logits_real: Logits, logits_fake: Logits) -> Logits:
     """D(real) - D(fake), for objectives that leave the level of the logits free."""
     return precise(logits_real) - precise(logits_fake)
@@ -142,8 +200,9 @@ OBJECTIVES: dict[str, Objective] = {
     "least_squares": Objective(least_squares_d, least_squares_g, certainty=above_half),
     "hinge": Objective(hinge_d, linear_g),
     "relativistic": Objective(relativistic_d, relativistic_g, compares=True, certainty=difference),
+    "unbalanced_transport": Objective(transport_d, linear_g, tau=UnbalancedTransportConfig().tau),
 }
-"""Keyed by the name in `training.objective`."""
+"""Keyed by the name in `training.objective`; `unbalanced_transport` has settings of its own."""
 
 
 def precise(logits: Logits) -> Logits:

@@ -16,8 +16,10 @@ from models.diffusion import Diffusion, Sampler
 from models.noise_levels import NoiseConfig
 from models.shapes import Image, Latent, Timestep
 from trainer.algorithm.augmentation import AdaptiveProbability, AugmentationConfig
+from trainer.algorithm.auxiliary import GradientScale, ReconstructionConfig
+from trainer.algorithm.losses import UnbalancedTransportConfig
 from trainer.algorithm.pairs import RawBatch
-from trainer.algorithm.schedules import ReconstructionConfig, Weight
+from trainer.algorithm.schedules import Weight
 from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.interface import Engine
 
@@ -25,6 +27,23 @@ Part = Literal["d", "g"]
 """A trained network: the discriminator or the generator."""
 PART_NAMES: dict[Part, str] = {"d": "discriminator", "g": "generator"}
 BatchT = TypeVar("BatchT")
+
+
+@runtime_checkable
+class RunningState(Protocol):
+    """Small tensors that a game carries from step to step next to the networks, the same on all ranks."""
+
+    def end_step(self, steps: int) -> None:
+        """Take in a step of all ranks, a collective; `steps` of the stage are done."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, between steps."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint's state, or start from an empty one; ValueError if it is another's."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,7 @@ class Players:
         compiled: compiled forward passes of the engines' modules, for the parts that have one.
         memory_format: layout of images, features and 4-D weights in every pass.
         augmentation: the probability of a transform, if it follows D.
+        gradient_scale: normalizes the gradient that G gets from the game; None: it is taken as it is.
     """
 
     engines: Mapping[Part, Engine]
@@ -48,6 +68,13 @@ class Players:
     compiled: Mapping[Part, Callable[..., Tensor]] = field(default_factory=dict)
     memory_format: torch.memory_format = torch.contiguous_format
     augmentation: AdaptiveProbability | None = None
+    gradient_scale: GradientScale | None = None
+
+    @property
+    def running(self) -> dict[str, RunningState]:
+        """The running states that there are, by their names in checkpoints."""
+        states = {"augmentation": self.augmentation, "gradient_scale": self.gradient_scale}
+        return {name: state for name, state in states.items() if state}
 
     @property
     def generator(self) -> Engine:
@@ -94,6 +121,12 @@ class MethodSettings(Protocol):
     def logit_centring(self) -> float: ...  # noqa: D102
     @property
     def reconstruction(self) -> ReconstructionConfig: ...  # noqa: D102
+    @property
+    def transport(self) -> Weight: ...  # noqa: D102
+    @property
+    def gradient_normalization(self) -> bool: ...  # noqa: D102
+    @property
+    def unbalanced_transport(self) -> UnbalancedTransportConfig: ...  # noqa: D102
     @property
     def augmentation(self) -> AugmentationConfig: ...  # noqa: D102
     @property

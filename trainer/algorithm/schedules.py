@@ -55,7 +55,7 @@ Weight = NonNegativeFloat | Cosine
 def value_at(value: "float | Cosine | DecayCosine | ProbabilityCosine", images_seen: int) -> float:
     """A setting's value in the step that starts after ``images_seen`` images."""
     if isinstance(value, (Cosine, DecayCosine, ProbabilityCosine)):
-        return value.end + (value.start - value.end) * _falling(images_seen, value.decay_images)
+        return value.end + (value.start - value.end) * falling(images_seen, value.decay_images)
     return value
 
 
@@ -64,7 +64,7 @@ def is_zero(value: "float | Cosine | ProbabilityCosine") -> bool:
     return (value.start == value.end == 0) if isinstance(value, (Cosine, ProbabilityCosine)) else value == 0
 
 
-def _falling(images_seen: int, images: int) -> float:
+def falling(images_seen: int, images: int) -> float:
     """Half a cosine from 1 at the first image to 0 after `images` of them, and then 0."""
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, images_seen / images)))
 
@@ -102,25 +102,6 @@ class LearningRateConfig:
         """Refuse a decay whose final rate is above its peak."""
         if self.decay == "cosine" and self.final > self.peak:
             raise ValueError(f"final ({self.final:g}) is above peak ({self.peak:g}): set final to at most peak")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructionConfig:
-    """Reconstruction loss of the generator, next to the adversarial loss."""
-
-    weight: NonNegativeFloat = 0.0
-    """Weight of the reconstruction loss in the generator's loss: the mean square of G's x0_pred minus the image. It
-    gives the generator a direction before the discriminator has learned anything. 0: none, as published."""
-    decay_images: PositiveInt | None = None
-    """Training images over which the weight falls to 0 along half a cosine: later it would pull every sample to the
-    mean of all that fit the noisy image. null: the weight stays as it is."""
-
-
-def reconstruction_weight(config: ReconstructionConfig, images_seen: int) -> float:
-    """Weight of the reconstruction loss in the step that starts after ``images_seen`` images."""
-    if config.decay_images is None:
-        return config.weight
-    return config.weight * _falling(images_seen, config.decay_images)
 
 
 def learning_rate(config: LearningRateConfig, images_seen: int, total_images: int) -> float:

@@ -1,6 +1,7 @@
 """All settings: defined, read strictly, checked. Starts nothing.
 
 Files:
+    batch_split   splits a global batch over ranks and forward passes
     command_line  arguments and checks that commands share
     draft         the values of a future config, with their origins and mistakes
     explain       the meaning of each setting, as text and as a schema

@@ -12,10 +12,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from models.dropout import DropProbability
 from models.noise_levels import NoiseConfig
 from trainer.algorithm.augmentation import AugmentationConfig
+from trainer.algorithm.auxiliary import ReconstructionConfig
 from trainer.algorithm.gaussian import Prediction
+from trainer.algorithm.losses import UnbalancedTransportConfig
 from trainer.algorithm.methods import METHODS
 from trainer.algorithm.penalties import PenaltyKind
-from trainer.algorithm.schedules import AdamConfig, LearningRateConfig, ReconstructionConfig, Weight
+from trainer.algorithm.schedules import AdamConfig, LearningRateConfig, Weight
 from trainer.engine.interface import Decay
 
 JudgeKind = Literal["classifier", "lite0", "file"]
@@ -106,6 +108,16 @@ class TrainingConfig:
     which objective relativistic leaves free, near 0. 0: none."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """Reconstruction loss of the generator. It has no effect with objective gaussian, which is one itself."""
+    transport: Weight = 0.0
+    """Weight of the transport loss in the generator's loss, a number or its course over the run: the mean over pixels
+    of (x_t - sqrt(alpha) x_tm1)^2 / (2 beta) for generated x_tm1. It ties x_tm1 to its x_t where the discriminator does
+    not see x_t (discriminator.sees marginal). AFM lets it fall along a cosine. 0: none."""
+    gradient_normalization: bool = False
+    """Divide the gradient that the generator gets from the discriminator by the moving average of its length, as in
+    AFM. Then the weights of training.transport and training.reconstruction mean the same however steep the
+    discriminator is."""
+    unbalanced_transport: UnbalancedTransportConfig = field(default_factory=UnbalancedTransportConfig)
+    """Cost and divergence of objective unbalanced_transport. It has no effect with other objectives."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Random transforms of all images that the discriminator sees, for data sets of some ten thousand images and fewer.
     It has no effect with objective gaussian, which has no discriminator."""

@@ -12,8 +12,8 @@ from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
 from models.networks import build_generator
 from models.shapes import ImageForm
-from trainer.algorithm.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.algorithm.methods import make_method
+from trainer.config.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.config.sections import (
     FIGURES,
     LITE0_FIGURES,

@@ -10,8 +10,8 @@ from data.shards.index import load_index
 from data.storage.location import DataError
 from data.storage.redaction import redact
 from models.diffusion import Diffusion
-from trainer.algorithm.batch_split import BatchSplit
 from trainer.algorithm.methods import make_method
+from trainer.config.batch_split import BatchSplit
 from trainer.config.stages import Stage, stages_of
 from trainer.config.train_config import TrainConfig, num_steps, planned_precision, split_batch
 from trainer.plan.cost import Costs, count_costs

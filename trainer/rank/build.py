@@ -14,6 +14,7 @@ from models.fused.operator import fuse
 from models.generator import Generator
 from models.networks import build_discriminator
 from trainer.algorithm.augmentation import AdaptiveProbability
+from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.methods import make_method
@@ -178,6 +179,9 @@ def build(
         memory_format=memory_format,
         augmentation=adaptive
         and AdaptiveProbability(adaptive, training.global_batch_size, device, ranks.sum_on_device),
+        gradient_scale=GradientScale(device, ranks.sum_on_device)
+        if training.gradient_normalization and "d" in method.parts
+        else None,
     )
     skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
     return Learner(method, players, Ema(players.generator), skipped)

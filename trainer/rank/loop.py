@@ -204,8 +204,8 @@ class Loop:
             ema_decay(training.ema_decay, training.ema_half_life_images, seen, self.share.global_batch_size),
         )
         self.step += 1
-        if players.augmentation:
-            players.augmentation.end_step(self.step - self.stage.first_step)
+        for state in players.running.values():
+            state.end_step(self.step - self.stage.first_step)
         clock.end_step("other")
 
     def _learning_rate(self, part: Part, images: int) -> float:

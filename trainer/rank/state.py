@@ -51,9 +51,8 @@ class TrainingState:
         sections: dict[str, Iterable[Fragment]] = {PART_NAMES[part]: e.fragments() for part, e in engines.items()}
         sections["ema"] = self.learner.ema.fragments()
         extras = {"statistics": statistics.state(), "buffers": self.learner.generator_buffers()}
-        if adaptive := self.learner.players.augmentation:
-            extras["augmentation"] = adaptive.state()
-        return sections, extras
+        running = self.learner.players.running
+        return sections, extras | {name: state.state() for name, state in running.items()}
 
     def expected_bytes(self) -> int:
         """Approximate size of what this rank saves: parameters, Adam's two moments, and the generator's average."""
@@ -113,8 +112,8 @@ class TrainingState:
             engine.load(_NewWeights(networks[part]), 0)
         learner.ema.load(_NewWeights(networks["g"]))
         learner.skipped.load_rows({})
-        if adaptive := learner.players.augmentation:
-            adaptive.load({})
+        for state in learner.players.running.values():
+            state.load({})
         for name, buffer in learner.generator_buffers().items():
             buffer.copy_(averaged[name])
         statistics.load({}, self.ranks.device)
@@ -132,9 +131,9 @@ class TrainingState:
         buffers = learner.generator_buffers()
         for name, saved in checkpoint.buffers(buffers).items():
             buffers[name].copy_(saved)
-        if adaptive := learner.players.augmentation:
+        for name, state in learner.players.running.items():
             try:
-                adaptive.load(checkpoint.extras("augmentation", 0))
+                state.load(checkpoint.extras(name, 0))
             except ValueError as error:
                 raise CheckpointError(f"{checkpoint.path}: {error}") from None
         statistics.load(self._statistics_of(checkpoint), self.ranks.device)

@@ -11,11 +11,12 @@ from models.diffusion import Diffusion, DiffusionConfig, sample_posterior
 from models.dropout import masks_from
 from tests.trainer.engine.conformance_rank import make_players, micro_batches
 from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.auxiliary import Auxiliary, ReconstructionConfig
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.schedules import Cosine, ReconstructionConfig
+from trainer.algorithm.schedules import Cosine
 
 GAME = Adversarial(r1_gamma=1.0)
 update_discriminator, update_generator = GAME.update_discriminator, GAME.update_generator
@@ -244,12 +245,16 @@ def test_logits_are_told_apart_by_timestep():
     torch.testing.assert_close(frequency, t.bincount(minlength=4) / 16)
 
 
+RECONSTRUCTING = Auxiliary(ReconstructionConfig(weight=1.0))
+
+
 def test_reconstruction_is_the_mean_square_of_x0_pred_minus_x0_and_its_weight_enters_the_loss():
     (batch,) = micro_batches(0, 16, 16)
     x0 = torch.rand_like(batch.pair_g.x_t) * 2 - 1
     plain, weighted, alone = make_players(), make_players(), make_players()
     update_generator(plain, [batch])
-    found = GAME.update_generator(weighted, [replace(batch, x0=x0)], reconstruction_weight=3.0)
+    game = replace(GAME, auxiliary=RECONSTRUCTING)
+    found = game.update_generator(weighted, [replace(batch, x0=x0)], {"reconstruction": 3.0})
     pair = batch.pair_g
     with masks_from(alone.generator.module, pair.dropout):
         x0_pred = alone.generator.module(pair.x_t, pair.t, pair.z, pair.label)
@@ -267,7 +272,7 @@ def test_reconstruction_compares_with_the_images_that_both_updates_saw_mirrored(
     draws = Draws(0, 0, torch.arange(6))
     nearly_clean = DiffusionConfig(num_timesteps=1, beta_min=1e-8, beta_max=2e-8)
     diffusion = Diffusion.from_config(nearly_clean, torch.device("cpu"))
-    game = Adversarial(reconstruction=ReconstructionConfig(weight=1.0))
+    game = Adversarial(auxiliary=RECONSTRUCTING)
     batch = game.draw(RawBatch(images, draws, latent_dim=2, flip=True, share=1.0), diffusion)
     assert batch.x0 is not None
     assert {tuple(x.flatten().tolist()) for x in batch.x0} == {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.diffusion import Diffusion, DiffusionConfig
 from trainer.algorithm.adversarial import Adversarial
-from trainer.algorithm.losses import OBJECTIVES
+from trainer.algorithm.losses import OBJECTIVES, Divergence, UnbalancedTransportConfig, unbalanced_transport
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch, Pair
 from trainer.engine.plain import TorchEngine
@@ -45,6 +45,10 @@ FORMULAS: dict[str, tuple[Callable, Callable]] = {
         lambda f, r: -f.mean(),
     ),
     "relativistic": (lambda r, f: (-log_sigmoid(r - f)).mean(), lambda f, r: (-log_sigmoid(f - r)).mean()),
+    "unbalanced_transport": (
+        lambda r, f: (-log_sigmoid(r)).mean() + (-log_sigmoid(-f)).mean(),
+        lambda f, r: -f.mean(),
+    ),
 }
 
 
@@ -58,6 +62,32 @@ def test_losses_are_those_of_the_published_formula(name):
     reals = REAL if objective.compares else None
     assert total(objective.discriminator(REAL, FAKE)).item() == pytest.approx(formula_d(REAL.numpy(), FAKE.numpy()))
     assert objective.generator(FAKE, reals).item() == pytest.approx(formula_g(FAKE.numpy(), REAL.numpy()))
+
+
+CONJUGATES: dict[Divergence, Callable] = {
+    "softplus": lambda u: -log_sigmoid(-u),
+    "kl": np.exp,
+    "chi_square": lambda u: np.where(u < -2, -1.0, (u / 2 + 1) ** 2 - 1),
+    "none": lambda u: u,
+}
+
+
+@pytest.mark.parametrize("divergence", CONJUGATES)
+def test_unbalanced_transport_is_the_conjugate_of_minus_d_on_reals_and_of_d_less_the_cost_on_fakes(divergence):
+    objective = unbalanced_transport(UnbalancedTransportConfig(tau=0.05, divergence=divergence))
+    P = CONJUGATES[divergence]
+    x0_pred, x_t = torch.randn(2, 9, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cost = 0.05 * ((x0_pred - x_t) ** 2).flatten(1).sum(1).numpy()
+    costed = objective.less_cost(FAKE, x0_pred, x_t)
+    expected = P(-REAL.numpy()).mean() + P(FAKE.numpy() - cost).mean()
+    assert total(objective.discriminator(REAL, costed)).item() == pytest.approx(expected)
+    assert objective.generator(costed, None).item() == pytest.approx((cost - FAKE.numpy()).mean())
+    assert objective.bounded == (divergence != "none")
+
+
+def test_other_objectives_have_no_cost():
+    x = torch.ones(9, 1, 1, 1)
+    assert all(o.less_cost(FAKE, x, -x) is FAKE for name, o in OBJECTIVES.items() if name != "unbalanced_transport")
 
 
 def test_cross_entropy_is_that_of_the_labels():

@@ -11,11 +11,9 @@ from trainer.algorithm.schedules import (
     Cosine,
     DecayCosine,
     LearningRateConfig,
-    ReconstructionConfig,
     ema_decay,
     is_zero,
     learning_rate,
-    reconstruction_weight,
     value_at,
 )
 
@@ -75,17 +73,6 @@ def test_final_above_peak_is_refused():
 
 def test_final_above_peak_is_allowed_where_it_is_not_used():
     assert LearningRateConfig(peak=1e-6, decay="constant").peak == 1e-6
-
-
-def test_reconstruction_weight_falls_from_its_value_over_half_of_it_to_zero_and_stays_there():
-    config = ReconstructionConfig(weight=8.0, decay_images=1000)
-    assert reconstruction_weight(config, 0) == 8.0
-    assert reconstruction_weight(config, 500) == pytest.approx(4.0)
-    assert reconstruction_weight(config, 1000) == reconstruction_weight(config, 5000) == 0.0
-
-
-def test_reconstruction_weight_without_decay_stays():
-    assert reconstruction_weight(ReconstructionConfig(weight=8.0), 10**9) == 8.0
 
 
 def test_a_course_moves_from_start_over_the_mean_to_end_and_stays():

@@ -1,6 +1,9 @@
+import re
+
 import pytest
 
 from trainer.config.io import CONFIG_FOLDER, config_names, load_config
+from trainer.config.resume import diff_configs
 from trainer.config.train_config import split_batch
 
 AUTHORS = {
@@ -80,3 +83,19 @@ def test_digits_are_never_mirrored(name):
 def test_small_configs_run_on_two_cpu_cores(name):
     scaling = load_config(name).scaling
     assert (scaling.device, scaling.world_size, scaling.cpus_per_worker) == ("cpu", 2, 1)
+
+
+GAMES = re.findall(
+    r"^\| ([^|]+) \| `(--set [^|]+)` \|$", (CONFIG_FOLDER.parents[1] / "docs/method.md").read_text(), re.M
+)
+
+
+@pytest.mark.parametrize(("game", "options"), GAMES, ids=[game for game, _ in GAMES])
+def test_published_games_of_the_docs_are_settings(game, options):
+    sets = [option.strip() for option in options.split("--set ")[1:]]
+    config = load_config("cifar10", sets)
+    assert diff_configs(load_config("cifar10"), config), f"{game} changes nothing"
+
+
+def test_docs_name_the_published_games():
+    assert len(GAMES) == 4

@@ -117,7 +117,8 @@ def test_unknown_key_suggests_nearest_field():
         "bad.yaml:9: training.r1_gama is unknown; did you mean `r1_gamma`? Allowed in training: total_images, "
         "global_batch_size, micro_batch_size, precision, objective, prediction, noise, label_dropout, "
         "r1_gamma, r2_gamma, r1_interval_steps, penalty, penalty_share, penalty_epsilon, logit_centring, "
-        "reconstruction, augmentation, ema_decay, ema_half_life_images, learning_rate_g, learning_rate_d, adam",
+        "reconstruction, transport, gradient_normalization, unbalanced_transport, augmentation, ema_decay, "
+        "ema_half_life_images, learning_rate_g, learning_rate_d, adam",
     )
 
 

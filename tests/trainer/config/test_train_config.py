@@ -112,5 +112,14 @@ def test_an_unbounded_objective_without_a_penalty_is_refused():
     assert make(training={"objective": "wasserstein", "r1_gamma": 0, "r2_gamma": 1}).training.r2_gamma == 1
 
 
+def test_plain_transport_without_a_penalty_and_a_normalized_transport_are_refused():
+    plain = {"objective": "unbalanced_transport", "unbalanced_transport": {"divergence": "none"}, "r1_gamma": 0}
+    (line,) = refusals(training=plain)
+    assert "no lower bound without a gradient penalty" in line
+    make(training=plain | {"unbalanced_transport": {"divergence": "kl"}})
+    (line,) = refusals(training={"objective": "unbalanced_transport", "gradient_normalization": True})
+    assert line.endswith("or take another objective with training.transport")
+
+
 def test_every_objective_has_a_name_in_the_config():
     assert set(get_args(ObjectiveName)) == OBJECTIVES.keys() | {"gaussian"}  # which has no adversary

@@ -17,6 +17,7 @@ from models.discriminator import Discriminator, DiscriminatorConfig
 from models.generator import Generator, GeneratorConfig
 from models.shapes import ImageForm
 from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.auxiliary import Auxiliary, GradientScale
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch, RawBatch
@@ -43,6 +44,7 @@ GAMES = {
         logit_centring=0.1,
         global_batch_size=GLOBAL_BATCH,
     ),
+    "transport": Adversarial(auxiliary=Auxiliary(transport=0.5)),
 }
 
 
@@ -99,10 +101,11 @@ class Accumulator(Engine):
     def step(self, *, wait: bool = True) -> None: ...
 
 
-def make_players(bf16: bool = False) -> Players:
+def make_players(bf16: bool = False, gradient_scale: GradientScale | None = None) -> Players:
     """Players on the small networks whose engines never step."""
     generator, discriminator = (Accumulator(network) for network in networks())  # pyright: ignore[reportAbstractUsage]
-    return Players({"g": generator, "d": discriminator}, Diffusion.from_config(DiffusionConfig(), CPU), bf16=bf16)
+    diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
+    return Players({"g": generator, "d": discriminator}, diffusion, bf16=bf16, gradient_scale=gradient_scale)
 
 
 def micro_batches(start: int, stop: int, size: int, game: Adversarial | None = None) -> list[MicroBatch]:
@@ -134,10 +137,15 @@ def optimizer_of(module: nn.Module, kind: str) -> torch.optim.Optimizer:
 
 
 def train_one_step(engines: tuple[Engine, Engine], batches: list[MicroBatch], game: Adversarial, *, world_size: int):
+    scale = None
+    if game.auxiliary.names:  # then the gradient of the game is normalized, too
+        scale = GradientScale()
+        scale.load({"mean_square": torch.tensor(0.01, dtype=torch.float64)})
     players = Players(
         {"g": engines[0], "d": engines[1]},
         Diffusion.from_config(DiffusionConfig(), CPU),
         world_size=world_size,
+        gradient_scale=scale,
     )
     for part in game.parts:
         game.update(part, players, batches, 0)
@@ -166,7 +174,9 @@ def cases() -> Iterator[tuple[str, int, int, str, str]]:
                 yield backend, stage_g, stage_d, loss, kind
         yield backend, stage_g, stage_d, "relativistic r1 r2", "sgd"
         yield backend, stage_g, stage_d, "finite differences", "sgd"
-    for loss in ("no r1", "finite differences"):  # what differentiates only once works with D's parameters partitioned
+    for backend, stage_g, stage_d in (("torch", 0, 0), ("deepspeed", 2, 2), ("deepspeed", 3, 2)):
+        yield backend, stage_g, stage_d, "transport", "sgd"
+    for loss in ("no r1", "finite differences", "transport"):  # these differentiate D only once
         yield "deepspeed", 3, 3, loss, "sgd"
 
 

@@ -100,3 +100,21 @@ def test_an_adaptive_probability_survives_stops_and_starts_at_0_in_each_stage(ti
         assert train(configure(tiny, tmp_path / f"{stop}", *sets))[0].finished
         assert_same_state(state_of(tmp_path / f"{stop}", 13), state_of(tmp_path / "whole", 13))
     assert "rank-00000/extra/augmentation/probability" in state_of(tmp_path / "whole", 13)
+
+
+NORMALIZED = (
+    "training.gradient_normalization=true",
+    "training.transport={start: 0.1, end: 0.002, decay_images: 64}",
+    "discriminator.sees=marginal",
+)
+
+
+def test_the_scale_of_the_games_gradient_survives_stops_and_starts_anew_in_each_stage(tiny, tmp_path):
+    sets = (*NORMALIZED, f"stages={BEFORE}", "training.total_images=112", "tracking.log_interval_steps=1")
+    _, recorder = train(configure(tiny, tmp_path / "whole", *sets))
+    assert 0 < recorder.metrics[7]["transport"] < 10
+    for stop in (2, 3, 5):
+        train(configure(tiny, tmp_path / f"{stop}", *sets), Stopper(at=stop))
+        assert train(configure(tiny, tmp_path / f"{stop}", *sets))[0].finished
+        assert_same_state(state_of(tmp_path / f"{stop}", 7), state_of(tmp_path / "whole", 7))
+    assert state_of(tmp_path / "whole", 7)["rank-00000/extra/gradient_scale/mean_square"] > 0

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trainer.algorithm.batch_split import split_evenly, split_groups
+from trainer.config.batch_split import split_evenly, split_groups
 
 
 def test_global_batch_is_micro_times_accum_times_world():

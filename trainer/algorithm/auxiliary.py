@@ -1,0 +1,144 @@
+"""What the generator's loss holds next to the game, and the normalization that puts the game in proportion to it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from models.diffusion import Diffusion, step_noise
+from models.shapes import Image, Timestep
+from trainer.algorithm.losses import Scalar
+from trainer.algorithm.schedules import Weight, falling, is_zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """Reconstruction loss of the generator, next to the adversarial loss."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the reconstruction loss in the generator's loss: the mean distance of G's x0_pred from the image. It
+    gives the generator a direction before the discriminator has learned anything. 0: none, as published."""
+    decay_images: PositiveInt | None = None
+    """Training images over which the weight falls to 0 along half a cosine: later it would pull every sample to the
+    mean of all that fit the noisy image. null: the weight stays as it is."""
+    distance: Literal["square", "absolute"] = "square"
+    """Distance of two pixels: the square of their difference, or its absolute value, as in WaveDiff."""
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """Losses of the generator next to the game.
+
+    Attributes:
+        reconstruction: distance of x0_pred from x0.
+        transport: weight of the transport loss.
+    """
+
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    transport: Weight = 0.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the losses that have a weight."""
+        has = {"reconstruction": self.reconstruction.weight > 0, "transport": not is_zero(self.transport)}
+        return tuple(name for name, there in has.items() if there)
+
+
+def reconstruction_weight(config: ReconstructionConfig, images_seen: int) -> float:
+    """Weight of the reconstruction loss in the step that starts after ``images_seen`` images."""
+    if config.decay_images is None:
+        return config.weight
+    return config.weight * falling(images_seen, config.decay_images)
+
+
+def reconstruction_loss(config: ReconstructionConfig, x0_pred: Image, x0: Image) -> Scalar:
+    """Mean distance of the pixels, without the weight."""
+    difference = x0_pred - x0
+    return (difference.square() if config.distance == "square" else difference.abs()).mean()
+
+
+def transport_loss(diffusion: Diffusion, x_tm1: Image, x_t: Image, t: Timestep) -> Scalar:
+    """Mean of (x_t - sqrt(alpha) x_tm1)^2 / (2 beta) over pixels and samples: -log q(x_t | x_tm1) up to a constant.
+
+    It ties the generated x_tm1 to its x_t where D does not see x_t (SIDDM, 2306.12511; AFM, 2511.22475). Averaged over
+    real pairs it is 1/2. It has no term that holds x_tm1 back from x_t, so its weight should be small, or fall.
+
+    Args:
+        diffusion: gives alpha and beta of each step.
+        x_tm1: the generated cleaner image.
+        x_t: the image that it was made from.
+        t: step index, 0 .. T-1.
+    """
+    return 0.5 * step_noise(diffusion, x_tm1, x_t, t).square().mean()
+
+
+class GradientScale:
+    """Normalizes the gradient that the game sends to the generated images (AFM, 2511.22475).
+
+    The gradient with respect to x_tm1 of a global batch of n values is divided by sqrt(m), where m is the moving
+    average of n times its squared norm. Then it is as long as that of the mean of n values whose slopes are 1, however
+    steep D is, and weights of auxiliary losses keep their meaning. m is that of the steps before; in the first step of
+    a stage, which has none before it, the gradient becomes 0.
+
+    Attributes:
+        mean_square: m, float64 [], the same on all ranks.
+    """
+
+    DECAY = 0.9
+
+    def __init__(
+        self, device: torch.device | str = "cpu", total: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> None:
+        """Start without a step.
+
+        Args:
+            device: of the gradients.
+            total: sum of a tensor on `device` over the ranks, a collective.
+        """
+        self._total = total
+        self._nothing = torch.zeros((), dtype=torch.float64, device=device)
+        self.mean_square = self._found = self._nothing
+
+    def __call__(self, gradient: Image, share: float) -> Image:
+        """The normalized gradient, and take it in for the following steps.
+
+        Args:
+            gradient: of the mean loss of a micro-batch.
+            share: the micro-batch's fraction of the global batch.
+        """
+        # In the mean over the global batch each gradient is shorter by the factor `share`, and n larger by its inverse.
+        squared_norm = gradient.square().sum().to(torch.float64)
+        self._found = self._found + share * gradient.numel() * squared_norm
+        scale = torch.where(self.mean_square > 0, self.mean_square.rsqrt(), self._nothing)
+        return gradient * scale.to(gradient.dtype)
+
+    def end_step(self, steps: int) -> None:
+        """Average the norms of a step over the ranks. A collective. A norm that is not finite changes nothing.
+
+        Args:
+            steps: steps of the stage that are done.
+        """
+        found, self._found = self._total(self._found), self._nothing
+        averaged = torch.lerp(found, self.mean_square, self.DECAY)
+        averaged = torch.where(self.mean_square > 0, averaged, found)
+        self.mean_square = torch.where(averaged.isfinite(), averaged, self.mean_square)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, between steps; the same on all ranks."""
+        return {"mean_square": self.mean_square}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint's state; an empty one is that of a stage's start.
+
+        Raises:
+            ValueError: it is no state of this class.
+        """
+        state = state or {"mean_square": self._nothing}
+        value = state.get("mean_square")
+        fits = len(state) == 1 and value is not None and (value.dtype, value.ndim) == (torch.float64, 0)
+        if not fits or not 0 <= value.item() < float("inf"):
+            raise ValueError("its scale of the game's gradient is none")
+        self.mean_square, self._found = value.to(self._nothing.device), self._nothing
