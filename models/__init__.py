@@ -1,7 +1,7 @@
 """Networks and the diffusion process. Knows neither data nor trainer.
 
 Files:
-    blocks               residual block, attention, latent mapping
+    blocks               residual block, attention, latent mapping, image pyramids
     diffusion            schedules, pairs, posterior
     discriminator        discriminators for small and for large images
     dropout              dropout with masks given by the caller
@@ -13,7 +13,7 @@ Files:
     networks             builds the networks a config describes
     noise_levels         continuous noise levels, and what a generator sees of them
     published/           networks from the authors' released files
-    pyramids             input and output image pyramids
     resample             FIR and nearest resampling
     shapes               tensor shapes as types
+    wavelets             the Haar domain, in which images may be diffused
 """

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from models.blocks import Attention, LatentMapping, ResidualBlock
+from models.blocks import Attention, LatentMapping, NoInput, ResidualBlock, ResidualInput, SkipInput, SkipOutput
 from models.dropout import DropProbability
 from models.layers import (
     NEAR_ZERO,
@@ -28,7 +28,6 @@ from models.layers import (
     initialized,
 )
 from models.noise_levels import NoiseConditioning
-from models.pyramids import NoInput, ResidualInput, SkipInput, SkipOutput
 from models.resample import ResampleKind, downsample, upsample
 from models.shapes import Embedding, Features, Image, ImageForm, Label, Latent, NoiseLevel, Style, Timestep
 

@@ -5,6 +5,7 @@ Files here are commands (`python -m trainer.X`); folders are their parts.
 Files:
     ablation       the paper's table over T and z, on a small data set
     algorithm/     what a training step computes
+    average        averages a generator over another width after its run
     bench/         measures how fast a config trains, samples, reads and saves
     checkpoint/    what a run saves
     config/        every setting: defined, read strictly, checked

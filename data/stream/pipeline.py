@@ -37,6 +37,10 @@ class DataConfig:
     ] = 0
     """Number of classes, as they were prepared, for a class-conditional model: both networks see the label of each
     image. 0: labels are not used."""
+    domain: Literal["pixels", "haar"] = "pixels"
+    """What is diffused. `pixels`: the images themselves, as published. `haar`: their Haar wavelet coefficients, with
+    four times the channels at half the size, as in WaveDiff: a step of the same networks costs about a quarter. Samples
+    become images at the end. For 256 px and more."""
     horizontal_flip: bool = True
     """Mirror each image with probability 1/2. Which ones does not depend on the number of ranks."""
     loader_workers: Annotated[int, Field(ge=0, le=256, description="each is a process with its own memory")] = 2

@@ -10,12 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.blocks import AdaptiveGroupNorm, Attention, ResidualBlock
+from models.blocks import AdaptiveGroupNorm, Attention, NoInput, ResidualBlock, ResidualInput, SkipInput
 from models.discriminator import Discriminator, DownBlock
 from models.generator import DownLevel, Generator, UpLevel
 from models.layers import FourierEmbedding
 from models.published.settings import discriminator_config, generator_config, image_form
-from models.pyramids import NoInput, ResidualInput, SkipInput
 from models.resample import FirBlur
 from models.shapes import Image, Timestep
 

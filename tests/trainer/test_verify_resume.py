@@ -89,15 +89,26 @@ def test_start_that_fails_of_itself_is_no_kill(tiny, tmp_path):
     assert "/nowhere.pth" in done.stderr
 
 
+WITH_STATES = (
+    "stages={calm: {images: 64, training: {r1_gamma: 0.5}}}",
+    "training.power_ema.widths=[0.1]",
+    "training.gradient_normalization=true",
+    "training.augmentation.adaptive.target=0.01",
+)
+"""A border between two stages, and all that a game carries from step to step besides the networks."""
+
+
 @pytest.mark.slow
 @pytest.mark.multirank
-@pytest.mark.parametrize(("stage_g", "stage_d", "seed", "steps"), [(1, 2, "2", 20), (3, 2, "7", 10)])
+@pytest.mark.parametrize(
+    ("stage_g", "stage_d", "seed", "steps", "more"), [(1, 2, "2", 20, ()), (3, 2, "7", 10, WITH_STATES)]
+)
 def test_two_ranks_killed_in_a_step_and_in_a_save_are_equal_in_every_checkpoint(
-    tiny, tmp_path, stage_g, stage_d, seed, steps
+    tiny, tmp_path, stage_g, stage_d, seed, steps, more
 ):
-    stages = (f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
+    sets = (*more, f"engine.zero_stage_g={stage_g}", f"engine.zero_stage_d={stage_d}")
     given = arguments(
-        tiny, tmp_path / "out", *stages, f"training.total_images={16 * steps}", "checkpoint.save_interval_steps=2"
+        tiny, tmp_path / "out", *sets, f"training.total_images={16 * steps}", "checkpoint.save_interval_steps=2"
     )
     done = run_python(["-m", "trainer.verify_resume", *given, "--kills", "2", "--ranks", "2", "--seed", seed])
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -168,7 +168,7 @@ class Adversarial:
             return drawn
         if isinstance(raw.draws.step, int) and not self._due(raw.draws.step):
             return drawn
-        batch_size, *shape = raw.images.shape
+        batch_size, *shape = drawn.pair_d.x_tm1.shape
         subset = Subset.of(self.penalty_subset, raw.start, batch_size, raw.group_size, self.global_batch_size)
         penalty = PenaltyDraws.of(raw.draws, tuple(shape), subset, self.penalties)
         noise = {name: laid_out(x, raw.memory_format) for name, x in penalty.noise.items()}
@@ -190,7 +190,7 @@ class Adversarial:
         """The batch with the transforms through which D sees it, if there are any."""
         if not self.augmentation.is_on:
             return drawn
-        probability, shape = self._probability(raw), tuple(raw.images.shape[1:])
+        probability, shape = self._probability(raw), tuple(drawn.pair_d.x_tm1.shape[1:])
         view_d, view_g = (
             View.of(raw.draws, purposes, shape, self.augmentation.transforms, probability)
             for purposes in (VIEW_OF_D, VIEW_OF_G)

@@ -136,9 +136,8 @@ class GradientScale:
         Raises:
             ValueError: it is no state of this class.
         """
-        state = state or {"mean_square": self._nothing}
-        value = state.get("mean_square")
-        fits = len(state) == 1 and value is not None and (value.dtype, value.ndim) == (torch.float64, 0)
-        if not fits or not 0 <= value.item() < float("inf"):
+        value = (state or {"mean_square": self._nothing}).get("mean_square")
+        fits = value is not None and len(state) < 2 and (value.dtype, value.ndim) == (torch.float64, 0)
+        if value is None or not fits or not 0 <= value.item() < float("inf"):
             raise ValueError("its scale of the game's gradient is none")
         self.mean_square, self._found = value.to(self._nothing.device), self._nothing

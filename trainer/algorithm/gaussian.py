@@ -128,8 +128,8 @@ class Gaussian:
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> NoisyBatch:
         """Noisy images, by the draws of the adversarial method's update of G."""
         images, draws = raw.images, raw.draws
-        x0 = laid_out(to_x0(images, draws.flips() if raw.flip else None), raw.memory_format)
-        noise = laid_out(draws.normals(Purpose.G_NOISE_T, tuple(images.shape[1:])), raw.memory_format)
+        x0 = laid_out(to_x0(images, draws.flips() if raw.flip else None, raw.domain), raw.memory_format)
+        noise = laid_out(draws.normals(Purpose.G_NOISE_T, tuple(x0.shape[1:])), raw.memory_format)
         if self.noise.kind == "steps":
             sigma, t = None, draws.integers(Purpose.G_TIMESTEP, diffusion.num_timesteps)
             x_t = noisy(diffusion, x0, t, noise)

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.diffusion import Diffusion, forward_pair
 from models.dropout import KeepMask
 from models.shapes import Image, Label, Latent, Timestep
+from models.wavelets import Domain, from_pixels
 from trainer.algorithm.augmentation import View
 from trainer.algorithm.penalties import PenaltyDraws
 from trainer.algorithm.randomness import Draws, Purpose
@@ -133,6 +134,7 @@ class RawBatch:
         memory_format: layout of the images that are drawn; see `Players`.
         start: position of the first image in the global batch.
         group_size: images of a group of the minibatch deviation; a group is never split over forward passes.
+        domain: what is diffused.
         augmentation: probability of a transform, float64 [] on the device, if it is a state of the run; else None.
     """
 
@@ -145,6 +147,7 @@ class RawBatch:
     memory_format: torch.memory_format = torch.contiguous_format
     start: int = 0
     group_size: int = 1
+    domain: Domain = "pixels"
     augmentation: Tensor | None = None
 
 
@@ -164,11 +167,11 @@ def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = Fal
 
     @torch.no_grad()
     def pair(purposes: PairPurposes) -> Pair:
-        drawn = draw(images, stepped, diffusion, purposes, raw.latent_dim, raw.flip, raw.memory_format)
+        drawn = draw(images, stepped, diffusion, purposes, raw.latent_dim, raw.flip, raw.memory_format, raw.domain)
         label = raw.labels.drawn(draws, purposes.label) if raw.labels else None
         return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label)
 
-    x0 = to_x0(images, draws.flips() if raw.flip else None) if with_x0 else None
+    x0 = to_x0(images, draws.flips() if raw.flip else None, raw.domain) if with_x0 else None
     return MicroBatch(pair(FOR_D), pair(FOR_G), raw.share, x0)
 
 
@@ -177,18 +180,19 @@ DrawnPair = tuple[Timestep, Image, Image, Latent, Image]
 
 
 def draw_pair(
-    images: UInt8[Tensor, "b c h w"],
+    images: UInt8[Tensor, "b c_pixels h_pixels w_pixels"],
     draws: Draws,
     diffusion: Diffusion,
     purposes: PairPurposes,
     latent_dim: int,
     flip: bool,
     memory_format: torch.memory_format = torch.contiguous_format,
+    domain: Domain = "pixels",
 ) -> DrawnPair:
     """Draw t, x_tm1, x_t, z and the posterior's noise for one update, in plain torch."""
-    shape = tuple(images.shape[1:])
     t = draws.integers(purposes.t, diffusion.num_timesteps)
-    x0 = to_x0(images, draws.flips() if flip else None)
+    x0 = to_x0(images, draws.flips() if flip else None, domain)
+    shape = tuple(x0.shape[1:])
     noise_tm1, noise_t = draws.normals(purposes.noise_tm1, shape), draws.normals(purposes.noise_t, shape)
     z, noise_posterior = draws.normals(purposes.z, (latent_dim,)), draws.normals(purposes.noise_posterior, shape)
     pair = (*forward_pair(diffusion, x0, t, noise_tm1, noise_t), noise_posterior)
@@ -205,12 +209,14 @@ def laid_out(x: Float[Tensor, "b c h w"], memory_format: torch.memory_format) ->
     return x.permute(0, 2, 3, 1).flatten().view(B, H, W, C).permute(0, 3, 1, 2)
 
 
-def to_x0(images: UInt8[Tensor, "b c h w"], flips: Bool[Tensor, " b"] | None) -> Float[Tensor, "b c h w"]:
-    """Convert uint8 images to contiguous float32 in [-1, 1], mirrored where `flips` is True."""
+def to_x0(
+    images: UInt8[Tensor, "b c_pixels h_pixels w_pixels"], flips: Bool[Tensor, " b"] | None, domain: Domain = "pixels"
+) -> Float[Tensor, "b c h w"]:
+    """Convert uint8 images to contiguous float32 in [-1, 1], mirrored where `flips` is True, in a domain."""
     x0 = images.contiguous()  # they come in the decoder's layout, channels last
     if flips is not None:
         x0 = torch.where(flips[:, None, None, None], x0.flip(-1), x0)
-    return x0.to(torch.float32) / 127.5 - 1.0
+    return from_pixels(x0.to(torch.float32) / 127.5 - 1.0, domain)
 
 
 DrawPair = Callable[..., DrawnPair]

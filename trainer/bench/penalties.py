@@ -121,7 +121,7 @@ def penalty_table(exact: float, errors: Iterable[PenaltyError]) -> str:
 def _discriminator(checkpoint: Checkpoint, config: TrainConfig) -> nn.Module:
     if "d" not in make_method(config.training, config.generator).parts:
         raise CheckpointError(f"{checkpoint.path} is of objective {config.training.objective}: it has no discriminator")
-    network = build_discriminator(config.discriminator, config.image_form)
+    network = build_discriminator(config.discriminator, config.network_form)
     section = checkpoint.section("discriminator")
     with torch.no_grad():
         for name, p in network.named_parameters():
@@ -140,7 +140,15 @@ def _real_pair(
     num_classes = config.data.num_classes
     labels = Labels(batch.labels, num_classes, 0.0) if num_classes else None
     draws = Draws(seed, 0, torch.arange(batch_size))
-    raw = RawBatch(batch.images, draws, config.generator.latent_dim, flip=False, share=1.0, labels=labels)
+    raw = RawBatch(
+        batch.images,
+        draws,
+        config.generator.latent_dim,
+        flip=False,
+        share=1.0,
+        labels=labels,
+        domain=config.data.domain,
+    )
     method = make_method(config.training, config.generator)
     pair = method.without_penalties().draw(raw, Diffusion.from_config(config.diffusion)).pair_d
     return pair.x_tm1, lambda x: discriminator(x, pair.x_t, pair.t, pair.label)

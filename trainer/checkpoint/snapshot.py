@@ -1,4 +1,4 @@
-"""Snapshots: the averaged generator alone, as safetensors, with the config that builds it."""
+"""Snapshots: an averaged generator alone, as safetensors, with the config that builds it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,18 +28,52 @@ class WeightsError(UserError):
 def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator | MlpGenerator:
     """The generator of `config` with fresh weights."""
     with torch.device(device):
-        return networks.build_generator(config.generator, config.image_form, config.noise_levels)
+        return networks.build_generator(config.generator, config.network_form, config.noise_levels)
 
 
 def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig, step: int) -> Path:
     """Write the averaged weights and the config to `folder`; each file appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, state, {"step": str(step)})
+    save_config(folder, config)
+    return folder
+
+
+def save_weights(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write weights as safetensors; the file appears complete or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with replaced(folder / WEIGHTS) as draft:
-        save_file(tensors, draft, metadata={"step": str(step)})
+    with replaced(file) as draft:
+        save_file(tensors, draft, metadata=dict(metadata))
+
+
+def save_config(folder: Path, config: TrainConfig) -> None:
+    """Write the config that builds the generator of weights in `folder`."""
     with replaced(folder / CONFIG) as draft:
         draft.write_text(shown_config(config), encoding="utf-8")  # snapshots are shared with others
-    return folder
+
+
+def averages_folder(run: Path) -> Path:
+    """Where a run keeps its averages."""
+    return run / "averages"
+
+
+def save_average(
+    folder: Path, state: Mapping[str, Tensor], config: TrainConfig, width: float, *, first_step: int, step: int
+) -> None:
+    """Write an average by a power function, and its config; each file appears complete or not at all.
+
+    Args:
+        folder: of the step.
+        state: the generator's whole state.
+        config: builds the generator.
+        width: of the power function.
+        first_step: step of the run with which the stage began.
+        step: last step of the run that it covers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(folder, config)
+    metadata = {"width": f"{width:g}", "first_step": str(first_step), "step": str(step)}
+    save_weights(folder / f"width-{width:g}.safetensors", state, metadata)
 
 
 def is_snapshot(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from models.dropout import DropProbability
 from models.noise_levels import NoiseConfig
 from trainer.algorithm.augmentation import AugmentationConfig
 from trainer.algorithm.auxiliary import ReconstructionConfig
+from trainer.algorithm.ema import MAX_WIDTH, MIN_WIDTH
 from trainer.algorithm.gaussian import Prediction
 from trainer.algorithm.losses import UnbalancedTransportConfig
 from trainer.algorithm.methods import METHODS
@@ -53,6 +54,23 @@ class RunConfig:
     init_from: str | None = None
     """File of generator weights to start from: a snapshot's, or one that the authors published. null: random
     weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerEmaConfig:
+    """Moving averages of the generator's weights by power functions, next to the one that samples are drawn with."""
+
+    widths: tuple[Annotated[float, Field(ge=MIN_WIDTH, le=MAX_WIDTH)], ...] = ()
+    """Width of each average: the standard deviation of its weights over the steps so far, divided by their number. EDM2
+    keeps [0.05, 0.1]. Each needs as much memory as the parameters. []: none."""
+    interval_images: PositiveInt | None = None
+    """Training images between two times that the averages are written to `averages` in run.directory; they are also
+    written at the end of each stage. null: a 32nd of the stage."""
+
+    def __post_init__(self) -> None:
+        """Refuse a width that is given twice."""
+        if len(set(self.widths)) < len(self.widths):
+            raise ValueError(f"widths is {list(self.widths)}, with one of them twice: give each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +145,8 @@ class TrainingConfig:
     ema_half_life_images: Weight | None = None
     """Images after which a weight's share in the moving average has halved, instead of ema_decay: a number, or its
     course over the run. It stays right when the batch size changes. R3GAN lets it rise from 0. null: ema_decay."""
+    power_ema: PowerEmaConfig = field(default_factory=PowerEmaConfig)
+    """Further moving averages, from which `python -m trainer.average` makes one of any width after the run."""
     learning_rate_g: LearningRateConfig = field(default_factory=LearningRateConfig)
     """Learning rate of the generator over the run."""
     learning_rate_d: LearningRateConfig = field(default_factory=LearningRateConfig)

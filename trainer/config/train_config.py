@@ -12,6 +12,7 @@ from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
 from models.networks import build_generator
 from models.shapes import ImageForm
+from models.wavelets import form_in
 from trainer.algorithm.methods import make_method
 from trainer.config.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.config.sections import (
@@ -70,6 +71,11 @@ class TrainConfig:
     def image_form(self) -> ImageForm:
         """Size, channels and classes of the images."""
         return ImageForm(self.data.image_size, self.data.image_channels, self.data.num_classes)
+
+    @property
+    def network_form(self) -> ImageForm:
+        """The same of what the networks see, which is diffused: pixels or wavelet coefficients."""
+        return form_in(self.image_form, self.data.domain)
 
     @property
     def noise_levels(self) -> tuple[float, ...]:
@@ -136,6 +142,11 @@ def _check_method(config: TrainConfig) -> None:
             "training.augmentation moves and hides pixels of images, but discriminator.kind is mlp, which judges "
             "points: set training.augmentation.probability to 0, or discriminator.kind to small or large"
         )
+    if config.data.domain == "haar" and training.augmentation.is_on and "flip" in training.augmentation.transforms:
+        raise ValueError(
+            "training.augmentation.transforms holds flip, but data.domain is haar, some of whose coefficients change "
+            "their sign when an image is mirrored: leave flip out; data.horizontal_flip mirrors the images themselves"
+        )
     make_method(training, config.generator)
 
 
@@ -179,8 +190,9 @@ def _check_warmup(config: TrainConfig) -> None:
 
 
 def _check_networks(config: TrainConfig) -> None:
-    size = config.data.image_size
-    problems = [_build_problem(config.generator, config.image_form, config.noise_levels)]
+    form = config.network_form
+    size, seen = form.size, "data.image_size" if config.data.domain == "pixels" else "the size of the Haar coefficients"
+    problems = [_build_problem(config.generator, form, config.noise_levels)]
     try:
         if config.discriminator.kind != "mlp":
             check_image_size(config.discriminator, size)
@@ -188,7 +200,7 @@ def _check_networks(config: TrainConfig) -> None:
         problems.append(f"discriminator.kind is {config.discriminator.kind}: {error}")
     if config.discriminator.kind == "small" and size > 64:
         problems.append(
-            f"discriminator.kind is small: it halves data.image_size {size} only 3 times, so none of its outputs sees "
+            f"discriminator.kind is small: it halves {seen} {size} only 3 times, so none of its outputs sees "
             "the whole image; it is for images up to 64 pixels. Use kind large"
         )
     if any(problems):

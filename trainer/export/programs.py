@@ -75,7 +75,7 @@ def export_images(
 def export_generator(generator: nn.Module, config: TrainConfig) -> ExportedProgram:
     """The generator alone: (x_t [B, C, H, W], t int64 [B], z [B, Z], with classes label int64 [B]) to its output."""
     size = images_at_once(config.data.image_size)
-    x_t = torch.zeros(size, *config.image_form.shape)
+    x_t = torch.zeros(size, *config.network_form.shape)
     t, z = torch.zeros(size, dtype=torch.int64), torch.zeros(size, config.generator.latent_dim)
     # A tensor of its own: export would take one that is given twice for one argument.
     arguments = (x_t, t, z, *([torch.zeros_like(t)] if config.data.num_classes else []))

@@ -93,7 +93,7 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
     )
     batch, (images, labels) = method.draw(raw_batch_on_meta(config), diffusion), images_on_meta(config)
 
-    x, t = torch.empty((1, *images.shape[1:]), device=META), torch.zeros(1, dtype=torch.int64, device=META)
+    x, t = torch.empty((1, *config.network_form.shape), device=META), torch.zeros(1, dtype=torch.int64, device=META)
     z, label = torch.empty(1, config.generator.latent_dim, device=META), labels.of_images[:1] if labels else None
     with torch.no_grad():
         forward_g = _count_flops(lambda: networks["g"](x, t, z, label))

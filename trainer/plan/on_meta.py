@@ -23,10 +23,10 @@ def networks_on_meta(config: TrainConfig, method: Method[Any]) -> dict[Part, nn.
     """The networks that a method trains. Building them draws no random number of torch's global generator."""
     rng_state = torch.get_rng_state()
     with META:
-        generator = build_generator(config.generator, config.image_form, config.noise_levels)
+        generator = build_generator(config.generator, config.network_form, config.noise_levels)
         networks: dict[Part, nn.Module] = {"g": generator}
         if "d" in method.parts:
-            networks["d"] = build_discriminator(config.discriminator, config.image_form)
+            networks["d"] = build_discriminator(config.discriminator, config.network_form)
     torch.set_rng_state(rng_state)
     return networks
 
@@ -53,6 +53,7 @@ def raw_batch_on_meta(config: TrainConfig) -> RawBatch:
         share=1.0,
         labels=labels,
         group_size=split_batch(config).group_size,
+        domain=config.data.domain,
     )
 
 

@@ -36,7 +36,7 @@ class StateMemory:
     master: int
     """The copy of its partition that DeepSpeed's optimizer updates at stages 1 to 3."""
     average: int
-    """Moving average; generator only."""
+    """Moving averages; generator only."""
 
     @property
     def total(self) -> int:
@@ -144,6 +144,7 @@ def make_plan(config: TrainConfig) -> Plan:
     world_size = config.scaling.world_size
     size_g = stages[-1].costs.parameters_g  # in all stages
     size_d = max(stage.costs.parameters_d for stage in stages)
+    num_averages = 1 + max(len(stage.config.training.power_ema.widths) for stage in stages_of(config))
     return Plan(
         run_directory=Path(config.run.directory),
         data_path=redact(config.data.path),
@@ -155,10 +156,10 @@ def make_plan(config: TrainConfig) -> Plan:
         stages=stages,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,
-        memory_g=tuple(state_memory(size_g, stage, world_size, has_average=True) for stage in range(4)),
-        memory_d=tuple(state_memory(size_d, stage, world_size, has_average=False) for stage in range(3)),
-        # Parameters and both moments of both networks, plus the generator's average.
-        checkpoint_bytes=FP32_BYTES * (3 * (size_g + size_d) + size_g),
+        memory_g=tuple(state_memory(size_g, stage, world_size, num_averages=num_averages) for stage in range(4)),
+        memory_d=tuple(state_memory(size_d, stage, world_size, num_averages=0) for stage in range(3)),
+        # Parameters and both moments of both networks, plus the generator's averages.
+        checkpoint_bytes=FP32_BYTES * (3 * (size_g + size_d) + num_averages * size_g),
         keep_last=config.checkpoint.keep_last,
     )
 
@@ -177,7 +178,7 @@ def _plan_stage(stage: Stage) -> StagePlan:
     )
 
 
-def state_memory(num_parameters: int, stage: int, world_size: int, *, has_average: bool) -> StateMemory:
+def state_memory(num_parameters: int, stage: int, world_size: int, *, num_averages: int) -> StateMemory:
     """Bytes of one network's state on one rank; a partition has num_parameters / world_size elements, rounded up."""
     full = FP32_BYTES * num_parameters
     part = FP32_BYTES * -(-num_parameters // world_size)
@@ -188,7 +189,7 @@ def state_memory(num_parameters: int, stage: int, world_size: int, *, has_averag
         gradients=part if stage >= 2 else full,
         adam=2 * (part if stage >= 1 else full),
         master=part if stage >= 1 else 0,
-        average=parameters if has_average else 0,
+        average=num_averages * parameters,
     )
 
 

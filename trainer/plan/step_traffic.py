@@ -108,7 +108,8 @@ def count_generator(config: TrainConfig, *, bf16: bool) -> Traffic:
     """Forward and backward of the generator alone, for one micro-batch."""
     method = make_method(config.training, config.generator)
     generator, (images, labels) = networks_on_meta(config, method)["g"], images_on_meta(config)
-    x_t, t = torch.empty(images.shape, device=META), torch.zeros(len(images), dtype=torch.int64, device=META)
+    x_t = torch.empty((len(images), *config.network_form.shape), device=META)
+    t = torch.zeros(len(images), dtype=torch.int64, device=META)
     z, gradient = torch.empty(len(images), config.generator.latent_dim, device=META), torch.empty_like(x_t)
     with OneKernelAttention(), ByteCounter() as counter:
         with CudaAutocast() if bf16 else nullcontext():

@@ -15,7 +15,7 @@ from models.generator import Generator
 from models.networks import build_discriminator
 from trainer.algorithm.augmentation import AdaptiveProbability
 from trainer.algorithm.auxiliary import GradientScale
-from trainer.algorithm.ema import Ema
+from trainer.algorithm.ema import AVERAGE, Ema
 from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import fold_seed
@@ -61,9 +61,13 @@ class Learner:
         parameters = dict(module.named_parameters())
         return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
-    def averaged_generator(self) -> dict[str, Tensor]:
-        """The averaged generator's whole state. At ZeRO stage 3 this is a collective that every rank must call."""
-        return self.generator_buffers() | self.ema.full_state()
+    def averaged_generator(self, state: str = AVERAGE) -> dict[str, Tensor]:
+        """The averaged generator's whole state. At ZeRO stage 3 this is a collective that every rank must call.
+
+        Args:
+            state: which average, by its name in checkpoints.
+        """
+        return self.generator_buffers() | self.ema.full_state(state)
 
     def close(self) -> None:
         """Release the engines."""
@@ -103,7 +107,7 @@ def new_networks(config: TrainConfig) -> dict[Part, nn.Module]:
     torch.manual_seed(fold_seed(config.run.seed, 1))
     networks: dict[Part, nn.Module] = {"g": build_generator(config)}
     if "d" in make_method(config.training, config.generator).parts:
-        networks["d"] = build_discriminator(config.discriminator, config.image_form)
+        networks["d"] = build_discriminator(config.discriminator, config.network_form)
     return networks
 
 
@@ -184,4 +188,4 @@ def build(
         else None,
     )
     skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
-    return Learner(method, players, Ema(players.generator), skipped)
+    return Learner(method, players, Ema(players.generator, training.power_ema.widths), skipped)

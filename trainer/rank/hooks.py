@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from trainer.checkpoint.snapshot import build_generator, save_snapshot
+from trainer.algorithm.ema import power_name
+from trainer.checkpoint.snapshot import averages_folder, build_generator, save_average, save_snapshot
 from trainer.config.sections import FIGURES
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
@@ -184,6 +185,34 @@ class Evaluate:
         figures = self._evaluation.figures(generator, loop.learner.players.diffusion)
         self._curves.note_figures(loop.step, figures)
         self._tracker.log_metrics(loop.step, figures)
+
+
+class SaveAverages:
+    """Writes the averages by power functions to the run directory, for `trainer.average`."""
+
+    phase: Phase = "checkpoint"
+
+    def __init__(self, config: TrainConfig, learner: Learner) -> None:
+        self._config, self._learner = config, learner
+        settings, images = config.training.power_ema, config.training.total_images
+        self._widths, self._interval = settings.widths, settings.interval_images or -(-images // 32)
+        self._step_images = config.training.global_batch_size
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """Every interval of images, and at the end, if there are such averages."""
+        return bool(self._widths) and (at_end or is_due(images, self._step_images, self._interval))
+
+    def run(self, loop: Loop) -> None:
+        """Write them, on rank 0. A collective."""
+        folder = averages_folder(Path(self._config.run.directory)) / f"step-{loop.step:08d}"
+        for width in self._widths:
+            state = self._learner.averaged_generator(power_name(width))
+            if loop.ranks.rank != 0:
+                continue
+            try:
+                save_average(folder, state, self._config, width, first_step=loop.stage.first_step, step=loop.step)
+            except OSError as error:  # a full disk; the checkpoint has its own rules
+                log.error("the averages of step %d were not written, training continues: %s", loop.step, error)
 
 
 class SaveCheckpoint:

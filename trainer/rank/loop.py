@@ -231,6 +231,7 @@ class Loop:
             memory_format=players.memory_format,
             start=first,
             group_size=self.share.group_size,
+            domain=self.config.data.domain,
             augmentation=players.augmentation.value if players.augmentation else None,
         )
 

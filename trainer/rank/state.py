@@ -13,6 +13,7 @@ from data.shards.index import ShardIndex
 from data.storage.files import timestamp
 from data.storage.location import DataError
 from data.storage.redaction import redact, redact_values
+from trainer.algorithm.ema import is_average
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.whole import averaged_generator
@@ -55,12 +56,12 @@ class TrainingState:
         return sections, extras | {name: state.state() for name, state in running.items()}
 
     def expected_bytes(self) -> int:
-        """Approximate size of what this rank saves: parameters, Adam's two moments, and the generator's average."""
+        """Approximate size of what this rank saves: parameters, Adam's two moments, and the generator's averages."""
         total = 0
         for part, engine in self.learner.players.engines.items():
             held = sum(tensor.numel() for _, _, tensor in engine.live_parameters())
             share = held if engine.partitioned else -(-held // self.ranks.world_size)
-            total += 4 * share * (4 if part == "g" else 3)
+            total += 4 * share * (4 + len(self.stage.config.training.power_ema.widths) if part == "g" else 3)
         return total + total // 32 + 2**16  # margin for ZeRO's uneven shares and for small tensors
 
     def manifest(self, step: int, mlflow_run_id: str | None) -> dict[str, Any]:
@@ -176,4 +177,4 @@ class _NewWeights:
     def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
         """Elements of a parameter, also as its average; zeros as Adam's moments."""
         piece = self._weights[name][start:stop]
-        return piece if state in ("parameter", "average") else torch.zeros_like(piece)
+        return piece if state == "parameter" or is_average(state) else torch.zeros_like(piece)

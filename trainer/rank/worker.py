@@ -24,6 +24,7 @@ from trainer.rank.hooks import (
     Evaluate,
     LogCurves,
     ReportStatus,
+    SaveAverages,
     SaveCheckpoint,
     write_snapshot,
 )
@@ -123,6 +124,7 @@ class Worker:
             ReportStatus(self.driver, num_steps(self.config)),
             DrawGrid(config, self.averaged, tracker, self.index.class_names or ()),
             Evaluate(config, self.ranks, self.averaged, tracker, curves),
+            SaveAverages(config, self.learner),
             SaveCheckpoint(
                 config.checkpoint.save_interval_steps, self.checkpoints, self.state, tracker, curves, self.replaced
             ),

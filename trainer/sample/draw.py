@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data.storage.errors import UserError
 from models.diffusion import Diffusion, Sampler, sample
 from models.shapes import Label, Uint8Image
+from models.wavelets import to_pixels
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.checkpoint.format import Checkpoint
@@ -117,7 +118,7 @@ def draw_batch(
         sampler: one that the run's objective knows.
         guidance: as in `sample_batches`.
     """
-    method = make_method(config.training, config.generator)
+    method, shape = make_method(config.training, config.generator), config.network_form.shape
 
     def predictor_of(label: Label | None) -> Predictor:
         return method.x0_predictor(generator if label is None else partial(generator, label=label), diffusion)
@@ -125,13 +126,14 @@ def draw_batch(
     def draw(t: int) -> tuple[Tensor, Tensor]:
         draws = Draws(seed, t, samples)
         z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
-        return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, config.image_form.shape)
+        return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
 
     predictor = predictor_of(label)
     if label is not None and guidance != 1:
         predictor = _guided(predictor, predictor_of(torch.full_like(label, config.data.num_classes)), guidance)
-    noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, config.image_form.shape)
-    return to_uint8(sample(predictor, diffusion, noise_T=noise_T, draw=draw, sampler=sampler))
+    noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
+    x0 = sample(predictor, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
+    return to_uint8(to_pixels(x0, config.data.domain))
 
 
 def _guided(of_class: Predictor, of_none: Predictor, guidance: float) -> Predictor:

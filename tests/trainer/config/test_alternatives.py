@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.trainer.config.refusals import make, refusals
+from tests.trainer.refusals import make, refusals
 from trainer.algorithm.augmentation import AdaptiveConfig, AugmentationConfig
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.schedules import Cosine, DecayCosine, ProbabilityCosine

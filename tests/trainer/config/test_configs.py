@@ -17,11 +17,13 @@ AUTHORS = {
 def test_there_is_a_config_for_each_data_set():
     assert config_names() == [
         "celebahq256",
+        "celebahq256-haar",
         "cifar10",
         "cifar10-fast",
         "digits",
         "gaussians25",
         "lsun256",
+        "lsun256-haar",
         "stackedmnist",
         "stackedmnist16",
     ]

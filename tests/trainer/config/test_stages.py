@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.trainer.config.refusals import make, refusals
+from tests.trainer.refusals import make, refusals
 from trainer.config.draft import ConfigError
 from trainer.config.io import dump_config, load_config
 from trainer.config.resume import check_resumable

@@ -1,6 +1,6 @@
 from typing import get_args
 
-from tests.trainer.config.refusals import make, refusals
+from tests.trainer.refusals import make, refusals
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.config.sections import ObjectiveName
 from trainer.config.train_config import split_batch
@@ -119,6 +119,19 @@ def test_plain_transport_without_a_penalty_and_a_normalized_transport_are_refuse
     make(training=plain | {"unbalanced_transport": {"divergence": "kl"}})
     (line,) = refusals(training={"objective": "unbalanced_transport", "gradient_normalization": True})
     assert line.endswith("or take another objective with training.transport")
+
+
+def test_the_networks_see_the_domain():
+    config = make(data={"image_size": 32, "domain": "haar"})
+    assert (config.image_form.shape, config.network_form.shape) == ((3, 32, 32), (12, 16, 16))
+    assert make(data={"image_size": 32}).network_form == config.image_form
+
+
+def test_images_that_the_haar_transform_cannot_halve_and_mirrored_coefficients_are_refused():
+    (line,) = refusals(data={"image_size": 17, "domain": "haar"})
+    assert "halves the image, but data.image_size is 17" in line
+    (line,) = refusals(data={"domain": "haar"}, training={"augmentation": {"transforms": ["flip"], "probability": 0.5}})
+    assert line.startswith("training.augmentation.transforms holds flip, but data.domain is haar")
 
 
 def test_every_objective_has_a_name_in_the_config():

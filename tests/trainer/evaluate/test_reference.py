@@ -10,8 +10,8 @@ import torch
 
 from data.storage.errors import UserError
 from tests.launch import run_python, run_ranks
-from tests.trainer.config.refusals import make, refusals
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
+from tests.trainer.refusals import make, refusals
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.format import list_checkpoints
 from trainer.config.sections import FIGURES, JudgeKind

@@ -65,21 +65,21 @@ def test_epochs_come_from_the_index(monkeypatch):
 
 
 def test_stage_0_holds_everything_on_every_rank():
-    memory = state_memory(1000, 0, 4, has_average=True)
+    memory = state_memory(1000, 0, 4, num_averages=1)
     assert dataclasses.astuple(memory) == (0, 4000, 4000, 8000, 0, 4000)
     assert memory.total == 20_000
 
 
 def test_stage_1_partitions_moments_and_adds_a_master_copy():
-    assert dataclasses.astuple(state_memory(1000, 1, 4, has_average=True)) == (1, 4000, 4000, 2000, 1000, 4000)
+    assert dataclasses.astuple(state_memory(1000, 1, 4, num_averages=1)) == (1, 4000, 4000, 2000, 1000, 4000)
 
 
 def test_stage_2_partitions_gradients_too():
-    assert dataclasses.astuple(state_memory(1000, 2, 4, has_average=True)) == (2, 4000, 1000, 2000, 1000, 4000)
+    assert dataclasses.astuple(state_memory(1000, 2, 4, num_averages=1)) == (2, 4000, 1000, 2000, 1000, 4000)
 
 
 def test_stage_3_partitions_parameters_and_average_too():
-    assert dataclasses.astuple(state_memory(1000, 3, 4, has_average=True)) == (3, 1000, 1000, 2000, 1000, 1000)
+    assert dataclasses.astuple(state_memory(1000, 3, 4, num_averages=1)) == (3, 1000, 1000, 2000, 1000, 1000)
 
 
 def test_discriminator_has_no_average_and_no_stage_3(cifar10):
@@ -88,7 +88,7 @@ def test_discriminator_has_no_average_and_no_stage_3(cifar10):
 
 
 def test_partitions_are_rounded_up():
-    assert state_memory(10, 3, 4, has_average=False).parameters == 12
+    assert state_memory(10, 3, 4, num_averages=0).parameters == 12
 
 
 def test_checkpoint_holds_parameters_and_moments_of_both_and_the_average(cifar10):

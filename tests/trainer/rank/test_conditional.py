@@ -13,7 +13,7 @@ from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
 from models.networks import build_discriminator, build_generator
 from models.shapes import ImageForm
-from tests.trainer.config.refusals import refusals
+from tests.trainer.refusals import refusals
 from tests.trainer.runs import Stopper, configure, state_of, train
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
