@@ -84,6 +84,7 @@ def written_files() -> dict[str, str]:
     return {file.relative_to(ROOT).as_posix(): file.read_text() for file in [*files, ROOT / ".ci/run"]}
 
 
+@pytest.mark.slow
 def test_imports_follow_the_arrows_and_floors_and_libraries_their_doors() -> None:
     files = python_files()
     found = [words for path, source in files.items() for words in violations(source, path, files)]
@@ -102,6 +103,7 @@ def test_picture_of_the_imports_is_that_of_the_source() -> None:
     assert drawn == picture(python_files()), "python -m tests.import_graph >docs/images/imports.svg"
 
 
+@pytest.mark.slow
 def test_benchmarks_run_where_ray_is_not_installed() -> None:
     """A machine that is there for minutes has only what a rank needs."""
     graph, files = import_graph(python_files()), python_files()
@@ -304,6 +306,7 @@ def test_a_circle_is_found_through_lazy_and_typing_imports() -> None:
     assert circle(import_graph(files)) == []
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     code = undeclared(project["dependencies"], (path for path in python_files() if not path.startswith("tests/")))

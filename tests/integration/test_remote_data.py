@@ -69,6 +69,7 @@ def test_bucket_and_web_server_give_the_weights_of_the_folder(
     assert not cached(caches["local"])
 
 
+@pytest.mark.slow
 def test_altered_shard_in_a_bucket_ends_the_run_by_name(
     tiny: tuple[str, ...], tiny_digits: Path, bucket: str, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_wrong_config_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert not Path(tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_its_last_step_gets_no_row(tiny, tmp_path, monkeypatch, capsys):
     """Like a worker that was asked to stop: it ends with 0, with or without a checkpoint."""
     monkeypatch.setattr(ablation.sys, "executable", "true")

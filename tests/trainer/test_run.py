@@ -50,6 +50,7 @@ def test_a_mistake_is_named_with_code_2(tiny, tmp_path, capsys, more, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path, capsys):
     assert main(["--config", "lsun256", "--dry-run", "--set", f"run.directory={tmp_path}/run"]) == 0
     out = capsys.readouterr().out
@@ -58,6 +59,7 @@ def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_with_a_gpu_predicts_time_and_price(capsys):
     arguments = ["--config", "gaussians25", "--dry-run", "--gpu", "H200", "--usd-per-gpu-hour", "2.50"]
     assert main(arguments) == 0
@@ -89,6 +91,7 @@ def test_relative_paths_are_made_absolute_outside_a_job(tmp_path, monkeypatch):
     assert config.data.path == str(tmp_path / "datasets/digits")
 
 
+@pytest.mark.slow
 def test_dry_run_shows_no_password(tiny, tmp_path, capsys):
     url = "data.path=ftp-of-mine://user:pa55w0rd@host/set"
     assert main([*arguments(tiny, tmp_path / "run"), "--set", url, "--dry-run"]) == 0
@@ -213,6 +216,7 @@ def test_weights_to_start_from_are_not_needed_to_resume(tiny, tmp_path):
     assert main([*arguments(tiny, tmp_path, "training.total_images=32"), "--init-from", "/gone.pth"]) == 0
 
 
+@pytest.mark.slow
 def test_help_explains_the_command():
     done = run_python(["-m", "trainer.run", "--help"])
     assert done.returncode == 0

@@ -257,6 +257,7 @@ def run_apart(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_data_set_at_a_url_is_inspected_and_verified(
     own_copy: ShardIndex, url: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -281,6 +282,7 @@ def test_altered_shard_at_a_url_is_named(own_copy: ShardIndex, url: str, tmp_pat
     assert "bad shards: 1, bad images: 0" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_interrupt_is_one_line(tmp_path: Path, workers: str) -> None:
     (tmp_path / "source").mkdir()

@@ -351,6 +351,7 @@ def test_result_that_another_process_published_meanwhile_is_found(
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
+@pytest.mark.slow
 def test_limit_of_bad_images_is_exact(tmp_path: Path, console: Console) -> None:
     # 57, but in floating point 10,000 * 0.57 / 100 is less.
     items = tuple(Item(f"03-{n}.png" if n < 57 else f"00-{n}.png", 1, 0) for n in range(10_000))

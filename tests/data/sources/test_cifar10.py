@@ -155,6 +155,7 @@ def test_archive_gives_the_same_as_its_folder(unpacked: Path, archive: Path) -> 
     assert np.array_equal(packed.pixels, loose.pixels)
 
 
+@pytest.mark.slow
 def test_whole_training_set_is_read_from_the_archive(archive: Path) -> None:
     source = open_source(str(archive))
     assert len(source.items) == 50_000

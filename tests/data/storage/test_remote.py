@@ -292,6 +292,7 @@ def test_sizes_that_cannot_be_asked_for_are_an_error(server: FaultyServer) -> No
         Storage(server.url).sizes([f"{number}.tar" for number in range(100)])
 
 
+@pytest.mark.slow
 def test_bucket_key_and_access_that_are_not_there_are_told(
     server: FaultyServer, s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3FileSystem]:
         yield filesystem
 
 
+@pytest.mark.slow
 def test_what_is_written_is_listed_read_and_removed(s3: S3FileSystem) -> None:
     folder = WritableStorage("s3://written/deep/folder")
     assert folder.files() == {}

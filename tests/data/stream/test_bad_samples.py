@@ -11,6 +11,7 @@ from tests.data.damage import change_label, damage, key_of
 from tests.data.streams import keys, same, stream, take
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader_workers", [0, 2])
 def test_bad_sample_is_replaced_by_the_next_good_one_of_its_shard_and_named(
     own_copy: ShardIndex, loader_workers: int, caplog: pytest.LogCaptureFixture

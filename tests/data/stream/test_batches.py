@@ -81,6 +81,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 def test_shared_memory_that_another_rank_took_meanwhile_is_refused_in_the_same_words() -> None:
     # Every rank of a host looks before any of them has taken its part. Here in a namespace with 2 MB.
     small = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]

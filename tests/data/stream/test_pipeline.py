@@ -130,6 +130,7 @@ def test_batch_larger_than_the_data_set_spans_epochs(own_copy: ShardIndex) -> No
     assert (len(counts), min(counts), max(counts)) == (40, 2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_number_of_loader_processes_changes_nothing(prepared: ShardIndex) -> None:
     before = torch.get_rng_state()
@@ -296,6 +297,7 @@ def test_config_that_does_not_fit_the_data_set_says_both_values(prepared: ShardI
         open_batches(DataConfig(path=path, image_size=8), prepared, **{**numbers, "share": (0, 9)})
 
 
+@pytest.mark.slow
 def test_private_memory_of_a_loader_process_is_small_and_constant_over_three_epochs(
     tmp_path: Path, made_photographs: Path
 ) -> None:

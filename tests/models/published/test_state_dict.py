@@ -71,6 +71,7 @@ def test_discriminator_state_survives_the_way_in_and_out(golden, kind: str) -> N
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_one_published_name() -> None:
     networks = [
         Generator(GeneratorConfig(base_channels=8, latent_embedding_dim=8), ImageForm(32, 3)),

@@ -52,6 +52,7 @@ def best_line(diffusion: Diffusion, mean: float, deviation: float) -> tuple[Tens
     return slope, mean - slope * a * mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ancestral", "deterministic"])
 def test_best_denoiser_in_many_steps_draws_the_data(sampler: Sampler):
     thousand = Diffusion.from_config(DiffusionConfig(num_timesteps=1000))

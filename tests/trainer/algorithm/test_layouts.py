@@ -128,6 +128,7 @@ def updates_of(config: TrainConfig, players: Players, *, float64: bool = False) 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_feature_map_leaves_channels_last(name, bf16):

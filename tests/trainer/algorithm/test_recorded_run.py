@@ -102,6 +102,7 @@ def trained(request, trace):
     run.players.discriminator.close()
 
 
+@pytest.mark.slow
 def test_losses_equal_the_recorded_run(trained, trace):
     for name in ("loss_d_real", "loss_d_fake", "loss_g"):
         np.testing.assert_allclose([row[name] for row in trained.log], trace[f"log/{name}"], atol=1e-4, err_msg=name)

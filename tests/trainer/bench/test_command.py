@@ -46,6 +46,7 @@ def test_authors_update_is_compared_in_fp32_on_plain_engines_over_twice_the_roun
     assert capsys.readouterr().out == "images_per_s       1.5\n"
 
 
+@pytest.mark.slow
 def test_steps_are_really_made_and_timed(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["steps", "--config", "digits", *overrides(tiny), "--rounds", "1", "--steps", "1", "--json"]) == 0
@@ -55,6 +56,7 @@ def test_steps_are_really_made_and_timed(tiny, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
 
 
+@pytest.mark.slow
 def test_heaviest_kernels_come_first_with_their_share_of_the_step(tiny, capsys):
     assert main(["kernels", "--config", "digits", *overrides(tiny), "--top", "3", "--json"]) == 0
     seconds, *shares = json.loads(capsys.readouterr().out).values()
@@ -82,6 +84,7 @@ def test_images_are_drawn_until_there_are_enough(tiny, capsys):
     assert json.loads(capsys.readouterr().out).keys() == {"sampled_images_per_s"}
 
 
+@pytest.mark.slow
 def test_bytes_are_counted_by_kind_without_data_or_device(capsys):
     arguments = ["bytes", "--config", "gaussians25", "--set", "scaling.device=gpu", "--set", "data.path=no/such"]
     assert main([*arguments, "--json"]) == 0

@@ -77,6 +77,7 @@ def rate(report: float, **more: float) -> Ended:
     return Ended(0, json.dumps(found | {"first_step_s": 1.0} | more), 1.0)
 
 
+@pytest.mark.slow
 def test_batch_is_halved_until_it_fits_and_what_fails_is_a_row_with_its_reason(tiny, tmp_path, quick):
     tried = []
 
@@ -102,6 +103,7 @@ def test_batch_is_halved_until_it_fits_and_what_fails_is_a_row_with_its_reason(t
     assert all("--compare-authors-update" in command for command in quick.commands if command[1] == "steps")
 
 
+@pytest.mark.slow
 def test_larger_batch_is_tried_when_half_of_the_memory_is_free(tiny, tmp_path, quick):
     sizes = {"fp32": 100.0, "tf32": 100.0, "bf16": 1.0}
     tried = []
@@ -121,6 +123,7 @@ def test_larger_batch_is_tried_when_half_of_the_memory_is_free(tiny, tmp_path, q
     assert [batch for form, batch in tried if form == "bf16"][:2] == [8, 16]
 
 
+@pytest.mark.slow
 def test_what_is_not_reached_in_time_is_said_and_nothing_measured_ends_with_1(
     tiny, tmp_path, quick, monkeypatch, capsys
 ):
@@ -132,6 +135,7 @@ def test_what_is_not_reached_in_time_is_said_and_nothing_measured_ends_with_1(
     assert "nothing could be measured" in printed.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(tiny, tmp_path, quick, capsys):
     def made(arguments: list[str]) -> Ended:
         if "--compare-authors-update" in arguments:
@@ -144,6 +148,7 @@ def test_ctrl_c_keeps_what_was_measured(tiny, tmp_path, quick, capsys):
     assert results(tmp_path)["steps bf16 channels_last, batch 16"]["report"]["images_per_s"] == 3
 
 
+@pytest.mark.slow
 def test_line_cut_off_by_the_end_of_a_machine_is_measured_again(tiny, tmp_path, quick):
     def made(arguments: list[str]) -> Ended:
         return rate(3.0, peak_memory_gib=1e9) if arguments[0] == "trainer.bench" else Ended(1, "", 1.0)

@@ -67,6 +67,7 @@ def test_whole_run_logs_each_of_its_intervals(tiny, tmp_path, monkeypatch):
     assert [record.step for record in records] == list(range(1, NUM_INTERVALS + 2))
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_with_its_last_words(tmp_path):
     config = load_config("digits", [f"run.directory={tmp_path}"])
     missing = Path(tmp_path / "none.yaml")

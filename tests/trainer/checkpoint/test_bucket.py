@@ -43,6 +43,7 @@ def ranks():
     joined.leave()
 
 
+@pytest.mark.slow
 def test_newest_valid_wins_and_damage_is_named(s3, ranks, caplog, tmp_path):
     storage = RemoteStorage(URL)
     assert newest_fetched(storage) is None
@@ -67,6 +68,7 @@ def test_newest_valid_wins_and_damage_is_named(s3, ranks, caplog, tmp_path):
     assert not list((tmp_path / "scratch").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_prune_keeps_what_the_rules_say_and_deletes_the_manifest_first(s3, ranks, monkeypatch):
     storage = RemoteStorage(URL)
     for step in (1, 2, 3):
@@ -86,6 +88,7 @@ def test_prune_keeps_what_the_rules_say_and_deletes_the_manifest_first(s3, ranks
     assert next(name for name in removed if name.startswith("step-00000002")) == "step-00000002/manifest.json"
 
 
+@pytest.mark.slow
 def test_storage_that_does_not_answer_is_never_taken_for_an_empty_one(s3, ranks, monkeypatch):
     write(RemoteStorage(URL), ranks, 1)
     monkeypatch.setattr(patience, "ATTEMPTS", 1)
@@ -97,6 +100,7 @@ def test_storage_that_does_not_answer_is_never_taken_for_an_empty_one(s3, ranks,
         newest_fetched(RemoteStorage(URL))
 
 
+@pytest.mark.slow
 def test_lease_in_a_bucket_keeps_a_second_run_out(s3):
     place = BucketLease(WritableStorage(URL))
     lease = acquire(place, "their launch")

@@ -46,6 +46,7 @@ def steps(run: Path) -> list[int]:
     return [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")]
 
 
+@pytest.mark.slow
 def test_list_shows_what_is_there_and_what_is_not_whole(run, capsys):
     part(run, 6).unlink()
     (run / "checkpoints" / "step-00000006.bak").mkdir()

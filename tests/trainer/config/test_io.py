@@ -332,6 +332,7 @@ def test_dumped_config_loads_back_equal():
         assert from_dict(to_dict(config)) == config
 
 
+@pytest.mark.slow
 @given(
     peak=st.floats(1e-12, 1, exclude_min=True),
     # `~` and `$` begin what is filled in: a home folder or a variable that may not be there. `***` is a hidden secret.

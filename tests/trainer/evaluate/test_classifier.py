@@ -33,6 +33,7 @@ def made(*, size: int = 8, channels: int = 1, number: int = 40) -> tuple[torch.T
     return images, torch.arange(number) % 3
 
 
+@pytest.mark.slow
 def test_digits_are_told_apart(trained: TrainedClassifier):
     assert trained.accuracy >= 0.97
     assert trained.num_held_out == 359

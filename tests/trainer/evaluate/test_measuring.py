@@ -40,6 +40,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_measured_like_one_alone(
     run: Path, basis: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +110,7 @@ def test_checkpoints_of_what_has_none_are_refused(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_card_is_checked_by_measuring_again(
     run: Path, basis: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,7 @@ def sealed(manifest: Any) -> bytes:
     return encode_manifest(manifest) if isinstance(manifest, dict) else json.dumps(manifest).encode()
 
 
+@pytest.mark.slow
 def test_manifest_bytes(folder: Path, use: Callable[[], None], pytestconfig: pytest.Config) -> None:
     def read(content: bytes) -> None:
         (folder / MANIFEST).write_bytes(content)
@@ -107,6 +108,7 @@ def test_manifest_bytes(folder: Path, use: Callable[[], None], pytestconfig: pyt
     fuzz(pytestconfig, [(folder / MANIFEST).read_bytes()], read, num_inputs=20)
 
 
+@pytest.mark.slow
 def test_manifest_values(folder: Path, use: Callable[[], None], pytestconfig: pytest.Config) -> None:
     def read(manifest: Any) -> None:
         (folder / MANIFEST).write_bytes(sealed(manifest))
@@ -131,6 +133,7 @@ def damaged_part(content: bytes, draws: random.Random) -> bytes:
             return len(header).to_bytes(8, "little") + header + content[end:]
 
 
+@pytest.mark.slow
 def test_part(folder: Path, use: Callable[[], None], pytestconfig: pytest.Config) -> None:
     manifest = json.loads((folder / MANIFEST).read_bytes())
     del manifest["manifest_sha256"]
@@ -146,6 +149,7 @@ def test_part(folder: Path, use: Callable[[], None], pytestconfig: pytest.Config
     fuzz(pytestconfig, [good], read, damage=damaged_part, num_inputs=25)
 
 
+@pytest.mark.slow
 def test_note_of_the_last_checkpoint(config: TrainConfig, folder: Path, pytestconfig: pytest.Config) -> None:
     file = Path(config.run.directory) / HISTORY
     shutil.rmtree(folder)

@@ -42,11 +42,13 @@ def good() -> dict[str, Any]:
     return to_dict(load_config("digits", [*TINY, f"stages={{first: {first}}}"]))
 
 
+@pytest.mark.slow
 def test_bytes(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config) -> None:
     texts = [dump_config(load_config("digits", TINY)).encode(), json.dumps(good).encode()]
     fuzz(pytestconfig, texts, dry_run, num_inputs=40)
 
 
+@pytest.mark.slow
 def test_values(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config) -> None:
     def read(values: Any) -> None:
         dry_run(json.dumps(values).encode())
@@ -54,6 +56,7 @@ def test_values(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config)
     fuzz(pytestconfig, [good], read, damage=altered, num_inputs=8)
 
 
+@pytest.mark.slow
 def test_overrides(dry_run: Any, good: dict[str, Any], pytestconfig: pytest.Config) -> None:
     content = json.dumps(good).encode()
 

@@ -94,6 +94,7 @@ def lines_altered(content: bytes, draws: random.Random) -> bytes:
     return b"\n".join([*lines, b""])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["delivered.json", "identity.json", "spool.jsonl", "config.yaml"])
 def test_notes_of_tracking(name: str, run: Path, resume: Any, pytestconfig: pytest.Config) -> None:
     def damaged(content: bytes, draws: random.Random) -> bytes:

@@ -21,6 +21,7 @@ def lsun256() -> Costs:
     return count_costs(load_config("lsun256"))
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_reference(cifar10, lsun256):
     assert round(cifar10.parameters_g / 1e6, 2) == 48.43
     assert round(cifar10.parameters_d / 1e6, 2) == 12.74
@@ -55,6 +56,7 @@ def test_r1_counts_at_its_interval(cifar10):
     assert lazy - never == pytest.approx(cifar10.penalty_flops_per_image / 10)
 
 
+@pytest.mark.slow
 def test_r2_alone_counts_as_r1_does():
     r1, r2, none = (
         count_costs(load_config("digits", [*PLAIN, f"training.r1_gamma={r1}", f"training.r2_gamma={r2}"]))
@@ -66,6 +68,7 @@ def test_r2_alone_counts_as_r1_does():
     assert (r2.penalty_interval_steps, none.penalty_interval_steps) == (4, None)
 
 
+@pytest.mark.slow
 def test_saved_bytes_grow_with_the_micro_batch_and_flops_of_an_image_do_not():
     small, large = (count_costs(load_config("digits", [f"training.micro_batch_size={micro}"])) for micro in (4, 16))
     assert large.update_g.saved_bytes == pytest.approx(4 * small.update_g.saved_bytes, rel=0.01)
@@ -73,6 +76,7 @@ def test_saved_bytes_grow_with_the_micro_batch_and_flops_of_an_image_do_not():
     assert large.update_g.flops_per_image == small.update_g.flops_per_image
 
 
+@pytest.mark.slow
 def test_bf16_saves_less_but_keeps_the_norms_and_the_real_half_of_r1_in_float32():
     fp32, bf16 = (
         count_costs(load_config("digits", ["training.r2_gamma=0", f"training.precision={p}"])) for p in ("fp32", "bf16")
@@ -89,6 +93,7 @@ def test_bf16_saves_less_but_keeps_the_norms_and_the_real_half_of_r1_in_float32(
     assert bf16.update_g.flops_per_image == fp32.update_g.flops_per_image
 
 
+@pytest.mark.slow
 def test_auto_counts_as_bf16_for_a_gpu_and_as_fp32_for_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     saved = {
@@ -100,6 +105,7 @@ def test_auto_counts_as_bf16_for_a_gpu_and_as_fp32_for_the_cpu(monkeypatch):
     assert saved["auto", "gpu"] == saved["bf16", "gpu"] < saved["auto", "cpu"] == saved["fp32", "cpu"]
 
 
+@pytest.mark.slow
 def test_saved_bytes_are_what_autograd_holds_on_the_cpu():
     """The count on the meta device against a real forward pass of the same generator."""
     from models.generator import Generator
@@ -123,6 +129,7 @@ def test_saved_bytes_are_what_autograd_holds_on_the_cpu():
     assert real < counted < 2 * real
 
 
+@pytest.mark.slow
 def test_augmentation_costs_no_flops_and_is_counted_on_any_config():
     for more in ((), ("training.penalty=finite_difference", "training.penalty_share=0.5")):
         plain, augmented = (

@@ -40,11 +40,13 @@ def cifar10() -> Plan:
     return make_plan(load_config("cifar10", ["data.path=no/such/folder", "engine.zero_stage_g=2"]))
 
 
+@pytest.mark.slow
 def test_steps_are_rounded_up_to_whole_batches(cifar10):
     assert cifar10.num_steps == 351_563  # 90,000,000 / 256 = 351,562.5
     assert cifar10.num_images == 351_563 * 256
 
 
+@pytest.mark.slow
 def test_missing_data_leaves_the_epochs_unknown_and_says_why(digits):
     assert digits.epochs is None
     assert "no/such/folder" in digits.data_note
@@ -53,6 +55,7 @@ def test_missing_data_leaves_the_epochs_unknown_and_says_why(digits):
     assert "reads   no/such/folder (not readable yet: " in text
 
 
+@pytest.mark.slow
 def test_epochs_come_from_the_index(monkeypatch):
     @dataclasses.dataclass
     class Index:
@@ -106,6 +109,7 @@ def test_text_shows_sizes_batch_arithmetic_and_the_chosen_stage(cifar10):
     assert lines[-1] == "  writes  runs/cifar10/ with checkpoints, samples, snapshots, tracking"
 
 
+@pytest.mark.slow
 def test_uneven_shares_are_spelled_out():
     plan = make_plan(load_config("digits", ["scaling.world_size=3", "training.micro_batch_size=8"]))
     assert "  32 images a step = 2 x 12 + 1 x 8 over the ranks, in whole groups of 4; micro 8 or less" in render(plan)
@@ -125,6 +129,7 @@ def test_levels_and_the_share_of_x0_pred_in_each_step_are_shown(cifar10):
     assert "weight of x0_pred in x_tm1     1, 0.67, 0.27, 0.058" in text
 
 
+@pytest.mark.slow
 def test_r1_at_every_step_is_said_so():
     plan = make_plan(load_config("digits", ["training.r1_interval_steps=null"]))
     assert plan.costs.penalty_interval_steps == 1
@@ -156,6 +161,7 @@ def test_r1_of_weight_zero_is_not_counted():
     assert "without penalties" in render(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "capability", "text"),
     [

@@ -41,6 +41,7 @@ def plan() -> Plan:
     return make_plan(load_config("digits", ["scaling.world_size=2", "data.path=no/such/folder"]))
 
 
+@pytest.mark.slow
 def test_hours_price_rate_and_share_of_the_peak_follow_from_a_step(plan):
     prediction = Prediction(gpu=GPU, precision="fp32", plan=plan, step_s=((0.5, 2.0),))
     assert prediction.images_per_s == pytest.approx(
@@ -56,6 +57,7 @@ def test_hours_price_rate_and_share_of_the_peak_follow_from_a_step(plan):
     assert "USD" not in render_prediction(prediction)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_stages_takes_the_time_of_both(plan):
     denoiser = "{denoiser: {images: 6400, training: {objective: gaussian, reconstruction: {weight: 0}}}}"
     config = load_config("digits", [f"stages={denoiser}", "data.path=no/such/folder"])
@@ -77,6 +79,7 @@ def test_a_plan_larger_than_the_memory_is_said_not_to_fit(plan):
     assert ["DOES NOT FIT" in text for text in texts] == [False, True]
 
 
+@pytest.mark.slow
 def test_estimate_is_never_below_the_bound_and_a_faster_memory_shortens_both(plan):
     config = load_config("digits", ["scaling.world_size=2"])
     found = {name: predict(config, plan, GPUS[name], "bf16").step_s[0] for name in ("h100", "h200")}

@@ -22,12 +22,14 @@ def cifar10(*more: str) -> TrainConfig:
     return load_config("cifar10", ["scaling.world_size=1", *more])
 
 
+@pytest.mark.slow
 def test_generator_of_cifar10_moves_143_gb_forward_and_backward_in_bf16_and_its_convolutions_15():
     counted = count_generator(cifar10(), bf16=True)
     assert gb(counted) == pytest.approx(143.2, abs=ROUNDING)
     assert gb(counted, "convolution", "fir") == pytest.approx(15.0, abs=ROUNDING)
 
 
+@pytest.mark.slow
 def test_generator_of_cifar10_would_move_78_gb_if_autocast_left_its_norms_in_bf16(monkeypatch):
     monkeypatch.setattr(cuda_autocast, "IN_FP32", cuda_autocast.IN_FP32 - {"group_norm"})
     assert gb(count_generator(cifar10(), bf16=True)) == pytest.approx(77.6, abs=ROUNDING)
@@ -54,6 +56,7 @@ def whole_batch() -> StepTraffic:
     return digits()
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_costs(whole_batch):
     config = load_config("digits", ["scaling.world_size=1"])
     costs, batch = count_costs(config), config.training.global_batch_size
@@ -61,6 +64,7 @@ def test_flops_are_those_of_the_costs(whole_batch):
         assert sum(moved.flops[torch.float32] for moved in update.values()) / batch == flops.flops_per_image
 
 
+@pytest.mark.slow
 def test_optimizer_reads_four_tensors_of_each_parameter_and_the_guard_one_and_writes_three(whole_batch):
     costs = count_costs(load_config("digits"))
     for update, parameters in ((whole_batch.update_d, costs.parameters_d), (whole_batch.update_g, costs.parameters_g)):
@@ -69,6 +73,7 @@ def test_optimizer_reads_four_tensors_of_each_parameter_and_the_guard_one_and_wr
     assert whole_batch.update_d["average"].total == 0
 
 
+@pytest.mark.slow
 def test_two_passes_move_what_depends_on_weights_twice_and_update_them_once(whole_batch):
     passes = digits(f"training.micro_batch_size={load_config('digits').training.global_batch_size // 2}")
     assert passes.update_g["optimizer"].total == whole_batch.update_g["optimizer"].total
@@ -84,6 +89,7 @@ def test_without_a_discriminator_only_the_generator_is_counted():
     assert gb(counted.whole) == gb(counted.update_g)
 
 
+@pytest.mark.slow
 def test_augmentation_moves_images_and_computes_no_product(whole_batch):
     augmented = digits("training.augmentation.probability=0.5")
     for name in ("update_d", "update_g"):

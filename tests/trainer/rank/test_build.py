@@ -58,6 +58,7 @@ def test_a_chosen_precision_stays_and_all_but_fp32_allow_tf32(tiny, tmp_path, pr
     assert torch.backends.cudnn.allow_tf32 is tf32
 
 
+@pytest.mark.slow
 def test_a_run_records_what_auto_was_and_is_resumed_only_with_it(tiny, tmp_path, monkeypatch):
     config = configure(tiny, tmp_path)
     assert config.training.precision == "auto"

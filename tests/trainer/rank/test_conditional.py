@@ -167,6 +167,7 @@ def test_config_and_data_must_agree_on_the_classes(tiny, tiny_digits, tmp_path):
     assert "there are no labels to drop" in line
 
 
+@pytest.mark.slow
 def test_cost_counts_a_conditional_model(tiny, tmp_path):
     plain, conditional = (count_costs(configure(tiny, tmp_path, *more)) for more in ((), CLASSES))
     assert conditional.parameters_g - plain.parameters_g == 11 * 16

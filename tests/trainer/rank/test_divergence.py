@@ -63,6 +63,7 @@ def manifest(directory: Path, step: int) -> dict[str, Any]:
     return json.loads((directory / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
 
 
+@pytest.mark.slow
 def test_skipped_updates_are_counted_and_curves_and_state_stay_finite(whole):
     directory, recorder = whole
     for player in "gd":

@@ -56,6 +56,7 @@ def augmented_run(tiny, tmp_path_factory):
     return directory, recorder.metrics
 
 
+@pytest.mark.slow
 def test_an_augmented_run_that_stops_and_continues_ends_as_an_undisturbed_one(augmented_run, tiny, tmp_path):
     train(configure(tiny, tmp_path, *SETS, *RISING), Stopper(at=3))
     assert train(configure(tiny, tmp_path, *SETS, *RISING))[0].finished
@@ -67,6 +68,7 @@ def test_the_probability_of_each_step_is_a_curve(augmented_run):
     assert curve == pytest.approx([0, 0.1464466, 0.5, 0.8535534, 1, 1])
 
 
+@pytest.mark.slow
 def test_a_run_without_augmentation_has_no_such_curve_and_the_first_step_of_a_rising_one(augmented_run, tiny, tmp_path):
     off = ("training.augmentation.transforms=[flip]", "training.augmentation.probability=0")
     _, recorder = train(configure(tiny, tmp_path / "off", *SETS, *off))
@@ -87,6 +89,7 @@ ADAPTIVE = (
 BEFORE = "{calm: {images: 48, training: {r1_gamma: 0.5}}}"
 
 
+@pytest.mark.slow
 def test_an_adaptive_probability_survives_stops_and_starts_at_0_in_each_stage(tiny, tmp_path):
     sets = (*ADAPTIVE, f"stages={BEFORE}", "training.total_images=208", "tracking.log_interval_steps=1")
     _, recorder = train(configure(tiny, tmp_path / "whole", *sets))

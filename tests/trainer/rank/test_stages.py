@@ -27,6 +27,7 @@ def straight(tiny, tmp_path_factory):
     return directory, driver.seen, recorder.metrics
 
 
+@pytest.mark.slow
 def test_both_stages_are_one_run_with_one_progress(straight):
     directory, reports, curves = straight
     assert [(report.step, report.total_images) for report in reports] == [(n, 16 * STEPS) for n in range(1, STEPS + 1)]
@@ -36,6 +37,7 @@ def test_both_stages_are_one_run_with_one_progress(straight):
     assert sorted(path.name for path in (directory / "samples").iterdir()) == ["step-00000004.png", "step-00000008.png"]
 
 
+@pytest.mark.slow
 def test_rates_count_from_the_start_of_their_stage(tiny, tmp_path):
     warmup = "training.learning_rate_g.warmup_images=32"
     _, recorder = train(configure(tiny, tmp_path, *SETS, warmup, "tracking.log_interval_steps=1"))
@@ -44,6 +46,7 @@ def test_rates_count_from_the_start_of_their_stage(tiny, tmp_path):
     assert rates[1] < rates[2] and rates[4] < rates[5]
 
 
+@pytest.mark.slow
 def test_the_game_begins_with_the_average_of_the_denoiser_and_a_silent_latent(tiny, tmp_path):
     train(configure(tiny, tmp_path, *SETS, *(f"training.learning_rate_g.{key}=1e-30" for key in ("peak", "final"))))
     border, end = list_checkpoints(tmp_path / "checkpoints")
@@ -58,6 +61,7 @@ def test_the_game_begins_with_the_average_of_the_denoiser_and_a_silent_latent(ti
 ZERO = ("engine.backend=deepspeed", "engine.zero_stage_g=3", "engine.zero_stage_d=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, BORDER, BORDER + 1])
 def test_a_run_that_stops_anywhere_ends_as_the_straight_one(straight, tiny, tmp_path, stop):
     sets = (*SETS, "tracking.log_interval_steps=1")
@@ -67,6 +71,7 @@ def test_a_run_that_stops_anywhere_ends_as_the_straight_one(straight, tiny, tmp_
     assert_same_state(state_of(tmp_path, STEPS), state_of(straight[0], STEPS))
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_under_another_engine_with_the_same_weights(straight, tiny, tmp_path):
     sets = (*SETS, "tracking.log_interval_steps=1")
     train(configure(tiny, tmp_path, *sets), Stopper(at=BORDER))

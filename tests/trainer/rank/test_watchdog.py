@@ -46,6 +46,7 @@ def test_a_rank_that_stands_still_ends_with_the_stacks_of_all_threads(tmp_path):
         assert "in _watch" in text  # another thread
 
 
+@pytest.mark.slow
 def test_one_that_keeps_the_interpreter_to_itself_ends_too(tmp_path):
     done = run_python(["-c", HANGING, str(tmp_path), "alone"], timeout_s=60)
     assert done.returncode == -signal.SIGKILL
@@ -67,6 +68,7 @@ with Watchdog(1.0, directory=Path(sys.argv[1])) as watchdog:
 """
 
 
+@pytest.mark.slow
 def test_one_that_was_stopped_for_longer_than_allowed_continues(tmp_path):
     rank = subprocess.Popen(
         [sys.executable, "-c", STOPPED, str(tmp_path)],

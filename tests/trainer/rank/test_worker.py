@@ -41,6 +41,7 @@ def straight(tiny, tmp_path_factory) -> tuple[Path, Recorder]:
     return directory, recorder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 9])
 def test_stopped_and_resumed_run_equals_uninterrupted_run(tiny, tmp_path, straight, stop_at):
     config = configure(tiny, tmp_path)
@@ -121,6 +122,7 @@ def test_finished_run_is_left_alone_by_a_second_start(tiny, tmp_path):
     assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated shard", "flipped byte", "missing shard", "half a manifest"])
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny, tmp_path, straight, caplog, damage):
     config = configure(tiny, tmp_path, "checkpoint.save_interval_steps=3")
@@ -144,11 +146,13 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny, tmp_path, 
     assert_same_state(state_of(tmp_path, 10), state_of(straight[0], 10))
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_stay(tiny, tmp_path):
     train(configure(tiny, tmp_path, "checkpoint.save_interval_steps=2", "checkpoint.keep_last=3"))
     assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [6, 8, 10]
 
 
+@pytest.mark.slow
 def test_best_checkpoint_by_a_curve_stays(tiny, tmp_path):
     more = ("checkpoint.save_interval_steps=2", "checkpoint.keep_last=1", "tracking.log_interval_steps=2")
     _, recorder = train(configure(tiny, tmp_path, *more, "checkpoint.keep_best=loss_g", "training.total_images=144"))
@@ -156,6 +160,7 @@ def test_best_checkpoint_by_a_curve_stays(tiny, tmp_path):
     assert {c.step for c in list_checkpoints(tmp_path / "checkpoints")} == {best, 9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 10])
 def test_failed_save_is_counted_and_only_that_of_the_end_ends_the_run(tiny, tmp_path, monkeypatch, at):
     def commit(storage: FolderStorage, checkpoint: str, manifest: bytes) -> None:

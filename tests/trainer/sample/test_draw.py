@@ -26,6 +26,7 @@ def run(tiny, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_how_many_are_drawn(run):
     many = sample_run(run, 70, seed=3)
     assert many.shape == (70, 1, 8, 8)

@@ -48,6 +48,7 @@ def attached(uri: str, run: Path) -> tuple[MlflowSink, str]:
     return sink, run_id
 
 
+@pytest.mark.slow
 def test_lost_answer_to_the_creation_makes_no_second_run(database: str, tmp_path: Path) -> None:
     first, created = MlflowSink(database, tmp_path / "run").attach(opening(), None)
     again, created_again = MlflowSink(database, tmp_path / "run").attach(opening(), None)

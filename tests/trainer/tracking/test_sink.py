@@ -6,6 +6,8 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.trainer.tracking.helpers.jsonl_sink import read_lines
 from tests.trainer.tracking.helpers.waits import is_running, wait_for
 from tests.trainer.tracking.opened import opened
@@ -35,6 +37,7 @@ def test_second_tracker_is_one_file_with_a_sink(tmp_path: Path) -> None:
     assert lines[-1] == {"call": "status", "status": "FINISHED"}
 
 
+@pytest.mark.slow
 def test_uploader_process_killed_at_random_doubles_and_loses_nothing(tmp_path: Path) -> None:
     tracked = opened_jsonl(tmp_path, watch_s=0)
     assert isinstance(tracked, SpoolTracker)

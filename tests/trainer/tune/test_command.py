@@ -96,6 +96,7 @@ def test_what_cannot_be_measured_is_refused_before_a_trial(tiny, trials, capsys,
     assert not trials.commands
 
 
+@pytest.mark.slow
 def test_a_trial_really_measures(tiny, trials, capsys):
     def only_the_first(arguments: list[str]) -> Ended | None:
         return None if len(trials.commands) == 1 else Ended(1, "", 1.0)
