@@ -1,5 +1,6 @@
 """A rank that stands still ends itself and says where; one that is slow where it may be is left alone."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -203,9 +204,11 @@ def test_a_group_whose_rank_hangs_ends_and_reaches_the_weights_of_a_straight_run
         codes.append(start_group(command, log))
     assert [EXIT_CODE, -signal.SIGKILL] in codes, codes
     waiting, sleeping = ((tmp_path / "hung" / f"watchdog-rank-{rank}.txt").read_text() for rank in (0, 1))
-    for text, place in ((waiting, "in all_reduce"), (sleeping, "in oversleep"), (log.read_text(), "in oversleep")):
+    # The stopped rank may or may not have done its part of D's reduction: the other waits for that one or for G's.
+    at_reduction = r"in (finish|all_reduce)\b"
+    for text, place in ((waiting, at_reduction), (sleeping, "in oversleep"), (log.read_text(), "in oversleep")):
         assert "has made no progress in phase g for 3." in text
         assert "3 s are allowed (" in text
-        assert place in text
+        assert re.search(place, text)
     assert "resuming from" in log.read_text()
     assert_same_state(state_of(tmp_path / "hung", 10), state_of(tmp_path / "straight", 10))
