@@ -86,7 +86,9 @@ def _read(file: Path) -> SavedAverage:
             metadata = opened.metadata() or {}
         return SavedAverage(file, float(metadata["width"]), int(metadata["first_step"]), int(metadata["step"]))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read as an average ({error}): move it away, the others may do") from error
+        raise WeightsError(
+            f"{file} cannot be read as an average ({error}): move it away, the other averages may suffice"
+        ) from error
 
 
 def combined(run: Path, width: float, step: int | None = None) -> Combined:
@@ -164,7 +166,9 @@ def width_argument(text: str) -> float:
     except ValueError:
         width = 0.0
     if not MIN_WIDTH <= width <= MAX_WIDTH:
-        raise argparse.ArgumentTypeError(f"{text} is no width; allowed: {MIN_WIDTH:g} to {MAX_WIDTH:g}, such as 0.07")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a width; allowed: {MIN_WIDTH:g} to {MAX_WIDTH:g}, such as 0.07"
+        )
     return width
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer import average
+from trainer.checkpoint.resume import Resume, choose
 from trainer.sample import command as sample_command
 
 SETS = (
@@ -70,7 +71,7 @@ def test_a_width_that_is_none_is_refused(run, width, capsys):
     with pytest.raises(SystemExit) as ended:
         average.main(["--run", str(run), "--width", width])
     assert ended.value.code == 2
-    assert f"{width} is no width; allowed: 0.01 to 0.28, such as 0.07" in capsys.readouterr().err
+    assert f"{width} is not a width; allowed: 0.01 to 0.28, such as 0.07" in capsys.readouterr().err
 
 
 def test_a_run_without_averages_is_told_how_to_have_some(tmp_path, capsys):
@@ -83,6 +84,14 @@ def test_a_step_without_averages_and_a_taken_folder_are_refused(run, tmp_path, c
     assert "there is no average of step 5; there are those of 2, 4, 6, 8" in capsys.readouterr().err
     assert average.main(["--run", str(run), "--width", "0.07", "--out", str(tmp_path)]) == 2
     assert f"{tmp_path} exists: give another --out" in capsys.readouterr().err
+
+
+def test_averages_of_the_steps_that_a_restart_repeats_are_moved_aside(without_one, tiny):
+    config = configure(tiny, without_one, *SETS)
+    _, move_others_aside = choose(config, Resume("restart"))
+    move_others_aside()
+    assert average.saved_averages(without_one) == []
+    assert len(list(without_one.glob("averages/aside-*/step-*/width-*.safetensors"))) == 40
 
 
 def test_a_damaged_average_is_named(without_one, capsys):

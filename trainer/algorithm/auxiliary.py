@@ -139,5 +139,5 @@ class GradientScale:
         value = (state or {"mean_square": self._nothing}).get("mean_square")
         fits = value is not None and len(state) < 2 and (value.dtype, value.ndim) == (torch.float64, 0)
         if value is None or not fits or not 0 <= value.item() < float("inf"):
-            raise ValueError("its scale of the game's gradient is none")
+            raise ValueError("its scale of the game's gradient is not valid")
         self.mean_square, self._found = value.to(self._nothing.device), self._nothing

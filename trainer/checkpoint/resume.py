@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from data.storage.files import read_note, set_aside, timestamp, write_json
-from trainer.checkpoint.format import Checkpoint, CheckpointError, step_of
+from trainer.checkpoint.format import Checkpoint, CheckpointError, folder_names, step_of
 from trainer.checkpoint.lease import launch_id
 from trainer.checkpoint.lease_places import claim
+from trainer.checkpoint.snapshot import averages_folder
 from trainer.checkpoint.storage import find_checkpoint, newest_seen, storage_of, survey
 from trainer.config.draft import ConfigError
 from trainer.config.io import from_dict, load_stored
@@ -183,7 +184,7 @@ def _is_restart() -> bool:
 
 
 def _move_aside(config: TrainConfig, *, after: int) -> None:
-    """Move all checkpoints after a step aside, readable or not.
+    """Move all checkpoints after a step aside, readable or not, and the averages that the run wrote after it.
 
     Raises:
         LeaseError: another run writes to the directory.
@@ -195,6 +196,10 @@ def _move_aside(config: TrainConfig, *, after: int) -> None:
         moved = [name for name in storage.names() if step_of(name) > after]
         for name in moved:
             storage.set_aside(name, folder)
+        averages = averages_folder(Path(config.run.directory))
+        for name in (name for name in folder_names(averages) if step_of(name) > after):
+            (averages / folder).mkdir(exist_ok=True)
+            (averages / name).rename(averages / folder / name)
         if moved:
             log.warning("moved %s aside, to %s/%s", ", ".join(moved), storage.shown, folder)
         if after < 0:

@@ -134,7 +134,7 @@ def test_state_returns_and_that_of_something_else_is_refused():
     assert fresh.mean_square.item() == 0
     value = torch.tensor(1.0, dtype=torch.float64)
     for wrong in ({"probability": value}, {"mean_square": value.float()}, {"mean_square": -value}):
-        with pytest.raises(ValueError, match="its scale of the game's gradient is none"):
+        with pytest.raises(ValueError, match="its scale of the game's gradient is not valid"):
             fresh.load(wrong)
-    with pytest.raises(ValueError, match="its scale of the game's gradient is none"):
+    with pytest.raises(ValueError, match="its scale of the game's gradient is not valid"):
         fresh.load({"mean_square": value * math.nan})
