@@ -20,7 +20,7 @@ from models.shapes import Image, Latent, Logits, Timestep
 from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationConfig, View
 from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, reconstruction_weight, transport_loss
 from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise, unbalanced_transport
-from trainer.algorithm.method import MethodSettings, Part, Players
+from trainer.algorithm.method import MethodSettings, Part, Players, Prediction
 from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, laid_out
 from trainer.algorithm.penalties import (
     PenaltyDraws,
@@ -99,6 +99,8 @@ class Adversarial:
     parts: tuple[Part, ...] = ("d", "g")
     statistics: tuple[Statistic, ...] = STATISTICS
     samplers: tuple[Sampler, ...] = ("ancestral",)
+    prediction: Prediction = "x0"
+    uses_latent: bool = True
 
     @classmethod
     def of(cls, settings: MethodSettings, generator: GeneratorConfig) -> "Adversarial":

@@ -11,7 +11,6 @@ any steps, and are what an adversarial run may start from.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 
@@ -20,7 +19,7 @@ from models.dropout import KeepMask, masks_from
 from models.generator import GeneratorConfig
 from models.noise_levels import NoiseConfig
 from models.shapes import Image, Label, Latent, NoiseLevel, Timestep
-from trainer.algorithm.method import MethodSettings, Part, Players
+from trainer.algorithm.method import MethodSettings, Part, Players, Prediction
 from trainer.algorithm.pairs import RawBatch, laid_out, to_x0
 from trainer.algorithm.randomness import Purpose
 from trainer.algorithm.statistics import (
@@ -33,7 +32,6 @@ from trainer.algorithm.statistics import (
     mean_by_timestep,
 )
 
-Prediction = Literal["x0", "epsilon"]
 STATISTICS = (
     count("frequency_t", by_timestep=True),
     mean("loss_g", over="frequency_t"),
@@ -85,6 +83,7 @@ class Gaussian:
     penalties: tuple[str, ...] = ()
     penalty_interval_steps: int = 1
     samplers: tuple[Sampler, ...] = ("ancestral", "deterministic")
+    uses_latent: bool = False
 
     @classmethod
     def of(cls, settings: MethodSettings, generator: GeneratorConfig) -> "Gaussian":

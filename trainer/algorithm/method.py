@@ -26,6 +26,8 @@ from trainer.engine.interface import Engine
 Part = Literal["d", "g"]
 """A trained network: the discriminator or the generator."""
 PART_NAMES: dict[Part, str] = {"d": "discriminator", "g": "generator"}
+Prediction = Literal["x0", "epsilon"]
+"""What a generator's output is: the clean image, or the noise in x_t."""
 BatchT = TypeVar("BatchT")
 
 
@@ -102,7 +104,7 @@ class MethodSettings(Protocol):
     @property
     def objective(self) -> str: ...  # noqa: D102
     @property
-    def prediction(self) -> Literal["x0", "epsilon"]: ...  # noqa: D102
+    def prediction(self) -> Prediction: ...  # noqa: D102
     @property
     def r1_gamma(self) -> Weight: ...  # noqa: D102
     @property
@@ -160,6 +162,16 @@ class Method(Protocol[BatchT]):
     @property
     def samplers(self) -> tuple[Sampler, ...]:
         """Samplers that work with the trained generator."""
+        ...
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the generator's output is: the clean image, or the noise in x_t."""
+        ...
+
+    @property
+    def uses_latent(self) -> bool:
+        """Whether the generator gets a random z, in training and sampling; otherwise it gets zeros."""
         ...
 
     def without_penalties(self) -> "Method[BatchT]":

@@ -15,6 +15,7 @@ from models import networks
 from models.generator import Generator
 from models.mlp import MlpGenerator
 from models.published.state_dict import load_published
+from trainer.algorithm.methods import make_method
 from trainer.config.io import load_stored, shown_config
 from trainer.config.train_config import TrainConfig
 
@@ -94,9 +95,11 @@ def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.
 
 
 def knows_no_latent(file: Path) -> bool:
-    """Whether these are the weights of a snapshot of objective gaussian, whose z was always zero."""
-    config = file.with_name(CONFIG)
-    return config.is_file() and load_stored(config).training.objective == "gaussian"
+    """Whether these are the weights of a snapshot whose z was always zero in training."""
+    if not file.with_name(CONFIG).is_file():
+        return False
+    config = load_stored(file.with_name(CONFIG))
+    return not make_method(config.training, config.generator).uses_latent
 
 
 def load_initial_weights(generator: nn.Module, file: Path) -> None:

@@ -14,8 +14,8 @@ from models.noise_levels import NoiseConfig
 from trainer.algorithm.augmentation import AugmentationConfig
 from trainer.algorithm.auxiliary import ReconstructionConfig
 from trainer.algorithm.ema import MAX_WIDTH, MIN_WIDTH
-from trainer.algorithm.gaussian import Prediction
 from trainer.algorithm.losses import UnbalancedTransportConfig
+from trainer.algorithm.method import Prediction
 from trainer.algorithm.methods import METHODS
 from trainer.algorithm.penalties import PenaltyKind
 from trainer.algorithm.schedules import AdamConfig, LearningRateConfig, Weight

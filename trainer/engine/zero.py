@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.interface import Engine, EngineConfig, Fragment, FragmentSource
@@ -55,9 +56,10 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31 - 1,
         }
-        self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config, dist_init_required=False
-        )
+        with _linear_confined_to(module):
+            self._engine, self._optimizer, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config, dist_init_required=False
+            )
         self.module = self._engine.module
         self._inner = optimizer if zero_stage == 0 else self._optimizer.optimizer
         # At stage 0 DeepSpeed would reduce all gradients after the backward pass.
@@ -229,6 +231,25 @@ def forget_group() -> None:
     """Drop DeepSpeed's reference to the process group, if DeepSpeed is imported."""
     if groups := sys.modules.get("deepspeed.utils.groups"):
         groups._WORLD_GROUP = None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def _linear_confined_to(module: nn.Module) -> Iterator[None]:
+    """Keep a linear layer that DeepSpeed may install inside from networks other than `module`.
+
+    At stage 3 it replaces torch's for the whole process, by one that keeps no gathered weight for the backward pass.
+    The order of its float sums differs: the average, or the networks of a later stage of the run, would compute other
+    bits than in a process without this engine.
+    """
+    plain = F.linear
+    try:
+        yield
+        installed = F.linear
+    finally:
+        F.linear = plain
+    if installed is not plain:
+        module.register_forward_pre_hook(lambda *_: setattr(F, "linear", installed))
+        module.register_forward_hook(lambda *_: setattr(F, "linear", plain), always_call=True)
 
 
 @contextmanager

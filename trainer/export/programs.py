@@ -4,6 +4,10 @@
 the graph. Both are exported on the CPU, in float32, for any number of images.
 """
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,27 +63,40 @@ def export_images(
     Raises:
         UserError: a sampler that the run's objective does not know, or too many steps for one graph.
     """
+    check_exportable(config)
     method = make_method(config.training, config.generator)
     if sampler not in method.samplers:
         raise UserError(f"sampler {sampler} does not fit this run; allowed: {', '.join(method.samplers)}")
-    if diffusion.num_timesteps > MAX_TIMESTEPS:
-        raise UserError(
-            f"diffusion.num_timesteps is {diffusion.num_timesteps}, but a graph of the whole loop is written for up to "
-            f"{MAX_TIMESTEPS}: export a model of fewer steps"
-        )
     numbers = torch.arange(images_at_once(config.data.image_size))
     arguments = (torch.tensor(0), numbers, *([numbers % config.data.num_classes] if config.data.num_classes else []))
     return _export(DrawImages(generator, diffusion, config, sampler), arguments, ({}, *[_BATCH] * (len(arguments) - 1)))
 
 
+def check_exportable(config: TrainConfig) -> None:
+    """Refuse, before any work is done, a model whose loop is no reasonable graph.
+
+    Raises:
+        UserError: too many steps.
+    """
+    if config.diffusion.num_timesteps > MAX_TIMESTEPS:
+        raise UserError(
+            f"diffusion.num_timesteps is {config.diffusion.num_timesteps}, but a graph of the whole loop is written "
+            f"for up to {MAX_TIMESTEPS}: export a model of fewer steps, or --to diffusers, which has no such graph"
+        )
+
+
 def export_generator(generator: nn.Module, config: TrainConfig) -> ExportedProgram:
     """The generator alone: (x_t [B, C, H, W], t int64 [B], z [B, Z], with classes label int64 [B]) to its output."""
-    size = images_at_once(config.data.image_size)
-    x_t = torch.zeros(size, *config.network_form.shape)
-    t, z = torch.zeros(size, dtype=torch.int64), torch.zeros(size, config.generator.latent_dim)
-    # A tensor of its own: export would take one that is given twice for one argument.
-    arguments = (x_t, t, z, *([torch.zeros_like(t)] if config.data.num_classes else []))
+    arguments = generator_arguments(config, images_at_once(config.data.image_size))
     return _export(generator, arguments, (_BATCH,) * len(arguments))
+
+
+def generator_arguments(config: TrainConfig, num: int) -> tuple[Tensor, ...]:
+    """Random inputs of a config's generator: x_t [num, C, H, W], t, z [num, Z], and with classes the label."""
+    x_t, z = torch.randn(num, *config.network_form.shape), torch.randn(num, config.generator.latent_dim)
+    numbers, classes = torch.arange(num), config.data.num_classes
+    # A tensor of its own for each: export would take one that is given twice for one argument.
+    return (x_t, numbers % config.diffusion.num_timesteps, z, *([numbers % classes] if classes else []))
 
 
 def write_programs(folder: Path, generator: nn.Module, diffusion: Diffusion, config: TrainConfig) -> None:
@@ -88,13 +105,29 @@ def write_programs(folder: Path, generator: nn.Module, diffusion: Diffusion, con
     Raises:
         UserError: as in `export_images`.
     """
-    torch.export.save(export_images(generator, diffusion, config), folder / IMAGES)
-    torch.export.save(export_generator(generator, config), folder / GENERATOR)
+    with quiet():
+        torch.export.save(export_images(generator, diffusion, config), folder / IMAGES)
+        torch.export.save(export_generator(generator, config), folder / GENERATOR)
 
 
 _BATCH = {0: Dim("images", min=1, max=2**16)}
 
 
 def _export(module: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[dict[int, Dim], ...]) -> ExportedProgram:
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         return torch.export.export(module, arguments, dynamic_shapes=shapes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, torch's exporters do not warn of their own deprecations and of libraries that are not needed here."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        log.setLevel(level)

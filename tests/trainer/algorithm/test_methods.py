@@ -31,6 +31,8 @@ class Copying:
     penalties: tuple[str, ...] = ()
     penalty_interval_steps: int = 1
     samplers: tuple[str, ...] = ("ancestral",)
+    prediction: str = "x0"
+    uses_latent: bool = True
 
     def without_penalties(self) -> "Copying":
         return self

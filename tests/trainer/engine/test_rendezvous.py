@@ -99,7 +99,7 @@ def test_a_stranger_in_a_ranks_place_is_refused_and_runs_nothing(tmp_path: Path)
     place["GLOO_SOCKET_IFNAME"] = "lo"
     mark = tmp_path / "executed"
     stranger = Popen(
-        [sys.executable, "-m", "tests.trainer.engine.stranger", str(port), str(mark)], env=environment(place)
+        [sys.executable, "-m", "tests.trainer.engine.processes.stranger", str(port), str(mark)], env=environment(place)
     )
     try:
         done = run_python(["-c", VICTIM], env=place, timeout_s=120)

@@ -1,5 +1,6 @@
-"""An exported model draws, with nothing but torch, what the training program draws."""
+"""An exported model draws, without this project, what the training program draws."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.launch import run_python
 from tests.trainer.runs import configure, train
+from trainer.checkpoint.storage import storage_of_run
+from trainer.export import onnx_graphs
 from trainer.export.command import main
 from trainer.export.programs import GENERATOR, IMAGES
 from trainer.sample.draw import load_run, sample_run
@@ -16,19 +20,41 @@ from trainer.sample.draw import load_run, sample_run
 pytestmark = pytest.mark.slow  # exporting a graph takes half a minute
 
 NUMS = (64, 5)
-DRAWS = """
+WITH_TORCH = """
 import sys
 import numpy, torch
 assert not any(name in sys.modules for name in ("models", "trainer", "data"))
-draw = torch.export.load(sys.argv[1]).module()
+draw = torch.export.load(sys.argv[1] + "/images.pt2").module()
 for num in map(int, sys.argv[3:]):
     numpy.save(f"{sys.argv[2]}/{num}.npy", draw(torch.tensor(3), torch.arange(num), *LABEL).numpy())
+"""
+WITH_DIFFUSERS = """
+import sys
+import numpy
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipeline.set_progress_bar_config(disable=True)
+for num in map(int, sys.argv[3:]):
+    numpy.save(f"{sys.argv[2]}/{num}.npy", pipeline(num_images=num, seed=3, output_type="pt").images.numpy())
+later = pipeline(num_images=2, seed=3, first=3, output_type="np").images
+assert (later == pipeline(num_images=5, seed=3, output_type="np").images[3:]).all()
+numpy.save(f"{sys.argv[2]}/7.npy", pipeline(num_images=7, seed=3, labels=7, output_type="pt").images.numpy())
+(image,) = pipeline(seed=3).images
+assert (image.size, image.mode) == ((8, 8), "L")
+for wrong in ({"labels": [10]}, {"guidance_scale": 2.0}, {"output_type": "latent"}):
+    try:
+        pipeline(**wrong)
+    except ValueError as error:
+        print(error)
+assert not any(name in sys.modules for name in ("models", "trainer", "data"))
 """
 
 
 def trained(tiny, directory: Path, *sets: str) -> Path:
     # A rate that moves the near-zero output layer away from grey within ten steps.
-    train(configure(tiny, directory, "training.learning_rate_g.peak=0.05", *sets))
+    # One block a level: a smaller graph is exported faster.
+    smaller = ("training.learning_rate_g.peak=0.05", "generator.num_res_blocks=1")
+    train(configure(tiny, directory, *smaller, *sets))
     return directory
 
 
@@ -39,22 +65,44 @@ def run(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(run, tmp_path_factory) -> Path:
+def figures(tmp_path_factory) -> Path:
+    """A card of trainer.evaluate."""
+    file = tmp_path_factory.mktemp("figures") / "card.json"
+    result = {"step": 10, "images": 160, "weights_sha256": "0", "num_samples": 64, "figures": {"kid": 0.125}}
+    card = {
+        "format": 1,
+        "command": "python -m trainer.evaluate --run runs/digits --num 64",
+        "settings": {"run": "runs/digits", "num": 64},
+        "network": {"name": "a classifier", "sha256": "0"},
+        "reference": {"num_images": 1797, "sha256": "0"},
+        "results": [result],
+        "made": {"date": "2026-11-29", "device": "cpu"},
+    }
+    file.write_text(json.dumps(card))
+    return file
+
+
+@pytest.fixture(scope="module")
+def exported(run, figures, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "model"
-    assert main(["--run", str(run), "--out", str(out)]) == 0
+    words = ["--run", str(run), "--out", str(out), "--to", "torch,onnx,diffusers", "--figures", str(figures)]
+    done = run_python(["-m", "trainer.export", *words])
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}: see README.md in it\n", "")
+    assert {file.stat().st_mode & 0o077 for file in out.rglob("*") if file.is_file()} == {0o044}
     return out
 
 
-def drawn_elsewhere(model: Path, folder: Path, label: str) -> dict[int, torch.Tensor]:
-    """What a process that cannot import this project draws with seed 3, for each of `NUMS`."""
-    code = DRAWS.replace("*LABEL", label)
-    line = [sys.executable, "-P", "-c", code, str(model / IMAGES), str(folder), *map(str, NUMS)]
-    subprocess.run(line, check=True, cwd=folder, env={"OMP_NUM_THREADS": "1"})
-    return {num: torch.from_numpy(np.load(folder / f"{num}.npy")) for num in NUMS}
+def drawn_elsewhere(code: str, model: Path, folder: Path) -> tuple[dict[int, torch.Tensor], str]:
+    """What a process that cannot import this project draws with seed 3, for each of `NUMS`; and what it prints."""
+    line = [sys.executable, "-P", "-c", code, str(model), str(folder), *map(str, NUMS)]
+    env = {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {int(file.stem): torch.from_numpy(np.load(file)) for file in folder.glob("*.npy")}, done.stdout
 
 
-def test_a_process_without_this_project_draws_the_same_images_pixel_for_pixel(run, exported, tmp_path):
-    drawn = drawn_elsewhere(exported, tmp_path, "torch.arange(num) % 10")
+def test_a_process_with_nothing_but_torch_draws_the_same_images_pixel_for_pixel(run, exported, tmp_path):
+    drawn, _ = drawn_elsewhere(WITH_TORCH.replace("*LABEL", "torch.arange(num) % 10"), exported, tmp_path)
     expected = sample_run(run, 64, seed=3)
     assert len(expected.unique()) > 50
     assert torch.equal(drawn[64], expected)
@@ -62,12 +110,30 @@ def test_a_process_without_this_project_draws_the_same_images_pixel_for_pixel(ru
     assert (drawn[5].int() - expected[:5].int()).abs().max() <= 1
 
 
+def test_a_process_with_diffusers_draws_the_same_images_pixel_for_pixel(run, exported, tmp_path):
+    drawn, said = drawn_elsewhere(WITH_DIFFUSERS, exported, tmp_path)
+    for num in NUMS:
+        assert torch.equal(drawn[num], sample_run(run, num, seed=3))
+    assert torch.equal(drawn[7], sample_run(run, 7, seed=3, classes=[7]))
+    assert said.splitlines() == [
+        "labels are [10]; allowed: 0 to 9",
+        "guidance_scale is given, but this model never saw an image without its label",
+        "output_type is latent; allowed: pil, np, pt",
+    ]
+
+
 def test_a_model_without_classes_is_drawn_without_labels(tiny, tmp_path):
     run, model = trained(tiny, tmp_path / "run", "diffusion.num_timesteps=1"), tmp_path / "model"
     assert main(["--run", str(run), "--out", str(model)]) == 0
-    assert torch.equal(drawn_elsewhere(model, tmp_path, "")[64], sample_run(run, 64, seed=3))
+    (tmp_path / "drawn").mkdir()
+    drawn, _ = drawn_elsewhere(WITH_TORCH.replace("*LABEL", ""), model, tmp_path / "drawn")
+    assert torch.equal(drawn[64], sample_run(run, 64, seed=3))
     call = "images = draw(torch.tensor(seed), torch.arange(64))  # uint8 [64, 1, 8, 8]"
     assert call in (model / "README.md").read_text()
+    assert {file.name for file in model.iterdir()} == {
+        *("README.md", "config.yaml", "generator.safetensors"),
+        *(IMAGES, GENERATOR),
+    }
 
 
 def test_the_generator_alone_is_a_program_too(run, exported):
@@ -79,17 +145,76 @@ def test_the_generator_alone_is_a_program_too(run, exported):
     torch.testing.assert_close(program(x_t, t, z, label), generator(x_t, t, z, label), rtol=0, atol=1e-6)
 
 
-def test_the_folder_is_a_snapshot_for_the_other_commands(run, exported):
+def test_onnx_graphs_compute_what_torch_computes_for_any_number_of_images(run, exported):
+    import onnx
+    import onnxruntime
+
+    generator, diffusion, config = load_run(run)
+    for num in (16, 3):
+        x_t, z = torch.randn(num, 1, 8, 8), torch.randn(num, 2, config.generator.latent_dim)
+        noise, label = torch.randn(num, 2, 1, 8, 8), torch.arange(num) % 10
+        graphs = {
+            onnx_graphs.GENERATOR: ({"x_t": x_t, "t": label % 2, "z": z[:, 0], "label": label}, generator),
+            onnx_graphs.LOOP: (
+                {"noise_T": x_t, "z": z, "noise": noise, "label": label},
+                onnx_graphs.DenoisingLoop(generator, diffusion, config),
+            ),
+        }
+        for name, (inputs, expected) in graphs.items():
+            file = str(exported / name)
+            onnx.checker.check_model(file)
+            assert onnx.load(file).opset_import[0].version >= 18
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            output = np.asarray(session.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
+            assert len(np.unique(output)) > 100
+            wanted = expected(*inputs.values()).numpy()
+            np.testing.assert_allclose(output, wanted, rtol=0, atol=onnx_graphs.MAX_DIFFERENCE)
+
+
+def test_a_graph_that_computes_something_else_is_not_kept(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_graphs, "_run", lambda _: lambda inputs: inputs["x_t"])
+    assert main(["--run", str(run), "--out", str(tmp_path / "new"), "--to", "onnx"]) == 2
+    assert "generator.onnx is not kept: onnxruntime's output differs from torch's by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_its_libraries_onnx_is_refused_before_any_work(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_graphs, "LIBRARIES", ("onnx", "no_such_library"))
+    assert main(["--run", str(run), "--out", str(tmp_path / "new"), "--to", "onnx"]) == 2
+    assert "--to onnx needs no_such_library, which this Python does not have" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_a_snapshot_for_the_other_commands(run, exported, tmp_path):
     assert torch.equal(sample_run(exported, 4, seed=1), sample_run(run, 4, seed=1))
+    assert main(["--run", str(exported), "--to", "diffusers", "--out", str(tmp_path / "again")]) == 0
+    weights = Path("generator", "diffusion_pytorch_model.safetensors")
+    assert (tmp_path / "again" / weights).read_bytes() == (exported / weights).read_bytes()
 
 
 def test_the_card_says_what_is_known_and_leaves_blanks_for_what_is_not(run, exported):
     card = (exported / "README.md").read_text()
+    (checkpoint,) = storage_of_run(run).list()
     assert "| trained | 10 steps, 160 images seen, averaged weights |" in card
+    assert f"shards with the digest {checkpoint.manifest['data']}; prepared from digits" in card
     assert "images = draw(torch.tensor(seed), torch.arange(64), label)  # uint8 [64, 1, 8, 8]" in card
     assert "`label` is int64 [64], 0 to 9." in card
-    assert "source and licence not stated" in card and "| intended use | not stated" in card
+    assert "pipeline(num_images=16, seed=0, labels=[3, 5])" in card
+    assert '"noise": standard_normal([B, 2, 1, 8, 8]),' in card
+    assert "its licence: not stated" in card and "| intended use | not stated" in card
     assert "- loss_g: " in card
+    assert "- kid (step 10): 0.125" in card and "--run runs/digits --num 64" in card
+
+
+def test_a_wrong_form_and_a_file_that_is_no_card_are_refused(run, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--run", str(run), "--out", str(tmp_path / "new"), "--to", "torch,keras"])
+    assert "'keras' is no form; allowed: torch, diffusers, onnx" in capsys.readouterr().err
+    (tmp_path / "card.json").write_text("{}")
+    words = ["--figures", str(tmp_path / "card.json")]
+    assert main(["--run", str(run), "--out", str(tmp_path / "new"), *words]) == 2
+    assert "is no card of format 1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(run, tmp_path, capsys):
@@ -111,6 +236,6 @@ def test_nothing_is_left_when_it_fails_half_way(run, tmp_path, monkeypatch):
     def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.export.command.write_programs", fails)
-    assert main(["--run", str(run), "--out", str(tmp_path / "new")]) == 2
+    monkeypatch.setattr("trainer.export.command.model_card", fails)
+    assert main(["--run", str(run), "--to", "diffusers", "--out", str(tmp_path / "new")]) == 2
     assert not list(tmp_path.iterdir())

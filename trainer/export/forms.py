@@ -1,0 +1,105 @@
+"""The forms that a model is exported in: what each writes, what it needs, and what its card says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from models.diffusion import Diffusion
+from trainer.config.train_config import TrainConfig
+from trainer.export import diffusers_folder, onnx_graphs, programs
+
+Write = Callable[[Path, nn.Module, Diffusion, TrainConfig], None]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form.
+
+    Attributes:
+        write: writes it into a folder that exists: from the averaged generator in evaluation mode, its tables, and its
+            config.
+        check: refuses what cannot be written, before any work is done.
+        describe: the form's paragraph in the card.
+        files: names of its files, and what each one is.
+    """
+
+    write: Write
+    check: Callable[[TrainConfig], None]
+    describe: Callable[[TrainConfig], str]
+    files: Callable[[TrainConfig], dict[str, str]]
+
+
+def _torch_text(config: TrainConfig) -> str:
+    form, classes = config.image_form, config.data.num_classes
+    call = "draw(torch.tensor(seed), torch.arange(64)" + (", label)" if classes else ")")
+    text = f"""With nothing but PyTorch:
+
+    import torch
+    draw = torch.export.load("{programs.IMAGES}").module()
+    images = {call}  # uint8 [64, {form.channels}, {form.size}, {form.size}]
+
+Image i of a seed is always the same, the same as the training program's `trainer.sample` draws on a CPU."""
+    return text + (f" `label` is int64 [64], 0 to {classes - 1}." if classes else "")
+
+
+def _torch_files(config: TrainConfig) -> dict[str, str]:
+    label = " and label" if config.data.num_classes else ""
+    return {
+        programs.IMAGES: "maps a seed and numbers of images to the images; random numbers and all steps included",
+        programs.GENERATOR: f"maps x_t, t, z{label} to the network's output",
+    }
+
+
+def _diffusers_text(config: TrainConfig) -> str:
+    labels = ", labels=[3, 5]" if config.data.num_classes else ""
+    return f"""With [diffusers](https://huggingface.co/docs/diffusers):
+
+    from diffusers import DiffusionPipeline
+    pipeline = DiffusionPipeline.from_pretrained("FOLDER_OR_REPOSITORY", trust_remote_code=True)
+    images = pipeline(num_images=16, seed=0{labels}).images
+
+`trust_remote_code` runs the three Python files of this folder; read them first. Image i of a seed is that of
+`trainer.sample`, pixel for pixel in float32 on a CPU."""
+
+
+def _diffusers_files(_: TrainConfig) -> dict[str, str]:
+    return {
+        f"model_index.json, {diffusers_folder.PIPELINE}": "the pipeline of diffusers",
+        f"{diffusers_folder.GENERATOR}/, {diffusers_folder.SCHEDULER}/": "its parts: configs, weights and code",
+    }
+
+
+def _onnx_text(config: TrainConfig) -> str:
+    form, steps, latent = config.network_form, config.diffusion.num_timesteps, config.generator.latent_dim
+    shape = ", ".join(map(str, form.shape))
+    inputs = {"noise_T": f"[B, {shape}]", "z": f"[B, {steps}, {latent}]", "noise": f"[B, {steps}, {shape}]"}
+    lines = [f'        "{name}": standard_normal({shape}),' for name, shape in inputs.items()]
+    lines += [f'        "label": int64 [B], 0 to {form.num_classes - 1},'] if form.num_classes else []
+    inside = "\n".join(lines)
+    return f"""With any runtime of ONNX, such as onnxruntime:
+
+    session = onnxruntime.InferenceSession("{onnx_graphs.LOOP}")
+    (images,) = session.run(None, {{
+{inside}
+    }})  # float32 [B, {config.image_form.channels}, {config.image_form.size}, {config.image_form.size}] in [-1, 1]
+
+B is any number. Its output was compared with PyTorch's on {onnx_graphs.CHECKED_IMAGES} images: no pixel differs by more
+than {onnx_graphs.MAX_DIFFERENCE:g}."""
+
+
+def _onnx_files(config: TrainConfig) -> dict[str, str]:
+    label = " and label" if config.data.num_classes else ""
+    return {
+        onnx_graphs.LOOP: f"maps noise{label} to images: all steps",
+        onnx_graphs.GENERATOR: f"maps x_t, t, z{label} to the network's output",
+    }
+
+
+FORMS = {
+    "torch": Form(programs.write_programs, programs.check_exportable, _torch_text, _torch_files),
+    "diffusers": Form(diffusers_folder.write_diffusers, lambda _: None, _diffusers_text, _diffusers_files),
+    "onnx": Form(onnx_graphs.write_onnx, onnx_graphs.check_exportable, _onnx_text, _onnx_files),
+}
+"""By the name that the command knows. Weights and config as safetensors and YAML come with every form."""

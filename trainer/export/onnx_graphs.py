@@ -1,0 +1,129 @@
+"""The generator, and its denoising loop, as ONNX graphs for runtimes without Python or torch.
+
+ONNX has no arithmetic of 64-bit words that every runtime knows, so that random numbers are inputs of the loop here.
+Each graph is run once with onnxruntime on 16 images and compared with torch before it is kept.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from data.storage.errors import OperationError, UserError
+from models.diffusion import Diffusion, sample
+from models.wavelets import Domain, to_pixels
+from trainer.algorithm.methods import make_method
+from trainer.config.train_config import TrainConfig
+from trainer.export import programs
+
+LOOP, GENERATOR = "images.onnx", "generator.onnx"
+OPSET = 20
+CHECKED_IMAGES = 16
+MAX_DIFFERENCE = 1e-4
+"""Largest difference from torch of a pixel in [-1, 1]."""
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class DenoisingLoop(nn.Module):
+    """Maps noise to images."""
+
+    def __init__(self, generator: nn.Module, diffusion: Diffusion, config: TrainConfig) -> None:
+        super().__init__()
+        self.generator = generator
+        self._diffusion = diffusion
+        self._domain: Domain = config.data.domain
+        self._method = make_method(config.training, config.generator)
+
+    def forward(self, noise_T: Tensor, z: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """Draw images.
+
+        Args:
+            noise_T: standard normal [B, C, H, W].
+            z: standard normal [B, T, Z]; entry t is for step t.
+            noise: standard normal [B, T, C, H, W]; entry 0 has no effect.
+            label: int64 [B]; only with classes.
+
+        Returns:
+            Pixels in [-1, 1], float32 [B, C, H, W].
+        """
+
+        def generate(x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
+            return self.generator(x_t, t, z) if label is None else self.generator(x_t, t, z, label)
+
+        def draw(t: int) -> tuple[Tensor, Tensor]:
+            return z[:, t], noise[:, t]
+
+        predictor = self._method.x0_predictor(generate, self._diffusion)
+        x0 = sample(predictor, self._diffusion, noise_T=noise_T, draw=draw)
+        return to_pixels(x0, self._domain).clamp(-1.0, 1.0)
+
+
+def check_exportable(config: TrainConfig) -> None:
+    """Refuse what cannot be written, before any work is done.
+
+    Raises:
+        UserError: a library is not installed, or the model has too many steps.
+    """
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--to onnx needs {' and '.join(missing)}, which this Python does not have: install the extra export, "
+            "pip install '.[export]'"
+        )
+    programs.check_exportable(config)
+
+
+def write_onnx(folder: Path, generator: nn.Module, diffusion: Diffusion, config: TrainConfig) -> None:
+    """Write both graphs into a folder that exists; takes seconds to a minute.
+
+    Raises:
+        OperationError: onnxruntime computes something else than torch.
+    """
+    shape, steps = config.network_form.shape, diffusion.num_timesteps
+    x_t, t, z, *label = programs.generator_arguments(config, CHECKED_IMAGES)
+    names = ("x_t", "t", "z", *(["label"] if label else []))
+    _write(folder / GENERATOR, generator, dict(zip(names, (x_t, t, z, *label), strict=True)), "output")
+
+    noise_T, noise = torch.randn(CHECKED_IMAGES, *shape), torch.randn(CHECKED_IMAGES, steps, *shape)
+    z = torch.randn(CHECKED_IMAGES, steps, config.generator.latent_dim)
+    inputs = {"noise_T": noise_T, "z": z, "noise": noise, **({"label": label[0]} if label else {})}
+    _write(folder / LOOP, DenoisingLoop(generator, diffusion, config), inputs, "images")
+
+
+def _write(file: Path, module: nn.Module, inputs: dict[str, Tensor], output: str) -> None:
+    batch = {0: Dim("images", min=1, max=2**16)}
+    with torch.no_grad(), programs.quiet():
+        program = torch.export.export(module.eval(), tuple(inputs.values()), dynamic_shapes=(batch,) * len(inputs))
+        expected = module(*inputs.values())
+    _save(program, file, list(inputs), output)
+    difference = (_run(file)(inputs) - expected).abs().max().item()
+    if not difference <= MAX_DIFFERENCE:
+        raise OperationError(
+            f"{file.name} is not kept: onnxruntime's output differs from torch's by {difference:.2g}, and at most "
+            f"{MAX_DIFFERENCE:g} is allowed"
+        )
+
+
+def _save(program: ExportedProgram, file: Path, inputs: list[str], output: str) -> None:
+    with programs.quiet():
+        written = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=[output], verbose=False
+        )
+    assert written is not None
+    written.save(file)
+
+
+def _run(file: Path) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The graph in onnxruntime, as a function of its inputs by name."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(output)
+
+    return run
