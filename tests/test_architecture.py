@@ -31,6 +31,7 @@ from tests.launch import ROOT
 DOORS = {
     "deepspeed": {"trainer/engine/zero.py"},
     "diffusers": {f"trainer/export/portable/{name}.py" for name in ("ddgan_generator", "ddgan_scheduler", "pipeline")},
+    "huggingface_hub": {"trainer/export/hub.py"},
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
     "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py"},
     "onnxruntime": {"trainer/export/onnx_graphs.py"},

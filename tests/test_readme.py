@@ -172,9 +172,9 @@ def test_list_of_folders_is_complete():
 
 def test_direct_dependencies_are_named_with_their_reason():
     text = (ROOT / "pyproject.toml").read_text()
-    names = set(re.findall(r'(?m)^    "([a-z0-9-]+)[\[>]', text))
+    names = set(re.findall(r'(?m)^    "([a-z0-9_-]+)[\[>]', text))
     rows = [line.split("|")[1] for line in PAGES["docs/dependencies.md"].splitlines() if line.startswith("|")]
-    listed = {name for cell in rows for name in re.findall(r"[a-z0-9-]+", cell)} - {"library"}
+    listed = {name for cell in rows for name in re.findall(r"[a-z0-9_-]+", cell)} - {"library"}
     assert {name for name in listed if name.strip("-")} == names
 
 

@@ -64,7 +64,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_config_arguments(parser)
     add_resume_argument(parser)
-    parser.add_argument("--init-from", metavar="FILE", help="start from generator weights: a snapshot's or published")
+    parser.add_argument(
+        "--init-from", metavar="WHERE", help="start from the weights of a run, an exported model, or a file"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
     parser.add_argument(
         "--gpu", metavar="|".join(GPUS), help="with --dry-run: predict time and throughput on such GPUs, one per rank"

@@ -4,6 +4,9 @@ import argparse
 import re
 from collections.abc import Callable
 
+MAX_RANGE = 10**6
+"""Most numbers in ranges together."""
+
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     """A type for argparse: a whole number in [low, high], or of `low` or more."""
@@ -16,6 +19,21 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def ranges_of_whole_numbers(text: str) -> list[int]:
+    """A type for argparse: whole numbers from 0 to 2**63 - 1 and ranges of them, such as 0-63,99."""
+    allowed = f"{text!r} is given, allowed are whole numbers and ranges of up to {MAX_RANGE:,} of them, such as 0-63,99"
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", part)
+        if match is None:
+            raise argparse.ArgumentTypeError(allowed)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < 2**63 or last - first + len(found) >= MAX_RANGE:
+            raise argparse.ArgumentTypeError(allowed)
+        found += range(first, last + 1)
+    return found
 
 
 def whole_numbers(text: str) -> list[int]:

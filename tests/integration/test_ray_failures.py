@@ -12,7 +12,7 @@ import pytest
 from data.shards.index import load_index
 from data.stream.partition import SampleOrder
 from tests.data.damage import damage
-from tests.launch import run_torchrun, running, train_command, wait_for_checkpoint, wait_for_text
+from tests.launch import run_ranks, running, train_command, wait_for_checkpoint, wait_for_text
 from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 
@@ -51,7 +51,7 @@ def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
     assert again.read_text().count("resuming from") == 2
 
     sets = [*tiny, *more, f"run.directory={straight}"]
-    done = run_torchrun(2, ["-m", "trainer.worker", "--config", "digits", *(x for o in sets for x in ("--set", o))])
+    done = run_ranks(2, ["-m", "trainer.worker", "--config", "digits", *(x for o in sets for x in ("--set", o))])
     assert done.returncode == 0, done.stderr[-3000:]
     ends = [list_checkpoints(folder / "checkpoints")[-1] for folder in (directory, straight)]
     assert [end.step for end in ends] == [200, 200]

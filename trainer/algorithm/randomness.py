@@ -82,7 +82,7 @@ class Draws:
 
     Attributes:
         seed: seed of the run or of the samples, in [0, 2**64); or int64 [] in [0, 2**63), where it is an exported
-            program's argument.
+            program's argument; or int64 [B], one for each sample.
         step: optimizer step, or number of the reverse step when sampling, in [0, 2**32); an int, or an int64 tensor
             with one element on the device of the samples.
         samples: int64 [B], each sample's position in the global batch, on the device where the numbers are needed.
@@ -101,7 +101,8 @@ class Draws:
             self.step.view(1, 1) if isinstance(self.step, Tensor) else torch.full((1, 1), self.step, device=device),
             torch.full((1, 1), int(purpose) | layer << 16, device=device),
         )
-        return philox4x32(counter, (self.seed & MASK_32, self.seed >> 32))
+        seed = self.seed.view(-1, 1) if isinstance(self.seed, Tensor) else self.seed  # [1 or B, 1]
+        return philox4x32(counter, (seed & MASK_32, seed >> 32))
 
     def words(self, purpose: Purpose) -> Int64[Tensor, "b 4"]:
         """Four uniform integers in [0, 2**32) for each sample."""

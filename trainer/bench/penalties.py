@@ -23,8 +23,7 @@ from trainer.algorithm.penalties import finite_difference_penalty, gradient_pena
 from trainer.algorithm.randomness import Draws
 from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
-from trainer.config.io import from_dict
-from trainer.config.stages import stage_before
+from trainer.checkpoint.whole import config_of, trained_discriminator
 from trainer.config.train_config import TrainConfig
 from trainer.rank.loop import Share, open_share
 
@@ -66,7 +65,7 @@ def compare_penalties(
         UserError: the batch size is no multiple of the groups.
     """
     checkpoint = find_checkpoint(storage_of_run(run), None)
-    config = stage_before(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), checkpoint.step).config
+    config = config_of(checkpoint)
     group_size = config.discriminator.stddev_group_size
     if batch_size % group_size:
         raise UserError(
@@ -119,13 +118,11 @@ def penalty_table(exact: float, errors: Iterable[PenaltyError]) -> str:
 
 
 def _discriminator(checkpoint: Checkpoint, config: TrainConfig) -> nn.Module:
-    if "d" not in make_method(config.training, config.generator).parts:
+    state = trained_discriminator(checkpoint)
+    if state is None:
         raise CheckpointError(f"{checkpoint.path} is of objective {config.training.objective}: it has no discriminator")
     network = build_discriminator(config.discriminator, config.network_form)
-    section = checkpoint.section("discriminator")
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            p.copy_(section.read("parameter", name, 0, p.numel()).view_as(p))
+    network.load_state_dict(state)
     return network
 
 

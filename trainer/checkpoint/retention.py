@@ -1,6 +1,8 @@
 """Which checkpoints are kept: the newest ones, one per interval of images, and the best by a metric."""
 
+import argparse
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,10 +15,14 @@ from trainer.checkpoint.format import (
     parse_manifest,
     step_of,
 )
-from trainer.checkpoint.storage import CheckpointStorage
+from trainer.checkpoint.storage import CheckpointStorage, find_checkpoint
+from trainer.config.io import from_dict
 from trainer.config.sections import CheckpointConfig
 
 log = logging.getLogger(__name__)
+
+Choice = int | Literal["latest", "best"]
+"""A checkpoint of a run: its step, the newest valid one, or the best by `checkpoint.keep_best`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +73,15 @@ def kept_steps(saved: Sequence[Saved], rules: Retention) -> set[int]:
             # The first of an interval stays first when others are deleted, so it is never dropped later.
             first.setdefault(s.images // rules.keep_every_images, s.step)
         kept |= {step for interval, step in first.items() if interval > 0}
-    measured = [(s.value, s.step) for s in ordered if s.value is not None]
-    if rules.keep_best and measured:
-        sign = 1 if rules.keep_best_mode == "min" else -1
-        kept.add(min(measured, key=lambda pair: (sign * pair[0], -pair[1]))[1])
-    return kept
+    best = best_step(saved, rules)
+    return kept if best is None else kept | {best}
+
+
+def best_step(saved: Sequence[Saved], rules: Retention) -> int | None:
+    """Step of the best checkpoint by the metric of the rules, of equal ones the newest; None if none has a value."""
+    measured = [(s.value, s.step) for s in saved if s.value is not None]
+    sign = 1 if rules.keep_best_mode == "min" else -1
+    return min(measured, key=lambda pair: (sign * pair[0], -pair[1]))[1] if rules.keep_best and measured else None
 
 
 def saved(checkpoint: Checkpoint, rules: Retention) -> Saved:
@@ -80,6 +90,38 @@ def saved(checkpoint: Checkpoint, rules: Retention) -> Saved:
     value = manifest.get("metrics", {}).get(rules.keep_best) if rules.keep_best else None
     number = float(value) if isinstance(value, int | float) and value == value else None
     return Saved(checkpoint.step, int(manifest.get("images", 0)), number)
+
+
+def checkpoint_argument(text: str) -> Choice:
+    """For argparse: a `Choice`."""
+    if text == "latest" or text == "best":
+        return text
+    if not re.fullmatch(r"[0-9]{1,20}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are a step such as 1000, latest and best")
+    return int(text)
+
+
+def choose_checkpoint(storage: CheckpointStorage, choice: Choice) -> Checkpoint:
+    """The chosen checkpoint; in a local folder, verified.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is damaged, or nothing says which one is the best.
+    """
+    if choice != "best":
+        return find_checkpoint(storage, None if choice == "latest" else choice)
+    found = storage.list()
+    if not found:
+        raise CheckpointError(f"{storage.shown} holds no valid checkpoint yet")
+    rules = Retention.of(from_dict(found[-1].manifest["config"], str(found[-1].path)).checkpoint)
+    if rules.keep_best is None:
+        raise CheckpointError(
+            f"{storage.shown}: checkpoint.keep_best names no curve, so that none of its checkpoints is the best: give "
+            "a step. trainer.evaluate --checkpoints all measures them"
+        )
+    best = best_step([saved(checkpoint, rules) for checkpoint in found], rules)
+    if best is None:
+        raise CheckpointError(f"{storage.shown}: no checkpoint has a value of {rules.keep_best} yet: give a step")
+    return find_checkpoint(storage, best)
 
 
 def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> None:

@@ -19,7 +19,7 @@ from trainer.algorithm.methods import make_method
 from trainer.config.io import load_stored, shown_config
 from trainer.config.train_config import TrainConfig
 
-WEIGHTS, CONFIG = "generator.safetensors", "config.yaml"
+WEIGHTS, DISCRIMINATOR, CONFIG = "generator.safetensors", "discriminator.safetensors", "config.yaml"
 
 
 class WeightsError(UserError):
@@ -32,10 +32,26 @@ def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> 
         return networks.build_generator(config.generator, config.network_form, config.noise_levels)
 
 
-def save_snapshot(folder: Path, state: Mapping[str, Tensor], config: TrainConfig, step: int) -> Path:
-    """Write the averaged weights and the config to `folder`; each file appears complete or not at all."""
+def save_snapshot(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: TrainConfig,
+    step: int,
+    discriminator: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write the averaged weights and the config to `folder`; each file appears complete or not at all.
+
+    Args:
+        folder: where to; it is made if it is not there.
+        state: of the generator.
+        config: builds the networks.
+        step: optimizer steps of the weights.
+        discriminator: its state, for those who train on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / WEIGHTS, state, {"step": str(step)})
+    if discriminator is not None:
+        save_weights(folder / DISCRIMINATOR, discriminator, {"step": str(step)})
     save_config(folder, config)
     return folder
 
@@ -102,15 +118,34 @@ def knows_no_latent(file: Path) -> bool:
     return not make_method(config.training, config.generator).uses_latent
 
 
-def load_initial_weights(generator: nn.Module, file: Path) -> None:
-    """Initialize a generator from a snapshot's safetensors or from a published state dict (.pth, .pt).
+def load_initial_weights(network: nn.Module, file: Path, part: str = "generator") -> None:
+    """Initialize a network from a snapshot's safetensors, or a generator from a published state dict (.pth, .pt).
 
     Args:
-        generator: built from this run's config.
+        network: built from this run's config.
         file: weights with our names (safetensors) or with the published names, with or without `module.`.
+        part: what messages call the network.
 
     Raises:
-        WeightsError: the file cannot be read, or its names or shapes do not match the generator.
+        WeightsError: the file cannot be read, or its names or shapes do not match the network.
+    """
+    state = load_weights(file)
+    if any("all_modules." in name for name in state):
+        if not isinstance(network, Generator):
+            raise WeightsError(f"{file} holds published weights, which are of a U-Net: set generator.kind to unet")
+        try:
+            load_published(network, state)
+        except ValueError as error:
+            raise WeightsError(f"{file}: {error}") from error
+        return
+    load_matching(network, state, str(file), part)
+
+
+def load_weights(file: Path) -> Mapping[str, Tensor]:
+    """Read a state dict from a .safetensors, .pth or .pt file; nothing in it is executed.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds something else.
     """
     try:
         if file.suffix == ".safetensors":
@@ -133,21 +168,28 @@ def load_initial_weights(generator: nn.Module, file: Path) -> None:
     for name, value in state.items():
         if not value.is_floating_point():
             raise WeightsError(f"{file}: {name} is {value.dtype}, but weights are floating point numbers")
-    if any("all_modules." in name for name in state):
-        if not isinstance(generator, Generator):
-            raise WeightsError(f"{file} holds published weights, which are of a U-Net: set generator.kind to unet")
-        try:
-            load_published(generator, state)
-        except ValueError as error:
-            raise WeightsError(f"{file}: {error}") from error
-        return
-    own = generator.state_dict()
+    return state
+
+
+def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str, part: str) -> None:
+    """Load a state whose names and shapes must be those of the network.
+
+    Args:
+        network: built from this run's config.
+        state: its future state.
+        source: where the state comes from.
+        part: what messages call the network.
+
+    Raises:
+        WeightsError: a name or a shape differs.
+    """
+    own = network.state_dict()
     for name in sorted(own.keys() ^ state.keys()):
-        where = "is missing" if name in own else "is not in this run's generator"
-        raise WeightsError(f"{file}: {name} {where}; init_from needs the weights of a generator with the same config")
+        where = "is missing" if name in own else f"is not in this run's {part}"
+        raise WeightsError(f"{source}: {name} {where}; init_from needs the weights of a {part} with the same config")
     for name, parameter in own.items():
         if parameter.shape != state[name].shape:
             raise WeightsError(
-                f"{file}: {name} has shape {tuple(state[name].shape)}, this run's generator {tuple(parameter.shape)}"
+                f"{source}: {name} has shape {tuple(state[name].shape)}, this run's {part} {tuple(parameter.shape)}"
             )
-    generator.load_state_dict(state)
+    network.load_state_dict(state)

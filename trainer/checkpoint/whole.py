@@ -1,10 +1,13 @@
 """A checkpoint as one state, independent of the ranks and ZeRO stage that wrote it; for conversion and export."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.networks import build_discriminator
+from trainer.algorithm.methods import make_method
 from trainer.checkpoint.format import Checkpoint, CheckpointError, rank_file
 from trainer.checkpoint.part import HostMemory
 from trainer.checkpoint.snapshot import build_generator, save_snapshot
@@ -15,6 +18,8 @@ from trainer.config.stages import stage_before
 from trainer.config.train_config import TrainConfig
 
 SECTIONS = ("generator", "discriminator", "ema")
+Weights = Literal["average", "live"]
+"""Of a generator: their moving average, which draws better images, or those that the optimizer changes."""
 
 
 def whole_states(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -75,22 +80,49 @@ def convert(checkpoint: Checkpoint, target: CheckpointStorage) -> str:
     return name
 
 
-def averaged_generator(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], TrainConfig]:
-    """The state of the averaged generator, and the config that builds it: that of its stage.
+def trained_generator(checkpoint: Checkpoint, weights: Weights = "average") -> tuple[dict[str, Tensor], TrainConfig]:
+    """The state of the generator, and the config that builds it: that of its stage.
 
     Args:
         checkpoint: verified.
+        weights: which ones.
 
     Raises:
         CheckpointError: the checkpoint does not match the networks of its config.
     """
-    config = stage_before(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), checkpoint.step).config
+    config = config_of(checkpoint)
     generator = build_generator(config, "meta")
-    shapes = {name: p.shape for name, p in generator.named_parameters()}
-    buffers = {name: tensor for name, tensor in generator.state_dict().items() if name not in shapes}
-    average = checkpoint.section("ema")
-    state = {name: average.read("average", name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
+    state = _parameters(checkpoint, generator, *_SECTION[weights])
+    buffers = {name: tensor for name, tensor in generator.state_dict().items() if name not in state}
     return state | checkpoint.buffers(buffers), config
+
+
+def trained_discriminator(checkpoint: Checkpoint) -> dict[str, Tensor] | None:
+    """The state of the discriminator, None if the checkpoint's stage trains none.
+
+    Raises:
+        CheckpointError: as in `trained_generator`.
+    """
+    config = config_of(checkpoint)
+    if "d" not in make_method(config.training, config.generator).parts:
+        return None
+    with torch.device("meta"):
+        network = build_discriminator(config.discriminator, config.network_form)
+    return _parameters(checkpoint, network, "discriminator", "parameter")
+
+
+def config_of(checkpoint: Checkpoint) -> TrainConfig:
+    """The config of the stage that ends with a checkpoint, or that it interrupts."""
+    return stage_before(from_dict(checkpoint.manifest["config"], str(checkpoint.path)), checkpoint.step).config
+
+
+_SECTION: dict[Weights, tuple[str, str]] = {"average": ("ema", "average"), "live": ("generator", "parameter")}
+"""Section and state of a checkpoint that hold them."""
+
+
+def _parameters(checkpoint: Checkpoint, network: nn.Module, section: str, state: str) -> dict[str, Tensor]:
+    saved, shapes = checkpoint.section(section), {name: p.shape for name, p in network.named_parameters()}
+    return {name: saved.read(state, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
 
 def export(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -101,7 +133,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> Path:
         folder: for the two files.
 
     Raises:
-        CheckpointError: as in `averaged_generator`.
+        CheckpointError: as in `trained_generator`.
     """
-    state, config = averaged_generator(checkpoint)
+    state, config = trained_generator(checkpoint)
     return save_snapshot(folder, state, config, checkpoint.step)

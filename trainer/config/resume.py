@@ -53,6 +53,7 @@ RULES: dict[str, Rule] = {
     "run.seed": _fixed("the seed keys the order of the data and every random draw"),
     "run.deterministic": _may("it chooses between kernels that differ in rounding only"),
     "run.init_from": _may("it is read only where a run starts, a resumed one has its own weights"),
+    "run.init_from_discriminator": _may("it is read only where a run starts"),
     "data.path": _may("the folder may have been moved; the index in it must still be the same, byte for byte"),
     "data.image_size": _fixed("it is part of the data and of the networks"),
     "data.domain": _fixed("it is what the networks see"),

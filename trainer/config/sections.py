@@ -52,8 +52,11 @@ class RunConfig:
     deterministic: bool = False
     """Use deterministic kernels, which are slower on a GPU. On a CPU runs are always repeatable."""
     init_from: str | None = None
-    """File of generator weights to start from: a snapshot's, or one that the authors published. null: random
-    weights."""
+    """What to start from: the folder of a run, whose newest checkpoint is taken, of a snapshot, or of an exported
+    model; or a file of generator weights, a snapshot's or one that the authors published. null: random weights."""
+    init_from_discriminator: bool = True
+    """Start the discriminator from run.init_from as well, if it has one: a run of the adversarial method, or a model
+    that was exported with `--discriminator`."""
 
 
 @dataclass(frozen=True, kw_only=True)

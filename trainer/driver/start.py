@@ -7,14 +7,34 @@ from data.storage.redaction import redact
 from trainer.checkpoint.lease import this_process
 from trainer.checkpoint.lease_places import claim
 from trainer.checkpoint.resume import Resume, choose
-from trainer.checkpoint.snapshot import WeightsError
-from trainer.checkpoint.storage import storage_of
+from trainer.checkpoint.snapshot import WeightsError, is_snapshot
+from trainer.checkpoint.storage import find_checkpoint, storage_of, storage_of_run
 from trainer.config.command_line import check_data
 from trainer.config.draft import ConfigError
 from trainer.config.train_config import TrainConfig
 from trainer.evaluate.during_training import check_evaluation
 from trainer.rank.run_folder import make_run_directory
 from trainer.tracking.store import check_store
+
+
+def check_start(source: Path) -> None:
+    """Refuse a `run.init_from` that has no weights.
+
+    Raises:
+        WeightsError: there is none, or it is the folder of something else.
+        CheckpointError: it is the folder of a run without a valid checkpoint.
+    """
+    if source.is_file() or is_snapshot(source):
+        return
+    if not source.is_dir():
+        raise WeightsError(redact(f"run.init_from is {source}: there is no such file or folder"))
+    if not (source / "config.yaml").is_file():
+        raise WeightsError(
+            redact(f"run.init_from is {source}, which is the folder of no run, snapshot or exported model")
+        )
+    storage = storage_of_run(source)
+    find_checkpoint(storage, None)
+    storage.forget()
 
 
 def check_before_start(config: TrainConfig, resume: Resume) -> int:
@@ -34,8 +54,8 @@ def check_before_start(config: TrainConfig, resume: Resume) -> int:
     if directory.exists() and not directory.is_dir():
         raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
     newest, move_others_aside = choose(config, resume)
-    if newest is None and config.run.init_from and not Path(config.run.init_from).is_file():
-        raise WeightsError(redact(f"run.init_from is {config.run.init_from}: there is no such file"))
+    if newest is None and config.run.init_from:
+        check_start(Path(config.run.init_from))
     try:
         make_run_directory(config.run)
         with tempfile.TemporaryFile(dir=directory):

@@ -26,6 +26,7 @@ SETTINGS: dict[str, type] = {
     "run": str,
     "checkpoints": str,
     "num": int,
+    "weights": str,
     "samples": str,
     "reference": str,
     "network": str,
@@ -54,6 +55,8 @@ def make_card(
         settings["samples"] = options.samples
     else:
         settings |= {"run": options.run, "num": options.num}
+        if options.weights != "average":
+            settings["weights"] = options.weights
         if steps := [str(row[0]) for row in rows if row[0] is not None]:
             settings["checkpoints"] = ",".join(steps)
     settings = {

@@ -32,7 +32,7 @@ from trainer.evaluate.measuring import GivenSamples, checkpoints_argument, evalu
 from trainer.evaluate.picture import draw_picture
 from trainer.evaluate.reference import cache_folder, read_all
 from trainer.evaluate.report import CODEC_WORDS, render
-from trainer.sample.draw import default_device, load_run, sample_images
+from trainer.sample.draw import add_weights_argument, default_device, load_run, sample_images
 from trainer.tracking.spool import read_curves
 
 
@@ -61,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--checkpoints",
         type=checkpoints_argument,
         metavar="all|STEPS",
-        help="with --run: measure every checkpoint, or those of these steps, in one table (default: the newest)",
+        help="with --run: measure every checkpoint, the latest or the best (checkpoint.keep_best), or those of these "
+        "steps, in one table (default: the latest)",
     )
+    add_weights_argument(parser)
     parser.add_argument(
         "--reference",
         type=path_argument,
@@ -130,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--neighbours takes a name that ends in .png, and cannot be given together with --checkpoints")
     if options.checkpoints is not None and options.run is None:
         parser.error("--checkpoints needs --run: samples from a file belong to no checkpoint")
+    if options.weights == "live" and options.run is None:
+        parser.error("--weights live needs --run: samples from a file are as they are")
     if options.network is None:
         options.network = default_network(options.reference)
         if options.network != CLASSIFIER:
@@ -189,7 +193,7 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
     if options.run is None:
         given = GivenSamples(options.samples)
         return given.images, source_of(options), None
-    generator, diffusion, config = load_run(options.run, None, default_device())
+    generator, diffusion, config = load_run(options.run, None, default_device(), options.weights)
     if config.data.num_classes not in (0, num_classes):
         raise UserError(
             f"the run has {config.data.num_classes} classes, {options.reference} {num_classes}: give the data set that "

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from data.storage.arguments import whole_numbers
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
 from trainer.checkpoint.format import CheckpointError
+from trainer.checkpoint.retention import Choice, checkpoint_argument
 from trainer.checkpoint.snapshot import is_snapshot
 from trainer.checkpoint.storage import storage_of_run
 from trainer.config.command_line import check_group
@@ -45,12 +46,16 @@ TIMEOUT_S = 3600
 ALL = "all"
 
 
-def checkpoints_argument(text: str) -> str | list[int]:
-    """For argparse: `all`, or steps such as 100,200."""
+def checkpoints_argument(text: str) -> str | list[Choice]:
+    """For argparse: `all`, `latest`, `best`, or steps such as 100,200."""
+    if text == ALL:
+        return text
     try:
-        return text if text == ALL else sorted(set(whole_numbers(text)))
+        return [checkpoint_argument(text)] if text in ("latest", "best") else [*sorted(set(whole_numbers(text)))]
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are {ALL} and steps such as 100,200") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is given, allowed are {ALL}, latest, best, and steps such as 100,200"
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,21 +232,21 @@ def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamp
     if is_snapshot(options.run):
         if options.checkpoints is not None:
             raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints away")
-        yield DrawnSamples(load_run(options.run, None, device), **draw)
+        yield DrawnSamples(load_run(options.run, None, device, options.weights), **draw)
         return
     storage = storage_of_run(options.run)
-    steps = options.checkpoints or [None]
+    choices: Iterable[Choice] = options.checkpoints or ["latest"]
     if options.checkpoints == ALL:
-        steps = sorted(checkpoint.step for checkpoint in storage.list())
+        choices = sorted(checkpoint.step for checkpoint in storage.list())
     found = 0
-    for step in steps:
+    for choice in choices:
         try:
-            loaded, checkpoint = load_checkpoint(storage, step, device)
+            loaded, checkpoint = load_checkpoint(storage, choice, device, options.weights)
         except CheckpointError as error:
             if options.checkpoints != ALL:
                 raise
             if check_group()[0] == 0:
-                sys.stderr.write(f"trainer.evaluate: step {step} is left out: {error}\n")
+                sys.stderr.write(f"trainer.evaluate: step {choice} is left out: {error}\n")
             continue
         found += 1
         images = checkpoint.manifest.get("images")

@@ -1,28 +1,32 @@
 """Export a trained model for use without this project: `python -m trainer.export --run DIR --out DIR`.
 
-Exit codes: 0, done; 2, nothing was written: the command, the run or the destination is wrong, or an exported graph does
-not compute what torch computes.
+Exit codes: 0, done; 2, it was not done, as the message says: the command, the run or the destination is wrong, an
+exported graph does not compute what torch computes, or the folder could not be sent.
 """
 
 import argparse
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from data.shards.index import load_index
-from data.storage.arguments import whole_number
 from data.storage.errors import OperationError, UserError, as_command
 from data.storage.location import is_remote
 from data.storage.paths import path_argument
-from trainer.checkpoint.snapshot import is_snapshot, save_snapshot
-from trainer.checkpoint.storage import storage_of_run
+from trainer.checkpoint.retention import Choice
+from trainer.checkpoint.snapshot import DISCRIMINATOR, is_snapshot, load_weights, save_snapshot
+from trainer.checkpoint.storage import find_checkpoint, storage_of_run
+from trainer.checkpoint.whole import trained_discriminator
 from trainer.config.train_config import TrainConfig
 from trainer.evaluate.card import read_card
 from trainer.export.card import Facts, model_card
 from trainer.export.forms import FORMS
-from trainer.sample.draw import Loaded, load_checkpoint, load_run
+from trainer.export.hub import check_hub, push
+from trainer.sample.draw import Loaded, add_checkpoint_argument, load_checkpoint, load_run
 from trainer.tracking.provenance import collect_tags
 
 
@@ -31,15 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=path_argument, required=True, help="directory of the run, or of a snapshot")
-    parser.add_argument(
-        "--checkpoint", type=whole_number(0), metavar="STEP", help="step of a checkpoint; default: the newest valid"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--to",
         type=_forms,
         default=("torch",),
         metavar="FORM[,FORM]",
         help=f"{', '.join(FORMS)}; several with commas (default torch). Weights as safetensors come with each",
+    )
+    parser.add_argument(
+        "--discriminator",
+        action="store_true",
+        help="write the discriminator's weights too, for those who train the model further with run.init_from",
     )
     parser.add_argument(
         "--figures",
@@ -50,10 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a card of trainer.evaluate --card, whose figures the README.md of the model shows; may be repeated",
     )
     parser.add_argument("--out", type=path_argument, required=True, help="folder to make; it may exist and be empty")
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="send the folder to this repository of the Hugging Face Hub, too; a new one is private",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    export(options.run, options.checkpoint, options.out, options.to, options.figures)
+    if options.push is not None:
+        check_hub(options.push)
+    export(options.run, options.checkpoint, options.out, options.to, options.figures, options.discriminator)
     print(f"{options.out}: see README.md in it")
+    if options.push is not None:
+        print(f"sent to {push(options.out, options.push)}")
     return 0
 
 
@@ -66,32 +82,39 @@ def _forms(text: str) -> tuple[str, ...]:
 
 
 def export(
-    run: Path, step: int | None, out: Path, forms: Sequence[str] = ("torch",), figures: Sequence[Path] = ()
+    run: Path,
+    choice: Choice | None,
+    out: Path,
+    forms: Sequence[str] = ("torch",),
+    figures: Sequence[Path] = (),
+    discriminator: bool = False,
 ) -> None:
     """Write the averaged generator of a checkpoint in some forms, with weights and card: all of the folder, or nothing.
 
     Args:
         run: directory of the run, or a folder with a snapshot.
-        step: step of the checkpoint; None: the newest valid one.
+        choice: which checkpoint; None: the newest valid one, or the snapshot.
         out: the folder.
         forms: names of `FORMS`.
         figures: cards of `trainer.evaluate`.
+        discriminator: write its weights, too.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        UserError: something is in the folder, or the model cannot be exported.
+        UserError: something is in the folder, the model cannot be exported, or it has no discriminator.
         OperationError: a form does not compute what torch computes.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out is {out}, which exists and is not an empty folder: give a new one, or empty it")
     cards = [read_card(file) for file in figures]
-    (generator, diffusion, config), facts = _load(run, step, cards)
+    (generator, diffusion, config), facts = _load(run, choice, cards)
+    judge = _discriminator(run, facts.step) if discriminator else None
     for form in forms:
         FORMS[form].check(config)
     draft = out.absolute().parent / f".{out.absolute().name}.draft-{os.getpid()}"
     draft.mkdir(parents=True)
     try:
-        save_snapshot(draft, generator.state_dict(), config, facts.step or 0)
+        save_snapshot(draft, generator.state_dict(), config, facts.step or 0, judge)
         for form in forms:
             FORMS[form].write(draft, generator, diffusion, config)
         card = model_card(Path(run).absolute().name, config, facts, forms)
@@ -104,11 +127,11 @@ def export(
         raise
 
 
-def _load(run: Path, step: int | None, figures: list[dict]) -> tuple[Loaded, Facts]:
-    if step is None and is_snapshot(run):
-        loaded, manifest = load_run(run), {}
+def _load(run: Path, choice: Choice | None, figures: list[dict]) -> tuple[Loaded, Facts]:
+    if choice is None and is_snapshot(run):
+        loaded, step, manifest = load_run(run), None, {}
     else:
-        loaded, checkpoint = load_checkpoint(storage_of_run(run), step)
+        loaded, checkpoint = load_checkpoint(storage_of_run(run), choice or "latest")
         step, manifest = checkpoint.step, checkpoint.manifest
     commit = collect_tags("")["git_commit"]
     return loaded, Facts(
@@ -118,6 +141,19 @@ def _load(run: Path, step: int | None, figures: list[dict]) -> tuple[Loaded, Fac
         commit=None if commit == "unknown" else commit,
         figures=figures,
     )
+
+
+def _discriminator(run: Path, step: int | None) -> Mapping[str, Tensor]:
+    """The discriminator of a checkpoint, or of a snapshot, which has no step."""
+    if step is None:
+        judge = load_weights(run / DISCRIMINATOR) if (run / DISCRIMINATOR).is_file() else None
+    else:
+        storage = storage_of_run(run)
+        judge = trained_discriminator(find_checkpoint(storage, step))
+        storage.forget()
+    if judge is None:
+        raise UserError(f"--discriminator is given, but {run} has none: export from a run of the adversarial method")
+    return judge
 
 
 def _source(config: TrainConfig, digest: str | None) -> str | None:

@@ -85,15 +85,26 @@ def write_onnx(folder: Path, generator: nn.Module, diffusion: Diffusion, config:
     shape, steps = config.network_form.shape, diffusion.num_timesteps
     x_t, t, z, *label = programs.generator_arguments(config, CHECKED_IMAGES)
     names = ("x_t", "t", "z", *(["label"] if label else []))
-    _write(folder / GENERATOR, generator, dict(zip(names, (x_t, t, z, *label), strict=True)), "output")
+    write_graph(folder / GENERATOR, generator, dict(zip(names, (x_t, t, z, *label), strict=True)), "output")
 
     noise_T, noise = torch.randn(CHECKED_IMAGES, *shape), torch.randn(CHECKED_IMAGES, steps, *shape)
     z = torch.randn(CHECKED_IMAGES, steps, config.generator.latent_dim)
     inputs = {"noise_T": noise_T, "z": z, "noise": noise, **({"label": label[0]} if label else {})}
-    _write(folder / LOOP, DenoisingLoop(generator, diffusion, config), inputs, "images")
+    write_graph(folder / LOOP, DenoisingLoop(generator, diffusion, config), inputs, "images")
 
 
-def _write(file: Path, module: nn.Module, inputs: dict[str, Tensor], output: str) -> None:
+def write_graph(file: Path, module: nn.Module, inputs: dict[str, Tensor], output: str) -> None:
+    """Write a module as a graph.
+
+    Args:
+        file: where to.
+        module: its forward pass takes the inputs in their order.
+        inputs: by name; their first dimension may have any length later.
+        output: name of the output.
+
+    Raises:
+        OperationError: onnxruntime computes something else than torch for these inputs.
+    """
     batch = {0: Dim("images", min=1, max=2**16)}
     with torch.no_grad(), programs.quiet():
         program = torch.export.export(module.eval(), tuple(inputs.values()), dynamic_shapes=(batch,) * len(inputs))

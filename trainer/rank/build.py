@@ -1,7 +1,8 @@
 """Builds everything that learns: the networks in their engines, the average, and the guard over their updates."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,18 @@ from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import fold_seed
 from trainer.algorithm.statistics import Statistic
-from trainer.checkpoint.snapshot import build_generator, knows_no_latent, load_initial_weights
+from trainer.checkpoint.snapshot import (
+    DISCRIMINATOR,
+    WEIGHTS,
+    WeightsError,
+    build_generator,
+    is_snapshot,
+    knows_no_latent,
+    load_initial_weights,
+    load_matching,
+)
+from trainer.checkpoint.storage import find_checkpoint, storage_of_run
+from trainer.checkpoint.whole import trained_discriminator, trained_generator
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.compile_cache import CompileCache
 from trainer.engine.compiled import CompiledForward, compiled_forward
@@ -120,6 +132,49 @@ def silence_latent(networks: Mapping[Part, nn.Module]) -> None:
         cast("Generator", networks["g"]).mapping.silence_latent()
 
 
+def load_start(networks: Mapping[Part, nn.Module], source: Path, *, discriminator: bool) -> None:
+    """Load the weights that a run starts from.
+
+    Args:
+        networks: of the run.
+        source: a run, of which the newest checkpoint counts, a snapshot or an exported model, or a file of a generator.
+        discriminator: load the discriminator as well, if the source has one and the run trains one.
+
+    Raises:
+        WeightsError: weights cannot be read, or are of other networks.
+        CheckpointError: the run has no valid checkpoint.
+    """
+    judge = networks.get("d") if discriminator else None
+    if source.is_file() or is_snapshot(source):
+        file = source if source.is_file() else source / WEIGHTS
+        load_initial_weights(networks["g"], file)
+        if judge is not None and (source / DISCRIMINATOR).is_file():
+            with _advice_for_discriminator():
+                load_initial_weights(judge, source / DISCRIMINATOR, "discriminator")
+        unused = knows_no_latent(file)
+    else:
+        storage = storage_of_run(source)
+        checkpoint = find_checkpoint(storage, None)
+        state, config = trained_generator(checkpoint)
+        judged = trained_discriminator(checkpoint)
+        storage.forget()
+        load_matching(networks["g"], state, str(source), "generator")
+        if judge is not None and judged is not None:
+            with _advice_for_discriminator():
+                load_matching(judge, judged, str(source), "discriminator")
+        unused = not make_method(config.training, config.generator).uses_latent
+    if unused:
+        silence_latent(networks)
+
+
+@contextmanager
+def _advice_for_discriminator() -> Iterator[None]:
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{error}; or set run.init_from_discriminator to false for a new one") from error
+
+
 def build(
     config: TrainConfig,
     ranks: Ranks,
@@ -145,10 +200,7 @@ def build(
     fuse("gpu" if config.engine.fused else "nowhere")
     networks = new_networks(config)
     if config.run.init_from and fresh:
-        file = Path(config.run.init_from)
-        load_initial_weights(networks["g"], file)
-        if knows_no_latent(file):
-            silence_latent(networks)
+        load_start(networks, Path(config.run.init_from), discriminator=config.run.init_from_discriminator)
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
     engines: dict[Part, Engine] = {
         part: make_engine(

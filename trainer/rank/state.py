@@ -16,7 +16,7 @@ from data.storage.redaction import redact, redact_values
 from trainer.algorithm.ema import is_average
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint, CheckpointError
-from trainer.checkpoint.whole import averaged_generator
+from trainer.checkpoint.whole import trained_generator
 from trainer.config.io import from_dict, to_dict
 from trainer.config.resume import check_resumable
 from trainer.config.stages import Stage
@@ -104,7 +104,7 @@ class TrainingState:
 
     def _begin(self, checkpoint: Checkpoint, statistics: StatisticsSum) -> None:
         """Begin the stage with the averaged generator of the stage before."""
-        averaged, before = averaged_generator(checkpoint)
+        averaged, before = trained_generator(checkpoint)
         networks, learner = new_networks(self.stage.config), self.learner
         networks["g"].load_state_dict(averaged)
         if before.training.objective == "gaussian":

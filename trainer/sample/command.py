@@ -1,4 +1,4 @@
-"""Draw images from a run: `python -m trainer.sample --run DIR [--checkpoint STEP] --num 64 --seed 0 --out grid.png`.
+"""Draw images from a run: `python -m trainer.sample --run DIR --num 64 --seed 0 --out grid.png`.
 
 Image i is a function of the weights, the seed and i. Its noise is keyed by (seed, i), and the batch size is always the
 same (the last batch is padded), because another size changes the order of the network's float sums.
@@ -9,12 +9,12 @@ import logging
 from collections.abc import Sequence
 from typing import get_args
 
-from data.storage.arguments import whole_number, whole_numbers
+from data.storage.arguments import ranges_of_whole_numbers, whole_number, whole_numbers
 from data.storage.errors import as_command
 from data.storage.paths import path_argument
 from models.diffusion import Sampler
 from trainer.config.command_line import add_seed_argument
-from trainer.sample.draw import sample_run
+from trainer.sample.draw import add_checkpoint_argument, add_weights_argument, sample_run
 from trainer.sample.images import check_destination, save_images
 
 
@@ -22,12 +22,19 @@ from trainer.sample.images import check_destination, save_images
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=path_argument, required=True, help="directory of the run, or of a snapshot")
     parser.add_argument(
-        "--checkpoint", type=whole_number(0), metavar="STEP", help="step of a checkpoint; default: the newest valid"
+        "--run", type=path_argument, required=True, help="directory of the run, of a snapshot, or of an exported model"
     )
-    parser.add_argument("--num", type=whole_number(1), default=64, help="number of images (default 64)")
+    add_checkpoint_argument(parser)
+    add_weights_argument(parser)
+    parser.add_argument("--num", type=whole_number(1), help="number of images (default 64)")
     add_seed_argument(parser, "the same seed gives the same images")
+    parser.add_argument(
+        "--seeds",
+        type=ranges_of_whole_numbers,
+        metavar="0-63,99",
+        help="draw the first image of each of these seeds, instead of many images of one seed",
+    )
     parser.add_argument(
         "--sampler",
         choices=get_args(Sampler),
@@ -55,17 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if options.seeds is not None and options.num is not None:
+        parser.error("--num cannot be given together with --seeds: each seed gives one image")
     check_destination(options.out)
+    num = len(options.seeds) if options.seeds is not None else options.num or 64
     images = sample_run(
         options.run,
-        options.num,
+        num,
         options.seed,
         options.checkpoint,
         options.sampler,
         options.classes,
         options.guidance,
         options.fast,
+        options.weights,
+        options.seeds,
     )
     save_images(options.out, images)
-    print(f"{options.num} images: {options.out}")
+    print(f"{num} images: {options.out}")
     return 0

@@ -1,9 +1,11 @@
 """Draws images from a run: image i is a function of the weights, the seed and i."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from jaxtyping import Int64
@@ -17,9 +19,10 @@ from models.wavelets import to_pixels
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.checkpoint.format import Checkpoint
+from trainer.checkpoint.retention import Choice, checkpoint_argument, choose_checkpoint
 from trainer.checkpoint.snapshot import build_generator, is_snapshot, load_snapshot
-from trainer.checkpoint.storage import CheckpointStorage, find_checkpoint, storage_of_run
-from trainer.checkpoint.whole import averaged_generator
+from trainer.checkpoint.storage import CheckpointStorage, storage_of_run
+from trainer.checkpoint.whole import Weights, trained_generator
 from trainer.config.train_config import TrainConfig
 from trainer.engine.compiled import CompiledForward, can_compile
 from trainer.sample.images import to_uint8
@@ -55,6 +58,7 @@ def sample_batches(
     rank: int = 0,
     world_size: int = 1,
     fast: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[Uint8Image]:
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
@@ -71,6 +75,7 @@ def sample_batches(
             of their class and less varied.
         rank, world_size: only batches rank, rank + world_size, ... of those that one process would draw.
         fast: in bfloat16, compiled, and with more images at once; they come out a little different. On a GPU only.
+        seeds: of each image, in place of `seed`: the first image of each of these `num` seeds.
 
     Raises:
         UserError: a sampler that the run's objective does not know, classes that the model does not have, or guidance
@@ -91,7 +96,10 @@ def sample_batches(
     for first in range(rank * batch, num, world_size * batch):
         samples = torch.arange(first, first + batch, device=device)
         label = in_turn.to(device)[samples % len(in_turn)] if len(in_turn) else None
-        images = draw_batch(forward, diffusion, config, seed, samples, label, sampler=sampler, guidance=guidance)
+        of_images: int | Tensor = seed
+        if seeds is not None:
+            of_images, samples = torch.tensor(seeds, device=device)[samples % num], torch.zeros_like(samples)
+        images = draw_batch(forward, diffusion, config, of_images, samples, label, sampler=sampler, guidance=guidance)
         yield images[: num - first].cpu()
 
 
@@ -112,7 +120,7 @@ def draw_batch(
         generator: maps (x_t, t, z), and with classes `label`, to the network's output.
         diffusion: tables on the device of `samples`.
         config: the run's config.
-        seed: in [0, 2**63); an int, or int64 [].
+        seed: in [0, 2**63); an int, or int64 [], or one for each image, int64 [B].
         samples: numbers of the images.
         label: their classes; None for a model without classes.
         sampler: one that the run's objective knows.
@@ -195,6 +203,7 @@ def sample_images(
     classes: Sequence[int] | None = None,
     guidance: float = 1.0,
     fast: bool = False,
+    seeds: Sequence[int] | None = None,
     shows_progress: bool = False,
 ) -> Uint8Image:
     """All images of `sample_batches`, uint8 [num, C, H, W]; can show progress on a terminal."""
@@ -208,35 +217,65 @@ def sample_images(
         classes=classes,
         guidance=guidance,
         fast=fast,
+        seeds=seeds,
     )
     total = -(-num // images_at_once(config.data.image_size, fast=fast))
     hidden = not (shows_progress and sys.stderr.isatty())
     return torch.cat(list(track(batches, "sampling", total=total, disable=hidden)))
 
 
-def load_run(run: Path, step: int | None = None, device: torch.device | str = "cpu") -> Loaded:
-    """The averaged generator of a checkpoint.
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --checkpoint, a `Choice` or None."""
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint_argument,
+        metavar="STEP",
+        help="step of a checkpoint, latest, or best, which is the best by checkpoint.keep_best (default: latest)",
+    )
+
+
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --weights."""
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        default="average",
+        help="the moving average of the generator's weights (default), or the live ones",
+    )
+
+
+def load_run(
+    run: Path, choice: Choice | None = None, device: torch.device | str = "cpu", weights: Weights = "average"
+) -> Loaded:
+    """The generator of a checkpoint.
 
     Args:
-        run: the run's directory, or a folder with a snapshot.
-        step: step of the checkpoint; None: the newest valid one.
+        run: the run's directory, or a folder with a snapshot, such as `trainer.export` writes.
+        choice: which checkpoint; None: the newest valid one, or the snapshot.
         device: where to put the generator.
+        weights: the average, or the live weights.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged; the message lists those that exist.
+        UserError: a snapshot has no live weights.
     """
-    if step is not None or not is_snapshot(run):
-        return load_checkpoint(storage_of_run(run), step, device)[0]
+    if choice is not None or not is_snapshot(run):
+        return load_checkpoint(storage_of_run(run), choice or "latest", device, weights)[0]
+    if weights != "average":
+        raise UserError(f"{run} is a snapshot, which has only averaged weights: name the directory of its run")
     generator, config = load_snapshot(run, device)
     return generator.eval().requires_grad_(False), Diffusion.from_config(config.diffusion, device), config
 
 
 def load_checkpoint(
-    storage: CheckpointStorage, step: int | None = None, device: torch.device | str = "cpu"
+    storage: CheckpointStorage,
+    choice: Choice = "latest",
+    device: torch.device | str = "cpu",
+    weights: Weights = "average",
 ) -> tuple[Loaded, Checkpoint]:
-    """The averaged generator of a checkpoint in a storage, see `load_run`, and the checkpoint that was taken."""
-    checkpoint = find_checkpoint(storage, step)
-    state, config = averaged_generator(checkpoint)
+    """The generator of a checkpoint in a storage, see `load_run`, and the checkpoint that was taken."""
+    checkpoint = choose_checkpoint(storage, choice)
+    state, config = trained_generator(checkpoint, weights)
     generator = build_generator(config, device)
     generator.load_state_dict(state)
     storage.forget()
@@ -248,21 +287,24 @@ def sample_run(
     run: Path,
     num: int,
     seed: int,
-    step: int | None = None,
+    choice: Choice | None = None,
     sampler: Sampler = "ancestral",
     classes: Sequence[int] | None = None,
     guidance: float = 1.0,
     fast: bool = False,
+    weights: Weights = "average",
+    seeds: Sequence[int] | None = None,
 ) -> Uint8Image:
-    """`num` images of a run, uint8 [num, C, H, W]; shows progress on a terminal."""
+    """`num` images of a run, uint8 [num, C, H, W], see `sample_batches`; shows progress on a terminal."""
     return sample_images(
-        *load_run(run, step, default_device()),
+        *load_run(run, choice, default_device(), weights),
         num=num,
         seed=seed,
         sampler=sampler,
         classes=classes,
         guidance=guidance,
         fast=fast,
+        seeds=seeds,
         shows_progress=True,
     )
 

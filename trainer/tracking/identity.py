@@ -115,7 +115,7 @@ def _changed(former: Record, params: Mapping[str, str], tags: Mapping[str, str],
 
 
 def _shapes_curves(key: str, *, restarted: bool) -> bool:
-    if key in SHAPE_CURVES or (restarted and key == "run.init_from"):
+    if key in SHAPE_CURVES or (restarted and key.startswith("run.init_from")):
         return True
     try:
         return not rule_for(key).may_change

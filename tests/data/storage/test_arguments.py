@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from data.storage.arguments import whole_number, whole_numbers
+from data.storage.arguments import ranges_of_whole_numbers, whole_number, whole_numbers
 
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("0008", 8), ("12", 12)])
@@ -30,3 +30,14 @@ def test_numbers_are_separated_by_commas() -> None:
     for text in ("", "3,", ",3", "3, 5", "a", "-1", "3;5"):
         with pytest.raises(argparse.ArgumentTypeError, match="allowed are whole numbers such as 3 or 3,5"):
             whole_numbers(text)
+
+
+def test_ranges_of_whole_numbers_are_taken_in_their_order() -> None:
+    assert ranges_of_whole_numbers("0-3,9,2-2") == [0, 1, 2, 3, 9, 2]
+    assert ranges_of_whole_numbers(str(2**63 - 1)) == [2**63 - 1]
+
+
+@pytest.mark.parametrize("text", ["", "3-", "-3", "5-3", "1,,2", "a", "1.5", "0-1000000", str(2**63), "9" * 30])
+def test_what_is_no_range_of_whole_numbers_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="allowed are whole numbers and ranges of up to 1,000,000"):
+        ranges_of_whole_numbers(text)

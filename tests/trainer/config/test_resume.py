@@ -92,7 +92,7 @@ def test_what_changes_the_computation_may_not_change(override):
     first, last = caught.value.lines
     assert first.startswith(f"{key}: ")
     assert first.endswith(f" may not change when a run is resumed: {rule_for(key).reason}")
-    assert last.startswith("May change: run.directory, run.group, run.deterministic, run.init_from, data.path, ")
+    assert last.startswith("May change: run.directory, run.group, run.deterministic, run.init_from, ")
     assert last.endswith("For anything else start a new run in another run.directory")
 
 

@@ -104,10 +104,30 @@ def test_checkpoints_of_what_has_none_are_refused(
     save_npz(tmp_path / "a.npz", torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     for arguments, message in {
         ("--samples", str(tmp_path / "a.npz"), *basis[2:], "--checkpoints", "all"): "--checkpoints needs --run",
-        (*basis, "--checkpoints", "best"): "'best' is given, allowed are all and steps such as 100,200",
+        ("--samples", str(tmp_path / "a.npz"), *basis[2:], "--weights", "live"): "--weights live needs --run",
+        (
+            *basis,
+            "--checkpoints",
+            "worst",
+        ): "'worst' is given, allowed are all, latest, best, and steps such as 100,200",
+        (*basis, "--checkpoints", "best"): "checkpoint.keep_best names no curve",
     }.items():
         assert main([*arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_live_weights_are_measured_and_named_in_the_card(basis: list[str], tmp_path: Path) -> None:
+    cards = []
+    for weights in ("live", "average"):
+        file = tmp_path / f"{weights}.json"
+        assert main([*basis, "--checkpoints", "latest", "--weights", weights, "--card", str(file)]) == 0
+        cards.append(json.loads(file.read_text()))
+    live, average = cards
+    assert live["settings"]["weights"] == "live" and "--weights=live" in live["command"]
+    assert "weights" not in average["settings"]
+    assert live["results"][0]["step"] == average["results"][0]["step"] == 10
+    assert live["results"][0]["weights_sha256"] != average["results"][0]["weights_sha256"]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import MANIFEST, Checkpoint, encode_manifest
 from trainer.checkpoint.resume import HISTORY, Resume, choose, newest_to_resume
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
-from trainer.checkpoint.whole import averaged_generator
+from trainer.checkpoint.whole import trained_generator
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.rank.metrics import StatisticsSum
@@ -80,7 +80,7 @@ def use(config, tmp_path, capsys, monkeypatch) -> Iterator[Callable[[], None]]:
 
     def read_weights() -> None:
         load_run(run)
-        averaged_generator(find_checkpoint(storage_of_run(run), 3))
+        trained_generator(find_checkpoint(storage_of_run(run), 3))
 
     def use() -> None:
         for action in (resume, lambda: choose(config, Resume()), commands, read_weights):

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
-from trainer.checkpoint.snapshot import load_snapshot
-from trainer.checkpoint.storage import find_checkpoint, storage_of
+from trainer.checkpoint.snapshot import WeightsError, load_snapshot
+from trainer.checkpoint.storage import find_checkpoint, storage_of, storage_of_run
+from trainer.checkpoint.whole import trained_discriminator, trained_generator
 from trainer.config.draft import ConfigError
 from trainer.config.io import load_stored
 from trainer.engine.precision import allow_tf32
 from trainer.engine.ranks import Ranks
+from trainer.export.command import export
 from trainer.rank import build as build_module
 from trainer.rank.build import settle_precision
 
@@ -114,6 +116,44 @@ def test_a_game_starts_as_the_denoiser_it_comes_from_whatever_z_and_then_learns_
     with torch.no_grad():
         first, second = (played(x_t, torch.tensor([0, 1, 0, 1]), drawn) for drawn in z)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_a_run_starts_both_networks_from_another_run_or_from_its_export(tiny, tmp_path):
+    first = tmp_path / "first"
+    train(configure(tiny, first, "training.total_images=32", "generator.num_res_blocks=1"))
+    export(first, None, tmp_path / "model", forms=("diffusers",), discriminator=True)
+    assert (tmp_path / "model" / "discriminator.safetensors").is_file()
+    (checkpoint,) = storage_of_run(first).list()
+    expected: dict[str, Any] = {"g": trained_generator(checkpoint)[0], "d": trained_discriminator(checkpoint)}
+
+    def started(*sets: str) -> dict[str, Any]:
+        ranks = Ranks.join("cpu", 60)
+        try:
+            config = configure(tiny, tmp_path / "second", "generator.num_res_blocks=1", "run.seed=5", *sets)
+            learner = build_module.build(settle_precision(config, ranks), ranks)
+            states = {part: engine.module.state_dict() for part, engine in learner.players.engines.items()}
+            learner.close()
+            return states
+        finally:
+            ranks.leave()
+
+    def equal(states: dict[str, Any], part: str) -> bool:
+        return all(torch.equal(states[part][name], tensor) for name, tensor in expected[part].items())
+
+    for source in (first, tmp_path / "model"):
+        states = started(f"run.init_from={source}")
+        assert equal(states, "g") and equal(states, "d")
+        states = started(f"run.init_from={source}", "run.init_from_discriminator=false")
+        assert equal(states, "g") and not equal(states, "d")
+        states = started(
+            f"run.init_from={source}", "run.init_from_discriminator=false", "discriminator.base_channels=8"
+        )
+        assert equal(states, "g")
+        with pytest.raises(WeightsError, match="to false for a new one"):
+            started(f"run.init_from={source}", "discriminator.base_channels=8")
+    states = started(f"run.init_from={tmp_path / 'model' / 'generator.safetensors'}")
+    assert equal(states, "g") and not equal(states, "d")
 
 
 def test_weights_of_a_game_keep_the_latent_they_have_learned_with(tiny, tmp_path):

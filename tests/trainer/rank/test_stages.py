@@ -6,7 +6,7 @@ import torch
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.checkpoint.format import list_checkpoints
 from trainer.checkpoint.snapshot import load_snapshot
-from trainer.checkpoint.whole import averaged_generator
+from trainer.checkpoint.whole import trained_generator
 from trainer.config.stages import stages_of
 
 STAGES = (
@@ -50,9 +50,9 @@ def test_rates_count_from_the_start_of_their_stage(tiny, tmp_path):
 def test_the_game_begins_with_the_average_of_the_denoiser_and_a_silent_latent(tiny, tmp_path):
     train(configure(tiny, tmp_path, *SETS, *(f"training.learning_rate_g.{key}=1e-30" for key in ("peak", "final"))))
     border, end = list_checkpoints(tmp_path / "checkpoints")
-    averaged, config = averaged_generator(border)
+    averaged, config = trained_generator(border)
     assert (config.training.objective, config.diffusion.num_timesteps) == ("gaussian", 3)
-    begun, config = averaged_generator(end)
+    begun, config = trained_generator(end)
     assert config.training.objective == "non_saturating"
     different = {name for name, value in begun.items() if not torch.equal(value, averaged[name])}
     assert different and all("mapping" in name for name in different)

@@ -12,6 +12,7 @@ from data.storage.errors import UserError
 from models.diffusion import Diffusion, DiffusionConfig
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.format import CheckpointError
+from trainer.checkpoint.storage import storage_of_run
 from trainer.config.train_config import TrainConfig
 from trainer.sample.command import main
 from trainer.sample.draw import images_at_once, load_run, sample_batches, sample_run
@@ -42,12 +43,52 @@ def test_images_of_one_seed_differ(run):
 
 
 def test_another_checkpoint_gives_other_images(run):
-    assert not torch.equal(sample_run(run, 4, seed=0, step=8), sample_run(run, 4, seed=0))
+    assert not torch.equal(sample_run(run, 4, seed=0, choice=8), sample_run(run, 4, seed=0))
+
+
+def test_the_best_checkpoint_is_that_with_the_best_value_of_its_curve(tiny, run, tmp_path):
+    with pytest.raises(CheckpointError, match="keep_best names no curve"):
+        sample_run(run, 1, seed=0, choice="best")
+    steps = ("checkpoint.save_interval_steps=2", "tracking.log_interval_steps=2", "checkpoint.keep_last=10")
+    best = ("checkpoint.keep_best=loss_g", "checkpoint.keep_best_mode=max")
+    train(configure(tiny, tmp_path, *steps, *best, "training.learning_rate_g.peak=0.05"))
+    saved = storage_of_run(tmp_path).list()
+    assert [checkpoint.step for checkpoint in saved] == [2, 4, 6, 8, 10]
+    values = {checkpoint.step: checkpoint.manifest["metrics"]["loss_g"] for checkpoint in saved}
+    step = max(values, key=lambda step: values[step])
+    assert torch.equal(sample_run(tmp_path, 4, seed=0, choice="best"), sample_run(tmp_path, 4, seed=0, choice=step))
+    assert torch.equal(sample_run(tmp_path, 4, seed=0, choice="latest"), sample_run(tmp_path, 4, seed=0, choice=10))
+    assert not torch.equal(sample_run(tmp_path, 4, seed=0, choice=2), sample_run(tmp_path, 4, seed=0, choice=10))
+
+
+def test_live_weights_are_those_that_the_optimizer_changed_last(tiny, tmp_path):
+    config = configure(tiny, tmp_path, "training.learning_rate_g.peak=0.05", "training.ema_half_life_images=1.0e-9")
+    train(config)  # an average that forgets at once equals the live weights
+    assert torch.equal(sample_run(tmp_path, 4, seed=0, weights="live"), sample_run(tmp_path, 4, seed=0))
+
+
+def test_live_weights_differ_from_their_average_and_a_snapshot_has_none(run):
+    assert not torch.equal(sample_run(run, 4, seed=0, weights="live"), sample_run(run, 4, seed=0))
+    (snapshot,) = (run / "snapshots").iterdir()
+    assert torch.equal(sample_run(snapshot, 4, seed=0), sample_run(run, 4, seed=0))
+    with pytest.raises(UserError, match="is a snapshot, which has only averaged weights"):
+        sample_run(snapshot, 4, seed=0, weights="live")
+
+
+def test_seeds_draw_the_first_image_of_each(run, tmp_path):
+    assert main(["--run", str(run), "--seeds", "5,0-2", "--out", str(tmp_path / "a.npz")]) == 0
+    images = torch.from_numpy(np.load(tmp_path / "a.npz")["images"]).permute(0, 3, 1, 2)
+    assert len(images) == 4
+    for image, seed in zip(images, (5, 0, 1, 2), strict=True):
+        # The place in a batch may change the order of float sums, which may turn a rounding.
+        assert (image.int() - sample_run(run, 1, seed=seed)[0].int()).abs().max() <= 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["--run", str(run), "--seeds", "5", "--num", "3", "--out", str(tmp_path / "b.npz")])
 
 
 def test_missing_checkpoint_is_named_with_those_that_exist(run):
     with pytest.raises(CheckpointError, match=r"has no checkpoint of step 5; it has \[8, 10\]"):
-        sample_run(run, 4, seed=0, step=5)
+        sample_run(run, 4, seed=0, choice=5)
 
 
 def test_the_network_always_sees_the_same_number_of_images(run, monkeypatch):
