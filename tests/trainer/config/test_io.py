@@ -150,8 +150,8 @@ def test_missing_field_is_reported_at_its_section():
 
 def test_missing_section_is_reported_with_its_keys():
     assert lines_for(MINIMAL.replace("run:\n  directory: runs/x\n", "")) == (
-        "bad.yaml: run is missing; it must be a section with the keys directory, group, seed, deterministic, init_from, "
-        "init_from_discriminator",
+        "bad.yaml: run is missing; it must be a section with the keys directory, group, seed, deterministic, "
+        "init_from, init_from_discriminator",
     )
 
 
