@@ -162,13 +162,23 @@ def forward_pair(diffusion: Diffusion, x0: Image, t: Timestep, noise_tm1: Image,
         x_tm1 ~ q(x_tm1 | x0) and x_t ~ q(x_t | x_tm1).
     """
     x_tm1 = _at(diffusion.sqrt_alpha_bar, t) * x0 + _at(diffusion.sqrt_one_minus_alpha_bar, t) * noise_tm1
-    x_t = _at(diffusion.sqrt_alpha, t + 1) * x_tm1 + _at(diffusion.sigma, t + 1) * noise_t
-    return x_tm1, x_t
+    return x_tm1, noisier(diffusion, x_tm1, t, noise_t)
 
 
 def noisy(diffusion: Diffusion, x0: Image, t: Timestep, noise: Image) -> Image:
     """Draw x_t ~ q(x_t | x0), DDPM (2006.11239) Eq. 4: the input of denoising step t."""
     return _at(diffusion.sqrt_alpha_bar, t + 1) * x0 + _at(diffusion.sqrt_one_minus_alpha_bar, t + 1) * noise
+
+
+def noisy_image(diffusion: Diffusion, x0: Image, number: int, noise: Image) -> Image:
+    """Draw image `number` of the process, 0 .. T, where image 0 is x0 itself."""
+    index = torch.full((len(x0),), number, dtype=torch.int64, device=x0.device)
+    return _at(diffusion.sqrt_alpha_bar, index) * x0 + _at(diffusion.sqrt_one_minus_alpha_bar, index) * noise
+
+
+def noisier(diffusion: Diffusion, x_tm1: Image, t: Timestep, noise: Image) -> Image:
+    """Draw x_t ~ q(x_t | x_tm1), one step of the forward process."""
+    return _at(diffusion.sqrt_alpha, t + 1) * x_tm1 + _at(diffusion.sigma, t + 1) * noise
 
 
 def noisy_at(sigma: NoiseLevel, x0: Image, noise: Image) -> Image:

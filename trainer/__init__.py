@@ -11,6 +11,7 @@ Files:
     config/        every setting: defined, read strictly, checked
     configs/       one YAML file per data set
     driver/        the process that starts the ranks
+    edit           strokes, masks, variations, colours and details
     engine/        backward pass, gradient reduction, optimizer update
     evaluate/      measures the quality of samples
     export/        a trained model as files that other programs load
@@ -23,6 +24,7 @@ Files:
     tracking/      from rank 0 to the trackers, through a spool
     tune/          finds the fastest settings of a config for this machine
     verify_resume  proves that kills do not change the result
+    walk           an animation that leads from sample to sample
     worker         the command that runs one rank, with or without torchrun
 """
 

@@ -75,11 +75,16 @@ def encode_image(content: bytes, form: PreparedForm) -> bytes:
     Raises:
         BadImageError: unreadable, truncated, too small, or without a plain grey or RGB form.
     """
+    return _encode(square_image(content, form), form)
+
+
+def square_image(content: bytes, form: PreparedForm) -> Image.Image:
+    """The image that `encode_image` encodes, of mode L or RGB; raises what it raises."""
     try:
         with warnings.catch_warnings():
             # PIL warns about sizes that _MAX_PIXELS allows, and about unused metadata.
             warnings.simplefilter("ignore")
-            return _encode(_resize(_load(ImageFile(content), form), form), form)
+            return _resize(_load(ImageFile(content), form), form)
     except BadImageError:
         raise
     except Image.UnidentifiedImageError:

@@ -36,8 +36,8 @@ from trainer.rank.progress import RunStatus
 from trainer.rank.worker import Worker
 from trainer.tracking.tracker import NullTracker
 
-NUM_STEPS = 24
-MOVES = {1: (0, 0, 10), 2: (1, 1, 15), 3: (2, 2, 20), 4: (3, 2, NUM_STEPS)}
+NUM_STEPS = 16
+MOVES = {1: (0, 0, 6), 2: (1, 1, 10), 3: (2, 2, 13), 4: (3, 2, NUM_STEPS)}
 """The run that changes: ranks, ZeRO stages of G and D, and the step after which the next number of ranks takes over."""
 MICRO_BATCH_SIZES = {1: 16, 2: 4, 3: 4, 4: 4}
 """Of each number of ranks: 1, 2, 2 and 1 forward passes, those of 3 ranks uneven."""

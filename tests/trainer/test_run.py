@@ -37,6 +37,7 @@ def no_ray(monkeypatch):
         (["--set", "data.path=/nowhere"], "python -m data.prepare"),
         (["--set", "data.image_size=16", "--set", "generator.attention_resolutions=[8]"], "was prepared with 8"),
         (["--init-from", "/nowhere.pth"], "run.init_from is /nowhere.pth: there is no such file or folder"),
+        (["--init-from", "/"], "run.init_from is /, which is the folder of no run, snapshot or exported model"),
         (["--set", "scaling.world_size=5"], "16 / discriminator.stddev_group_size 4 makes 4"),
         (["--config", "digit"], "digits"),
         (["--dry-run", "--gpu", "v100"], "only for h100, h200, a100, l40s, rtx4090: choose one of these"),

@@ -50,6 +50,9 @@ class Purpose(IntEnum):
     G_AUGMENT_FLIP = 24
     G_AUGMENT_SHIFT = 25
     G_AUGMENT_CUTOUT = 26
+    EDIT_NOISE_START = 27
+    EDIT_NOISE_KNOWN = 28
+    EDIT_NOISE_BACK = 29
 
 
 def philox4x32(

@@ -3,7 +3,6 @@
 import tempfile
 from pathlib import Path
 
-from data.storage.redaction import redact
 from trainer.checkpoint.lease import this_process
 from trainer.checkpoint.lease_places import claim
 from trainer.checkpoint.resume import Resume, choose
@@ -27,11 +26,9 @@ def check_start(source: Path) -> None:
     if source.is_file() or is_snapshot(source):
         return
     if not source.is_dir():
-        raise WeightsError(redact(f"run.init_from is {source}: there is no such file or folder"))
+        raise WeightsError(f"run.init_from is {source}: there is no such file or folder")
     if not (source / "config.yaml").is_file():
-        raise WeightsError(
-            redact(f"run.init_from is {source}, which is the folder of no run, snapshot or exported model")
-        )
+        raise WeightsError(f"run.init_from is {source}, which is the folder of no run, snapshot or exported model")
     storage = storage_of_run(source)
     find_checkpoint(storage, None)
     storage.forget()

@@ -131,7 +131,7 @@ def _load(run: Path, choice: Choice | None, figures: list[dict]) -> tuple[Loaded
     if choice is None and is_snapshot(run):
         loaded, step, manifest = load_run(run), None, {}
     else:
-        loaded, checkpoint = load_checkpoint(storage_of_run(run), choice or "latest")
+        loaded, checkpoint = load_checkpoint(storage_of_run(run), "latest" if choice is None else choice)
         step, manifest = checkpoint.step, checkpoint.manifest
     commit = collect_tags("")["git_commit"]
     return loaded, Facts(

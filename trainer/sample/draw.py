@@ -260,7 +260,7 @@ def load_run(
         UserError: a snapshot has no live weights.
     """
     if choice is not None or not is_snapshot(run):
-        return load_checkpoint(storage_of_run(run), choice or "latest", device, weights)[0]
+        return load_checkpoint(storage_of_run(run), "latest" if choice is None else choice, device, weights)[0]
     if weights != "average":
         raise UserError(f"{run} is a snapshot, which has only averaged weights: name the directory of its run")
     generator, config = load_snapshot(run, device)

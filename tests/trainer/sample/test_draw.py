@@ -87,8 +87,9 @@ def test_seeds_draw_the_first_image_of_each(run, tmp_path):
 
 
 def test_missing_checkpoint_is_named_with_those_that_exist(run):
-    with pytest.raises(CheckpointError, match=r"has no checkpoint of step 5; it has \[8, 10\]"):
-        sample_run(run, 4, seed=0, choice=5)
+    for step in (0, 5):
+        with pytest.raises(CheckpointError, match=rf"has no checkpoint of step {step}; it has \[8, 10\]"):
+            sample_run(run, 4, seed=0, choice=step)
 
 
 def test_the_network_always_sees_the_same_number_of_images(run, monkeypatch):
