@@ -11,6 +11,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ways.add_argument("--variations", action="store_true", help="make images that are like the given one")
     ways.add_argument(
         "--mask",
+        type=_mask_argument,
         metavar="FILE",
         help=f"fill the black parts of this mask; {ALPHA}: fill the transparent parts of each image",
     )
@@ -72,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--resample", type=whole_number(1, 100), default=1, metavar="N", help="do each step N times (default 1)"
     )
     parser.add_argument("--num", type=whole_number(1, 10_000), default=1, help="results for each image (default 1)")
-    parser.add_argument("--class", type=whole_number(0), dest="label", help="class, for a run with classes (default 0)")
+    parser.add_argument(
+        "--class", type=whole_number(0), dest="label", help="class of the results, for a run with classes"
+    )
     add_seed_argument(parser, "the same seed gives the same results")
     parser.add_argument("--out", type=path_argument, required=True, help="folder for the results")
     options = parser.parse_args(arguments)
@@ -83,39 +88,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _edit(options)
 
 
+def _mask_argument(text: str) -> str:
+    return text if text == ALPHA else str(path_argument(text))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result.
+
+    Attributes:
+        name: of its file.
+        given: the image, float32 [C, H, W] in [-1, 1].
+        known: 1 where a pixel stays, float32 [1, H, W]; None without a mask.
+        number: of the result among those of its image.
+    """
+
+    name: str
+    given: Tensor
+    known: Tensor | None
+    number: int
+
+
 def _edit(options: argparse.Namespace) -> int:
     device = default_device()
     generator, diffusion, config = load_run(options.run, options.checkpoint, device, options.weights)
     _check(options, config)
-    files = list(_files(options.image))
-    free = not (options.stroke or options.variations)
-    T = diffusion.num_timesteps
+    files, bad = list(_files(options.image)), list[str]()
+    T, free = diffusion.num_timesteps, not (options.stroke or options.variations)
     start = options.start_step or (T if free else max(1, T // 2))
-    label = None if not config.data.num_classes else options.label or 0
-    common_mask = _mask(Path(options.mask), config) if options.mask not in (None, ALPHA) else None
-    batch, bad = images_at_once(config.data.image_size), list[str]()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for number, file in enumerate(track(files, "editing", disable=not sys.stderr.isatty())):
-        try:
-            image = _image(file, config)
-            mask = _alpha(file, config) if options.mask == ALPHA else common_mask
-        except (BadImageError, OSError) as error:
-            bad.append(f"{file}: {error}")
-            continue
-        edit = Edit(start=start, keep=_keep(options, mask, device), repeats=options.resample, seed=options.seed)
-        name = f"{file.stem}" if len({f.stem for f in files}) == len(files) else f"{number:04d}-{file.stem}"
-        for begun in range(0, options.num, batch):
-            size = min(batch, options.num - begun)
-            labels = None if label is None else torch.full((size,), label, device=device)
-            given = image.to(device).expand(size, -1, -1, -1)
-            first = number * options.num + begun
-            for i, result in enumerate(edited(generator, diffusion, config, edit, given, first, labels).cpu()):
-                end = f"-{begun + i}" if options.num > 1 else ""
-                save_picture(options.out / f"{name}{end}.png", result)
-    print(f"{(len(files) - len(bad)) * options.num} images: {options.out}")
+    if start == T and not free:
+        more = "give a smaller --start-step" if T > 1 else "a model of one step cannot do that"
+        raise UserError(f"noised to step {T} of {T}, nothing is left of the image: {more}")
+    jobs, done = _jobs(files, options, config, bad), 0
+    size = images_at_once(config.data.image_size)
+    batches = iter(lambda: list(islice(jobs, size)), [])
+    total = -(-len(files) * options.num // size)
+    for batch in track(batches, "editing", total=total, disable=not sys.stderr.isatty()):
+        given, numbers = torch.stack([job.given for job in batch]), torch.tensor([job.number for job in batch])
+        known = [job.known for job in batch if job.known is not None]
+        edit = Edit(
+            start=start,
+            keep=_keep(options, torch.stack(known).to(device) if known else None),
+            repeats=options.resample,
+            seed=options.seed,
+        )
+        label = None if options.label is None else torch.full((len(batch),), options.label, device=device)
+        results = edited(generator, diffusion, config, edit, given.to(device), numbers.to(device), label)
+        options.out.mkdir(parents=True, exist_ok=True)
+        for job, result in zip(batch, results.cpu(), strict=True):
+            save_picture(options.out / f"{job.name}.png", result)
+        done += len(batch)
+    print(f"{done} images: {options.out}")
     for line in bad:
         sys.stderr.write(f"left out: {line}\n")
     return 1 if bad else 0
+
+
+def _jobs(files: Sequence[Path], options: argparse.Namespace, config: TrainConfig, bad: list[str]) -> Iterator[Job]:
+    """The results to make; what cannot be used of the files is added to `bad`."""
+    file_of_mask = None if options.mask is None or options.mask == ALPHA else Path(options.mask)
+    common = None if file_of_mask is None else _mask(file_of_mask, config)
+    same = len({file.stem for file in files}) < len(files)
+    for place, file in enumerate(files):
+        try:
+            image = _image(file, config, options.upscale or 1)
+            known = _alpha(file, config) if options.mask == ALPHA else common
+            if file_of_mask is not None:
+                _check_shape(file, file_of_mask)
+        except (BadImageError, OSError) as error:
+            bad.append(f"{file}: {error}")
+            continue
+        name = f"{place:04d}-{file.stem}" if same else file.stem
+        for number in range(options.num):
+            yield Job(f"{name}-{number}" if options.num > 1 else name, image, known, number)
 
 
 def _check(options: argparse.Namespace, config: TrainConfig) -> None:
@@ -127,8 +172,11 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> None:
         raise UserError(
             f"--upscale is {options.upscale}, which does not divide the image size {config.data.image_size}"
         )
-    if options.label is not None and options.label >= config.data.num_classes:
-        allowed = f"0 to {config.data.num_classes - 1}" if config.data.num_classes else "none, this run has no classes"
+    num_classes = config.data.num_classes
+    if num_classes and options.label is None:
+        raise UserError(f"--class is missing: this run has the classes 0 to {num_classes - 1}, and a result is of one")
+    if options.label is not None and options.label >= num_classes:
+        allowed = f"0 to {num_classes - 1}" if num_classes else "none, this run has no classes"
         raise UserError(f"--class is {options.label}; allowed: {allowed}")
 
 
@@ -145,42 +193,52 @@ def _files(given: Sequence[Path]) -> Iterator[Path]:
             raise UserError(f"--image is {path}: there is no such file or folder")
 
 
-def _keep(options: argparse.Namespace, mask: Tensor | None, device: torch.device) -> Keep | None:
-    if mask is not None:
-        return known_pixels(mask.to(device))
+def _keep(options: argparse.Namespace, known: Tensor | None) -> Keep | None:
+    if known is not None:
+        return known_pixels(known)
     if options.colorize:
         return grey_values
     return block_means(options.upscale) if options.upscale else None
 
 
-def _image(file: Path, config: TrainConfig) -> Tensor:
-    """float32 [1, C, H, W] in [-1, 1], cropped and resized as `data.prepare` does."""
-    size, channels = config.data.image_size, config.image_form.channels
+def _image(file: Path, config: TrainConfig, factor: int) -> Tensor:
+    """float32 [C, H, W] in [-1, 1], cropped and resized as `data.prepare` does; of equal blocks of `factor` pixels."""
+    size, channels = config.data.image_size // factor, config.image_form.channels
     form = PreparedForm(size=size, channels=1 if channels == 1 else 3, upscale=True)
     pixels = np.array(square_image(file.read_bytes(), form)).reshape(size, size, channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _mask(file: Path, config: TrainConfig) -> Tensor:
-    """1 where a mask is light: float32 [1, 1, H, W]."""
+    """1 where a mask is light: float32 [1, H, W]."""
     form = PreparedForm(size=config.data.image_size, channels=1, upscale=True)
     try:
         pixels = np.array(square_image(file.read_bytes(), form))
     except (BadImageError, OSError) as error:
         raise UserError(f"--mask is {file}, which cannot be used: {error}") from None
-    return torch.from_numpy(pixels >= 128)[None, None].float()
+    if pixels.min() >= 128:
+        raise UserError(f"--mask is {file}, which has no black part to fill")
+    return torch.from_numpy(pixels >= 128)[None].float()
+
+
+def _check_shape(file: Path, mask: Path) -> None:
+    """Both are cropped to a square: of another shape, the mask would lie elsewhere on the image."""
+    (width, height), (wide, high) = (ImageFile(path.read_bytes()).size for path in (file, mask))
+    if abs(width * high - wide * height) > 0.02 * width * high:
+        raise BadImageError(f"has {width}x{height} pixels, another shape than the mask's {wide}x{high}")
 
 
 def _alpha(file: Path, config: TrainConfig) -> Tensor:
     """1 where an image is opaque."""
     image = ImageFile(file.read_bytes()).decode(keep_alpha=True)
-    if not image.has_transparency_data:
-        raise BadImageError("has no transparent parts, which --mask alpha would fill")
     alpha, size = image.convert("RGBA").getchannel("A"), config.data.image_size
+    if alpha.getextrema()[0] == 255:
+        raise BadImageError("has no transparent parts, which --mask alpha would fill")
     side = min(alpha.size)
     left, top = (alpha.width - side) // 2, (alpha.height - side) // 2
     pixels = np.array(alpha.resize((size, size), box=(left, top, left + side, top + side)))
-    return torch.from_numpy(pixels == 255)[None, None].float()
+    return torch.from_numpy(pixels == 255)[None].float()
 
 
 if __name__ == "__main__":

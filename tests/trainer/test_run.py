@@ -37,6 +37,7 @@ def no_ray(monkeypatch):
         (["--set", "data.path=/nowhere"], "python -m data.prepare"),
         (["--set", "data.image_size=16", "--set", "generator.attention_resolutions=[8]"], "was prepared with 8"),
         (["--init-from", "/nowhere.pth"], "run.init_from is /nowhere.pth: there is no such file or folder"),
+        (["--init-from", "{run}"], "the directory of this very run: set another run.directory"),
         (["--init-from", "/"], "run.init_from is /, which is the folder of no run, snapshot or exported model"),
         (["--set", "scaling.world_size=5"], "16 / discriminator.stddev_group_size 4 makes 4"),
         (["--config", "digit"], "digits"),
@@ -46,7 +47,8 @@ def no_ray(monkeypatch):
     ],
 )
 def test_a_mistake_is_named_with_code_2(tiny, tmp_path, capsys, more, message):
-    assert main([*arguments(tiny, tmp_path / "run"), *more]) == 2
+    words = [word.format(run=tmp_path / "run") for word in more]
+    assert main([*arguments(tiny, tmp_path / "run"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

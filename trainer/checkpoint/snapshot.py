@@ -5,7 +5,7 @@ from pathlib import Path
 from zipfile import ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -96,6 +96,15 @@ def save_average(
 def is_snapshot(folder: Path) -> bool:
     """Whether `save_snapshot` wrote this folder."""
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def step_of_snapshot(folder: Path) -> int | None:
+    """The step of a snapshot's weights, None if it is unknown."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return int(file.metadata()["step"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+        return None
 
 
 def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, TrainConfig]:

@@ -3,11 +3,12 @@
 import tempfile
 from pathlib import Path
 
+from trainer.checkpoint.format import CheckpointError
 from trainer.checkpoint.lease import this_process
 from trainer.checkpoint.lease_places import claim
 from trainer.checkpoint.resume import Resume, choose
 from trainer.checkpoint.snapshot import WeightsError, is_snapshot
-from trainer.checkpoint.storage import find_checkpoint, storage_of, storage_of_run
+from trainer.checkpoint.storage import newest_seen, storage_of, storage_of_run
 from trainer.config.command_line import check_data
 from trainer.config.draft import ConfigError
 from trainer.config.train_config import TrainConfig
@@ -30,8 +31,8 @@ def check_start(source: Path) -> None:
     if not (source / "config.yaml").is_file():
         raise WeightsError(f"run.init_from is {source}, which is the folder of no run, snapshot or exported model")
     storage = storage_of_run(source)
-    find_checkpoint(storage, None)
-    storage.forget()
+    if newest_seen(storage) is None:
+        raise CheckpointError(f"run.init_from is {source}, which holds no valid checkpoint yet")
 
 
 def check_before_start(config: TrainConfig, resume: Resume) -> int:
@@ -51,8 +52,15 @@ def check_before_start(config: TrainConfig, resume: Resume) -> int:
     if directory.exists() and not directory.is_dir():
         raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
     newest, move_others_aside = choose(config, resume)
-    if newest is None and config.run.init_from:
-        check_start(Path(config.run.init_from))
+    if config.run.init_from:
+        source = Path(config.run.init_from)
+        if source.resolve() == directory.resolve():
+            raise WeightsError(
+                f"run.init_from is {source}, the directory of this very run: set another run.directory, or leave "
+                "run.init_from out to resume it"
+            )
+        if newest is None:
+            check_start(source)
     try:
         make_run_directory(config.run)
         with tempfile.TemporaryFile(dir=directory):

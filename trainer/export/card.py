@@ -85,7 +85,9 @@ def _measured(facts: Facts) -> list[str]:
         lines += [f"Features of {card['network'].get('name')}; {made.get('device')}, {made.get('date')}.", ""]
         for result in card["results"]:
             where = f" (step {result['step']})" if result.get("step") is not None else ""
-            lines += [f"- {name}{where}: {value:.4g}" for name, value in sorted(result["figures"].items())]
+            # A figure that could not be measured is null in the card.
+            figures = {name: value for name, value in result["figures"].items() if isinstance(value, int | float)}
+            lines += [f"- {name}{where}: {value:.4g}" for name, value in sorted(figures.items())]
         lines.append("")
     if not facts.figures:
         lines += ["None are stored. `trainer.evaluate --card` measures them.", ""]

@@ -18,7 +18,7 @@ from data.storage.errors import OperationError, UserError, as_command
 from data.storage.location import is_remote
 from data.storage.paths import path_argument
 from trainer.checkpoint.retention import Choice
-from trainer.checkpoint.snapshot import DISCRIMINATOR, is_snapshot, load_weights, save_snapshot
+from trainer.checkpoint.snapshot import DISCRIMINATOR, is_snapshot, load_weights, save_snapshot, step_of_snapshot
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import trained_discriminator
 from trainer.config.train_config import TrainConfig
@@ -128,11 +128,14 @@ def export(
 
 
 def _load(run: Path, choice: Choice | None, figures: list[dict]) -> tuple[Loaded, Facts]:
-    if choice is None and is_snapshot(run):
-        loaded, step, manifest = load_run(run), None, {}
+    if is_snapshot(run):
+        loaded, step, manifest = load_run(run, choice), step_of_snapshot(run), {}
     else:
         loaded, checkpoint = load_checkpoint(storage_of_run(run), "latest" if choice is None else choice)
         step, manifest = checkpoint.step, checkpoint.manifest
+    for result in (result for card in figures for result in card["results"]):
+        if None not in (step, result.get("step")) and result["step"] != step:
+            raise UserError(f"--figures: a card measures step {result['step']}, but step {step} is exported")
     commit = collect_tags("")["git_commit"]
     return loaded, Facts(
         step=step,
@@ -144,8 +147,8 @@ def _load(run: Path, choice: Choice | None, figures: list[dict]) -> tuple[Loaded
 
 
 def _discriminator(run: Path, step: int | None) -> Mapping[str, Tensor]:
-    """The discriminator of a checkpoint, or of a snapshot, which has no step."""
-    if step is None:
+    """The discriminator of a snapshot, or of a checkpoint by its step."""
+    if is_snapshot(run):
         judge = load_weights(run / DISCRIMINATOR) if (run / DISCRIMINATOR).is_file() else None
     else:
         storage = storage_of_run(run)

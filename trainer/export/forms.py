@@ -53,7 +53,7 @@ def _torch_files(config: TrainConfig) -> dict[str, str]:
 
 
 def _diffusers_text(config: TrainConfig) -> str:
-    labels = ", labels=[3, 5]" if config.data.num_classes else ""
+    labels = f", labels={[0, 1][: config.data.num_classes]}" if config.data.num_classes else ""
     return f"""With [diffusers](https://huggingface.co/docs/diffusers):
 
     from diffusers import DiffusionPipeline

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def push(folder: Path, name: str) -> str:
         OperationError: the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.utils import disable_progress_bars
 
     if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None and not os.isatty(2):
@@ -53,9 +54,8 @@ def push(folder: Path, name: str) -> str:
     try:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload the exported model")
-    except (OSError, HFValidationError, RuntimeError) as error:  # OSError covers refusals and lost connections
-        reason = " ".join(str(error).split())
-        raise OperationError(
-            f"{folder} is written, but not sent to {name}: {reason}. To try again: hf upload {name} {folder}"
-        ) from None
+    except (OSError, HTTPError, HFValidationError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        again = shlex.join(["hf", "upload", "--private", name, str(folder)])
+        raise OperationError(f"{folder} is written, but not sent to {name}: {reason}. To try again: {again}") from None
     return str(address)

@@ -132,12 +132,13 @@ def silence_latent(networks: Mapping[Part, nn.Module]) -> None:
         cast("Generator", networks["g"]).mapping.silence_latent()
 
 
-def load_start(networks: Mapping[Part, nn.Module], source: Path, *, discriminator: bool) -> None:
+def load_start(networks: Mapping[Part, nn.Module], source: Path, ranks: Ranks, *, discriminator: bool) -> None:
     """Load the weights that a run starts from.
 
     Args:
         networks: of the run.
         source: a run, of which the newest checkpoint counts, a snapshot or an exported model, or a file of a generator.
+        ranks: the ranks, which all take the same checkpoint, though the run may go on.
         discriminator: load the discriminator as well, if the source has one and the run trains one.
 
     Raises:
@@ -154,10 +155,13 @@ def load_start(networks: Mapping[Part, nn.Module], source: Path, *, discriminato
         unused = knows_no_latent(file)
     else:
         storage = storage_of_run(source)
-        checkpoint = find_checkpoint(storage, None)
-        state, config = trained_generator(checkpoint)
-        judged = trained_discriminator(checkpoint)
-        storage.forget()
+        newest = find_checkpoint(storage, None).step if ranks.rank == 0 else 0
+        try:
+            checkpoint = find_checkpoint(storage, ranks.broadcast(newest))
+            state, config = trained_generator(checkpoint)
+            judged = trained_discriminator(checkpoint)
+        finally:
+            storage.forget()
         load_matching(networks["g"], state, str(source), "generator")
         if judge is not None and judged is not None:
             with _advice_for_discriminator():
@@ -200,7 +204,7 @@ def build(
     fuse("gpu" if config.engine.fused else "nowhere")
     networks = new_networks(config)
     if config.run.init_from and fresh:
-        load_start(networks, Path(config.run.init_from), discriminator=config.run.init_from_discriminator)
+        load_start(networks, Path(config.run.init_from), ranks, discriminator=config.run.init_from_discriminator)
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
     engines: dict[Part, Engine] = {
         part: make_engine(

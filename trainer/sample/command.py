@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seeds",
         type=ranges_of_whole_numbers,
         metavar="0-63,99",
-        help="draw the first image of each of these seeds, instead of many images of one seed",
+        help="draw the first image of each of these seeds, in place of --seed and --num",
     )
     parser.add_argument(
         "--sampler",

@@ -257,10 +257,12 @@ def load_run(
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged; the message lists those that exist.
-        UserError: a snapshot has no live weights.
+        UserError: a snapshot has neither checkpoints nor live weights.
     """
-    if choice is not None or not is_snapshot(run):
+    if not is_snapshot(run):
         return load_checkpoint(storage_of_run(run), "latest" if choice is None else choice, device, weights)[0]
+    if choice is not None:
+        raise UserError(f"{run} is one snapshot and has no checkpoints: leave --checkpoint out")
     if weights != "average":
         raise UserError(f"{run} is a snapshot, which has only averaged weights: name the directory of its run")
     generator, config = load_snapshot(run, device)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +49,7 @@ class Edit:
         start: number of the noisy image to start from, 1 .. T; at T the given image leaves no trace but what is kept.
         keep: what stays; None: nothing.
         repeats: how often each step is done.
-        seed: seed of all noise; result i is a function of the weights, the seed, the given image and i.
+        seed: seed of all noise.
     """
 
     start: int
@@ -65,10 +65,10 @@ def edited(
     config: TrainConfig,
     edit: Edit,
     given: Image,
-    first: int = 0,
+    samples: Int64[Tensor, " b"],
     label: Label | None = None,
 ) -> Uint8Image:
-    """One result for each given image, uint8 [B, C, H, W].
+    """One result for each given image, uint8 [B, C, H, W]: a function of weights, seed, image and number.
 
     Args:
         generator: in evaluation mode, on the device of the images.
@@ -76,7 +76,7 @@ def edited(
         config: the run's config.
         edit: what to do.
         given: pixels in [-1, 1], float32, of the size and channels of the run.
-        first: number of the first result: it keys the noise.
+        samples: a number for each result, which keys its noise.
         label: classes of the results; only with classes.
 
     Raises:
@@ -85,7 +85,6 @@ def edited(
     T, domain, shape = diffusion.num_timesteps, config.data.domain, config.network_form.shape
     if not 1 <= edit.start <= T:
         raise UserError(f"--start-step is {edit.start}, but this model has the steps 1 to {T}")
-    samples = torch.arange(first, first + len(given), device=given.device)
     method, y = make_method(config.training, config.generator), from_pixels(given, domain)
     arguments = {} if label is None else {"label": label}
     predictor = method.x0_predictor(lambda x_t, t, z: generator(x_t, t, z, **arguments), diffusion)

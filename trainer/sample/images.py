@@ -149,8 +149,10 @@ def save_animation(path: Path, frames: Uint8Image, fps: int) -> None:
     pixels = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3).permute(0, 2, 3, 1).cpu().numpy()
     pictures = [Pillow.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in pixels]
     options = ANIMATIONS[path.suffix] | {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    # GIF counts in hundredths of a second, and programs take 0.01 s for a mistake.
+    duration_ms = max(20, round(100 / fps) * 10) if path.suffix == ".gif" else round(1000 / fps)
     with _appearing(path) as unfinished:
-        pictures[0].save(unfinished, duration=round(1000 / fps), **options)
+        pictures[0].save(unfinished, duration=duration_ms, **options)
 
 
 def load_images(path: Path) -> Uint8Image:

@@ -7,7 +7,7 @@ sample as its neighbours; a straight line would leave the sphere on which the no
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,35 @@ class SampleNoise:
     start: Float[Tensor, "b c h w"]
     z: Float[Tensor, "b t nz"]
     posterior: Float[Tensor, "b t c h w"]
+
+    def between(self, start: Tensor, end: Tensor, share: Tensor) -> "Between":
+        """The noise on the way from images `start` to images `end`, for each frame."""
+        return Between(self, start, end, share * (math.pi / 2))
+
+
+@dataclass(frozen=True)
+class Between:
+    """Noise on the way from some images to others, mixed where it is used.
+
+    Attributes:
+        corners: the noise of all images.
+        start, end: numbers of images, int64 [F].
+        angle: 0 at the start, pi / 2 at the end, [F].
+    """
+
+    corners: SampleNoise
+    start: Tensor
+    end: Tensor
+    angle: Tensor
+
+    def mixed(self, values: Tensor) -> Tensor:
+        """Values of the images, [B, ...], on the way: [F, ...]."""
+        cos, sin = (f(self.angle).view(-1, *[1] * (values.dim() - 1)) for f in (torch.cos, torch.sin))
+        return cos * values[self.start] + sin * values[self.end]
+
+    def of_step(self, t: int) -> tuple[Tensor, Tensor]:
+        """z and the posterior's noise of a step."""
+        return self.mixed(self.corners.z[:, t]), self.mixed(self.corners.posterior[:, t])
 
 
 def noise_of(seeds: Sequence[int], config: TrainConfig, device: torch.device | str = "cpu") -> SampleNoise:
@@ -75,6 +104,8 @@ def walk(
     Raises:
         UserError: there are too few seeds or frames, or the model has other classes.
     """
+    if config.image_form.channels == 2:
+        raise UserError("this run draws points in the plane, not images")
     num_legs = len(seeds) if closed else len(seeds) - 1
     if len(seeds) < 2:
         raise UserError(f"a walk needs at least two seeds, but {len(seeds)} is given")
@@ -88,28 +119,12 @@ def walk(
     for at in places.split(batch):
         start = at.floor().long().clamp(max=num_legs - 1)
         share, end = at - start, (start + 1) % len(seeds)
-        noise = _between(corners, start, end, share)
+        noise = corners.between(start, end, share)
         with _mixed_labels(generator, labels, start, end, share) if labels is not None else nullcontext():
             given = {} if labels is None else {"label": labels.to(device)[start]}
             predictor = method.x0_predictor(lambda x_t, t, z, given=given: generator(x_t, t, z, **given), diffusion)
-            x0 = sample(
-                predictor,
-                diffusion,
-                noise_T=noise.start,
-                draw=lambda t, noise=noise: (noise.z[:, t], noise.posterior[:, t]),
-            )
+            x0 = sample(predictor, diffusion, noise_T=noise.mixed(corners.start), draw=noise.of_step)
         yield to_uint8(to_pixels(x0, config.data.domain)).cpu()
-
-
-def _between(corners: SampleNoise, start: Tensor, end: Tensor, share: Tensor) -> SampleNoise:
-    """The noise at a share of the way between two corners, for each frame."""
-    angle = share * (math.pi / 2)
-
-    def mixed(values: Tensor) -> Tensor:
-        cos, sin = (f(angle).view(-1, *[1] * (values.dim() - 1)) for f in (torch.cos, torch.sin))
-        return cos * values[start] + sin * values[end]
-
-    return SampleNoise(**{field.name: mixed(getattr(corners, field.name)) for field in fields(SampleNoise)})
 
 
 def _labels(classes: Sequence[int] | None, num_classes: int, num_seeds: int) -> Tensor | None:
@@ -119,6 +134,8 @@ def _labels(classes: Sequence[int] | None, num_classes: int, num_seeds: int) -> 
         raise UserError("classes are given, but this run was trained without classes: data.num_classes is 0")
     if not classes or not all(0 <= label < num_classes for label in classes):
         raise UserError(f"classes are {', '.join(map(str, classes)) or 'none'}; allowed: 0 to {num_classes - 1}")
+    if len(classes) > num_seeds:
+        raise UserError(f"{len(classes)} classes are given for {num_seeds} seeds: give one for each seed, or fewer")
     return torch.tensor([classes[i % len(classes)] for i in range(num_seeds)])
 
 

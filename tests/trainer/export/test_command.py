@@ -21,6 +21,7 @@ from trainer.sample.draw import load_run, sample_run
 pytestmark = pytest.mark.slow  # exporting a graph takes half a minute
 
 NUMS = (64, 5)
+SAVES = "checkpoint.save_interval_steps=8"
 WITH_TORCH = """
 import sys
 import numpy, torch
@@ -62,14 +63,20 @@ def trained(tiny, directory: Path, *sets: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
     """Of a model with classes."""
-    return trained(tiny, tmp_path_factory.mktemp("run"), "data.num_classes=10", "diffusion.num_timesteps=2")
+    return trained(tiny, tmp_path_factory.mktemp("run"), "data.num_classes=10", "diffusion.num_timesteps=2", SAVES)
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory) -> Path:
     """A card of trainer.evaluate."""
     file = tmp_path_factory.mktemp("figures") / "card.json"
-    result = {"step": 10, "images": 160, "weights_sha256": "0", "num_samples": 64, "figures": {"kid": 0.125}}
+    result = {
+        "step": 10,
+        "images": 160,
+        "weights_sha256": "0",
+        "num_samples": 64,
+        "figures": {"kid": 0.125, "recall": None},
+    }
     card = {
         "format": 1,
         "command": "python -m trainer.evaluate --run runs/digits --num 64",
@@ -188,31 +195,38 @@ def test_without_its_libraries_onnx_is_refused_before_any_work(run, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_the_folder_is_a_snapshot_for_the_other_commands(run, exported, tmp_path):
+def test_the_folder_is_a_snapshot_for_the_other_commands(run, exported, tmp_path, capsys):
     assert torch.equal(sample_run(exported, 4, seed=1), sample_run(run, 4, seed=1))
     assert main(["--run", str(exported), "--to", "diffusers", "--out", str(tmp_path / "again")]) == 0
+    assert "| trained | 10 steps, averaged weights |" in (tmp_path / "again" / "README.md").read_text()
+    assert main(["--run", str(exported), "--checkpoint", "10", "--out", str(tmp_path / "more")]) == 2
+    assert "is one snapshot and has no checkpoints: leave --checkpoint out" in capsys.readouterr().err
     weights = Path("generator", "diffusion_pytorch_model.safetensors")
     assert (tmp_path / "again" / weights).read_bytes() == (exported / weights).read_bytes()
 
 
 def test_the_card_says_what_is_known_and_leaves_blanks_for_what_is_not(run, exported):
     card = (exported / "README.md").read_text()
-    (checkpoint,) = storage_of_run(run).list()
+    *_, checkpoint = storage_of_run(run).list()
     assert "| trained | 10 steps, 160 images seen, averaged weights |" in card
     assert f"shards with the digest {checkpoint.manifest['data']}; prepared from digits" in card
     assert "images = draw(torch.tensor(seed), torch.arange(64), label)  # uint8 [64, 1, 8, 8]" in card
     assert "`label` is int64 [64], 0 to 9." in card
-    assert "pipeline(num_images=16, seed=0, labels=[3, 5])" in card
+    assert "pipeline(num_images=16, seed=0, labels=[0, 1])" in card
     assert '"noise": standard_normal([B, 2, 1, 8, 8]),' in card
     assert "its licence: not stated" in card and "| intended use | not stated" in card
     assert "- loss_g: " in card
-    assert "- kid (step 10): 0.125" in card and "--run runs/digits --num 64" in card
+    assert "- kid (step 10): 0.125\n" in card and "recall" not in card
+    assert "--run runs/digits --num 64" in card
 
 
-def test_a_wrong_form_and_a_file_that_is_no_card_are_refused(run, tmp_path, capsys):
+def test_a_wrong_form_and_a_card_of_something_else_are_refused(run, figures, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--run", str(run), "--out", str(tmp_path / "new"), "--to", "torch,keras"])
     assert "'keras' is no form; allowed: torch, diffusers, onnx" in capsys.readouterr().err
+    words = ["--figures", str(figures), "--checkpoint", "8"]
+    assert main(["--run", str(run), "--out", str(tmp_path / "new"), *words]) == 2
+    assert "measures step 10, but step 8 is exported" in capsys.readouterr().err
     (tmp_path / "card.json").write_text("{}")
     words = ["--figures", str(tmp_path / "card.json")]
     assert main(["--run", str(run), "--out", str(tmp_path / "new"), *words]) == 2

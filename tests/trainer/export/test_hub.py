@@ -24,7 +24,7 @@ def pushed(snapshot: Path, out: Path, address: str, token: str) -> tuple[int, st
     """Exit code and output of an export that is pushed to a server."""
     words = ["--run", str(snapshot), "--to", "diffusers", "--out", str(out), "--push", "me/digits"]
     # The client reads its settings when it is imported.
-    env = {"HF_ENDPOINT": address, "HF_TOKEN": token, "HF_HOME": str(out.parent / "cache")}
+    env = {"HF_ENDPOINT": address, "HF_TOKEN": token, "HF_HOME": str(out.parent / "cache"), "NO_PROXY": "127.0.0.1"}
     done = run_python(["-m", "trainer.export", *words], env=env)
     return done.returncode, done.stdout, done.stderr
 
@@ -49,10 +49,18 @@ def test_a_refused_push_keeps_the_folder_and_says_how_to_try_again(snapshot, tmp
         code, _, errors = pushed(snapshot, out, hub.address, "hf_bad")
     assert code == 2
     assert errors.startswith(f"{out} is written, but not sent to me/digits: ")
-    assert errors.endswith(f"To try again: hf upload me/digits {out}\n")
+    assert errors.endswith(f"To try again: hf upload --private me/digits {out}\n")
     assert "Traceback" not in errors and "hf_bad" not in errors
     assert (out / "model_index.json").exists()
     assert hub.files == {}
+
+
+def test_a_hub_that_cannot_be_reached_is_named(snapshot, tmp_path):
+    with serving("hf_good") as hub:
+        address = hub.address
+    code, _, errors = pushed(snapshot, tmp_path / "model", address, "hf_good")  # nobody listens there any more
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "is written, but not sent to me/digits: " in errors
 
 
 def test_a_wrong_name_and_a_missing_token_or_client_are_refused_before_any_work(

@@ -50,7 +50,7 @@ def test_an_edit_from_the_last_step_that_keeps_nothing_is_sampling(run):
     generator, diffusion, config = load_run(run)
     drawn = draw_batch(generator, diffusion, config, 5, torch.arange(7, 10), None)
     edit = Edit(start=diffusion.num_timesteps, seed=5)
-    assert torch.equal(edited(generator, diffusion, config, edit, smooth_images(1), first=7), drawn)
+    assert torch.equal(edited(generator, diffusion, config, edit, smooth_images(1), torch.arange(7, 10)), drawn)
     assert len(drawn.unique()) > 50
 
 
@@ -62,12 +62,12 @@ def test_known_pixels_come_back_and_the_others_are_new(tiny, domain, repeats):
     given, mask = smooth_images(3, size), torch.zeros(3, 1, size, size)
     mask[..., : size // 2] = 1
     edit = Edit(start=diffusion.num_timesteps, keep=known_pixels(mask), repeats=repeats)
-    result = edited(Denoiser(), diffusion, config, edit, given).float()
+    result = edited(Denoiser(), diffusion, config, edit, given, torch.arange(3)).float()
     known = mask.expand_as(given) == 1
     assert (result - levels(given))[known].abs().max() <= 1
     assert (result - levels(given))[~known].abs().mean() > 20
     other = Edit(start=diffusion.num_timesteps, keep=known_pixels(mask), repeats=repeats, seed=1)
-    assert not torch.equal(edited(Denoiser(), diffusion, config, other, given).float(), result)
+    assert not torch.equal(edited(Denoiser(), diffusion, config, other, given, torch.arange(3)).float(), result)
 
 
 @pytest.mark.parametrize(("keep", "name"), [(grey_values, "grey"), (block_means(4), "blocks")])
@@ -76,7 +76,7 @@ def test_grey_values_and_block_means_stay_and_the_rest_is_new(tiny, keep, name):
     given = smooth_images(3) / 4  # far from black and white, where pixels are clipped
     quiet = nn.Sequential()
     quiet.forward = lambda x_t, t, z: x_t.clamp(-0.3, 0.3)  # type: ignore[method-assign]
-    result = edited(quiet, diffusion, config, Edit(start=2, keep=keep), given)
+    result = edited(quiet, diffusion, config, Edit(start=2, keep=keep), given, torch.arange(3))
     values = result.float() / 127.5 - 1
     assert (keep(values) - keep(given)).abs().max() < 1 / 127.5
     assert (values - given).abs().mean() > 0.02
@@ -92,13 +92,15 @@ def test_a_projector_keeps_the_part_that_it_has_kept():
 def test_variations_differ_and_have_what_is_coarse_in_common(tiny):
     diffusion, config = colour(tiny, "diffusion.num_timesteps=8")
     given = smooth_images(3)[:1].expand(4, -1, -1, -1)
-    results = edited(Denoiser(), diffusion, config, Edit(start=1), given).float()
+    results = edited(Denoiser(), diffusion, config, Edit(start=1), given, torch.arange(4)).float()
     assert len({tuple(result.flatten().tolist()) for result in results}) == 4
     coarse, target = (block_means(4)(x).flatten(1) for x in (results, levels(given)))
     near = [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in zip(coarse, target, strict=True)]
     assert min(near) > 0.8
     # The more noise, the less is left.
-    far = block_means(4)(edited(Denoiser(), diffusion, config, Edit(start=8), given).float()).flatten(1)
+    far = block_means(4)(edited(Denoiser(), diffusion, config, Edit(start=8), given, torch.arange(4)).float()).flatten(
+        1
+    )
     assert max(abs(torch.corrcoef(torch.stack(p))[0, 1].item()) for p in zip(far, target, strict=True)) < 0.7
 
 
@@ -131,6 +133,50 @@ def test_the_command_edits_a_folder_and_names_what_it_left_out(run, pictures, tm
     assert {(tmp_path / "again" / name).read_bytes() for name in names} == contents
 
 
+def test_a_result_does_not_depend_on_the_other_images_and_results(run, pictures, tmp_path):
+    (pictures / "c.jpg").unlink()
+    for name, more in {
+        "all": ["--image", str(pictures), "--num", "3"],
+        "one": ["--image", str(pictures / "b.png")],
+    }.items():
+        assert main(["--run", str(run), "--stroke", *more, "--out", str(tmp_path / name)]) == 0
+    images = [np.array(Image.open(tmp_path / name)).astype(int) for name in ("all/b-0.png", "one/b.png")]
+    # The number of images at a time may change the order of float sums, which may turn a rounding.
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_a_model_with_classes_wants_one(tiny, pictures, tmp_path, capsys):
+    train(configure(tiny, tmp_path / "run", "data.num_classes=10", "training.total_images=32"))
+    words = ["--run", str(tmp_path / "run"), "--image", str(pictures / "a.png"), "--stroke"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "--class is missing: this run has the classes 0 to 9" in capsys.readouterr().err
+    assert main([*words, "--class", "3", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_the_pixels_of_a_small_image_are_the_means_of_the_enlarged_one(run, tmp_path):
+    given = np.array([[60, 120], [180, 90]], dtype=np.uint8)
+    Image.fromarray(given).save(tmp_path / "small.png")
+    words = ["--upscale", "4", "--resample", "3", "--image", str(tmp_path / "small.png")]
+    assert main(["--run", str(run), *words, "--out", str(tmp_path / "out")]) == 0
+    large = np.array(Image.open(tmp_path / "out" / "small.png")).astype(float)
+    assert large.std() > given.std()  # with details
+    np.testing.assert_allclose(large.reshape(2, 4, 2, 4).mean(axis=(1, 3)), given, atol=4)  # some pixels are clipped
+
+
+def test_masks_that_do_not_fit_or_fill_nothing_are_refused(run, pictures, tmp_path, capsys):
+    Image.new("L", (16, 16), 255).save(tmp_path / "white.png")
+    words = ["--run", str(run), "--image", str(pictures / "a.png"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--mask", str(tmp_path / "white.png")]) == 2
+    assert "which has no black part to fill" in capsys.readouterr().err
+    Image.new("L", (16, 16), 0).save(tmp_path / "square.png")
+    assert main([*words, "--mask", str(tmp_path / "square.png")]) == 1
+    assert "has 30x24 pixels, another shape than the mask's 16x16" in capsys.readouterr().err
+    Image.new("RGBA", (16, 16), (9, 9, 9, 255)).save(tmp_path / "opaque.png")
+    words[3] = str(tmp_path / "opaque.png")
+    assert main([*words, "--mask", "alpha"]) == 1
+    assert "has no transparent parts" in capsys.readouterr().err
+
+
 def test_transparent_parts_and_black_parts_of_a_mask_are_filled(run, pictures, tmp_path, capsys):
     assert main(["--run", str(run), "--image", str(pictures), "--mask", "alpha", "--out", str(tmp_path / "alpha")]) == 1
     assert "a.png: has no transparent parts, which --mask alpha would fill" in capsys.readouterr().err
@@ -150,7 +196,9 @@ def test_transparent_parts_and_black_parts_of_a_mask_are_filled(run, pictures, t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--stroke", "--start-step", "9"], "--start-step is 9, but this model has the steps 1 to 4"),
+        (["--stroke", "--start-step", "4"], "noised to step 4 of 4, nothing is left of the image: give a smaller"),
+        (["--colorize", "--start-step", "9"], "draws grey images"),
+        (["--upscale", "2", "--start-step", "9"], "--start-step is 9, but this model has the steps 1 to 4"),
         (["--colorize"], "--colorize is given, but this run draws grey images"),
         (["--upscale", "3"], "--upscale is 3, which does not divide the image size 8"),
         (["--stroke", "--class", "3"], "--class is 3; allowed: none, this run has no classes"),
