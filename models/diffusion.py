@@ -172,8 +172,8 @@ def noisy(diffusion: Diffusion, x0: Image, t: Timestep, noise: Image) -> Image:
 
 def noisy_image(diffusion: Diffusion, x0: Image, number: int, noise: Image) -> Image:
     """Draw image `number` of the process, 0 .. T, where image 0 is x0 itself."""
-    index = torch.full((len(x0),), number, dtype=torch.int64, device=x0.device)
-    return _at(diffusion.sqrt_alpha_bar, index) * x0 + _at(diffusion.sqrt_one_minus_alpha_bar, index) * noise
+    t = torch.full((len(x0),), number - 1, dtype=torch.int64, device=x0.device)
+    return noisy(diffusion, x0, t, noise)
 
 
 def noisier(diffusion: Diffusion, x_tm1: Image, t: Timestep, noise: Image) -> Image:

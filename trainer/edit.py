@@ -28,7 +28,7 @@ from data.storage.paths import path_argument
 from trainer.config.command_line import add_seed_argument
 from trainer.config.train_config import TrainConfig
 from trainer.sample.draw import (
-    add_checkpoint_argument,
+    add_run_arguments,
     add_weights_argument,
     default_device,
     images_at_once,
@@ -45,10 +45,7 @@ ALPHA = "alpha"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.edit", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--run", type=path_argument, required=True, help="directory of the run, of a snapshot, or of an exported model"
-    )
-    add_checkpoint_argument(parser)
+    add_run_arguments(parser)
     add_weights_argument(parser)
     parser.add_argument("--image", type=path_argument, nargs="+", required=True, help="image files, or folders of them")
     ways = parser.add_mutually_exclusive_group(required=True)
@@ -148,13 +145,14 @@ def _jobs(files: Sequence[Path], options: argparse.Namespace, config: TrainConfi
     """The results to make; what cannot be used of the files is added to `bad`."""
     file_of_mask = None if options.mask is None or options.mask == ALPHA else Path(options.mask)
     common = None if file_of_mask is None else _mask(file_of_mask, config)
+    shape = None if file_of_mask is None else _size(file_of_mask)
     same = len({file.stem for file in files}) < len(files)
     for place, file in enumerate(files):
         try:
             image = _image(file, config, options.upscale or 1)
             known = _alpha(file, config) if options.mask == ALPHA else common
-            if file_of_mask is not None:
-                _check_shape(file, file_of_mask)
+            if shape is not None:
+                _check_shape(_size(file), shape)
         except (BadImageError, OSError) as error:
             bad.append(f"{file}: {error}")
             continue
@@ -222,9 +220,14 @@ def _mask(file: Path, config: TrainConfig) -> Tensor:
     return torch.from_numpy(pixels >= 128)[None].float()
 
 
-def _check_shape(file: Path, mask: Path) -> None:
+def _size(file: Path) -> tuple[int, int]:
+    """Width and height of the upright image."""
+    return ImageFile(file.read_bytes()).decode(keep_alpha=True).size
+
+
+def _check_shape(image: tuple[int, int], mask: tuple[int, int]) -> None:
     """Both are cropped to a square: of another shape, the mask would lie elsewhere on the image."""
-    (width, height), (wide, high) = (ImageFile(path.read_bytes()).size for path in (file, mask))
+    (width, height), (wide, high) = image, mask
     if abs(width * high - wide * height) > 0.02 * width * high:
         raise BadImageError(f"has {width}x{height} pixels, another shape than the mask's {wide}x{high}")
 

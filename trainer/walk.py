@@ -15,7 +15,7 @@ from data.storage.arguments import ranges_of_whole_numbers, whole_number, whole_
 from data.storage.errors import as_command
 from data.storage.paths import path_argument
 from trainer.sample.draw import (
-    add_checkpoint_argument,
+    add_run_arguments,
     add_weights_argument,
     default_device,
     images_at_once,
@@ -29,10 +29,7 @@ from trainer.sample.walk import walk
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.walk", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--run", type=path_argument, required=True, help="directory of the run, of a snapshot, or of an exported model"
-    )
-    add_checkpoint_argument(parser)
+    add_run_arguments(parser)
     add_weights_argument(parser)
     parser.add_argument(
         "--seeds",

@@ -26,7 +26,7 @@ from trainer.evaluate.card import read_card
 from trainer.export.card import Facts, model_card
 from trainer.export.forms import FORMS
 from trainer.export.hub import check_hub, push
-from trainer.sample.draw import Loaded, add_checkpoint_argument, load_checkpoint, load_run
+from trainer.sample.draw import Loaded, add_run_arguments, load_checkpoint, load_run
 from trainer.tracking.provenance import collect_tags
 
 
@@ -34,8 +34,7 @@ from trainer.tracking.provenance import collect_tags
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=path_argument, required=True, help="directory of the run, or of a snapshot")
-    add_checkpoint_argument(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         "--to",
         type=_forms,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from data.storage.errors import OperationError, UserError
 from models.diffusion import Diffusion, sample
@@ -105,10 +105,10 @@ def write_graph(file: Path, module: nn.Module, inputs: dict[str, Tensor], output
     Raises:
         OperationError: onnxruntime computes something else than torch for these inputs.
     """
-    batch = {0: Dim("images", min=1, max=2**16)}
-    with torch.no_grad(), programs.quiet():
-        program = torch.export.export(module.eval(), tuple(inputs.values()), dynamic_shapes=(batch,) * len(inputs))
-        expected = module(*inputs.values())
+    arguments = tuple(inputs.values())
+    program = programs.export_module(module.eval(), arguments, (programs.BATCH,) * len(arguments))
+    with torch.no_grad():
+        expected = module(*arguments)
     _save(program, file, list(inputs), output)
     difference = (_run(file)(inputs) - expected).abs().max().item()
     if not difference <= MAX_DIFFERENCE:

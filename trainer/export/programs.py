@@ -69,7 +69,9 @@ def export_images(
         raise UserError(f"sampler {sampler} does not fit this run; allowed: {', '.join(method.samplers)}")
     numbers = torch.arange(images_at_once(config.data.image_size))
     arguments = (torch.tensor(0), numbers, *([numbers % config.data.num_classes] if config.data.num_classes else []))
-    return _export(DrawImages(generator, diffusion, config, sampler), arguments, ({}, *[_BATCH] * (len(arguments) - 1)))
+    return export_module(
+        DrawImages(generator, diffusion, config, sampler), arguments, ({}, *[BATCH] * (len(arguments) - 1))
+    )
 
 
 def check_exportable(config: TrainConfig) -> None:
@@ -88,7 +90,7 @@ def check_exportable(config: TrainConfig) -> None:
 def export_generator(generator: nn.Module, config: TrainConfig) -> ExportedProgram:
     """The generator alone: (x_t [B, C, H, W], t int64 [B], z [B, Z], with classes label int64 [B]) to its output."""
     arguments = generator_arguments(config, images_at_once(config.data.image_size))
-    return _export(generator, arguments, (_BATCH,) * len(arguments))
+    return export_module(generator, arguments, (BATCH,) * len(arguments))
 
 
 def generator_arguments(config: TrainConfig, num: int) -> tuple[Tensor, ...]:
@@ -110,10 +112,14 @@ def write_programs(folder: Path, generator: nn.Module, diffusion: Diffusion, con
         torch.export.save(export_generator(generator, config), folder / GENERATOR)
 
 
-_BATCH = {0: Dim("images", min=1, max=2**16)}
+BATCH = {0: Dim("images", min=1, max=2**16)}
+"""The first dimension of an input, which may have any length."""
 
 
-def _export(module: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[dict[int, Dim], ...]) -> ExportedProgram:
+def export_module(
+    module: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[dict[int, Dim], ...]
+) -> ExportedProgram:
+    """A module's forward pass as a graph, for inputs whose dimensions in `shapes` may have another length."""
     with torch.no_grad(), quiet():
         return torch.export.export(module, arguments, dynamic_shapes=shapes)
 

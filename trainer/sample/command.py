@@ -14,7 +14,7 @@ from data.storage.errors import as_command
 from data.storage.paths import path_argument
 from models.diffusion import Sampler
 from trainer.config.command_line import add_seed_argument
-from trainer.sample.draw import add_checkpoint_argument, add_weights_argument, sample_run
+from trainer.sample.draw import add_run_arguments, add_weights_argument, sample_run
 from trainer.sample.images import check_destination, save_images
 
 
@@ -22,10 +22,7 @@ from trainer.sample.images import check_destination, save_images
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--run", type=path_argument, required=True, help="directory of the run, of a snapshot, or of an exported model"
-    )
-    add_checkpoint_argument(parser)
+    add_run_arguments(parser)
     add_weights_argument(parser)
     parser.add_argument("--num", type=whole_number(1), help="number of images (default 64)")
     add_seed_argument(parser, "the same seed gives the same images")

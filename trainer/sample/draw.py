@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from data.storage.errors import UserError
+from data.storage.paths import path_argument
 from models.diffusion import Diffusion, Sampler, sample
 from models.shapes import Label, Uint8Image
 from models.wavelets import to_pixels
@@ -224,8 +225,11 @@ def sample_images(
     return torch.cat(list(track(batches, "sampling", total=total, disable=hidden)))
 
 
-def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --checkpoint, a `Choice` or None."""
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --run, and --checkpoint, a `Choice` or None."""
+    parser.add_argument(
+        "--run", type=path_argument, required=True, help="directory of the run, of a snapshot, or of an exported model"
+    )
     parser.add_argument(
         "--checkpoint",
         type=checkpoint_argument,

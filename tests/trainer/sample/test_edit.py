@@ -171,6 +171,15 @@ def test_masks_that_do_not_fit_or_fill_nothing_are_refused(run, pictures, tmp_pa
     Image.new("L", (16, 16), 0).save(tmp_path / "square.png")
     assert main([*words, "--mask", str(tmp_path / "square.png")]) == 1
     assert "has 30x24 pixels, another shape than the mask's 16x16" in capsys.readouterr().err
+    # A photograph that its metadata turn upright has the shape of a mask that is upright.
+    turned, portrait = Image.new("RGB", (30, 24)), Image.new("L", (24, 30), 255)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    portrait.paste(0, (0, 0, 24, 15))
+    portrait.save(tmp_path / "portrait.png")
+    upright = ["--image", str(tmp_path / "turned.jpg"), "--mask", str(tmp_path / "portrait.png")]
+    assert main([*words[:2], *upright, "--out", str(tmp_path / "turned")]) == 0
     Image.new("RGBA", (16, 16), (9, 9, 9, 255)).save(tmp_path / "opaque.png")
     words[3] = str(tmp_path / "opaque.png")
     assert main([*words, "--mask", "alpha"]) == 1
