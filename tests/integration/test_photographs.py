@@ -29,12 +29,12 @@ NARROW = (
     "discriminator.base_channels=2",
     "training.global_batch_size=8",
     "training.micro_batch_size=4",
-    "training.total_images=160",
+    "training.total_images=120",
     "tracking.backend=mlflow",
-    "tracking.log_interval_steps=5",
+    "tracking.log_interval_steps=3",
     "grids.interval_steps=null",
     "grids.num_images=4",
-    "checkpoint.save_interval_steps=3",
+    "checkpoint.save_interval_steps=1",
 )
 # As `timeout` and shell scripts are: a parent in the same process group, which lives on when the group is signalled.
 PARENT = (
@@ -79,7 +79,7 @@ def stop_with(number: signal.Signals, send: Callable[[int, int], None], argument
     assert "Traceback" not in text
     assert not before or f"resuming from {run}/checkpoints/step-{before:08d}" in text
     stopped_at = list_checkpoints(run / "checkpoints")[-1].step
-    assert before < saved_at <= stopped_at < 20
+    assert before < saved_at <= stopped_at < 15
     return stopped_at
 
 
@@ -97,8 +97,8 @@ def test_photographs_train_stop_and_resume_as_one_run(tmp_path):
     done = run_python(arguments, timeout_s=400)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"resuming from {directory}/checkpoints/step-{stopped_at:08d}" in done.stderr
-    assert "finished: step 20, 160 images" in done.stdout
-    assert Image.open(directory / "samples" / "step-00000020.png").mode == "RGB"
+    assert "finished: step 15, 120 images" in done.stdout
+    assert Image.open(directory / "samples" / "step-00000015.png").mode == "RGB"
 
     # On a busy machine the uploader may still be at work: this waits for it.
     delivered = run_python(["-m", "trainer.tracking", "deliver", "--run", str(directory)])
@@ -106,11 +106,11 @@ def test_photographs_train_stop_and_resume_as_one_run(tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "FINISHED"
-    assert run.data.params["training.total_images"] == "160"
+    assert run.data.params["training.total_images"] == "120"
     points = [point.step for point in client.get_metric_history(run.info.run_id, "loss_g")]
-    assert sorted(points) == [5, 10, 15, 20]  # no gap and no doubled point
+    assert sorted(points) == [3, 6, 9, 12, 15]  # no gap and no doubled point
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id, "snapshot")}
     assert artifacts == {"snapshot/config.yaml", "snapshot/generator.safetensors"}
     memory = {p.step: p.value for p in client.get_metric_history(run.info.run_id, "peak_memory_gib")}
-    assert sorted(memory) == [5, 10, 15, 20]
-    assert memory[20] - memory[15] < 0.1  # GiB; all is allocated by then, what still grows would be a leak
+    assert sorted(memory) == [3, 6, 9, 12, 15]
+    assert memory[15] - memory[12] < 0.1  # GiB; all is allocated by then, what still grows would be a leak
