@@ -110,6 +110,7 @@ class _Bench:
                 path=self._index.location,
                 image_size=self._index.image_size,
                 image_channels=1 if self._index.image_channels == 1 else 3,
+                condition_channels=self._index.condition_channels,
                 loader_workers=loader_workers,
             ),
             self._index,
@@ -158,7 +159,7 @@ def _decode_with_pil(content: bytes) -> np.ndarray:
 
 def _some_samples(index: ShardIndex) -> list[EncodedSample]:
     """The first decodable images of the data set."""
-    pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    pixels = np.empty(index.pixels_shape, dtype=np.uint8)
     good: list[EncodedSample] = []
     with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
         for sample in islice(samples_in_order(index.shards, files.open), _SAMPLES):

@@ -28,7 +28,7 @@ from models.layers import (
 )
 from models.minibatch_deviation import Grouping, append_deviation
 from models.resample import FirDownsample
-from models.shapes import Embedding, Features, Image, ImageForm, Label, Logits, Timestep
+from models.shapes import Condition, Embedding, Features, Image, ImageForm, Label, Logits, Timestep
 
 # For each block: (width in units of base_channels, whether it halves the resolution).
 BLOCKS = {
@@ -118,7 +118,14 @@ class Discriminator(nn.Module):
         # Same scale as the head: with smaller vectors, labels had no effect for the first thousand steps.
         self.label = LabelEmbedding(form.num_classes, C, deviation=1.0) if form.num_classes else None
 
-    def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
+    def forward(
+        self,
+        x_tm1: Image,
+        x_t: Image,
+        t: Timestep,
+        label: Label | None = None,
+        condition: Condition | None = None,
+    ) -> Logits:
         """Judge a denoising step.
 
         Args:
@@ -126,6 +133,8 @@ class Discriminator(nn.Module):
             x_t: Noisier image of the same step; of no effect if the network sees x_tm1 alone.
             t: Step index, 0 .. T-1.
             label: 0 .. num_classes - 1, or num_classes for no label. Required if the network has classes.
+            condition: Image that is given, which is judged with them. Required if the network was built with its
+                channels.
 
         Returns:
             Logits, large where x_tm1 looks real.
@@ -135,7 +144,8 @@ class Discriminator(nn.Module):
         """
         check_image_size(self.config, x_t.shape[2])
         temb = self.time_embedding(t)
-        h = self.conv_in(x_tm1 if self.config.sees == "marginal" else join([x_tm1, x_t]))
+        judged = [x for x in (x_tm1, None if self.config.sees == "marginal" else x_t, condition) if x is not None]
+        h = self.conv_in(judged[0] if len(judged) == 1 else join(judged))
         for block in self.blocks:
             h = block(h, temb)
         h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)
@@ -146,7 +156,7 @@ class Discriminator(nn.Module):
 
 def seen_channels(config: DiscriminatorConfig, form: ImageForm) -> int:
     """Channels of what the discriminator judges."""
-    return form.channels if config.sees == "marginal" else 2 * form.channels
+    return (1 if config.sees == "marginal" else 2) * form.channels + form.condition_channels
 
 
 def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:

@@ -26,10 +26,11 @@ from models.layers import (
     TimeEmbedding,
     group_norm,
     initialized,
+    join,
 )
 from models.noise_levels import NoiseConditioning
 from models.resample import ResampleKind, downsample, upsample
-from models.shapes import Embedding, Features, Image, ImageForm, Label, Latent, NoiseLevel, Style, Timestep
+from models.shapes import Condition, Embedding, Features, Image, ImageForm, Label, Latent, NoiseLevel, Style, Timestep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +189,9 @@ class Generator(nn.Module):
         )
 
         C = config.base_channels
-        self.conv_in = initialized(nn.Conv2d(form.channels, C, 3, padding=1))
+        c_pyramid = form.channels + form.condition_channels
+        self.conv_in = initialized(nn.Conv2d(c_pyramid, C, 3, padding=1))
         skip_channels = [C]
-        c_pyramid = form.channels
         self.down = nn.ModuleList()
         for i, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
             blocks, attentions = nn.ModuleList(), nn.ModuleList()
@@ -226,7 +227,14 @@ class Generator(nn.Module):
             self.norm_out = group_norm(C)
             self.conv_out = initialized(nn.Conv2d(C, form.channels, 3, padding=1), scale=NEAR_ZERO)
 
-    def forward(self, x_t: Image, t: Timestep | NoiseLevel, z: Latent, label: Label | None = None) -> Image:
+    def forward(
+        self,
+        x_t: Image,
+        t: Timestep | NoiseLevel,
+        z: Latent,
+        label: Label | None = None,
+        condition: Condition | None = None,
+    ) -> Image:
         """Predict x0.
 
         Args:
@@ -234,15 +242,17 @@ class Generator(nn.Module):
             t: Step index, 0 .. T-1; with time_embedding log_sigma, a float is the noise level itself.
             z: Standard normal latent.
             label: 0 .. num_classes - 1, or num_classes for no label. Required if the network has classes.
+            condition: Image that is given, joined to x_t. Required if the network was built with its channels.
 
         Returns:
             x0_pred, in [-1, 1] with `output_tanh`.
         """
         temb = self.time_embedding(self.noise.seen(t))
         zemb = self.mapping(z if self.config.latent else torch.zeros_like(z), label)
-        h = self.conv_in(x_t)
+        seen = x_t if condition is None else join([x_t, condition])
+        h = self.conv_in(seen)
         # Levels return their skips: ZeRO-3's hooks pass copies of lists to a module, so appending to one has no effect.
-        skips, pyramid, image = [h], x_t, None
+        skips, pyramid, image = [h], seen, None
         for level in self.down:
             h, pyramid, more = level(h, pyramid, temb, zemb)
             skips += more

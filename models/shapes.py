@@ -10,6 +10,8 @@ from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]
 """Pixels in [-1, 1], with or without noise."""
+Condition = Float[Tensor, "b c_given h w"]
+"""The image that is given with each image, pixels in [-1, 1]."""
 Features = Float[Tensor, "b c h w"]
 """Feature maps of a network, of any range."""
 HalfFeatures = Float[Tensor, "b c h//2 w//2"]
@@ -33,11 +35,13 @@ class ImageForm:
         size: height and width in pixels.
         channels: 1 or 3; 2 for points in the plane.
         num_classes: number of labels; 0: without labels.
+        condition_channels: channels of the image that is given with each image; 0: none is.
     """
 
     size: int
     channels: int
     num_classes: int = 0
+    condition_channels: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -62,4 +62,6 @@ def form_in(form: ImageForm, domain: Domain) -> ImageForm:
             f"data.domain is haar, which halves the image, but data.image_size is {form.size}: prepare images of an "
             "even size, or set data.domain to pixels"
         )
-    return replace(form, size=form.size // 2, channels=4 * form.channels)
+    return replace(
+        form, size=form.size // 2, channels=4 * form.channels, condition_channels=4 * form.condition_channels
+    )

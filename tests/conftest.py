@@ -2,10 +2,11 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -115,6 +116,25 @@ def environment_as_before() -> Iterator[None]:
             os.environ[name] = before[name]
         else:
             del os.environ[name]
+
+
+CHECKED = tuple(f"tests/{folder}/" for folder in ("models", "trainer/algorithm"))
+"""Tests whose calls have the shapes of their arguments checked even if they are slow."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Check shapes at run time in quick tests, and in those of the networks and of the algorithm.
+
+    Slow tests elsewhere are whole runs that make the same calls thousands of times: checks take a third of the time.
+    """
+    is_run = item.get_closest_marker("slow") is not None and not item.nodeid.startswith(CHECKED)
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", before or is_run)
+    try:
+        return (yield)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

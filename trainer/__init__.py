@@ -22,6 +22,7 @@ Files:
     run            the command: parse, check, launch on Ray, summarize
     sample/        draws images from a run
     tracking/      from rank 0 to the trackers, through a spool
+    translate      results of a model of image pairs for given images
     tune/          finds the fastest settings of a config for this machine
     verify_resume  proves that kills do not change the result
     walk           an animation that leads from sample to sample

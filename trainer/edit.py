@@ -35,9 +35,8 @@ from trainer.sample.draw import (
     load_run,
 )
 from trainer.sample.edit import Edit, Keep, block_means, edited, grey_values, known_pixels
-from trainer.sample.images import check_destination, save_picture
+from trainer.sample.images import check_destination, image_files, save_picture
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ALPHA = "alpha"
 
 
@@ -110,7 +109,7 @@ def _edit(options: argparse.Namespace) -> int:
     device = default_device()
     generator, diffusion, config = load_run(options.run, options.checkpoint, device, options.weights)
     _check(options, config)
-    files, bad = list(_files(options.image)), list[str]()
+    files, bad = image_files("--image", options.image), list[str]()
     T, free = diffusion.num_timesteps, not (options.stroke or options.variations)
     start = options.start_step or (T if free else max(1, T // 2))
     if start == T and not free:
@@ -176,19 +175,6 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> None:
     if options.label is not None and options.label >= num_classes:
         allowed = f"0 to {num_classes - 1}" if num_classes else "none, this run has no classes"
         raise UserError(f"--class is {options.label}; allowed: {allowed}")
-
-
-def _files(given: Sequence[Path]) -> Iterator[Path]:
-    for path in given:
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not found:
-                raise UserError(f"the folder {path} holds no image: known are {', '.join(SUFFIXES)}")
-            yield from found
-        elif path.exists():
-            yield path
-        else:
-            raise UserError(f"--image is {path}: there is no such file or folder")
 
 
 def _keep(options: argparse.Namespace, known: Tensor | None) -> Keep | None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from data.sources.points import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
+from data.sources.arrays import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
@@ -42,7 +42,7 @@ class PointQuality:
 
 
 def point_quality(points: UInt8[Tensor, "n 2 1 1"]) -> PointQuality:
-    """Compare points with the mixture of `data.sources.points`.
+    """Compare points with the mixture of `data.sources.arrays`.
 
     Args:
         points: uint8 [N, 2, 1, 1], coordinates as levels.

@@ -3,11 +3,12 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Literal, NoReturn, cast
+from typing import Literal, NoReturn, cast, get_args
 
 from data.prepare.encode import PreparedForm
 from data.prepare.job import PrepareOptions
-from data.shards.index import MAX_IMAGE_SIZE
+from data.shards.index import MAX_CONDITION_CHANNELS, MAX_IMAGE_SIZE
+from data.sources.pairs import Side
 from data.sources.source import Source
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError
@@ -30,6 +31,11 @@ _EPILOG = """sources:
   fashionmnist:PATH    the same files, with the names of garments
   stackedmnist:PATH    three digits of that MNIST as the channels of one image, drawn by --seed; labels 0-999
   an LMDB              a folder with data.mdb: LSUN (encoded images), CelebA-HQ (encoded images or raw 256x256x3 bytes)
+  pairs:CONDITIONS:IMAGES
+                       for image-to-image translation: two folders or zip files, whose files of equal names (up to the
+                       suffix) are pairs; conditions may be smaller, or .npy files of 1 to 8 channels (uint8, uint16)
+  pairs:FOLDER         with --side-by-side: each image holds both
+  digits4x             the digits at 16 px, each with itself at 4 px: pairs to try it with
   WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them
 The content of a path shows its kind, except for the three kinds of MNIST, whose files look alike. KIND:PATH gives the
 kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb or webdataset. ./digits, ./inspect and ./verify are
@@ -112,6 +118,17 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--channels", type=whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
+    )
+    parser.add_argument(
+        "--condition-channels",
+        type=whole_number(1, MAX_CONDITION_CHANNELS),
+        metavar="N",
+        help=f"of pairs: channels of the conditions, 1 to {MAX_CONDITION_CHANNELS}, image files have 1 or 3 (3)",
+    )
+    parser.add_argument(
+        "--side-by-side",
+        choices=get_args(Side),
+        help="of pairs: each file holds both, and this half is the condition",
     )
     parser.add_argument(
         "--colour",
@@ -199,6 +216,8 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
             channels=cast(Literal[1, 2, 3], arguments.channels or source.defaults.channels),
             upscale=source.defaults.upscale or arguments.upscale,
             colour=arguments.colour,
+            condition_channels=_condition_channels(arguments, source),
+            condition_half=arguments.side_by_side,
         ),
         shard_samples=None if by_size else arguments.shard_samples or _DEFAULT_SHARD_SAMPLES,
         shard_mb=by_size,
@@ -208,6 +227,18 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
         max_bad_percent=arguments.max_bad,
         workers=default_workers(len(source.items)) if arguments.workers is None else arguments.workers,
     )
+
+
+def _condition_channels(arguments: argparse.Namespace, source: Source) -> int:
+    asked, default = arguments.condition_channels, source.defaults.condition_channels
+    if asked and not default:
+        raise UsageError(
+            f"--condition-channels {asked} is given, but {source.description} has no conditions: pairs do, see "
+            "python -m data.prepare --help"
+        )
+    if asked and arguments.side_by_side and asked not in (1, 3):
+        raise UsageError(f"--condition-channels {asked} is given; halves of image files have 1 or 3")
+    return asked or default
 
 
 def default_workers(num_images: int) -> int:

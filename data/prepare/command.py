@@ -55,6 +55,7 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
         max_images=arguments.max_images,
         seed=arguments.seed,
         classes=arguments.classes,
+        condition_half=arguments.side_by_side,
     )
     refuse_unwritable_names(source)
     job = Preparation(
@@ -76,9 +77,11 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     if outcome.was_there:
         out.print(f"{job.target} already holds this data set ({index.num_samples} images); nothing to do")
         return 0
+    num_bytes = sum(shard.num_bytes for shard in index.shards)
+    given = f", each with a condition of {index.condition_channels} channels" if index.condition_channels else ""
     out.print(
-        f"{job.target}: {index.num_samples} images {index.image_size}x{index.image_size}x{index.image_channels}"
-        f", {len(index.shards)} shards, {sum(shard.num_bytes for shard in index.shards)} bytes"
+        f"{job.target}: {index.num_samples} images {index.image_size}x{index.image_size}x{index.image_channels}{given}"
+        f", {len(index.shards)} shards, {num_bytes} bytes"
     )
     if source.skipped:
         lines = shorten([line.text for line in source.skipped])

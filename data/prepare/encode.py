@@ -2,12 +2,17 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from data.images.decode import BadImageError, ImageFile
+from data.shards.offsets import PLANES_EXTENSION
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.source import Item, Source, hash_of
 
@@ -15,6 +20,7 @@ _MAX_PIXELS = 200_000_000
 _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
+_NPY = b"\x93NUMPY"
 TOO_SMALL = "is too small"
 """Start of the reason that `PreparedForm.upscale` remedies."""
 
@@ -31,10 +37,16 @@ class PreparedForm:
     """Enlarge smaller images instead of refusing them."""
     colour: Literal["srgb", "keep"] = "srgb"
     """Convert colour profiles to sRGB, or ignore them."""
+    condition_channels: int = 0
+    """Channels of the image that is given with each image, 1 to 8; 0 without."""
+    condition_half: Literal["left", "right"] | None = None
+    """The half of a file that is given, where the other half is the image; None: it has a file of its own."""
 
     @property
     def extension(self) -> str:
         """Type of the encoded image."""
+        if self.condition_channels:
+            return PLANES_EXTENSION
         return "jpg" if self.size >= _JPEG_MIN_SIZE else "png"
 
 
@@ -56,8 +68,10 @@ def prepare_items(source: Source, items: list[Item], form: PreparedForm) -> list
 def _prepare_item(source: Source, item: Item, form: PreparedForm) -> Prepared:
     found = b""
     try:
-        found = source.read(item)
-        return Prepared(item, encode_image(found, form), source_hash=hash_of(item, found))
+        image = source.read(item)
+        found = image + (condition := source.read_condition(item))
+        content = encode_pair(image, condition, form) if form.condition_channels else encode_image(image, form)
+        return Prepared(item, content, source_hash=hash_of(item, found))
     except BadImageError as error:
         reason = str(error)
     except OSError as error:
@@ -78,13 +92,59 @@ def encode_image(content: bytes, form: PreparedForm) -> bytes:
     return _encode(square_image(content, form), form)
 
 
+def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
+    """Resize and crop an image and what is given with it alike, and encode their channels as planes without loss.
+
+    Args:
+        content: an image file, see `encode_image`.
+        condition: an image file or the same array [H, W] or [H, W, C] in a .npy file, of the same shape up to scale; it
+            may be smaller, and is then enlarged. It has no effect with `form.condition_half`.
+        form: form of the result.
+
+    Raises:
+        BadImageError: one of them cannot be used.
+    """
+    with _refusals(content):
+        file, mode = ImageFile(content), "L" if form.channels == 1 else "RGB"
+        if form.condition_half:
+            halves = _halves(_decoded(file, max(form.channels, form.condition_channels), form))
+            given, image = halves if form.condition_half == "left" else halves[::-1]
+            image, planes = image.convert(mode), _bands(given, form.condition_channels)
+            _check_size(image.size, form)
+        else:
+            _check_size(file.size, form)
+            image, planes = _decoded(file, form.channels, form), _planes_of(condition, form)
+    (W, H), (w, h) = image.size, planes[0].size
+    if abs(W * h - H * w) > max(W, H):
+        raise BadImageError(f"its condition has another shape: {w}x{h}, the image has {W}x{H}")
+    squares = [_resize(plane, form) for plane in (*image.split(), *planes)]
+    stream = io.BytesIO()
+    Image.fromarray(np.concatenate([np.asarray(square) for square in squares])).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def square_condition(content: bytes, form: PreparedForm) -> npt.NDArray[np.uint8]:
+    """What `encode_pair` makes of a condition alone, uint8 [C, H, W]; raises what it raises."""
+    with _refusals(content):
+        return np.stack([np.asarray(_resize(plane, form)) for plane in _condition_planes(content, form)])
+
+
 def square_image(content: bytes, form: PreparedForm) -> Image.Image:
     """The image that `encode_image` encodes, of mode L or RGB; raises what it raises."""
+    with _refusals(content):
+        file = ImageFile(content)
+        _check_size(file.size, form)
+        return _resize(_decoded(file, form.channels, form), form)
+
+
+@contextmanager
+def _refusals(content: bytes) -> Iterator[None]:
+    """Inside, `content` is decoded; whatever is wrong with it becomes a BadImageError."""
     try:
         with warnings.catch_warnings():
             # PIL warns about sizes that _MAX_PIXELS allows, and about unused metadata.
             warnings.simplefilter("ignore")
-            return _resize(_load(ImageFile(content), form), form)
+            yield
     except BadImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -98,15 +158,59 @@ def square_image(content: bytes, form: PreparedForm) -> Image.Image:
         raise BadImageError(f"is damaged: {error}") from None
 
 
-def _load(file: ImageFile, form: PreparedForm) -> Image.Image:
+def _decoded(file: ImageFile, channels: int, form: PreparedForm) -> Image.Image:
+    """The whole image with a number of channels."""
     width, height = file.size
     if width * height > _MAX_PIXELS:
         raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
+    if channels == 2:
+        return file.decode(keep_alpha=True)
+    return file.decode(keep_colours=form.colour == "keep").convert("L" if channels == 1 else "RGB")
+
+
+def _check_size(size: tuple[int, int], form: PreparedForm) -> None:
+    width, height = size
     if min(width, height) < form.size and not form.upscale:
         raise BadImageError(f"{TOO_SMALL}: {width}x{height}, the short side must be at least {form.size}")
-    if form.channels == 2:
-        return file.decode(keep_alpha=True)
-    return file.decode(keep_colours=form.colour == "keep").convert("L" if form.channels == 1 else "RGB")
+
+
+def _halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """The left and the right half."""
+    width, height = image.size
+    if width % 2:
+        raise BadImageError(f"has {width}x{height} pixels, which cannot be split into two equal halves")
+    return image.crop((0, 0, width // 2, height)), image.crop((width // 2, 0, width, height))
+
+
+def _planes_of(condition: bytes, form: PreparedForm) -> list[Image.Image]:
+    """The channels of the condition of an image."""
+    try:
+        with _refusals(condition):
+            return _condition_planes(condition, form)
+    except BadImageError as error:
+        raise BadImageError(f"its condition {error}") from None
+
+
+def _condition_planes(content: bytes, form: PreparedForm) -> list[Image.Image]:
+    """The channels of a condition, each of mode L."""
+    C = form.condition_channels
+    if not content.startswith(_NPY):
+        if C not in (1, 3):
+            raise BadImageError(f"is no .npy file, which alone can hold {C} channels; image files have 1 or 3")
+        return _bands(_decoded(ImageFile(content), C, form), C)
+    array = np.load(io.BytesIO(content), allow_pickle=False)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] != C or 0 in array.shape:
+        raise BadImageError(f"has the shape {list(array.shape)}, expected is [height, width, {C}]")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise BadImageError(f"has numbers of type {array.dtype} without an agreed range; allowed are uint8 and uint16")
+    return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
+
+
+def _bands(image: Image.Image, channels: int) -> list[Image.Image]:
+    return list(image.convert("L" if channels == 1 else "RGB").split())
 
 
 def _resize(image: Image.Image, form: PreparedForm) -> Image.Image:

@@ -79,11 +79,11 @@ def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
 
 
 def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], Counter[int]]:
-    """The images of the sheet [N, H, W, C], and the count of each label (-1 for none)."""
+    """The images of the sheet [N, H, W or 2 W, C], and the count of each label (-1 for none)."""
     wanted = sheet_samples(index.num_samples)
-    pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    pixels = np.empty(index.pixels_shape, dtype=np.uint8)
     side = min(index.image_size, _SHEET_IMAGE_PIXELS)
-    images = np.empty((len(wanted), side, side, index.image_channels), dtype=np.uint8)
+    images: list[npt.NDArray[np.uint8]] = []
     labels: Counter[int] = Counter()
     first, shown = 0, 0
     with (
@@ -99,16 +99,27 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
                     labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
                     while shown < len(wanted) and wanted[shown] < end:
                         decode_into(pixels, reader.read(wanted[shown] - first))
-                        images[shown] = _reduced(pixels, side)
+                        images.append(_shown(pixels, index, side))
                         shown += 1
             first = end
-    return images, labels
+    return np.stack(images), labels
+
+
+def _shown(pixels: npt.NDArray[np.uint8], index: ShardIndex, side: int) -> npt.NDArray[np.uint8]:
+    """A sample on the sheet: its image, to the right of its condition if it has one, of which one or three channels."""
+    C, given = index.image_channels, index.condition_channels
+    image = _reduced(pixels[..., :C], side)
+    if not given:
+        return image
+    condition = _reduced(np.ascontiguousarray(pixels[..., C : C + (3 if given >= 3 else 1)]), side)
+    halves = [np.broadcast_to(x, (side, side, max(C, condition.shape[2]))) for x in (condition, image)]
+    return np.concatenate(halves, axis=1)
 
 
 def _reduced(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    """Resize an image [H, W, C]; unchanged if the size is the same."""
+    """A copy of an image [H, W, C], resized."""
     if len(pixels) == side:
-        return pixels
+        return pixels.copy()
     return np.asarray(_picture(pixels).resize((side, side), Image.Resampling.LANCZOS)).reshape(side, side, -1)
 
 
@@ -135,6 +146,7 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
         f"options       {shown_name(options)}",
         f"images        {index.num_samples}",
         f"form          {index.image_size}x{index.image_size}, {_FORMS[index.image_channels]}",
+        *([f"condition     {index.condition_channels} channels"] if index.condition_channels else []),
         *_class_lines(index, labels),
         f"shards        {len(samples)} of {of_each}",
         f"bytes         {num_bytes}, {num_bytes / index.num_samples:.0f} per image with its tar header",

@@ -36,9 +36,15 @@ class PrepareOptions:
     """Processes that encode; 0 encodes in the main process."""
 
     def recorded(self) -> dict[str, Option]:
-        """The options that determine the bytes, as index.json keeps them. The last three only if given."""
+        """The options that determine the bytes, as index.json keeps them. The last ones only if given."""
         colour = None if self.form.colour == "srgb" else self.form.colour
-        part: dict[str, Option] = {"max_images": self.max_images, "split": self.split, "colour": colour}
+        part: dict[str, Option] = {
+            "max_images": self.max_images,
+            "split": self.split,
+            "colour": colour,
+            "condition_channels": self.form.condition_channels or None,
+            "condition_half": self.form.condition_half,
+        }
         return {
             "size": self.form.size,
             "channels": self.form.channels,

@@ -69,7 +69,7 @@ def _hash_items(source: Source, items: Sequence[Item]) -> list[int]:
     for item in items:
         content = b""
         with contextlib.suppress(OSError):
-            content = source.read(item)
+            content = source.read(item) + source.read_condition(item)
         hashes.append(hash_of(item, content))
     return hashes
 

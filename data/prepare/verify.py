@@ -97,7 +97,7 @@ def _check_shard(index: ShardIndex, number: int) -> _Findings:
             findings.shard_faults.append(str(error))
             return findings
         hashes = np.zeros(shard.num_samples, dtype=np.uint64)
-        pixels = np.empty((index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+        pixels = np.empty(index.pixels_shape, dtype=np.uint8)
         for place in range(shard.num_samples):
             try:
                 sample = reader.read(place)

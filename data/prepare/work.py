@@ -233,6 +233,7 @@ def _index_document(job: Preparation, shards: list[Shard]) -> IndexDocument:
         source_fingerprint=job.fingerprint,
         options=job.options.recorded(),
         shards=shards,
+        condition_channels=job.options.form.condition_channels or None,
     )
 
 

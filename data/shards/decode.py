@@ -7,6 +7,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from data.shards.offsets import PLANES_EXTENSION
 from data.shards.reader import BadSampleError, EncodedSample
 
 _MODES = {1: "L", 2: "LA", 3: "RGB"}
@@ -21,7 +22,7 @@ def decode_into(out: npt.NDArray[np.uint8], sample: EncodedSample) -> None:
 
     Args:
         out: uint8 [H, W, C], contiguous, overwritten; the image must have its shape.
-        sample: JPEG or PNG bytes.
+        sample: JPEG or PNG bytes, or planes in a PNG.
 
     Raises:
         BadSampleError: damaged image, or another size or number of channels.
@@ -30,6 +31,8 @@ def decode_into(out: npt.NDArray[np.uint8], sample: EncodedSample) -> None:
         if sample.extension == "jpg":
             _check(sample, _jpeg_shape(sample.content), out.shape)
             simplejpeg.decode_jpeg(sample.content, colorspace="GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
+        elif sample.extension == PLANES_EXTENSION:
+            out[...] = _decode_planes(sample, out.shape)
         else:
             out[...] = _decode_png(sample, out.shape)
     except (BadSampleError, MemoryError):
@@ -61,9 +64,15 @@ def _jpeg_shape(content: bytes) -> tuple[int, int, int]:
 def _decode_png(sample: EncodedSample, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     with Image.open(io.BytesIO(sample.content), formats=["PNG"]) as image:
         _check(sample, (image.height, image.width, len(image.getbands())), shape)
-        if image.mode != _MODES[shape[2]]:
-            raise BadSampleError(f"{_where(sample)}: PNG mode {image.mode}, expected {_MODES[shape[2]]}")
+        if image.mode != (mode := _MODES.get(shape[2])):
+            raise BadSampleError(f"{_where(sample)}: PNG mode {image.mode}, expected {mode or PLANES_EXTENSION}")
         return np.asarray(image).reshape(shape)
+
+
+def _decode_planes(sample: EncodedSample, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    H, W, C = shape
+    planes = _decode_png(sample, (C * H, W, 1))
+    return planes.reshape(C, H, W).transpose(1, 2, 0)
 
 
 def _check(sample: EncodedSample, found: tuple[int, int, int], expected: tuple[int, ...]) -> None:

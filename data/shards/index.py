@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, with_config
 
@@ -18,6 +18,7 @@ FORMAT_VERSION = 2
 """The version that is written. Version 1, which has no offsets files, is still read."""
 OFFSETS_SUFFIX = ".offsets"
 OFFSETS_SAMPLE_BYTES = 12
+MAX_CONDITION_CHANNELS = 8
 MAX_IMAGE_SIZE = 8192
 """No memory holds a batch of larger images. Every decoder reads images of this size."""
 _MIN_SAMPLE_BYTES = 1024
@@ -100,6 +101,8 @@ class IndexDocument:
     """Preparation options that determine the bytes."""
     shards: Annotated[list[Shard], Field(min_length=1)]
     """The tar files."""
+    condition_channels: Annotated[int, Field(ge=1, le=MAX_CONDITION_CHANNELS)] | None = None
+    """Channels of the image that is given with each image; missing in data sets that are not of pairs."""
 
 
 _DOCUMENT = TypeAdapter(IndexDocument)
@@ -116,6 +119,8 @@ class ShardIndex:
     """Height and width of every image."""
     image_channels: int
     """1 grey, 3 RGB."""
+    condition_channels: int
+    """Channels of the image that is given with each image, 1 to 8; 0 without."""
     num_classes: int | None
     """Number of classes, None without labels."""
     class_names: tuple[str, ...] | None
@@ -133,6 +138,11 @@ class ShardIndex:
     digest: str
     """Identifies the data set: SHA-256 of index.json in the form of version 1, with the hashes of the shards. Offsets
     follow from the shards, so both versions of a data set have the same digest."""
+
+    @property
+    def pixels_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a decoded sample: those of its image, then those that are given with it."""
+        return self.image_size, self.image_size, self.image_channels + self.condition_channels
 
     @property
     def files(self) -> tuple[DataFile, ...]:
@@ -211,10 +221,18 @@ def offsets_name(shard: str) -> str:
     return shard.removesuffix(".tar") + OFFSETS_SUFFIX
 
 
+def content_of(document: IndexDocument) -> dict[str, Any]:
+    """What index.json holds, without the entry that only data sets of pairs have."""
+    content = asdict(document)
+    if document.condition_channels is None:
+        del content["condition_channels"]
+    return content
+
+
 def _digest(document: IndexDocument, content: bytes) -> str:
     """The digest of an index.json with this content."""
     if document.version > 1:
-        first = {**asdict(document), "version": 1}
+        first = {**content_of(document), "version": 1}
         for shard in first["shards"]:
             del shard["offsets"]
         # Exactly as version 1 was written: with another digest, runs on version 1 would not resume.
@@ -242,6 +260,7 @@ def load_index(path: str | Path) -> ShardIndex:
         location=location,
         image_size=document.image_size,
         image_channels=document.image_channels,
+        condition_channels=document.condition_channels or 0,
         num_classes=document.num_classes,
         class_names=None if document.class_names is None else tuple(map(escaped, document.class_names)),
         source=document.source,

@@ -17,7 +17,9 @@ import numpy.typing as npt
 from data.shards.index import DataFile, Shard
 from data.storage.location import DataError
 
-IMAGE_EXTENSIONS = ("jpg", "png")
+PLANES_EXTENSION = "planes.png"
+"""An image and what is given with it, one channel below the other in a grey PNG."""
+IMAGE_EXTENSIONS = ("jpg", "png", PLANES_EXTENSION)
 LABEL_EXTENSION = "cls"
 BLOCK = 512
 NO_NUMBER = 2**32 - 2

@@ -1,7 +1,7 @@
 """Image collections that can be prepared. Imports no shard code.
 
 Files:
-    arrays          images in an array; the digits
+    arrays          images in an array; the digits, 25 Gaussians in the plane
     cifar10         CIFAR-10
     cifar10_pickle  reads its pickles without executing them
     classes         class folders, labels of dataset.json
@@ -11,7 +11,7 @@ Files:
     lmdb_reader     reads an LMDB in a process of its own
     lmdbs           LSUN and CelebA-HQ databases
     mnist           MNIST, Fashion-MNIST, StackedMNIST
-    points          25 Gaussians in the plane
+    pairs           pairs for image-to-image translation
     source          interface of a source
     tars            third-party WebDataset shards
 """

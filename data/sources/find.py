@@ -5,28 +5,33 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from data.sources.arrays import ArraySource, Split, digits_source
+from data.sources.arrays import ArraySource, PointsSource, Split, digits_source, gaussians25_source
 from data.sources.cifar10 import cifar10_source, find_cifar10
 from data.sources.classes import Classes
 from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
 from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
-from data.sources.points import PointsSource, gaussians25_source
+from data.sources.pairs import DIGITS, PREFIX, PairsSource, Side, pairs_source, reduced_digits_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
 from data.storage.location import DataError, is_url
 from data.storage.paths import expanded
 from data.storage.redaction import redact
 
-_AnySource = FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource
+_AnySource = (
+    FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource | PairsSource
+)
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
 _CLASSES_KINDS = ("folder", "zip", "webdataset")
 _PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
-_EMBEDDED = ("digits", "gaussians25")
-_ALLOWED = f"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
+_EMBEDDED = ("digits", DIGITS, "gaussians25")
+_ALLOWED = (
+    f"allowed are: {', '.join(_EMBEDDED)}, a PATH, {PREFIX}CONDITIONS:IMAGES, or KIND:PATH with KIND one of "
+    f"{', '.join(_PATH_KINDS)}"
+)
 
 
 def open_source(
@@ -36,22 +41,28 @@ def open_source(
     max_images: int | None = None,
     seed: int = 0,
     classes: Classes = "auto",
+    condition_half: Side | None = None,
 ) -> Source:
     """Find the images of a source.
 
     Args:
-        name: `digits` or `gaussians25`; a path, whose kind is found from its content; or `KIND:PATH`.
+        name: `digits`, `digits4x` or `gaussians25`; a path, whose kind is found from its content; `KIND:PATH`; or
+            `pairs:CONDITIONS:IMAGES`.
         split: only for CIFAR-10 and the MNIST family, where None means train.
         max_images: keeps the first ones in the source's order; for StackedMNIST the number of triplets.
         seed: determines the triplets of StackedMNIST and the points of gaussians25; 0 .. 2**64 - 1.
         classes: how the folders of images are taken; only for a folder, a zip or WebDataset shards.
+        condition_half: the half of each image that is given with the other half, for `pairs:PATH`.
 
     Raises:
         SourceError: no such source, or nothing in it can be prepared.
     """
     if max_images is not None and max_images < 1:
         raise SourceError(f"max_images is {max_images}: allowed is 1 or more")
-    kind, path = _parse(name)
+    is_pairs = name.startswith(PREFIX)
+    if condition_half and not is_pairs:
+        raise SourceError(f"source {name}: --side-by-side is given, which is for pairs: give {PREFIX}{name}")
+    kind, path = ("pairs", Path()) if is_pairs else _parse(name)
     if not (path.is_file() or path.is_dir()):
         # A pipe would wait for its writer.
         raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
@@ -65,7 +76,10 @@ def open_source(
             f"source {name}: --classes {classes} is given, but the classes of {kind} do not come from folders; "
             f"leave it out (kinds with class folders: {', '.join(_CLASSES_KINDS)})"
         )
-    source = _open(kind, path, split, max_images, seed, classes)
+    if is_pairs:
+        source = pairs_source(name, condition_half=condition_half)
+    else:
+        source = _open(kind, path, split, max_images, seed, classes)
     return replace(source, items=source.items[:max_images])
 
 
@@ -75,6 +89,8 @@ def _open(
     match kind:
         case "digits":
             return digits_source()
+        case _ if kind == DIGITS:
+            return reduced_digits_source()
         case "gaussians25":
             return gaussians25_source(num_points=max_images, seed=seed)
         case "folder":

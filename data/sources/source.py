@@ -61,6 +61,8 @@ class FormDefaults(NamedTuple):
     """1 grey, 3 RGB; 2 for points in the plane."""
     upscale: bool
     """Enlarge images that are smaller than `size`."""
+    condition_channels: int = 0
+    """Channels of what is given with each image; 0: nothing."""
 
 
 PHOTOGRAPHS = FormDefaults(None, 3, False)
@@ -113,6 +115,10 @@ class Source(Protocol):
         """
         ...
 
+    def read_condition(self, item: Item) -> bytes:
+        """The file of what is given with an image; empty if there is none. Raises what `read` raises."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSource:
@@ -124,6 +130,10 @@ class BaseSource:
     notes: tuple[str, ...] = ()
     state: str = ""
     defaults: FormDefaults = PHOTOGRAPHS
+
+    def read_condition(self, item: Item) -> bytes:
+        """Only pairs have one."""
+        return b""
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"items": ()}

@@ -12,7 +12,7 @@ from webdataset.pipeline import DataPipeline
 
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
-from data.shards.index import ShardIndex
+from data.shards.index import MAX_CONDITION_CHANNELS, ShardIndex
 from data.shards.reader import BadSampleError, EncodedSample, OpenShards
 from data.storage.location import DataError
 from data.stream.batches import BadSampleLimit, BatchIterator, Loaded, Replaced, Slots
@@ -32,6 +32,9 @@ class DataConfig:
     """Height and width of the images in pixels, as they were prepared."""
     image_channels: Literal[1, 2, 3] = 3
     """Channels of the images, as they were prepared: 1 for grey, 3 for RGB, 2 for points of the plane."""
+    condition_channels: Annotated[int, Field(ge=0, le=MAX_CONDITION_CHANNELS)] = 0
+    """Channels of the image that is given with each image, as the pairs were prepared: both networks see it, and the
+    model translates it into images (`trainer.translate`). 0: none is given."""
     num_classes: Annotated[
         int, Field(ge=0, le=1_000_000, description="each class has an embedding in both networks")
     ] = 0
@@ -103,7 +106,7 @@ def open_batches(
         window_shards=config.shuffle_window_shards,
     )
     order()
-    shape = (micro_batch_size, config.image_size, config.image_size, config.image_channels)
+    shape = (micro_batch_size, *index.pixels_shape)
     slots = Slots(config.loader_workers, shape) if config.loader_workers else None
     dataset = DataPipeline(
         partial(_locate, spans=spans, order=order),
@@ -126,7 +129,12 @@ def check_form(config: DataConfig, index: ShardIndex) -> None:
     Raises:
         DataError: names both forms, and says what to do.
     """
-    names = ("image_size", "image_channels", *(("num_classes",) if config.num_classes else ()))
+    names = (
+        "image_size",
+        "image_channels",
+        "condition_channels",
+        *(("num_classes",) if config.num_classes else ()),
+    )
     for name in names:
         wanted, found = getattr(config, name), getattr(index, name) or 0
         if wanted != found:
@@ -174,8 +182,7 @@ def _load(
                 readers.keep({*shards, *windows[0]})
                 files.prefetch([index.shards[number] for number in needed])
             if slots is None or process is None:
-                shape = (len(shards), index.image_size, index.image_size, index.image_channels)
-                pixels = np.empty(shape, dtype=np.uint8)
+                pixels = np.empty((len(shards), *index.pixels_shape), dtype=np.uint8)
             else:
                 pixels = slots.of(process.id, turn)
             found = [

@@ -1,6 +1,7 @@
 import math
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -210,3 +211,14 @@ def test_sampling_builds_no_graph() -> None:
         draw=lambda step: (torch.randn(1, 5), torch.randn(1, 1, 2, 2)),
     )
     assert not images.requires_grad
+
+
+def test_shapes_and_types_are_checked_at_run_time() -> None:
+    diffusion = Diffusion.from_config(DiffusionConfig())
+    image = torch.zeros(2, 3, 4, 4)
+    t = torch.zeros(2, dtype=torch.int64)
+    posterior_mean(diffusion, image, image, t)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        posterior_mean(diffusion, image, torch.zeros(2, 3, 8, 8), t)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        posterior_mean(diffusion, image, image, t.float())  # pyright: ignore[reportArgumentType]

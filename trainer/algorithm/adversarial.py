@@ -21,7 +21,7 @@ from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationCon
 from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, reconstruction_weight, transport_loss
 from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise, unbalanced_transport
 from trainer.algorithm.method import MethodSettings, Part, Players, Prediction
-from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, laid_out
+from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, given, laid_out
 from trainer.algorithm.penalties import (
     PenaltyDraws,
     PenaltyKind,
@@ -264,12 +264,12 @@ class Adversarial:
         draws, pair, D = batch.penalty, batch.pair_d, players.forward("d")
         assert draws is not None, "a step with penalties draws their noise"
         x_tm1, x_t = (laid_out(draws.subset(x), players.memory_format) for x in (x_tm1, pair.x_t))
-        t, label = draws.subset(pair.t), None if pair.label is None else draws.subset(pair.label)
+        t, rest = draws.subset(pair.t), [x if x is None else draws.subset(x) for x in judged_with(players, pair)]
         some = replace(pair, view=None if pair.view is None else pair.view.of_some(draws.subset))
         noise, x_t = draws.noise[name], seen(players, some, x_t)
         with exact_products():
             penalty = finite_difference_penalty(
-                lambda x: D(seen(players, some, x), x_t, t, label), x_tm1, noise, self.penalty_epsilon
+                lambda x: D(seen(players, some, x), x_t, t, *rest), x_tm1, noise, self.penalty_epsilon
             )
         return draws.subset.weight * penalty
 
@@ -290,13 +290,13 @@ class Adversarial:
                 pair, t = batch.pair_g, batch.pair_g.t
                 x0_pred, x_tm1_fake = generated(players, pair)
                 players.discriminator.finish()
-                x_t = seen(players, pair, pair.x_t)
+                x_t, rest = seen(players, pair, pair.x_t), judged_with(players, pair)
                 with players.autocast(x_t):
-                    logits = D(seen(players, pair, x_tm1_fake), x_t, t, pair.label)
+                    logits = D(seen(players, pair, x_tm1_fake), x_t, t, *rest)
                 logits_real = None
                 if self.objective.compares:
                     with torch.no_grad(), players.autocast(x_t):
-                        logits_real = D(seen(players, pair, pair.x_tm1), x_t, t, pair.label)
+                        logits_real = D(seen(players, pair, pair.x_tm1), x_t, t, *rest)
                 loss = self.objective.generator(self.objective.less_cost(logits, x0_pred, pair.x_t), logits_real)
                 statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, t, logits)}
                 if players.gradient_scale:
@@ -328,7 +328,7 @@ class Adversarial:
 def generated(players: Players, pair: Pair) -> tuple[Image, Image]:
     """G's x0_pred for a pair, and the fake x_tm1: a sample of q(x_tm1 | x_t, x0_pred)."""
     with players.autocast(pair.x_t), masks_from(players.generator.module, pair.dropout):
-        x0_pred = players.forward("g")(pair.x_t, pair.t, pair.z, pair.label).to(pair.x_t.dtype)
+        x0_pred = players.forward("g")(pair.x_t, pair.t, pair.z, *pair.given).to(pair.x_t.dtype)
         return x0_pred, sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
 
 
@@ -340,7 +340,7 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
 
     Args:
         players: the networks.
-        pair: gives x_t, t, label and view.
+        pair: gives x_t, t, label, condition and view.
         x_tm1: the cleaner image, detached.
         penalized: the logits will be differentiated with respect to x_tm1. D then runs uncompiled and in float32: bf16
             causes errors of several per cent in a penalty, and compiled code has no second derivative.
@@ -352,12 +352,17 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
     D = players.discriminator.module if penalized else players.forward("d")
     x_tm1_seen, x_t_seen = (seen(players, pair, x) for x in (x_tm1, pair.x_t))
     with nullcontext() if penalized else players.autocast(pair.x_t):
-        return x_tm1, D(x_tm1_seen, x_t_seen, pair.t, pair.label)
+        return x_tm1, D(x_tm1_seen, x_t_seen, pair.t, *judged_with(players, pair))
 
 
 def seen(players: Players, pair: Pair, x: Image) -> Image:
     """Images of a pair as D sees them: x itself without augmentation."""
     return x if pair.view is None else laid_out(pair.view(x), players.memory_format)
+
+
+def judged_with(players: Players, pair: Pair) -> tuple[Tensor | None, ...]:
+    """What D gets after t: the label and, if there is one, the condition as D sees it."""
+    return given(pair.label, None if pair.condition is None else seen(players, pair, pair.condition))
 
 
 def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:

@@ -18,9 +18,9 @@ from models.diffusion import Diffusion, Sampler, nearest_step, noise_in, noisy, 
 from models.dropout import KeepMask, masks_from
 from models.generator import GeneratorConfig
 from models.noise_levels import NoiseConfig
-from models.shapes import Image, Label, Latent, NoiseLevel, Timestep
+from models.shapes import Condition, Image, Label, Latent, NoiseLevel, Timestep
 from trainer.algorithm.method import MethodSettings, Part, Players, Prediction
-from trainer.algorithm.pairs import RawBatch, laid_out, to_x0
+from trainer.algorithm.pairs import RawBatch, given, laid_out, to_x0
 from trainer.algorithm.randomness import Purpose
 from trainer.algorithm.statistics import (
     Statistic,
@@ -52,6 +52,7 @@ class NoisyBatch:
         dropout: gives the masks of G's dropout; None: torch's own.
         label: as in `Pair`.
         sigma: noise level of each sample if it is none of a step's; t is then the step with the nearest one.
+        condition: as in `Pair`.
     """
 
     t: Timestep
@@ -62,6 +63,7 @@ class NoisyBatch:
     dropout: KeepMask | None = None
     label: Label | None = None
     sigma: NoiseLevel | None = None
+    condition: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ class Gaussian:
             x_t = noisy_at(sigma, x0, noise)
         z = torch.zeros(len(images), raw.latent_dim, device=images.device)
         label = raw.labels.drawn(draws, Purpose.G_LABEL_DROPOUT) if raw.labels else None
-        return NoisyBatch(t, x0, x_t, z, raw.share, partial(draws.keeps, Purpose.G_DROPOUT), label, sigma)
+        condition = raw.conditions.drawn(raw, Purpose.G_CONDITION_DROPOUT) if raw.conditions else None
+        return NoisyBatch(t, x0, x_t, z, raw.share, partial(draws.keeps, Purpose.G_DROPOUT), label, sigma, condition)
 
     def update(self, part: Part, players: Players, batches: Sequence[NoisyBatch], step: int) -> Statistics:
         """One update of G on the mean squared error of its prediction, weighted if the noise levels are continuous.
@@ -153,7 +156,7 @@ class Gaussian:
         for batch in batches:
             with players.autocast(batch.x_t), masks_from(players.generator.module, batch.dropout):
                 seen = batch.t if batch.sigma is None else batch.sigma
-                output = G(batch.x_t, seen, batch.z, batch.label).to(batch.x_t.dtype)
+                output = G(batch.x_t, seen, batch.z, *given(batch.label, batch.condition)).to(batch.x_t.dtype)
             target = batch.x0 if self.prediction == "x0" else noise_in(diffusion, batch.x_t, batch.x0, batch.t)
             errors = (output - target).square().mean(dim=(1, 2, 3))
             loss = (errors if batch.sigma is None else errors * self._weight(batch.sigma)).mean()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.diffusion import Diffusion, forward_pair
 from models.dropout import KeepMask
-from models.shapes import Image, Label, Latent, Timestep
+from models.shapes import Condition, Image, Label, Latent, Timestep
 from models.wavelets import Domain, from_pixels
 from trainer.algorithm.augmentation import View
 from trainer.algorithm.penalties import PenaltyDraws
@@ -36,6 +36,7 @@ class PairPurposes(NamedTuple):
     noise_posterior: Purpose
     dropout: Purpose
     label: Purpose
+    condition: Purpose
 
 
 FOR_D = PairPurposes(
@@ -46,6 +47,7 @@ FOR_D = PairPurposes(
     Purpose.D_NOISE_POSTERIOR,
     Purpose.D_DROPOUT,
     Purpose.D_LABEL_DROPOUT,
+    Purpose.D_CONDITION_DROPOUT,
 )
 FOR_G = PairPurposes(
     Purpose.G_TIMESTEP,
@@ -55,6 +57,7 @@ FOR_G = PairPurposes(
     Purpose.G_NOISE_POSTERIOR,
     Purpose.G_DROPOUT,
     Purpose.G_LABEL_DROPOUT,
+    Purpose.G_CONDITION_DROPOUT,
 )
 
 
@@ -75,7 +78,19 @@ class Pair:
     label: Label | None = None
     """Class of each image, or num_classes if it was dropped; None without classes."""
     view: View | None = None
-    """The transforms through which D sees x_tm1, real and generated, and x_t; None: as they are."""
+    """The transforms through which D sees x_tm1, real and generated, x_t and the condition; None: as they are."""
+    condition: Condition | None = None
+    """The image that is given with each image, zero where it was dropped; None without."""
+
+    @property
+    def given(self) -> tuple[Tensor | None, ...]:
+        """The last arguments of G and D: the label and, if there is one, the condition."""
+        return given(self.label, self.condition)
+
+
+def given(label: Label | None, condition: Condition | None) -> tuple[Tensor | None, ...]:
+    """What a network gets after its images: the label and, if there is one, the condition."""
+    return (label,) if condition is None else (label, condition)
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,28 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """The images that are given with those of a micro-batch.
+
+    Attributes:
+        of_images: uint8, on the device of the draws.
+        dropout: probability of dropping one.
+    """
+
+    of_images: UInt8[Tensor, "b c_given_pixels h_pixels w_pixels"]
+    dropout: float
+
+    def drawn(self, raw: "RawBatch", purpose: Purpose) -> Condition:
+        """The conditions for one update, mirrored as their images are, each dropped with probability `dropout`."""
+        draws = raw.draws
+        condition = to_x0(self.of_images, draws.flips() if raw.flip else None, raw.domain)
+        if self.dropout:
+            kept = draws.keeps(purpose, 0, (1,), self.dropout)
+            condition = torch.where(kept[:, :, None, None], condition, 0.0)
+        return laid_out(condition, raw.memory_format)
+
+
+@dataclass(frozen=True)
 class RawBatch:
     """Images of one forward pass of one rank, with all that a method draws from them by.
 
@@ -136,6 +173,7 @@ class RawBatch:
         group_size: images of a group of the minibatch deviation; a group is never split over forward passes.
         domain: what is diffused.
         augmentation: probability of a transform, float64 [] on the device, if it is a state of the run; else None.
+        conditions: the images that are given with them; None without.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -149,6 +187,7 @@ class RawBatch:
     group_size: int = 1
     domain: Domain = "pixels"
     augmentation: Tensor | None = None
+    conditions: Conditions | None = None
 
 
 def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = False) -> MicroBatch:
@@ -169,7 +208,8 @@ def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = Fal
     def pair(purposes: PairPurposes) -> Pair:
         drawn = draw(images, stepped, diffusion, purposes, raw.latent_dim, raw.flip, raw.memory_format, raw.domain)
         label = raw.labels.drawn(draws, purposes.label) if raw.labels else None
-        return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label)
+        condition = raw.conditions.drawn(raw, purposes.condition) if raw.conditions else None
+        return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label, condition=condition)
 
     x0 = to_x0(images, draws.flips() if raw.flip else None, raw.domain) if with_x0 else None
     return MicroBatch(pair(FOR_D), pair(FOR_G), raw.share, x0)

@@ -53,6 +53,8 @@ class Purpose(IntEnum):
     EDIT_NOISE_START = 27
     EDIT_NOISE_KNOWN = 28
     EDIT_NOISE_BACK = 29
+    D_CONDITION_DROPOUT = 30
+    G_CONDITION_DROPOUT = 31
 
 
 def philox4x32(

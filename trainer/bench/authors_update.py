@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from trainer.algorithm.adversarial import Adversarial, generated, judged, logit_statistics, seen
+from trainer.algorithm.adversarial import Adversarial, generated, judged, judged_with, logit_statistics, seen
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch
 from trainer.algorithm.penalties import gradient_penalty
@@ -31,7 +31,7 @@ class AuthorsAdversarial(Adversarial):
             _, x_tm1_fake = generated(players, pair)
             x_tm1, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=r1_gamma > 0)
             x_tm1_seen, x_t_seen = seen(players, pair, x_tm1_fake), seen(players, pair, pair.x_t)
-            logits_fake = players.discriminator.module(x_tm1_seen, x_t_seen, pair.t, pair.label)
+            logits_fake = players.discriminator.module(x_tm1_seen, x_t_seen, pair.t, *judged_with(players, pair))
             statistics = self.objective.discriminator(logits_real, logits_fake)
             loss = reduce(add, statistics.values())
             if r1_gamma > 0:

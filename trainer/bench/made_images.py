@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data.prepare import command as prepare
+from data.sources.pairs import PREFIX
 from trainer.config.train_config import TrainConfig
 
 NUM_IMAGES = 512
@@ -39,9 +40,24 @@ def make_images(config: TrainConfig, folder: Path) -> Path:
         of_class = source / f"{label:06d}"
         of_class.mkdir(parents=True, exist_ok=True)
         Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(of_class / f"{number:05d}.png")
+    form = ["--size", str(size), "--channels", str(channels)]
+    arguments = [str(source), "--classes", "folders", *form]
+    if given := config.data.condition_channels:
+        arguments = [f"{PREFIX}{_made_conditions(source, given, folder)}:{source}", "--condition-channels", str(given)]
+        arguments += form
     with redirect_stdout(sys.stderr):
-        if prepare.main(
-            [str(source), "--out", str(out), "--size", str(size), "--channels", str(channels), "--classes", "folders"]
-        ):
+        if prepare.main([*arguments, "--out", str(out)]):
             raise OSError(f"no images could be made in {folder}")
     return out
+
+
+def _made_conditions(source: Path, channels: int, folder: Path) -> Path:
+    """An array of noise for each image of `source`."""
+    conditions = folder / "made-conditions"
+    for file in source.rglob("*.png"):
+        out = (conditions / file.relative_to(source)).with_suffix(".npy")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            W, H = image.size
+        np.save(out, np.random.default_rng(0).integers(0, 256, (H, W, channels), dtype=np.uint8))
+    return conditions

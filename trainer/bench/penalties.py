@@ -25,7 +25,7 @@ from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import config_of, trained_discriminator
 from trainer.config.train_config import TrainConfig
-from trainer.rank.loop import Share, open_share
+from trainer.rank.loop import Share, open_share, split_planes
 
 EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -137,18 +137,20 @@ def _real_pair(
     num_classes = config.data.num_classes
     labels = Labels(batch.labels, num_classes, 0.0) if num_classes else None
     draws = Draws(seed, 0, torch.arange(batch_size))
+    images, conditions = split_planes(batch.images, config)
     raw = RawBatch(
-        batch.images,
+        images,
         draws,
         config.generator.latent_dim,
         flip=False,
         share=1.0,
         labels=labels,
         domain=config.data.domain,
+        conditions=conditions,
     )
     method = make_method(config.training, config.generator)
     pair = method.without_penalties().draw(raw, Diffusion.from_config(config.diffusion)).pair_d
-    return pair.x_tm1, lambda x: discriminator(x, pair.x_t, pair.t, pair.label)
+    return pair.x_tm1, lambda x: discriminator(x, pair.x_t, pair.t, *pair.given)
 
 
 def _flat_gradient(value: Tensor, parameters: list[nn.Parameter]) -> Tensor:

@@ -105,6 +105,9 @@ class TrainingConfig:
     label_dropout: DropProbability = 0.0
     """Probability that the networks see an image without its label. Above 0, the trained model can also draw images
     without a class. Needs data.num_classes."""
+    condition_dropout: DropProbability = 0.0
+    """Probability that the networks see zeros instead of the condition. Above 0, the trained model can also draw images
+    without one, and follow it more closely (`trainer.translate --guidance`). Needs data.condition_channels."""
     r1_gamma: Weight = 0.05
     """Weight of the R1 penalty, the squared slope of the discriminator at real images: a number, or its course over the
     run. The loss gets r1_gamma / 2 times the penalty, not multiplied by r1_interval_steps. 0: no R1."""

@@ -70,7 +70,8 @@ class TrainConfig:
     @property
     def image_form(self) -> ImageForm:
         """Size, channels and classes of the images."""
-        return ImageForm(self.data.image_size, self.data.image_channels, self.data.num_classes)
+        data = self.data
+        return ImageForm(data.image_size, data.image_channels, data.num_classes, data.condition_channels)
 
     @property
     def network_form(self) -> ImageForm:
@@ -136,6 +137,12 @@ def _check_method(config: TrainConfig) -> None:
         raise ValueError(
             f"training.label_dropout is {training.label_dropout:g}, but data.num_classes is 0, so that there are no "
             "labels to drop: set data.num_classes to that of the data set, or training.label_dropout to 0"
+        )
+    if training.condition_dropout and not config.data.condition_channels:
+        raise ValueError(
+            f"training.condition_dropout is {training.condition_dropout:g}, but data.condition_channels is 0, so that "
+            "there is nothing to drop: set data.condition_channels to that of the data set, or condition_dropout "
+            "to 0"
         )
     if training.augmentation.is_on and config.discriminator.kind == "mlp":
         raise ValueError(

@@ -32,6 +32,7 @@ from trainer.evaluate.measuring import GivenSamples, checkpoints_argument, evalu
 from trainer.evaluate.picture import draw_picture
 from trainer.evaluate.reference import cache_folder, read_all
 from trainer.evaluate.report import CODEC_WORDS, render
+from trainer.sample.conditions import given_pairs
 from trainer.sample.draw import add_weights_argument, default_device, load_run, sample_images
 from trainer.tracking.spool import read_curves
 
@@ -199,6 +200,12 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image,
             f"the run has {config.data.num_classes} classes, {options.reference} {num_classes}: give the data set that "
             "the run was trained on"
         )
-    samples = sample_images(generator, diffusion, config, num=options.num, seed=options.seed, shows_progress=True)
-    asked = torch.arange(options.num) % num_classes if config.data.num_classes else None  # see sample_batches
+    with given_pairs(config) as given:
+        samples = sample_images(
+            generator, diffusion, config, num=options.num, seed=options.seed, shows_progress=True, **given
+        )
+    asked = None
+    if config.data.num_classes:  # see sample_batches
+        classes = torch.tensor(given.get("classes", range(num_classes)))
+        asked = classes[torch.arange(options.num) % len(classes)]
     return samples, f"from {options.run}", asked

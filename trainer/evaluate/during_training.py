@@ -22,6 +22,7 @@ from trainer.evaluate.reference import (
     evaluate_against,
     load_reference,
 )
+from trainer.sample.conditions import given_pairs
 from trainer.sample.draw import sample_batches
 
 log = logging.getLogger(__name__)
@@ -75,18 +76,20 @@ class RunEvaluation:
         """
         network, reference = self._held = self._held or self._prepare()
         settings, ranks = self._config.evaluation, self._ranks
-        drawn = sample_batches(
-            generator,
-            diffusion,
-            self._config,
-            num=settings.num_samples,
-            seed=SEED,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        batches = zip(itertools.count(ranks.rank, ranks.world_size), drawn, strict=False)
         try:
-            measured = evaluate_against(batches, reference, network, ranks, codec=settings.through, seed=SEED)
+            with given_pairs(self._config) as given:
+                drawn = sample_batches(
+                    generator,
+                    diffusion,
+                    self._config,
+                    num=settings.num_samples,
+                    seed=SEED,
+                    rank=ranks.rank,
+                    world_size=ranks.world_size,
+                    **given,
+                )
+                batches = zip(itertools.count(ranks.rank, ranks.world_size), drawn, strict=False)
+                measured = evaluate_against(batches, reference, network, ranks, codec=settings.through, seed=SEED)
         except FeaturesError as error:  # on all ranks
             log.warning("this evaluation is left out: %s", error)
             return {}

@@ -38,6 +38,7 @@ from trainer.evaluate.reference import (
     see_samples,
 )
 from trainer.evaluate.report import render_checkpoints, render_measured
+from trainer.sample.conditions import given_pairs
 from trainer.sample.draw import Loaded, images_at_once, load_checkpoint, load_run, sample_batches
 from trainer.sample.images import load_images
 
@@ -213,7 +214,10 @@ class DrawnSamples:
         return torch.stack([batches[number // size][number % size] for number in numbers])
 
     def _drawn(self, rank: int, world_size: int) -> Iterator[Uint8Image]:
-        return sample_batches(*self._loaded, num=self._num, seed=self._seed, rank=rank, world_size=world_size)
+        with given_pairs(self._loaded[2]) as given:
+            yield from sample_batches(
+                *self._loaded, num=self._num, seed=self._seed, rank=rank, world_size=world_size, **given
+            )
 
 
 def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamples | DrawnSamples]:

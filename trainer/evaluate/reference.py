@@ -210,33 +210,32 @@ def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, " b"] | 
         index_path: folder that contains index.json and the shards.
 
     Returns:
-        uint8 [N, C, H, W], and labels int64 [N] or None if the data set has none.
+        uint8 [N, C, H, W], without what pairs are given with, and labels int64 [N] or None if the data set has none.
 
     Raises:
         DataError: a file is missing or damaged.
     """
     index = load_index(index_path)
     verify_shards(index, by="size", cache_directory=None)
-    images = np.empty((index.num_samples, index.image_size, index.image_size, index.image_channels), dtype=np.uint8)
+    images = np.empty((index.num_samples, *index.pixels_shape), dtype=np.uint8)
     labels: list[int] = []
     with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
         for out, sample in zip(images, samples_in_order(index.shards, files.open), strict=True):
             decode_into(out, sample)
             labels.append(-1 if sample.label is None else sample.label)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    pixels = torch.from_numpy(images[..., : index.image_channels]).permute(0, 3, 1, 2).contiguous()
     return pixels, None if index.num_classes is None else torch.tensor(labels)
 
 
 def _prepared(index: ShardIndex) -> Iterator[tuple[int, Uint8Image]]:
     """Batches of a prepared data set, in index order."""
     verify_shards(index, by="size", cache_directory=None)
-    shape = (index.image_size, index.image_size, index.image_channels)
     with closing(shard_files(index, cache_directory=None, cache_gb=DataConfig.cache_gb)) as files:
-        pixels = np.empty((BATCH_SIZE, *shape), dtype=np.uint8)
+        pixels = np.empty((BATCH_SIZE, *index.pixels_shape), dtype=np.uint8)
         for i, sample in enumerate(samples_in_order(index.shards, files.open)):
             decode_into(pixels[i % BATCH_SIZE], sample)
             if i % BATCH_SIZE == BATCH_SIZE - 1 or i == index.num_samples - 1:
-                images = torch.from_numpy(pixels[: i % BATCH_SIZE + 1].copy())
+                images = torch.from_numpy(pixels[: i % BATCH_SIZE + 1, ..., : index.image_channels].copy())
                 yield i // BATCH_SIZE, images.permute(0, 3, 1, 2).contiguous()
 
 

@@ -22,7 +22,7 @@ from trainer.plan.on_meta import (
     META,
     OneKernelAttention,
     PlayersOnMeta,
-    images_on_meta,
+    given_on_meta,
     networks_on_meta,
     raw_batch_on_meta,
 )
@@ -91,19 +91,20 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         diffusion,
         bf16=planned_precision(config) == "bf16",
     )
-    batch, (images, labels) = method.draw(raw_batch_on_meta(config), diffusion), images_on_meta(config)
+    raw = raw_batch_on_meta(config)
+    batch, num_images = method.draw(raw, diffusion), len(raw.images)
 
     x, t = torch.empty((1, *config.network_form.shape), device=META), torch.zeros(1, dtype=torch.int64, device=META)
-    z, label = torch.empty(1, config.generator.latent_dim, device=META), labels.of_images[:1] if labels else None
+    z, given = torch.empty(1, config.generator.latent_dim, device=META), given_on_meta(config, 1)
     with torch.no_grad():
-        forward_g = _count_flops(lambda: networks["g"](x, t, z, label))
-        forward_d = _count_flops(lambda: networks["d"](x, x, t, label)) if "d" in networks else 0.0
+        forward_g = _count_flops(lambda: networks["g"](x, t, z, *given))
+        forward_d = _count_flops(lambda: networks["d"](x, x, t, *given)) if "d" in networks else 0.0
 
     def update(part: Part, method: Method[Any]) -> UpdateCost:
         if part not in method.parts:
             return UpdateCost(flops_per_image=0.0, saved_bytes=0)
         with OneKernelAttention():
-            return _count(lambda: method.update(part, players, [batch], 0), networks.values(), len(images))
+            return _count(lambda: method.update(part, players, [batch], 0), networks.values(), num_images)
 
     update_d = update("d", method.without_penalties())
     return Costs(

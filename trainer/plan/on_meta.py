@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from models.networks import build_discriminator, build_generator
 from models.shapes import Image
 from trainer.algorithm.method import Method, Part, Players
-from trainer.algorithm.pairs import Labels, RawBatch
+from trainer.algorithm.pairs import Conditions, Labels, RawBatch, given
 from trainer.algorithm.randomness import Draws
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.plan.cuda_autocast import CudaAutocast
@@ -31,30 +31,38 @@ def networks_on_meta(config: TrainConfig, method: Method[Any]) -> dict[Part, nn.
     return networks
 
 
-def images_on_meta(config: TrainConfig) -> tuple[Tensor, Labels | None]:
-    """Images of one forward pass of one rank, uint8 [B, C, H, W], and their labels."""
-    form, batch_size = config.image_form, split_batch(config).micro_batch_size
-    images = torch.empty((batch_size, *form.shape), dtype=torch.uint8, device=META)
-    if not form.num_classes:
-        return images, None
-    classes = torch.zeros(batch_size, dtype=torch.int64, device=META)
-    return images, Labels(classes, form.num_classes, config.training.label_dropout)
-
-
 def raw_batch_on_meta(config: TrainConfig) -> RawBatch:
     """The images of one forward pass of one rank, from which a method draws."""
-    images, labels = images_on_meta(config)
-    draws = Draws(0, 0, torch.empty(len(images), dtype=torch.int64, device=META))
+    form, batch_size = config.image_form, split_batch(config).micro_batch_size
+
+    def images(channels: int) -> Tensor:
+        return torch.empty((batch_size, channels, form.size, form.size), dtype=torch.uint8, device=META)
+
+    labels = conditions = None
+    if form.num_classes:
+        classes = torch.zeros(batch_size, dtype=torch.int64, device=META)
+        labels = Labels(classes, form.num_classes, config.training.label_dropout)
+    if form.condition_channels:
+        conditions = Conditions(images(form.condition_channels), config.training.condition_dropout)
     return RawBatch(
-        images,
-        draws,
+        images(form.channels),
+        Draws(0, 0, torch.empty(batch_size, dtype=torch.int64, device=META)),
         config.generator.latent_dim,
         config.data.horizontal_flip,
         share=1.0,
         labels=labels,
         group_size=split_batch(config).group_size,
         domain=config.data.domain,
+        conditions=conditions,
     )
+
+
+def given_on_meta(config: TrainConfig, batch_size: int) -> tuple[Tensor | None, ...]:
+    """What a network gets after its images, latent and steps, see `given`."""
+    form = config.network_form
+    label = torch.zeros(batch_size, dtype=torch.int64, device=META) if form.num_classes else None
+    shape = (batch_size, form.condition_channels, form.size, form.size)
+    return given(label, torch.empty(shape, device=META) if form.condition_channels else None)
 
 
 class PlayersOnMeta(Players):

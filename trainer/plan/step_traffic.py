@@ -27,7 +27,7 @@ from trainer.plan.on_meta import (
     META,
     OneKernelAttention,
     PlayersOnMeta,
-    images_on_meta,
+    given_on_meta,
     networks_on_meta,
     raw_batch_on_meta,
 )
@@ -107,13 +107,13 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
 def count_generator(config: TrainConfig, *, bf16: bool) -> Traffic:
     """Forward and backward of the generator alone, for one micro-batch."""
     method = make_method(config.training, config.generator)
-    generator, (images, labels) = networks_on_meta(config, method)["g"], images_on_meta(config)
-    x_t = torch.empty((len(images), *config.network_form.shape), device=META)
-    t = torch.zeros(len(images), dtype=torch.int64, device=META)
-    z, gradient = torch.empty(len(images), config.generator.latent_dim, device=META), torch.empty_like(x_t)
+    generator, batch_size = networks_on_meta(config, method)["g"], split_batch(config).micro_batch_size
+    x_t = torch.empty((batch_size, *config.network_form.shape), device=META)
+    t = torch.zeros(batch_size, dtype=torch.int64, device=META)
+    z, gradient = torch.empty(batch_size, config.generator.latent_dim, device=META), torch.empty_like(x_t)
     with OneKernelAttention(), ByteCounter() as counter:
         with CudaAutocast() if bf16 else nullcontext():
-            x0_pred = generator(x_t, t, z, labels.of_images if labels else None)
+            x0_pred = generator(x_t, t, z, *given_on_meta(config, batch_size))
         x0_pred.backward(gradient.to(x0_pred.dtype))
     return counter.traffic
 

@@ -20,6 +20,7 @@ from trainer.rank.replaced import ReplacedSamples
 from trainer.rank.run_checkpoints import RunCheckpoints
 from trainer.rank.state import TrainingState
 from trainer.rank.watchdog import Phase
+from trainer.sample.conditions import GRID_COLUMNS, draw_translations
 from trainer.sample.draw import sample_images
 from trainer.sample.images import save_grid
 from trainer.tracking.tracker import Tracker
@@ -124,7 +125,10 @@ class ReportStatus:
 
 
 class DrawGrid:
-    """Draws a grid of samples with the averaged weights, always from the same noise; with classes, a row for each."""
+    """Draws a grid of samples with the averaged weights, always from the same noise; with classes, a row for each.
+
+    A model that translates gets a row for each of the first pairs of the data set, see `draw_translations`.
+    """
 
     phase: Phase = "sampling"
 
@@ -136,7 +140,8 @@ class DrawGrid:
         """
         self._config, self._averaged, self._tracker = config, averaged, tracker
         # More rows than images would show some classes only.
-        fits = config.data.num_classes and len(class_names) <= config.grids.num_images
+        translates = config.data.condition_channels > 0
+        fits = not translates and config.data.num_classes and len(class_names) <= config.grids.num_images
         self._rows = tuple(class_names) if fits else ()
         self._interval_steps = config.grids.interval_steps
 
@@ -152,10 +157,14 @@ class DrawGrid:
         num = config.grids.num_images
         if self._rows:
             num -= num % len(self._rows)
-        images = sample_images(generator, loop.learner.players.diffusion, config, num=num, seed=0)
+        diffusion = loop.learner.players.diffusion
+        if config.data.condition_channels:
+            images, columns = draw_translations(generator, diffusion, config, num=num), GRID_COLUMNS
+        else:
+            images, columns = sample_images(generator, diffusion, config, num=num, seed=0), None
         file = Path(config.run.directory) / "samples" / f"step-{loop.step:08d}.png"
         try:
-            save_grid(file, images, self._rows)
+            save_grid(file, images, self._rows, columns)
         except OSError as error:  # a full disk; the checkpoint has its own rules
             log.error("the grid of step %d was not saved, training continues: %s", loop.step, error)
             return

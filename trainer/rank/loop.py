@@ -13,7 +13,7 @@ from data.shards.index import ShardIndex
 from data.stream.batches import Batch, BatchIterator
 from data.stream.pipeline import open_batches
 from trainer.algorithm.method import Part
-from trainer.algorithm.pairs import Labels, RawBatch
+from trainer.algorithm.pairs import Conditions, Labels, RawBatch
 from trainer.algorithm.randomness import Draws
 from trainer.algorithm.schedules import ema_decay, learning_rate, value_at
 from trainer.config.stages import Stage
@@ -77,6 +77,20 @@ def open_share(config: TrainConfig, index: ShardIndex, share: Share, first_batch
         first_batch=first_batch,
         pin_memory=pin,
     )
+
+
+def split_planes(planes: Tensor, config: TrainConfig) -> tuple[Tensor, Conditions | None]:
+    """The images, and those that are given with them, which a data set of pairs has as their last channels.
+
+    Args:
+        planes: uint8 [B, C, H, W], all channels of the data set.
+        config: tells how many of them are given.
+    """
+    num_given = config.data.condition_channels
+    if not num_given:
+        return planes, None
+    images, of_images = planes[:, :-num_given], planes[:, -num_given:]
+    return images, Conditions(of_images, config.training.condition_dropout)
 
 
 class Hook(Protocol):
@@ -221,8 +235,9 @@ class Loop:
         if num_classes:
             of_images = labels.to(device, non_blocking=True)
             classes = Labels(of_images, num_classes, self.config.training.label_dropout)
+        images, conditions = split_planes(images.to(device, non_blocking=True), self.config)
         return RawBatch(
-            images.to(device, non_blocking=True),
+            images,
             Draws(self.config.run.seed, self.step, torch.arange(first, first + len(images), device=device)),
             latent_dim=self.config.generator.latent_dim,
             flip=self.config.data.horizontal_flip,
@@ -233,6 +248,7 @@ class Loop:
             group_size=self.share.group_size,
             domain=self.config.data.domain,
             augmentation=players.augmentation.value if players.augmentation else None,
+            conditions=conditions,
         )
 
     def take_metrics(self) -> dict[str, float]:

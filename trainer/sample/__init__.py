@@ -1,10 +1,12 @@
-"""Draws images from a run. Knows neither the training loop nor measures of quality.
+"""Draws images from a run. Knows neither the training loop nor the evaluation.
 
 Files:
-    command  python -m trainer.sample
-    draw     draws images: image i is a function of weights, seed and i
-    edit     images made from given ones
-    images   reads and writes grids, folders and npz files
-    scatter  draws 2-D points as a picture
-    walk     frames between samples
+    command     python -m trainer.sample
+    conditions  what a model that translates is given
+    draw        draws images: image i is a function of weights, seed and i
+    edit        images made from given ones
+    fidelity    PSNR and SSIM of translations
+    images      reads and writes grids, folders and npz files
+    scatter     draws 2-D points as a picture
+    walk        frames between samples
 """

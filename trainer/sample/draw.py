@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from data.storage.errors import UserError
 from data.storage.paths import path_argument
 from models.diffusion import Diffusion, Sampler, sample
-from models.shapes import Label, Uint8Image
-from models.wavelets import to_pixels
+from models.shapes import Condition, Label, Uint8Image
+from models.wavelets import from_pixels, to_pixels
 from trainer.algorithm.methods import make_method
+from trainer.algorithm.pairs import given
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.checkpoint.format import Checkpoint
 from trainer.checkpoint.retention import Choice, checkpoint_argument, choose_checkpoint
@@ -36,9 +37,22 @@ MAX_GUIDANCE = 100.0
 """Beyond it every pixel is black or white."""
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x0_pred of (x_t, t, z)."""
+Conditions = Callable[[Sequence[int]], Uint8Image]
+"""What is given with the images of some numbers, uint8 [B, K, H, W]; numbers beyond the last one begin anew."""
 
 Loaded = tuple[nn.Module, Diffusion, TrainConfig]
 """A generator in evaluation mode, its tables on the same device, and its config."""
+
+
+NEEDS_CONDITIONS = (
+    "this run translates images, and needs some to translate: python -m trainer.translate --run RUN --input FOLDER "
+    "--out FOLDER"
+)
+
+
+def to_condition(images: Uint8Image, config: TrainConfig, device: torch.device | str) -> Condition:
+    """What is given with images, on a device, as the networks see it."""
+    return from_pixels(images.to(device).to(torch.float32) / 127.5 - 1.0, config.data.domain)
 
 
 def images_at_once(image_size: int, *, fast: bool = False) -> int:
@@ -60,6 +74,7 @@ def sample_batches(
     world_size: int = 1,
     fast: bool = False,
     seeds: Sequence[int] | None = None,
+    conditions: Conditions | None = None,
 ) -> Iterator[Uint8Image]:
     """Images 0 .. num-1 of `seed`, a batch at a time, on the CPU.
 
@@ -77,12 +92,15 @@ def sample_batches(
         rank, world_size: only batches rank, rank + world_size, ... of those that one process would draw.
         fast: in bfloat16, compiled, and with more images at once; they come out a little different. On a GPU only.
         seeds: of each image, in place of `seed`: the first image of each of these `num` seeds.
+        conditions: what is given with each image; only and always with a model that translates.
 
     Raises:
-        UserError: a sampler that the run's objective does not know, classes that the model does not have, or guidance
-            of a model that cannot draw without a class.
+        UserError: a sampler that the run's objective does not know, classes that the model does not have, guidance of a
+            model that cannot draw without a class or condition, or a model that needs conditions and got none.
     """
     training = config.training
+    if (conditions is None) != (not config.data.condition_channels):
+        raise UserError(NEEDS_CONDITIONS if conditions is None else "this run was trained without conditions")
     in_turn = torch.tensor(_checked_classes(classes, config.data.num_classes))
     method = make_method(training, config.generator)
     if sampler not in method.samplers:
@@ -91,7 +109,7 @@ def sample_batches(
             f"works only with {', '.join(method.samplers)}"
         )
     batch = images_at_once(config.data.image_size, fast=fast)
-    _check_guidance(guidance, config)
+    check_guidance(guidance, config)
     device = next(generator.parameters()).device
     forward = _fast_forward(generator) if fast else generator
     for first in range(rank * batch, num, world_size * batch):
@@ -100,7 +118,10 @@ def sample_batches(
         of_images: int | Tensor = seed
         if seeds is not None:
             of_images, samples = torch.tensor(seeds, device=device)[samples % num], torch.zeros_like(samples)
-        images = draw_batch(forward, diffusion, config, of_images, samples, label, sampler=sampler, guidance=guidance)
+        condition = None if conditions is None else to_condition(conditions(samples.tolist()), config, device)
+        images = draw_batch(
+            forward, diffusion, config, of_images, samples, label, condition, sampler=sampler, guidance=guidance
+        )
         yield images[: num - first].cpu()
 
 
@@ -111,6 +132,7 @@ def draw_batch(
     seed: int | Tensor,
     samples: Int64[Tensor, " b"],
     label: Label | None,
+    condition: Condition | None = None,
     *,
     sampler: Sampler = "ancestral",
     guidance: float = 1.0,
@@ -118,28 +140,35 @@ def draw_batch(
     """Images of a seed, each a function of the seed and its number; torch can export this.
 
     Args:
-        generator: maps (x_t, t, z), and with classes `label`, to the network's output.
+        generator: maps (x_t, t, z), and with classes `label`, with conditions `condition`, to the network's output.
         diffusion: tables on the device of `samples`.
         config: the run's config.
         seed: in [0, 2**63); an int, or int64 [], or one for each image, int64 [B].
         samples: numbers of the images.
         label: their classes; None for a model without classes.
+        condition: what is given with them, in the run's domain; None for a model without conditions.
         sampler: one that the run's objective knows.
         guidance: as in `sample_batches`.
     """
     method, shape = make_method(config.training, config.generator), config.network_form.shape
 
-    def predictor_of(label: Label | None) -> Predictor:
-        return method.x0_predictor(generator if label is None else partial(generator, label=label), diffusion)
+    def predictor_of(label: Label | None, condition: Condition | None) -> Predictor:
+        present = {k: v for k, v in (("label", label), ("condition", condition)) if v is not None}
+        return method.x0_predictor(partial(generator, **present) if present else generator, diffusion)
 
     def draw(t: int) -> tuple[Tensor, Tensor]:
         draws = Draws(seed, t, samples)
         z = draws.normals(Purpose.SAMPLE_LATENT, (config.generator.latent_dim,))
         return z, draws.normals(Purpose.SAMPLE_NOISE_POSTERIOR, shape)
 
-    predictor = predictor_of(label)
-    if label is not None and guidance != 1:
-        predictor = _guided(predictor, predictor_of(torch.full_like(label, config.data.num_classes)), guidance)
+    predictor = predictor_of(label, condition)
+    if guidance != 1:
+        training, no_label, no_condition = config.training, label, condition
+        if label is not None and training.label_dropout:
+            no_label = torch.full_like(label, config.data.num_classes)
+        if condition is not None and training.condition_dropout:
+            no_condition = torch.zeros_like(condition)
+        predictor = _guided(predictor, predictor_of(no_label, no_condition), guidance)
     noise_T = Draws(seed, diffusion.num_timesteps, samples).normals(Purpose.SAMPLE_NOISE_T, shape)
     x0 = sample(predictor, diffusion, noise_T=noise_T, draw=draw, sampler=sampler)
     return to_uint8(to_pixels(x0, config.data.domain))
@@ -154,14 +183,23 @@ def _guided(of_class: Predictor, of_none: Predictor, guidance: float) -> Predict
     return predict
 
 
-def _check_guidance(guidance: float, config: TrainConfig) -> None:
+def check_guidance(guidance: float, config: TrainConfig) -> None:
+    """Raise UserError if a run cannot draw with a guidance."""
     if not 0 <= guidance <= MAX_GUIDANCE:
         raise UserError(f"guidance is {guidance:g}; allowed: 0 to {MAX_GUIDANCE:g}, where 1 is none")
     if guidance == 1:
         return
-    if not config.data.num_classes:
+    training, data = config.training, config.data
+    if data.condition_channels:
+        if not training.condition_dropout and not training.label_dropout:
+            raise UserError(
+                "guidance is given, but this run never saw an image without its condition: training.condition_dropout "
+                "is 0. Train with it, such as 0.1, or leave guidance out"
+            )
+        return
+    if not data.num_classes:
         raise UserError("guidance is given, but this run was trained without classes: data.num_classes is 0")
-    if not config.training.label_dropout:
+    if not training.label_dropout:
         raise UserError(
             "guidance is given, but this run never saw an image without its label: training.label_dropout is 0. Train "
             "with training.label_dropout, such as 0.1, or leave guidance out"
@@ -175,9 +213,9 @@ def _fast_forward(generator: nn.Module) -> Callable[..., Tensor]:
         raise UserError(f"fast sampling needs a GPU, but the generator is on the device {device}")
     forward = CompiledForward(generator) if can_compile(generator) else generator
 
-    def run(x_t: Tensor, t: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:
+    def run(x_t: Tensor, t: Tensor, z: Tensor, label: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
-            return forward(x_t, t, z, label).float()
+            return forward(x_t, t, z, *given(label, condition)).float()
 
     return run
 
@@ -205,6 +243,7 @@ def sample_images(
     guidance: float = 1.0,
     fast: bool = False,
     seeds: Sequence[int] | None = None,
+    conditions: Conditions | None = None,
     shows_progress: bool = False,
 ) -> Uint8Image:
     """All images of `sample_batches`, uint8 [num, C, H, W]; can show progress on a terminal."""
@@ -219,6 +258,7 @@ def sample_images(
         guidance=guidance,
         fast=fast,
         seeds=seeds,
+        conditions=conditions,
     )
     total = -(-num // images_at_once(config.data.image_size, fast=fast))
     hidden = not (shows_progress and sys.stderr.isatty())

@@ -20,6 +20,7 @@ from models.wavelets import from_pixels, to_pixels
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.config.train_config import TrainConfig
+from trainer.sample.draw import NEEDS_CONDITIONS
 from trainer.sample.images import to_uint8
 
 Keep = Callable[[Image], Image]
@@ -83,6 +84,8 @@ def edited(
         UserError: the diffusion has no such step.
     """
     T, domain, shape = diffusion.num_timesteps, config.data.domain, config.network_form.shape
+    if config.data.condition_channels:
+        raise UserError(NEEDS_CONDITIONS)
     if not 1 <= edit.start <= T:
         raise UserError(f"--start-step is {edit.start}, but this model has the steps 1 to {T}")
     method, y = make_method(config.training, config.generator), from_pixels(given, domain)

@@ -36,6 +36,34 @@ ANIMATIONS: dict[str, dict[str, Any]] = {
 FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
 
 
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Of image files that are looked for in a folder."""
+
+
+def image_files(option: str, given: Sequence[Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """The files that are given, and those in the folders that are given.
+
+    Args:
+        option: that they were given with, for a message.
+        given: files and folders.
+        suffixes: of the files that are taken from folders, in lower case.
+
+    Raises:
+        UserError: one of them does not exist, or a folder holds no such file.
+    """
+    files: list[Path] = []
+    for path in given:
+        found = [path]
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+            if not found:
+                raise UserError(f"the folder {path} holds no image: known are {', '.join(suffixes)}")
+        elif not path.exists():
+            raise UserError(f"{option} is {path}: there is no such file or folder")
+        files += found
+    return files
+
+
 def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Map [-1, 1] to 0..255 as round((x + 1) * 127.5), rounding halves to even; clamps, and maps NaN to 0.
 
@@ -45,16 +73,19 @@ def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return levels.nan_to_num(nan=0.0).round().to(torch.uint8)
 
 
-def make_grid(images: Uint8Image, class_names: Sequence[str] = ()) -> UInt8[Tensor, "c grid_h grid_w"]:
+def make_grid(
+    images: Uint8Image, class_names: Sequence[str] = (), columns: int | None = None
+) -> UInt8[Tensor, "c grid_h grid_w"]:
     """Lay out N images with 2 grey pixels between them; enlarge small ones by a whole factor.
 
     Args:
         images: uint8 [N, C, H, W], N > 0.
         class_names: image i is of class i % K: each class becomes a row with its name to the left, and N is a multiple
             of K. Empty: the images come in reading order in floor(sqrt(N)) rows.
+        columns: of images in reading order; None: as above.
     """
     _check_images(images)
-    columns = -(-len(images) // (len(class_names) or math.isqrt(len(images))))
+    columns = columns or -(-len(images) // (len(class_names) or math.isqrt(len(images))))
     if class_names:
         images = images.unflatten(0, (columns, len(class_names))).transpose(0, 1).flatten(0, 1)
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
@@ -62,9 +93,10 @@ def make_grid(images: Uint8Image, class_names: Sequence[str] = ()) -> UInt8[Tens
     return torch.from_numpy(grid).permute(2, 0, 1)
 
 
-def save_grid(path: Path, images: Uint8Image, class_names: Sequence[str] = ()) -> None:
+def save_grid(path: Path, images: Uint8Image, class_names: Sequence[str] = (), columns: int | None = None) -> None:
     """Write all images as one grid PNG, see `make_grid`, or 2-D points as one scatter plot."""
-    save_picture(path, scatter(images) if images.shape[1:] == (2, 1, 1) else make_grid(images, class_names))
+    points = images.shape[1:] == (2, 1, 1)
+    save_picture(path, scatter(images) if points else make_grid(images, class_names, columns))
 
 
 def save_picture(path: Path, picture: UInt8[Tensor, "c h w"]) -> None:

@@ -20,7 +20,7 @@ from models.wavelets import to_pixels
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.config.train_config import TrainConfig
-from trainer.sample.draw import images_at_once
+from trainer.sample.draw import NEEDS_CONDITIONS, images_at_once
 from trainer.sample.images import to_uint8
 
 
@@ -106,6 +106,8 @@ def walk(
     """
     if config.image_form.channels == 2:
         raise UserError("this run draws points in the plane, not images")
+    if config.data.condition_channels:
+        raise UserError(NEEDS_CONDITIONS)
     num_legs = len(seeds) if closed else len(seeds) - 1
     if len(seeds) < 2:
         raise UserError(f"a walk needs at least two seeds, but {len(seeds)} is given")

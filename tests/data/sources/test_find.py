@@ -23,7 +23,7 @@ from data.sources.source import Source, SourceError, fingerprint
 from tests.launch import ROOT
 
 ALLOWED = (
-    r"allowed are: digits, gaussians25, a PATH, or KIND:PATH with KIND one of folder, zip, cifar10, mnist, "
+    r"allowed are: digits, digits4x, gaussians25, a PATH, pairs:CONDITIONS:IMAGES, or KIND:PATH with KIND one of folder, zip, cifar10, mnist, "
     r"fashionmnist, stackedmnist, lmdb, webdataset"
 )
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from data.prepare import command as prepare
 from data.shards.index import load_index
-from data.sources.points import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points, gaussians25_source
+from data.sources.arrays import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points, gaussians25_source
 from trainer.evaluate.reference import read_all
 
 

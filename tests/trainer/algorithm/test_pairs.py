@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from models.diffusion import Diffusion, DiffusionConfig, forward_pair
+from models.wavelets import haar
 from trainer.algorithm.pairs import (
     FOR_D,
     FOR_G,
+    Conditions,
     DrawnPair,
     PairPurposes,
     RawBatch,
@@ -206,3 +208,30 @@ def test_the_kernel_of_each_size_and_purpose_is_looked_at(caplog, size, purposes
 def test_an_error_of_the_arguments_is_not_hidden(untyped):
     with pytest.raises(RuntimeError, match="size of tensor"):
         checked(draw_pair)(some_images(8), draws(0, 4), DIFFUSION, FOR_D, 6, True)
+
+
+def test_what_is_given_is_mirrored_with_its_image_and_dropped_by_pure_draws():
+    images, given, d = some_images(64), some_images(64)[:, :2].flip(0), draws(0, 64)
+
+    def batch(start: int, stop: int, dropout: float):
+        some = Draws(5, 7, torch.arange(start, stop))
+        conditions = Conditions(given[start:stop], dropout)
+        raw = RawBatch(images[start:stop], some, latent_dim=6, flip=True, share=1.0, conditions=conditions)
+        return draw_micro_batch(raw, DIFFUSION)
+
+    expected = to_x0(given, d.flips())
+    for pair in (batch(0, 64, 0.0).pair_d, batch(0, 64, 0.0).pair_g):
+        assert pair.condition is not None and torch.equal(pair.condition, expected)
+        assert pair.given == (None, pair.condition)
+    raw = RawBatch(images, Draws(5, 7, d.samples), latent_dim=6, flip=True, share=1.0, domain="haar")
+    assert torch.equal(Conditions(given, 0.0).drawn(raw, FOR_D.condition), haar(expected))
+    whole, part = batch(0, 64, 0.3), batch(16, 24, 0.3)
+    dropped = []
+    for of_whole, of_part in ((whole.pair_d, part.pair_d), (whole.pair_g, part.pair_g)):
+        assert of_whole.condition is not None and of_part.condition is not None
+        assert torch.equal(of_whole.condition[16:24], of_part.condition)
+        is_zero = of_whole.condition.flatten(1).abs().sum(1) == 0
+        assert torch.equal(of_whole.condition[~is_zero], expected[~is_zero])
+        dropped.append(is_zero)
+    assert all(5 < int(is_zero.sum()) < 35 for is_zero in dropped)
+    assert not torch.equal(*dropped)

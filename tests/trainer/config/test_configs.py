@@ -21,9 +21,11 @@ def test_there_is_a_config_for_each_data_set():
         "cifar10",
         "cifar10-fast",
         "digits",
+        "digits4x",
         "gaussians25",
         "lsun256",
         "lsun256-haar",
+        "pairs256",
         "stackedmnist",
         "stackedmnist16",
     ]

@@ -20,7 +20,7 @@ from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.auxiliary import Auxiliary, GradientScale
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
-from trainer.algorithm.pairs import MicroBatch, RawBatch
+from trainer.algorithm.pairs import Conditions, MicroBatch, RawBatch
 from trainer.algorithm.randomness import Draws
 from trainer.engine.interface import Engine, EngineConfig, Fragment
 from trainer.engine.plain import make_adam
@@ -29,6 +29,8 @@ from trainer.engine.zero import make_engine
 
 CPU = torch.device("cpu")
 GLOBAL_BATCH = 16
+FORM = ImageForm(16, 1, condition_channels=2)
+"""Of pairs: so all engines are tested with a condition, too."""
 GAMMA = 2.0
 GAMES = {
     "no r1": Adversarial(),
@@ -80,9 +82,9 @@ def _networks() -> tuple[Generator, Discriminator]:
             latent_dim=8,
             latent_embedding_dim=16,
         ),
-        ImageForm(16, 1),
+        FORM,
     )
-    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), ImageForm(16, 1))
+    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), FORM)
     for network in (generator, discriminator):  # near-zero initial layers would hide errors
         for p in network.parameters():
             p.data.add_(0.05 * torch.randn(p.shape))
@@ -111,6 +113,7 @@ def make_players(bf16: bool = False, gradient_scale: GradientScale | None = None
 def micro_batches(start: int, stop: int, size: int, game: Adversarial | None = None) -> list[MicroBatch]:
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (GLOBAL_BATCH, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    given = torch.randint(0, 256, (GLOBAL_BATCH, 2, 16, 16), generator=generator, dtype=torch.uint8)
     return [
         (game or Adversarial()).draw(
             RawBatch(
@@ -121,6 +124,7 @@ def micro_batches(start: int, stop: int, size: int, game: Adversarial | None = N
                 share=size / GLOBAL_BATCH,
                 start=first,
                 group_size=4,
+                conditions=Conditions(given[first : first + size], 0.25),
             ),
             Diffusion.from_config(DiffusionConfig(), CPU),
         )

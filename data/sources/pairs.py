@@ -1,0 +1,171 @@
+"""Pairs for image-to-image translation: images, and the image that is given with each."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data.sources.arrays import ArraySource, digits_source
+from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
+from data.sources.source import BaseSource, FormDefaults, Item, Skipped, Source, SourceError, State, pixel_file
+
+Side = Literal["left", "right"]
+PREFIX = "pairs:"
+DIGITS = "digits4x"
+_LACKS = "has no partner of this name in"
+_NAMED = 3
+_DIGITS_REDUCTION = 2
+"""From 8 to 4 px, a quarter of the 16 px that digits are prepared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsSource(BaseSource):
+    """Images of one source, each with the one of the same name of another."""
+
+    images: Source
+    conditions: Source | None
+    """None: each file holds both, side by side."""
+    suffix: str = ""
+    """Of most conditions."""
+    other_suffixes: dict[str, str] = field(default_factory=dict)
+    """Of the others, by their name without suffix."""
+
+    @property
+    def description(self) -> str:
+        """`pairs:CONDITIONS:IMAGES`, the names of both."""
+        names = (self.images,) if self.conditions is None else (self.conditions, self.images)
+        return PREFIX + ":".join(source.description.partition(":")[2] for source in names)
+
+    def read(self, item: Item) -> bytes:
+        """The file of the image."""
+        return self.images.read(item)
+
+    def read_condition(self, item: Item) -> bytes:
+        """The file of what is given with it."""
+        if self.conditions is None:
+            return b""
+        stem = _stem(item.name)
+        return self.conditions.read(item._replace(name=stem + self.other_suffixes.get(stem, self.suffix)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReducedDigits(ArraySource):
+    """The digits of scikit-learn, each with itself at half of its 8 px."""
+
+    def read_condition(self, item: Item) -> bytes:
+        """The mean of each 2 x 2 pixels, as a PGM file."""
+        pixels = self.pixels[int(item.name), :, :, 0].astype(int)
+        side = len(pixels) // _DIGITS_REDUCTION
+        blocks = pixels.reshape(side, _DIGITS_REDUCTION, side, _DIGITS_REDUCTION).sum(axis=(1, 3))
+        means = (blocks + _DIGITS_REDUCTION**2 // 2) // _DIGITS_REDUCTION**2
+        return pixel_file(means.astype("uint8").tobytes(), size=side, channels=1)
+
+
+def reduced_digits_source() -> ReducedDigits:
+    """The digits at 16 px, each with its 4 px; raises what `digits_source` raises."""
+    digits = digits_source()
+    return ReducedDigits(
+        items=digits.items,
+        class_names=digits.class_names,
+        defaults=digits.defaults._replace(condition_channels=1),
+        state=digits.state,
+        description=DIGITS,
+        load=digits.load,
+    )
+
+
+def pairs_source(name: str, *, condition_half: Side | None) -> PairsSource:
+    """List the pairs of two folders or zip files, or of one whose images hold both side by side.
+
+    Args:
+        name: pairs:CONDITIONS:IMAGES, or pairs:FOLDER with `condition_half`.
+        condition_half: the half that is given; None: there are two folders.
+
+    Raises:
+        SourceError: one of them is missing or holds no images, or most images have no partner.
+    """
+    if condition_half:
+        path = name.removeprefix(PREFIX)
+        if not path or not Path(path).exists():
+            raise SourceError(f"source {name}: no such file or folder {path!r}; --side-by-side takes {PREFIX}FOLDER")
+        images = _open_side(Path(path))
+        return PairsSource(
+            items=images.items,
+            skipped=images.skipped,
+            state=images.state,
+            defaults=FormDefaults(None, 3, False, condition_channels=3),
+            images=images,
+            conditions=None,
+        )
+    conditions, images = (_open_side(path) for path in _split(name))
+    by_stem = {_stem(item.name): item for item in conditions.items}
+    if len(by_stem) < len(conditions.items):
+        twice = next(stem for stem, count in Counter(_stem(x.name) for x in conditions.items).items() if count > 1)
+        raise SourceError(f"source {name}: {conditions.description} has several files {twice}.*; keep one of them")
+    items = [
+        item._replace(num_bytes=item.num_bytes + by_stem[_stem(item.name)].num_bytes, label=None)
+        for item in images.items
+        if _stem(item.name) in by_stem
+    ]
+    skipped = (*_alone(images, by_stem, conditions), *_alone(conditions, {_stem(x.name) for x in items}, images))
+    if 2 * len(items) < max(len(images.items), len(conditions.items)):
+        raise SourceError(
+            f"source {name}: only {len(items)} of {len(images.items)} images have a partner; equal names, up to the "
+            f"suffix, make a pair: {'; '.join(line.text for line in skipped[:_NAMED])}"
+        )
+    suffixes = {stem: item.name.removeprefix(stem) for stem, item in by_stem.items()}
+    ((suffix, _),) = Counter(suffixes.values()).most_common(1)
+    state = hashlib.sha256(f"{images.state} {conditions.state}".encode()).hexdigest()
+    return PairsSource(
+        items=tuple(items),
+        skipped=(*images.skipped, *conditions.skipped, *skipped),
+        state=state,
+        defaults=FormDefaults(None, 3, False, condition_channels=3),
+        images=images,
+        conditions=conditions,
+        suffix=suffix,
+        other_suffixes={stem: other for stem, other in suffixes.items() if other != suffix},
+    )
+
+
+def _split(name: str) -> tuple[Path, Path]:
+    """The two folders of pairs:CONDITIONS:IMAGES; their names may hold colons."""
+    parts = name.removeprefix(PREFIX).split(":")
+    ways = [(Path(":".join(parts[:i])), Path(":".join(parts[i:]))) for i in range(1, len(parts))]
+    if not ways or not all(parts):
+        raise SourceError(f"source {name}: expected is {PREFIX}CONDITIONS:IMAGES, two folders or zip files")
+    for way in ways:
+        if all(path.exists() for path in way):
+            return way
+    missing = next(path for path in ways[0] if not path.exists())
+    raise SourceError(f"source {name}: no such file or folder {str(missing)!r}; expected is {PREFIX}CONDITIONS:IMAGES")
+
+
+def _open_side(path: Path) -> FolderSource | ZipSource:
+    """A folder or a zip of images, or a folder of .npy files."""
+    if path.is_file():
+        return zip_source(path, classes="none")
+    arrays = sorted(file for file in path.rglob("*.npy") if file.is_file())
+    if not arrays:
+        return folder_source(path, classes="none")
+    state, items = State(), []
+    for file in arrays:
+        items.append(Item(file.relative_to(path).as_posix(), state.add(file).st_size, None))
+    return FolderSource(root=path.resolve(), items=tuple(items), state=state.digest)
+
+
+def _alone(source: Source, partners: Container[str], other: Source) -> tuple[Skipped, ...]:
+    """The files of a source without a partner, in one line."""
+    names = [item.name for item in source.items if _stem(item.name) not in partners]
+    if not names:
+        return ()
+    suffix = names[0][len(_stem(names[0])) :].lower()
+    return (Skipped(len(names), suffix, f"{_LACKS} {other.description}", names[0]),)
+
+
+def _stem(name: str) -> str:
+    """A name without its suffix, with its folders."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.rpartition(".")[0]

@@ -1,0 +1,136 @@
+"""Pairs from files to the batches of a rank: both are resized and cropped alike, and stored without loss."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.prepare.command import main
+from data.shards.index import load_index
+from data.storage.location import DataError
+from data.stream.pipeline import DataConfig, open_batches
+
+
+def save(file: Path, pixels: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def prepare(*arguments: object) -> int:
+    return main([*map(str, arguments), "--workers", "0"])
+
+
+def first_batch(folder: Path, size: int, **form: int) -> np.ndarray:
+    """uint8 [N, C, H, W], in no particular order."""
+    index = load_index(folder)
+    config = DataConfig(path=str(folder), image_size=16, loader_workers=0, **form)  # pyright: ignore[reportArgumentType]
+    stream = open_batches(
+        config, index, seed=0, global_batch_size=size, share=(0, size), micro_batch_size=size, first_batch=0
+    )
+    with closing(stream) as batches:
+        return next(iter(batches)).images.numpy()
+
+
+def test_a_batch_has_the_channels_of_the_image_and_then_those_that_are_given(tmp_path):
+    given, wanted = noise(0, 16, 16), noise(1, 16, 16, 3)
+    save(tmp_path / "a/1.png", given)
+    save(tmp_path / "b/1.png", wanted)
+    out = tmp_path / "out"
+    assert prepare(f"pairs:{tmp_path}/a:{tmp_path}/b", "--out", out, "--size", 16, "--condition-channels", 1) == 0
+    (planes,) = first_batch(out, 1, condition_channels=1)
+    assert np.array_equal(planes[:3].transpose(1, 2, 0), wanted)
+    assert np.array_equal(planes[3], given)
+    assert main(["verify", str(out)]) == 0
+    assert main(["inspect", str(out), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    height, width = sheet.shape[:2]
+    assert width == 2 * height
+    scale = height // 16
+    assert np.array_equal(sheet[::scale, : width // 2 : scale], given[:, :, None].repeat(3, axis=2))
+    assert np.array_equal(sheet[::scale, width // 2 :: scale], wanted)
+
+
+def test_a_wide_pair_is_cropped_alike_and_a_smaller_condition_is_enlarged(tmp_path):
+    wanted = np.zeros((32, 64, 3), dtype=np.uint8)
+    wanted[:, 8:56] = 200  # the middle square, and what a filter takes in around it
+    save(tmp_path / "b/1.png", wanted)
+    save(tmp_path / "a/1.png", wanted[::4, ::4])  # 8 x 16
+    out = tmp_path / "out"
+    assert prepare(f"pairs:{tmp_path}/a:{tmp_path}/b", "--out", out, "--size", 16) == 0
+    assert (first_batch(out, 1, condition_channels=3) == 200).all()
+
+
+def test_halves_of_one_file_are_a_pair(tmp_path):
+    left, right = noise(0, 16, 16, 3), noise(1, 16, 16, 3)
+    save(tmp_path / "a/1.png", np.concatenate([left, right], axis=1))
+    for side, wanted, given in (("left", right, left), ("right", left, right)):
+        out = tmp_path / side
+        assert prepare(f"pairs:{tmp_path}/a", "--side-by-side", side, "--out", out, "--size", 16) == 0
+        (planes,) = first_batch(out, 1, condition_channels=3)
+        assert np.array_equal(planes[:3].transpose(1, 2, 0), wanted)
+        assert np.array_equal(planes[3:].transpose(1, 2, 0), given)
+
+
+def test_conditions_of_five_channels_of_16_bits_are_arrays(tmp_path):
+    (tmp_path / "a").mkdir()
+    given = np.random.default_rng(0).integers(0, 2**16, (16, 16, 5), dtype=np.uint16)
+    np.save(tmp_path / "a/1.npy", given)
+    save(tmp_path / "b/1.png", noise(1, 16, 16))
+    out = tmp_path / "out"
+    source = f"pairs:{tmp_path}/a:{tmp_path}/b"
+    assert prepare(source, "--out", out, "--size", 16, "--channels", 1, "--condition-channels", 5) == 0
+    (planes,) = first_batch(out, 1, condition_channels=5, image_channels=1)
+    assert np.array_equal(planes[1:].transpose(1, 2, 0), given >> 8)
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((8, 8, 2), dtype=np.uint8), "its condition has the shape [8, 8, 2], expected is [height, width, 5]"),
+        (np.zeros((8, 8, 5), dtype=np.float32), "its condition has numbers of type float32 without an agreed range"),
+        (np.zeros((8, 12, 5), dtype=np.uint8), "its condition has another shape: 12x8, the image has 16x16"),
+        (np.array([{}], dtype=object), "its condition is damaged"),
+    ],
+)
+def test_a_condition_that_cannot_be_used_is_named_with_its_image(tmp_path, capsys, array, told):
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a/1.npy", array, allow_pickle=True)
+    save(tmp_path / "b/1.png", noise(1, 16, 16, 3))
+    source = f"pairs:{tmp_path}/a:{tmp_path}/b"
+    assert prepare(source, "--out", tmp_path / "out", "--size", 16, "--condition-channels", 5) == 1
+    assert f"1.png {told}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_conditions_of_the_same_names_and_sizes_are_another_data_set(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "a/1.npy", noise(0, 16, 16))
+    save(tmp_path / "b/1.png", noise(1, 16, 16, 3))
+    line = (f"pairs:{tmp_path}/a:{tmp_path}/b", "--out", tmp_path / "out", "--size", 16, "--condition-channels", 1)
+    assert prepare(*line) == 0
+    assert prepare(*line) == 0
+    np.save(tmp_path / "a/1.npy", noise(2, 16, 16))
+    assert prepare(*line) == 2
+    assert "holds a data set of other images" in capsys.readouterr().err
+
+
+def test_an_index_without_pairs_has_no_entry_for_them_and_config_and_data_must_agree(tmp_path):
+    assert prepare("digits4x", "--out", tmp_path / "pairs", "--max-images", 8) == 0
+    assert prepare("digits", "--out", tmp_path / "digits", "--max-images", 8) == 0
+    assert "condition_channels" not in (tmp_path / "digits/index.json").read_text()
+    with pytest.raises(DataError, match=r"data\.condition_channels is 0, but the data set at .* was prepared with 1"):
+        first_batch(tmp_path / "pairs", 4, image_channels=1)
+    with pytest.raises(DataError, match=r"data\.condition_channels is 1, but the data set at .* was prepared with 0"):
+        first_batch(tmp_path / "digits", 4, image_channels=1, condition_channels=1)
+
+
+def test_condition_channels_are_for_pairs(tmp_path, capsys):
+    assert prepare("digits", "--out", tmp_path / "out", "--condition-channels", 1) == 2
+    assert "--condition-channels 1 is given, but digits has no conditions" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""Which files make a pair, and what is said about those that have no partner."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.sources.find import open_source
+from data.sources.source import SourceError
+
+
+def write(folder: Path, *names: str, level: int = 9, size: tuple[int, int] = (8, 8)) -> Path:
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".npy":
+            np.save(file, np.full((*size, 5), level, dtype=np.uint8))
+        else:
+            Image.new("RGB", size, (level,) * 3).save(file)
+    return folder
+
+
+def level_of(content: bytes) -> int:
+    return np.asarray(Image.open(io.BytesIO(content))).flat[0]
+
+
+def test_files_of_equal_names_up_to_the_suffix_are_a_pair(tmp_path):
+    given = write(tmp_path / "a", "x/1.jpg", "2.png", "3.png", level=200)
+    wanted = write(tmp_path / "b", "x/1.png", "2.png", "3.png", level=50)
+    source = open_source(f"pairs:{given}:{wanted}")
+    assert [item.name for item in source.items] == ["2.png", "3.png", "x/1.png"]
+    assert source.description == "pairs:a:b"
+    for item in source.items:
+        assert level_of(source.read(item)) == 50
+        assert level_of(source.read_condition(item)) == 200
+    assert source.skipped == ()
+
+
+def test_colons_in_the_names_of_folders_are_allowed(tmp_path):
+    given, wanted = write(tmp_path / "a:1", "1.png"), write(tmp_path / "b:2", "1.png")
+    assert len(open_source(f"pairs:{given}:{wanted}").items) == 1
+
+
+def test_what_lacks_a_partner_is_named(tmp_path):
+    given = write(tmp_path / "a", "1.png", "2.png", "3.png", "alone.png")
+    wanted = write(tmp_path / "b", "1.png", "2.png", "3.png", "single.png")
+    source = open_source(f"pairs:{given}:{wanted}")
+    assert [item.name for item in source.items] == ["1.png", "2.png", "3.png"]
+    assert [line.text for line in source.skipped] == [
+        "1 .png (has no partner of this name in folder:a), such as single.png",
+        "1 .png (has no partner of this name in folder:b), such as alone.png",
+    ]
+
+
+def test_folders_whose_names_do_not_fit_are_refused(tmp_path):
+    given, wanted = write(tmp_path / "a", "1_A.png", "2_A.png"), write(tmp_path / "b", "1_B.png", "2_B.png")
+    with pytest.raises(SourceError, match=r"only 0 of 2 images have a partner; equal names.* such as 1_B\.png"):
+        open_source(f"pairs:{given}:{wanted}")
+
+
+def test_two_conditions_of_one_name_are_refused(tmp_path):
+    given, wanted = write(tmp_path / "a", "1.png", "1.jpg"), write(tmp_path / "b", "1.png")
+    with pytest.raises(SourceError, match=r"folder:a has several files 1\.\*; keep one of them"):
+        open_source(f"pairs:{given}:{wanted}")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pairs:", "expected is pairs:CONDITIONS:IMAGES"),
+        ("pairs:{0}/a", "expected is pairs:CONDITIONS:IMAGES"),
+        ("pairs:{0}/a:{0}/nowhere", "no such file or folder '{0}/nowhere'"),
+    ],
+)
+def test_a_source_that_is_not_two_folders_is_refused(tmp_path, name, told):
+    write(tmp_path / "a", "1.png")
+    with pytest.raises(SourceError) as refused:
+        open_source(name.format(tmp_path))
+    assert told.format(tmp_path) in str(refused.value)
+
+
+def test_conditions_may_be_arrays(tmp_path):
+    given, wanted = write(tmp_path / "a", "1.npy", level=7), write(tmp_path / "b", "1.png")
+    source = open_source(f"pairs:{given}:{wanted}")
+    assert (np.load(io.BytesIO(source.read_condition(source.items[0]))) == 7).all()
+
+
+def test_side_by_side_is_for_pairs_only(tmp_path):
+    folder = write(tmp_path / "a", "1.png", size=(16, 8))
+    assert len(open_source(f"pairs:{folder}", condition_half="left").items) == 1
+    with pytest.raises(SourceError, match="--side-by-side is given, which is for pairs: give pairs:"):
+        open_source(str(folder), condition_half="left")
+
+
+def test_digits4x_gives_the_mean_of_each_block_of_a_digit():
+    source = open_source("digits4x", max_images=3)
+    for item in source.items:
+        pixels, means = (
+            np.asarray(Image.open(io.BytesIO(x))).astype(int) for x in (source.read(item), source.read_condition(item))
+        )
+        assert (pixels.shape, means.shape) == ((8, 8), (4, 4))
+        for i in range(4):
+            for j in range(4):
+                block = pixels[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+                assert abs(means[i, j] - block.mean()) <= 0.5

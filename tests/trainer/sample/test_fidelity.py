@@ -1,0 +1,28 @@
+import math
+
+import pytest
+import torch
+
+from trainer.sample.fidelity import Fidelity, psnr_and_ssim
+
+
+def test_psnr_is_that_of_its_definition_and_ssim_of_equal_images_is_1():
+    torch.manual_seed(0)
+    image = torch.randint(0, 246, (3, 1, 16, 16)).float()
+    psnr, ssim = psnr_and_ssim(image + 10.0, image)
+    assert psnr.tolist() == pytest.approx([20 * math.log10(255 / 10)] * 3)
+    assert psnr_and_ssim(image, image)[1].tolist() == pytest.approx([1.0] * 3)
+    assert (ssim < 1).all()
+
+
+def test_means_are_over_results_and_then_over_pairs_and_a_condition_of_other_channels_is_not_compared():
+    fidelity = Fidelity()
+    target = torch.full((1, 16, 16), 100, dtype=torch.uint8)
+    for error in (4, 8):
+        results = torch.stack([target + error, target - error])
+        fidelity.add(target, results, torch.zeros(3, 16, 16, dtype=torch.uint8))
+    figures = fidelity.figures()
+    assert figures.keys() == {"a result", "the mean of its results"}
+    assert figures["a result"][0] == pytest.approx((20 * math.log10(255 / 4) + 20 * math.log10(255 / 8)) / 2)
+    assert figures["the mean of its results"] == (math.inf, 1.0)
+    assert fidelity.table().splitlines()[0].split() == ["means", "over", "2", "pairs", "PSNR,", "dB", "SSIM"]

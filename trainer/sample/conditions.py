@@ -1,0 +1,161 @@
+"""What a model that translates is given: the conditions of a prepared data set of pairs, or of image files."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.prepare.encode import PreparedForm, square_condition
+from data.shards.decode import decode_into
+from data.shards.files import shard_files
+from data.shards.index import load_index
+from data.shards.reader import OpenShards, ShardReader
+from data.storage.errors import UserError
+from data.stream.pipeline import DataConfig
+from models.diffusion import Diffusion
+from models.shapes import Uint8Image
+from trainer.config.train_config import TrainConfig
+from trainer.sample.draw import sample_images
+
+GRID_COLUMNS = 8
+_OPEN_SHARDS = 16
+
+
+class PreparedPairs:
+    """The pairs of a prepared data set, by number in its order. Use a `with` statement.
+
+    Attributes:
+        index: of the data set.
+    """
+
+    def __init__(self, path: str | Path, config: TrainConfig) -> None:
+        """Open it.
+
+        Args:
+            path: folder or URL.
+            config: of the run, whose conditions it must have.
+
+        Raises:
+            UserError: its images or conditions have another form.
+            DataError: it cannot be read.
+        """
+        self.index = load_index(path)
+        found = (self.index.image_size, self.index.image_channels, self.index.condition_channels)
+        data = config.data
+        wanted = (data.image_size, data.image_channels, data.condition_channels)
+        if found != wanted:
+            names = "image_size {}, image_channels {}, condition_channels {}"
+            raise UserError(
+                f"{self.index.shown_location} has {names.format(*found)}, but the run {names.format(*wanted)}: give a "
+                "data set of pairs of the form that the run was trained on"
+            )
+        self._files = shard_files(self.index, cache_directory=data.cache_directory, cache_gb=DataConfig.cache_gb)
+        self._readers = OpenShards(self._files.open, self.index.shards, _OPEN_SHARDS)
+        self._ends = np.cumsum([shard.num_samples for shard in self.index.shards])
+
+    def __len__(self) -> int:
+        return self.index.num_samples
+
+    def read(self, numbers: Sequence[int]) -> tuple[Uint8Image, Uint8Image, list[int | None]]:
+        """Images, conditions and labels of some pairs; numbers beyond the last one begin anew.
+
+        Raises:
+            DataError: one of them cannot be read.
+        """
+        pixels = np.empty((len(numbers), *self.index.pixels_shape), dtype=np.uint8)
+        labels: list[int | None] = []
+        for out, number in zip(pixels, numbers, strict=True):
+            place = number % len(self)
+            shard = int(np.searchsorted(self._ends, place, side="right"))
+            sample = self._readers.read(shard, place - int(self._ends[shard]) + self.index.shards[shard].num_samples)
+            decode_into(out, sample)
+            labels.append(sample.label)
+        planes, C = torch.from_numpy(pixels).permute(0, 3, 1, 2), self.index.image_channels
+        return planes[:, :C].contiguous(), planes[:, C:].contiguous(), labels
+
+    @property
+    def labels(self) -> list[int]:
+        """Of all pairs."""
+        labels: list[int] = []
+        for shard in self.index.shards:
+            with closing(ShardReader(self._files.open, shard)) as reader:
+                labels += reader.labels.tolist()
+        return labels
+
+    def __call__(self, numbers: Sequence[int]) -> Uint8Image:
+        """The conditions alone, as `sample_batches` takes them."""
+        return self.read(numbers)[1]
+
+    def __enter__(self) -> "PreparedPairs":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._readers.close()
+        self._files.close()
+
+
+@contextmanager
+def given_pairs(config: TrainConfig, path: str | Path | None = None) -> Iterator[dict[str, Any]]:
+    """Arguments by which `sample_batches` draws image i for pair i of a data set; none for a model without conditions.
+
+    Args:
+        config: of the run.
+        path: of the data set; None: that of the run.
+    """
+    if not config.data.condition_channels:
+        yield {}
+        return
+    with PreparedPairs(path or config.data.path, config) as pairs:
+        yield {"conditions": pairs, "classes": pairs.labels if config.data.num_classes else None}
+
+
+def draw_translations(generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int) -> Uint8Image:
+    """Rows of `GRID_COLUMNS` pictures for the first pairs of the run's data set: what is given, the image, results.
+
+    Args:
+        generator: in evaluation mode.
+        diffusion: tables on its device.
+        config: of the run.
+        num: pictures at most; one row at least.
+    """
+    of_each = GRID_COLUMNS - 2
+    with PreparedPairs(config.data.path, config) as pairs:
+        images, conditions, labels = pairs.read(range(min(len(pairs), max(1, num // GRID_COLUMNS))))
+    rows = len(images)
+    results = sample_images(
+        generator,
+        diffusion,
+        config,
+        num=rows * of_each,
+        seed=0,
+        classes=[labels[i // of_each] or 0 for i in range(rows * of_each)] if config.data.num_classes else None,
+        conditions=lambda numbers: conditions[[i // of_each % rows for i in numbers]],
+    )
+    shown = as_pictures(conditions, images.shape[1])
+    return torch.cat([shown[:, None], images[:, None], results.unflatten(0, (rows, of_each))], dim=1).flatten(0, 1)
+
+
+def as_pictures(conditions: Uint8Image, channels: int) -> Uint8Image:
+    """Conditions as images of a number of channels: the same, grey for each, the mean of RGB, or the first channel."""
+    if conditions.shape[1] == channels:
+        return conditions
+    if conditions.shape[1] == 3:
+        return conditions.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+    return conditions[:, :1].expand(-1, channels, -1, -1)
+
+
+def read_condition(file: Path, config: TrainConfig) -> Uint8Image:
+    """What is given in an image file or a .npy file, uint8 [1, K, H, W], cropped and resized as `data.prepare` does.
+
+    Raises:
+        BadImageError: it cannot be used.
+        OSError: it cannot be read.
+    """
+    data = config.data
+    form = PreparedForm(size=data.image_size, channels=3, upscale=True, condition_channels=data.condition_channels)
+    return torch.from_numpy(square_condition(file.read_bytes(), form))[None]

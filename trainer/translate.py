@@ -1,0 +1,188 @@
+"""Translate images with a run of pairs: `python -m trainer.translate --run DIR --input FILE --num 4 --out FOLDER`.
+
+For each input, FOLDER gets NAME-0.png, NAME-1.png ..., their mean NAME-mean.png and their standard deviation in grey
+levels NAME-std.png; with --num 1 NAME.png alone. An input is an image, a .npy file, or a folder of them, cropped and
+resized as `data.prepare` does. Or it is a prepared data set of pairs: then the results are compared with its images.
+
+Exit codes: 0, done; 1, some inputs could not be used, the others are done; 2, the command or the run is wrong.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from data.images.decode import BadImageError
+from data.shards.index import INDEX_NAME
+from data.storage.arguments import whole_number
+from data.storage.errors import UserError, as_command
+from data.storage.paths import path_argument
+from models.shapes import Uint8Image
+from trainer.config.command_line import add_seed_argument
+from trainer.config.train_config import TrainConfig
+from trainer.sample.conditions import PreparedPairs, read_condition
+from trainer.sample.draw import (
+    Loaded,
+    add_run_arguments,
+    add_weights_argument,
+    check_guidance,
+    default_device,
+    draw_batch,
+    images_at_once,
+    load_run,
+    to_condition,
+)
+from trainer.sample.fidelity import Fidelity
+from trainer.sample.images import SUFFIXES, check_destination, image_files, save_picture
+
+Input = tuple[str, Uint8Image, int | None, Uint8Image | None]
+"""Name, condition [1, K, H, W], label and, of a prepared data set, the image [1, C, H, W]."""
+
+
+@as_command(failed=2)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.translate", description=(__doc__ or "").splitlines()[0])
+    add_run_arguments(parser)
+    add_weights_argument(parser)
+    parser.add_argument(
+        "--input",
+        type=path_argument,
+        nargs="+",
+        required=True,
+        help="images or .npy files, folders of them, or one prepared data set of pairs",
+    )
+    parser.add_argument("--num", type=whole_number(1), default=4, help="results for each input (default 4)")
+    parser.add_argument("--max-inputs", type=whole_number(1), metavar="N", help="translate the first N inputs")
+    parser.add_argument(
+        "--class", type=whole_number(0), dest="label", help="class of the results, for a run with classes"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="for a run with training.condition_dropout: above 1, results follow their input more closely (default 1)",
+    )
+    add_seed_argument(parser, "the same seed gives the same results")
+    parser.add_argument("--out", type=path_argument, required=True, help="new or empty folder for the results")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if options.out.suffix:
+        raise UserError(f"--out is {options.out}: give the name of a folder, without a suffix")
+    check_destination(options.out)
+    return _translate(options)
+
+
+def _translate(options: argparse.Namespace) -> int:
+    loaded = load_run(options.run, options.checkpoint, default_device(), options.weights)
+    config = loaded[2]
+    if not config.data.condition_channels:
+        raise UserError(f"{options.run} was not trained on pairs, so that it translates nothing: see trainer.sample")
+    check_guidance(options.guidance, config)
+    bad: list[str] = []
+    prepared = len(options.input) == 1 and (options.input[0] / INDEX_NAME).is_file()
+    if prepared:
+        with PreparedPairs(options.input[0], config) as pairs:
+            number = min(len(pairs), options.max_inputs or len(pairs))
+            done = _draw_all(_of_pairs(pairs, number, options.label, config), number, loaded, options)
+    else:
+        files = image_files("--input", options.input, (*SUFFIXES, ".npy"))[: options.max_inputs]
+        done = _draw_all(_of_files(files, options.label, config, bad), len(files), loaded, options)
+    print(f"{done} inputs: {options.out}")
+    for line in bad:
+        sys.stderr.write(f"left out: {line}\n")
+    return 1 if bad else 0
+
+
+def _of_files(files: Sequence[Path], label: int | None, config: TrainConfig, bad: list[str]) -> Iterator[Input]:
+    """Files as inputs; what cannot be used of them is added to `bad`."""
+    _check_label(label, config)
+    same = len({file.stem for file in files}) < len(files)
+    for place, file in enumerate(files):
+        try:
+            condition = read_condition(file, config)
+        except (BadImageError, OSError) as error:
+            bad.append(f"{file}: {error}")
+            continue
+        yield (f"{place:04d}-{file.stem}" if same else file.stem), condition, label, None
+
+
+def _of_pairs(pairs: PreparedPairs, number: int, label: int | None, config: TrainConfig) -> Iterator[Input]:
+    """The pairs of a prepared data set as inputs, with the labels that they have there unless one is given."""
+    if label is not None or pairs.index.num_classes is None:
+        _check_label(label, config)
+    for i in range(number):
+        image, condition, (own,) = pairs.read([i])
+        yield f"{i:06d}", condition, own if label is None and config.data.num_classes else label, image
+
+
+def _check_label(label: int | None, config: TrainConfig) -> None:
+    num_classes = config.data.num_classes
+    if num_classes and label is None:
+        raise UserError(f"--class is missing: this run has the classes 0 to {num_classes - 1}, and a result is of one")
+    if label is not None and label >= num_classes:
+        allowed = f"0 to {num_classes - 1}" if num_classes else "none, this run has no classes"
+        raise UserError(f"--class is {label}; allowed: {allowed}")
+
+
+def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: argparse.Namespace) -> int:
+    """Draw and write the results of all inputs; print how close they are to the images of pairs. Their number."""
+    fidelity, done, hidden = Fidelity(), 0, not sys.stderr.isatty()
+    for (name, condition, _, image), results in track(
+        _results(inputs, loaded, options), "translating", total=number, disable=hidden
+    ):
+        pictures = {"": results[0]}
+        if options.num > 1:
+            levels = results.float()
+            pictures = {f"-{i}": result for i, result in enumerate(results)}
+            pictures["-mean"] = levels.mean(dim=0).round().to(torch.uint8)
+            pictures["-std"] = levels.std(dim=0, correction=0).round().to(torch.uint8)
+        options.out.mkdir(parents=True, exist_ok=True)
+        for suffix, picture in pictures.items():
+            save_picture(options.out / f"{name}{suffix}.png", picture)
+        if image is not None:
+            fidelity.add(image[0], results, condition[0])
+        done += 1
+    if fidelity.num_images:
+        sys.stdout.write(fidelity.table() + "\n")
+    return done
+
+
+def _results(
+    inputs: Iterator[Input], loaded: Loaded, options: argparse.Namespace
+) -> Iterator[tuple[Input, Uint8Image]]:
+    """Each input with its results, uint8 [num, C, H, W]: a function of weights, seed, input and their numbers."""
+    generator, diffusion, config = loaded
+    device, size = next(generator.parameters()).device, images_at_once(config.data.image_size)
+    jobs = ((given, k) for given in inputs for k in range(options.num))
+    results: list[Tensor] = []
+    for batch in iter(lambda: list(islice(jobs, size)), []):
+        # Always as many at once: another batch size changes the order of float sums.
+        filled = [*batch, *[batch[-1]] * (size - len(batch))]
+        label = [given[2] for given, _ in filled] if config.data.num_classes else None
+        images = draw_batch(
+            generator,
+            diffusion,
+            config,
+            options.seed,
+            torch.tensor([k for _, k in filled], device=device),
+            None if label is None else torch.tensor(label, device=device),
+            to_condition(torch.cat([given[1] for given, _ in filled]), config, device),
+            guidance=options.guidance,
+        )
+        for (given, k), image in zip(batch, images.cpu(), strict=False):
+            results.append(image)
+            if k == options.num - 1:
+                yield given, torch.stack(results)
+                results = []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
