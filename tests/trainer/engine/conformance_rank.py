@@ -29,8 +29,8 @@ from trainer.engine.zero import make_engine
 
 CPU = torch.device("cpu")
 GLOBAL_BATCH = 16
-FORM = ImageForm(16, 1, condition_channels=2)
-"""Of pairs: so all engines are tested with a condition, too."""
+PLAIN, GIVEN = ImageForm(16, 1), ImageForm(16, 1, condition_channels=2)
+"""Without a condition and with one; the engines are compared with one."""
 GAMMA = 2.0
 GAMES = {
     "no r1": Adversarial(),
@@ -65,13 +65,13 @@ class PlainEngine(Engine):
         self.optimizer.zero_grad()
 
 
-def networks() -> tuple[Generator, Discriminator]:
+def networks(form: ImageForm = PLAIN) -> tuple[Generator, Discriminator]:
     """The same weights each time."""
-    return copy.deepcopy(_networks())
+    return copy.deepcopy(_networks(form))
 
 
 @cache
-def _networks() -> tuple[Generator, Discriminator]:
+def _networks(form: ImageForm) -> tuple[Generator, Discriminator]:
     torch.manual_seed(1)
     generator = Generator(
         GeneratorConfig(
@@ -82,9 +82,9 @@ def _networks() -> tuple[Generator, Discriminator]:
             latent_dim=8,
             latent_embedding_dim=16,
         ),
-        FORM,
+        form,
     )
-    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), FORM)
+    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), form)
     for network in (generator, discriminator):  # near-zero initial layers would hide errors
         for p in network.parameters():
             p.data.add_(0.05 * torch.randn(p.shape))
@@ -110,10 +110,14 @@ def make_players(bf16: bool = False, gradient_scale: GradientScale | None = None
     return Players({"g": generator, "d": discriminator}, diffusion, bf16=bf16, gradient_scale=gradient_scale)
 
 
-def micro_batches(start: int, stop: int, size: int, game: Adversarial | None = None) -> list[MicroBatch]:
+def micro_batches(
+    start: int, stop: int, size: int, game: Adversarial | None = None, form: ImageForm = PLAIN
+) -> list[MicroBatch]:
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (GLOBAL_BATCH, 1, 16, 16), generator=generator, dtype=torch.uint8)
-    given = torch.randint(0, 256, (GLOBAL_BATCH, 2, 16, 16), generator=generator, dtype=torch.uint8)
+    given = torch.randint(
+        0, 256, (GLOBAL_BATCH, form.condition_channels, 16, 16), generator=generator, dtype=torch.uint8
+    )
     return [
         (game or Adversarial()).draw(
             RawBatch(
@@ -124,7 +128,7 @@ def micro_batches(start: int, stop: int, size: int, game: Adversarial | None = N
                 share=size / GLOBAL_BATCH,
                 start=first,
                 group_size=4,
-                conditions=Conditions(given[first : first + size], 0.25),
+                conditions=Conditions(given[first : first + size], 0.25) if form.condition_channels else None,
             ),
             Diffusion.from_config(DiffusionConfig(), CPU),
         )
@@ -217,14 +221,14 @@ def survives_reload(engine: Engine, ranks: Ranks, fresh: Engine) -> bool:
     live = zip(engine.live_parameters(), fresh.live_parameters(), strict=True)
     same = same and all(torch.equal(a[2], b[2]) for a, b in live)
     numels = sum(f.tensors["parameter"].numel() for f in everyone)
-    return same and numels == sum(p.numel() for p in networks()[0].parameters())
+    return same and numels == sum(p.numel() for p in networks(GIVEN)[0].parameters())
 
 
 @cache
 def references_for(loss: str, kind: str) -> tuple[PlainEngine, PlainEngine]:
     """Both networks after the step of plain torch."""
-    generator, discriminator = (PlainEngine(n, optimizer_of(n, kind)) for n in networks())  # pyright: ignore[reportAbstractUsage]
-    batches = micro_batches(0, GLOBAL_BATCH, GLOBAL_BATCH, GAMES[loss])
+    generator, discriminator = (PlainEngine(n, optimizer_of(n, kind)) for n in networks(GIVEN))  # pyright: ignore[reportAbstractUsage]
+    batches = micro_batches(0, GLOBAL_BATCH, GLOBAL_BATCH, GAMES[loss], GIVEN)
     train_one_step((generator, discriminator), batches, GAMES[loss], world_size=1)
     return generator, discriminator
 
@@ -242,8 +246,8 @@ def main() -> None:
         def build(network: nn.Module, stage: int, kind: str = kind, config: EngineConfig = config) -> Engine:
             return make_engine(network, optimizer_of(network, kind), config, zero_stage=stage, grad_accum_steps=2)
 
-        engines = tuple(build(n, stage) for n, stage in zip(networks(), (stage_g, stage_d), strict=True))
-        train_one_step(engines, micro_batches(*mine, share // 2, game), game, world_size=ranks.world_size)  # pyright: ignore
+        engines = tuple(build(n, stage) for n, stage in zip(networks(GIVEN), (stage_g, stage_d), strict=True))
+        train_one_step(engines, micro_batches(*mine, share // 2, game, GIVEN), game, world_size=ranks.world_size)  # pyright: ignore
         norms = [abs((e.guard.norm / r.norm).item() - 1) for e, r in zip(engines, references, strict=True)]
         row = {
             "case": f"{backend}-g{stage_g}-d{stage_d}-{loss}-{kind}",
@@ -252,7 +256,7 @@ def main() -> None:
             "norms": max(norms),
         }
         if kind == "adam":
-            fresh = build(networks()[0], stage_g)
+            fresh = build(networks(GIVEN)[0], stage_g)
             row["reloads"] = all(ranks.gather(survives_reload(engines[0], ranks, fresh)))
             fresh.close()
         rows.append(row)
