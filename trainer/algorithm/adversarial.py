@@ -4,8 +4,8 @@ The engines decide how gradients are reduced and parameters updated; this file d
 random numbers and reads no scalars off the device: it gets pairs already drawn and returns statistics as tensors.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import add
@@ -41,6 +41,7 @@ from trainer.algorithm.statistics import (
     mean,
     mean_by_timestep,
 )
+from trainer.engine.frozen import standing_still
 from trainer.engine.precision import exact_products
 
 STATISTICS = (
@@ -285,7 +286,7 @@ class Adversarial:
         """
         D, num_timesteps = players.forward("d"), players.diffusion.num_timesteps
         total: Statistics = {}
-        with _frozen(players.discriminator.module):
+        with standing_still(players.discriminator.module):
             for batch in batches:
                 pair, t = batch.pair_g, batch.pair_g.t
                 x0_pred, x_tm1_fake = generated(players, pair)
@@ -370,15 +371,3 @@ def _with_gradient(x: Image, loss: Scalar, change: Callable[[Image], Image]) -> 
     """A value whose gradient with respect to `x` is that of `loss`, changed."""
     (gradient,) = torch.autograd.grad(loss, x)
     return (x * change(gradient)).sum()
-
-
-@contextmanager
-def _frozen(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, the parameters of `module` need no gradient, so none is computed and no engine hook fires for them."""
-    for p in module.parameters():
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in module.parameters():
-            p.requires_grad_(True)

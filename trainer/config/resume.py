@@ -83,6 +83,7 @@ RULES: dict[str, Rule] = {
     "training.noise": _fixed("it is what the average of the weights has learned from"),
     "training.label_dropout": _fixed("it changes what the networks see"),
     "training.prediction": _fixed("it is what the saved weights predict"),
+    "training.freeze": _fixed("only what learns has an optimizer state"),
     "training.r1_gamma": _fixed("it is part of the loss"),
     "training.r2_gamma": _fixed("it is part of the loss"),
     "training.penalty": _fixed("it is part of the loss"),

@@ -1,7 +1,9 @@
 """All sections of a run's settings together, and the rules across them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 
 import torch
@@ -10,9 +12,10 @@ from data.stream.pipeline import DataConfig
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
-from models.networks import build_generator
+from models.networks import build_discriminator, build_generator
 from models.shapes import ImageForm
 from models.wavelets import form_in
+from trainer.algorithm.method import PART_NAMES
 from trainer.algorithm.methods import make_method
 from trainer.config.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.config.sections import (
@@ -28,6 +31,7 @@ from trainer.config.sections import (
     TrackingConfig,
     TrainingConfig,
 )
+from trainer.engine.frozen import matches
 from trainer.engine.interface import EngineConfig
 from trainer.engine.precision import Precision, best_precision
 
@@ -205,6 +209,49 @@ def _check_networks(config: TrainConfig) -> None:
         )
     if any(problems):
         raise ValueError("\n".join(filter(None, problems)))
+    _check_freeze(config)
+
+
+def _check_freeze(config: TrainConfig) -> None:
+    if not (patterns := config.training.freeze):
+        return
+    names = _parameter_names(config.generator, config.discriminator, config.network_form, config.noise_levels)
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            begun, following = _where_names_differ(pattern, names)
+            raise ValueError(
+                f"training.freeze holds {pattern}, which fits no parameter: names begin with {begun}"
+                f"{begun and ' and go on with '}{', '.join(following)}. A pattern of all that is below one of these "
+                "ends with .*"
+            )
+    for part in PART_NAMES.values():
+        if all(matches(name, patterns) for name in names if name.startswith(f"{part}.")):
+            raise ValueError(
+                f"training.freeze holds {', '.join(patterns)}, which is the whole {part}, so that it would learn "
+                "nothing: leave out what shall learn"
+            )
+
+
+@cache
+def _parameter_names(
+    generator: GeneratorConfig, discriminator: DiscriminatorConfig, form: ImageForm, noise_levels: tuple[float, ...]
+) -> tuple[str, ...]:
+    """The names by which `training.freeze` knows the parameters of both networks."""
+    with torch.device("meta"):
+        networks = {"g": build_generator(generator, form, noise_levels), "d": build_discriminator(discriminator, form)}
+    return tuple(
+        f"{PART_NAMES[part]}.{name}" for part, network in networks.items() for name, _ in network.named_parameters()
+    )
+
+
+def _where_names_differ(pattern: str, names: Sequence[str]) -> tuple[str, list[str]]:
+    """How far a pattern that fits no name fits some of them, and the words with which these go on."""
+    wanted, words = pattern.split("."), [name.split(".") for name in names]
+    for length in range(len(wanted) - 1, 0, -1):
+        fitting = [name for name in words if all(map(fnmatchcase, name, wanted[:length]))]
+        if following := sorted({name[length] for name in fitting if len(name) > length}):
+            return ".".join(wanted[:length]), following
+    return "", list(PART_NAMES.values())
 
 
 def _check_zero(config: TrainConfig) -> None:

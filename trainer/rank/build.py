@@ -17,7 +17,7 @@ from models.networks import build_discriminator
 from trainer.algorithm.augmentation import AdaptiveProbability
 from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.ema import AVERAGE, Ema
-from trainer.algorithm.method import Method, Part, Players
+from trainer.algorithm.method import PART_NAMES, Method, Part, Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import fold_seed
 from trainer.algorithm.statistics import Statistic
@@ -36,6 +36,7 @@ from trainer.checkpoint.whole import trained_discriminator, trained_generator
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.compile_cache import CompileCache
 from trainer.engine.compiled import CompiledForward, compiled_forward
+from trainer.engine.frozen import freeze, learning
 from trainer.engine.interface import Engine
 from trainer.engine.plain import make_adam
 from trainer.engine.precision import PRECISIONS, allow_tf32, best_precision
@@ -205,6 +206,11 @@ def build(
     networks = new_networks(config)
     if config.run.init_from and fresh:
         load_start(networks, Path(config.run.init_from), ranks, discriminator=config.run.init_from_discriminator)
+    for part, network in networks.items():
+        freeze(network, PART_NAMES[part], training.freeze)
+        learns, held = (sum(p.numel() for p in some) for some in (learning(network), network.parameters()))
+        if learns < held and ranks.rank == 0:
+            log.info("%.1f%% of the %s stand still", 100 * (held - learns) / held, PART_NAMES[part])
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
     engines: dict[Part, Engine] = {
         part: make_engine(

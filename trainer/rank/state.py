@@ -59,9 +59,10 @@ class TrainingState:
         """Approximate size of what this rank saves: parameters, Adam's two moments, and the generator's averages."""
         total = 0
         for part, engine in self.learner.players.engines.items():
-            held = sum(tensor.numel() for _, _, tensor in engine.live_parameters())
-            share = held if engine.partitioned else -(-held // self.ranks.world_size)
-            total += 4 * share * (4 + len(self.stage.config.training.power_ema.widths) if part == "g" else 3)
+            averages = 1 + len(self.stage.config.training.power_ema.widths) if part == "g" else 0
+            learns = {name: p.requires_grad for name, p in engine.module.named_parameters()}
+            held = sum(t.numel() * (averages + (3 if learns[name] else 1)) for name, _, t in engine.live_parameters())
+            total += 4 * (held if engine.partitioned else -(-held // self.ranks.world_size))
         return total + total // 32 + 2**16  # margin for ZeRO's uneven shares and for small tensors
 
     def manifest(self, step: int, mlflow_run_id: str | None) -> dict[str, Any]:
