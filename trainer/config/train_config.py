@@ -7,12 +7,13 @@ from fnmatch import fnmatchcase
 from functools import cache
 
 import torch
+from torch import nn
 
 from data.stream.pipeline import DataConfig
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
-from models.networks import build_discriminator, build_generator
+from models.networks import build_discriminator, build_generator, shared_with_encoder
 from models.shapes import ImageForm
 from models.wavelets import form_in
 from trainer.algorithm.method import PART_NAMES
@@ -210,12 +211,17 @@ def _check_networks(config: TrainConfig) -> None:
     if any(problems):
         raise ValueError("\n".join(filter(None, problems)))
     _check_freeze(config)
+    _check_discriminator_start(config)
 
 
 def _check_freeze(config: TrainConfig) -> None:
     if not (patterns := config.training.freeze):
         return
-    names = _parameter_names(config.generator, config.discriminator, config.network_form, config.noise_levels)
+    names = [
+        f"{PART_NAMES[part]}.{name}"
+        for part, network in zip(("g", "d"), _on_meta(config), strict=True)
+        for name, _ in network.named_parameters()
+    ]
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
             begun, following = _where_names_differ(pattern, names)
@@ -232,16 +238,31 @@ def _check_freeze(config: TrainConfig) -> None:
             )
 
 
-@cache
-def _parameter_names(
-    generator: GeneratorConfig, discriminator: DiscriminatorConfig, form: ImageForm, noise_levels: tuple[float, ...]
-) -> tuple[str, ...]:
-    """The names by which `training.freeze` knows the parameters of both networks."""
+def _check_discriminator_start(config: TrainConfig) -> None:
+    if config.discriminator.init_from is None:
+        return
+    if "mlp" in (config.generator.kind, config.discriminator.kind):
+        raise ValueError(
+            "discriminator.init_from is generator, but a network of kind mlp has no convolutions: set "
+            "discriminator.init_from to null"
+        )
+    generator, discriminator = _on_meta(config)
+    if not shared_with_encoder(discriminator, generator):
+        base, multipliers = config.generator.base_channels, sorted(set(config.generator.channel_multipliers))
+        raise ValueError(
+            "discriminator.init_from is generator, but none of its convolutions has the shape of one in the generator's "
+            "encoder: set discriminator.base_channels so that 8 times it is a width of the generator, of which there are "
+            f"{', '.join(str(base * multiplier) for multiplier in multipliers)}, or discriminator.init_from to null"
+        )
+
+
+def _on_meta(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator of a config, without values."""
     with torch.device("meta"):
-        networks = {"g": build_generator(generator, form, noise_levels), "d": build_discriminator(discriminator, form)}
-    return tuple(
-        f"{PART_NAMES[part]}.{name}" for part, network in networks.items() for name, _ in network.named_parameters()
-    )
+        return (
+            build_generator(config.generator, config.network_form, config.noise_levels),
+            build_discriminator(config.discriminator, config.network_form),
+        )
 
 
 def _where_names_differ(pattern: str, names: Sequence[str]) -> tuple[str, list[str]]:

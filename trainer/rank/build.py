@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion
 from models.fused.operator import fuse
 from models.generator import Generator
-from models.networks import build_discriminator
+from models.networks import build_discriminator, shared_with_encoder
 from trainer.algorithm.augmentation import AdaptiveProbability
 from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.ema import AVERAGE, Ema
@@ -133,20 +133,52 @@ def silence_latent(networks: Mapping[Part, nn.Module]) -> None:
         cast("Generator", networks["g"]).mapping.silence_latent()
 
 
-def load_start(networks: Mapping[Part, nn.Module], source: Path, ranks: Ranks, *, discriminator: bool) -> None:
-    """Load the weights that a run starts from.
+def check_discriminator_start(config: TrainConfig) -> None:
+    """Refuse a discriminator that is to start from a generator which has not learned anything yet.
+
+    Args:
+        config: of the first stage of a run that starts.
+
+    Raises:
+        WeightsError: so it is.
+    """
+    trains_one = "d" in make_method(config.training, config.generator).parts
+    if config.discriminator.init_from and trains_one and not config.run.init_from:
+        raise WeightsError(
+            "discriminator.init_from is generator, but the generator starts with random weights: give run.init_from or a "
+            "stage before, or set discriminator.init_from to null"
+        )
+
+
+def start_from_encoder(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: Ranks) -> None:
+    """Give a discriminator of `discriminator.init_from` the convolutions of the trained generator's encoder."""
+    if config.discriminator.init_from is None or "d" not in networks:
+        return
+    shared = shared_with_encoder(networks["d"], networks["g"])
+    trained, own = networks["g"].state_dict(), dict(networks["d"].named_parameters())
+    networks["d"].load_state_dict({name: trained[twin] for name, twin in shared.items()}, strict=False)
+    if ranks.rank == 0:
+        taken, held = (sum(own[name].numel() for name in names) for names in (shared, own))
+        log.info(
+            "the discriminator starts with %d of its %d parameters, %.1f%% of their values, from the generator's encoder",
+            *(len(shared), len(own), 100 * taken / held),
+        )
+
+
+def load_start(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: Ranks) -> None:
+    """Load the weights that a run starts from, `run.init_from`: the generator's, and the discriminator's if it has one.
 
     Args:
         networks: of the run.
-        source: a run, of which the newest checkpoint counts, a snapshot or an exported model, or a file of a generator.
+        config: of its first stage.
         ranks: the ranks, which all take the same checkpoint, though the run may go on.
-        discriminator: load the discriminator as well, if the source has one and the run trains one.
 
     Raises:
         WeightsError: weights cannot be read, or are of other networks.
         CheckpointError: the run has no valid checkpoint.
     """
-    judge = networks.get("d") if discriminator else None
+    source, from_encoder = Path(config.run.init_from or ""), config.discriminator.init_from is not None
+    judge = networks.get("d") if config.run.init_from_discriminator and not from_encoder else None
     if source.is_file() or is_snapshot(source):
         file = source if source.is_file() else source / WEIGHTS
         load_initial_weights(networks["g"], file)
@@ -159,7 +191,7 @@ def load_start(networks: Mapping[Part, nn.Module], source: Path, ranks: Ranks, *
         newest = find_checkpoint(storage, None).step if ranks.rank == 0 else 0
         try:
             checkpoint = find_checkpoint(storage, ranks.broadcast(newest))
-            state, config = trained_generator(checkpoint)
+            state, trained = trained_generator(checkpoint)
             judged = trained_discriminator(checkpoint)
         finally:
             storage.forget()
@@ -167,7 +199,8 @@ def load_start(networks: Mapping[Part, nn.Module], source: Path, ranks: Ranks, *
         if judge is not None and judged is not None:
             with _advice_for_discriminator():
                 load_matching(judge, judged, str(source), "discriminator")
-        unused = not make_method(config.training, config.generator).uses_latent
+        unused = not make_method(trained.training, trained.generator).uses_latent
+    start_from_encoder(networks, config, ranks)
     if unused:
         silence_latent(networks)
 
@@ -205,7 +238,7 @@ def build(
     fuse("gpu" if config.engine.fused else "nowhere")
     networks = new_networks(config)
     if config.run.init_from and fresh:
-        load_start(networks, Path(config.run.init_from), ranks, discriminator=config.run.init_from_discriminator)
+        load_start(networks, config, ranks)
     for part, network in networks.items():
         freeze(network, PART_NAMES[part], training.freeze)
         learns, held = (sum(p.numel() for p in some) for some in (learning(network), network.parameters()))

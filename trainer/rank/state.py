@@ -23,7 +23,7 @@ from trainer.config.stages import Stage
 from trainer.config.train_config import TrainConfig
 from trainer.engine.interface import Fragment
 from trainer.engine.ranks import Ranks
-from trainer.rank.build import Learner, new_networks, silence_latent
+from trainer.rank.build import Learner, new_networks, silence_latent, start_from_encoder
 from trainer.rank.metrics import StatisticsSum
 from trainer.tracking.provenance import library_versions
 
@@ -108,6 +108,7 @@ class TrainingState:
         averaged, before = trained_generator(checkpoint)
         networks, learner = new_networks(self.stage.config), self.learner
         networks["g"].load_state_dict(averaged)
+        start_from_encoder(networks, self.stage.config, self.ranks)
         if before.training.objective == "gaussian":
             silence_latent(networks)
         for part, engine in learner.players.engines.items():

@@ -152,6 +152,9 @@ def test_a_run_starts_both_networks_from_another_run_or_from_its_export(tiny, tm
         assert equal(states, "g")
         with pytest.raises(WeightsError, match="to false for a new one"):
             started(f"run.init_from={source}", "discriminator.base_channels=8")
+        states = started(f"run.init_from={source}", "discriminator.init_from=generator")
+        assert equal(states, "g") and not equal(states, "d")
+        assert torch.equal(states["d"]["blocks.0.conv1.weight"], expected["g"]["down.0.blocks.0.conv1.weight"])
     states = started(f"run.init_from={tmp_path / 'model' / 'generator.safetensors'}")
     assert equal(states, "g") and not equal(states, "d")
 
