@@ -18,7 +18,7 @@ from models.dropout import masks_from
 from models.generator import GeneratorConfig
 from models.shapes import Image, Latent, Logits, Timestep
 from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationConfig, View
-from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, reconstruction_weight, transport_loss
+from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, transport_loss
 from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise, unbalanced_transport
 from trainer.algorithm.method import MethodSettings, Part, Players, Prediction
 from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, laid_out
@@ -164,9 +164,8 @@ class Adversarial:
 
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         """A pair for each update, its view, and the noise of finite differences in the steps where they are due."""
-        drawn = self._with_views(
-            draw_micro_batch(raw, diffusion, with_x0=self.auxiliary.reconstruction.weight > 0), raw
-        )
+        with_x0 = "reconstruction" in self.auxiliary.names
+        drawn = self._with_views(draw_micro_batch(raw, diffusion, with_x0=with_x0), raw)
         if self.penalty == "exact" or not self.penalties:
             return drawn
         if isinstance(raw.draws.step, int) and not self._due(raw.draws.step):
@@ -181,11 +180,7 @@ class Adversarial:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
         images, due = self._images_before(step), self._due(step)
         if part == "g":
-            weights = {
-                "reconstruction": reconstruction_weight(self.auxiliary.reconstruction, images),
-                "transport": value_at(self.auxiliary.transport, images),
-            }
-            return self.update_generator(players, batches, weights)
+            return self.update_generator(players, batches, self.auxiliary.weights_at(images))
         r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
         return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma)
 
@@ -266,8 +261,8 @@ class Adversarial:
         assert draws is not None, "a step with penalties draws their noise"
         x_tm1, x_t = (laid_out(draws.subset(x), players.memory_format) for x in (x_tm1, pair.x_t))
         t, label = draws.subset(pair.t), None if pair.label is None else draws.subset(pair.label)
-        some = replace(pair, view=None if pair.view is None else pair.view.of_some(draws.subset))
-        noise, x_t = draws.noise[name], seen(players, some, x_t)
+        some = replace(pair, x_t=x_t, view=None if pair.view is None else pair.view.of_some(draws.subset))
+        noise, x_t = draws.noise[name], seen_x_t(players, some)
         with exact_products():
             penalty = finite_difference_penalty(
                 lambda x: D(seen(players, some, x), x_t, t, label), x_tm1, noise, self.penalty_epsilon
@@ -291,7 +286,7 @@ class Adversarial:
                 pair, t = batch.pair_g, batch.pair_g.t
                 x0_pred, x_tm1_fake = generated(players, pair)
                 players.discriminator.finish()
-                x_t = seen(players, pair, pair.x_t)
+                x_t = seen_x_t(players, pair)
                 with players.autocast(x_t):
                     logits = D(seen(players, pair, x_tm1_fake), x_t, t, pair.label)
                 logits_real = None
@@ -351,7 +346,7 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
     """
     x_tm1 = x_tm1.requires_grad_(penalized)
     D = players.discriminator.module if penalized else players.forward("d")
-    x_tm1_seen, x_t_seen = (seen(players, pair, x) for x in (x_tm1, pair.x_t))
+    x_tm1_seen, x_t_seen = seen(players, pair, x_tm1), seen_x_t(players, pair)
     with nullcontext() if penalized else players.autocast(pair.x_t):
         return x_tm1, D(x_tm1_seen, x_t_seen, pair.t, pair.label)
 
@@ -359,6 +354,11 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
 def seen(players: Players, pair: Pair, x: Image) -> Image:
     """Images of a pair as D sees them: x itself without augmentation."""
     return x if pair.view is None else laid_out(pair.view(x), players.memory_format)
+
+
+def seen_x_t(players: Players, pair: Pair) -> Image:
+    """x_t of a pair as D sees it; as it is where D sees x_tm1 alone, and takes no more than its size from x_t."""
+    return seen(players, pair, pair.x_t) if players.sees_x_t else pair.x_t
 
 
 def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:

@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
     ),
     "training.global_batch_size": _fixed("steps, data order and random draws are counted in global batches"),
     "training.micro_batch_size": _may("the global batch stays the same, only the order of float sums changes"),
-    "training.reconstruction": _fixed("the weight is a function of images seen, and it changes every step"),
+    "training.reconstruction": _fixed("it is part of the loss"),
     "training.transport": _fixed("it is part of the loss"),
     "training.gradient_normalization": _fixed("it changes every step"),
     "training.unbalanced_transport": _fixed("it is part of the loss"),

@@ -95,6 +95,7 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         {part: _engine(network) for part, network in networks.items()},
         diffusion,
         bf16=planned_precision(config) == "bf16",
+        sees_x_t=config.discriminator.sees == "pair",
     )
     batch, (images, labels) = method.draw(raw_batch_on_meta(config), diffusion), images_on_meta(config)
 

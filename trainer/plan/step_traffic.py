@@ -90,8 +90,9 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
     average = Ema(engines["g"])
     raw = raw_batch_on_meta(config)
     batch = method.draw(raw, diffusion)
+    players = PlayersOnMeta(engines, diffusion, bf16=bf16, sees_x_t=config.discriminator.sees == "pair")
     with OneKernelAttention(), counter:
-        method.update(part, PlayersOnMeta(engines, diffusion, bf16=bf16), [batch], 0)
+        method.update(part, players, [batch], 0)
         if part == "g":
             with counter.all_as("average"):
                 average.update(1, 0.5)

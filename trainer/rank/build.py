@@ -30,6 +30,7 @@ from trainer.checkpoint.snapshot import (
     knows_no_latent,
     load_initial_weights,
     load_matching,
+    trains_with_latent,
 )
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import trained_discriminator, trained_generator
@@ -124,13 +125,21 @@ def new_networks(config: TrainConfig) -> dict[Part, nn.Module]:
     return networks
 
 
-def silence_latent(networks: Mapping[Part, nn.Module]) -> None:
-    """If a game begins, let z have no effect at first: for a generator that was trained without it.
+def silence_latent(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: Ranks) -> None:
+    """If a game with a latent begins, let z have no effect at first: for a generator that was trained without it.
 
     Otherwise z moves every style at random, and the first steps of the game destroy what the generator has learned.
+
+    Args:
+        networks: of the game.
+        config: of its stage.
+        ranks: the ranks.
     """
-    if "d" in networks:
-        cast("Generator", networks["g"]).mapping.silence_latent()
+    if not trains_with_latent(config):
+        return
+    cast("Generator", networks["g"]).mapping.silence_latent()
+    if ranks.rank == 0:
+        log.info("the generator was trained without z: the layer that z enters starts at zero, and learns from there")
 
 
 def check_discriminator_start(config: TrainConfig) -> None:
@@ -199,10 +208,10 @@ def load_start(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: R
         if judge is not None and judged is not None:
             with _advice_for_discriminator():
                 load_matching(judge, judged, str(source), "discriminator")
-        unused = not make_method(trained.training, trained.generator).uses_latent
+        unused = not trains_with_latent(trained)
     start_from_encoder(networks, config, ranks)
     if unused:
-        silence_latent(networks)
+        silence_latent(networks, config, ranks)
 
 
 @contextmanager
@@ -235,6 +244,8 @@ def build(
     """
     device, training = ranks.device, config.training
     method = make_method(training, config.generator).starting_at(first_step)
+    if not config.generator.latent and ranks.rank == 0:
+        log.info("generator.latent is false: the generator gets zeros instead of z")
     fuse("gpu" if config.engine.fused else "nowhere")
     networks = new_networks(config)
     if config.run.init_from and fresh:
@@ -281,6 +292,7 @@ def build(
         gradient_scale=GradientScale(device, ranks.sum_on_device)
         if training.gradient_normalization and "d" in method.parts
         else None,
+        sees_x_t=config.discriminator.sees == "pair",
     )
     skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
     return Learner(method, players, Ema(players.generator, training.power_ema.widths), skipped)

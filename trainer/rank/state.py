@@ -16,6 +16,7 @@ from data.storage.redaction import redact, redact_values
 from trainer.algorithm.ema import is_average
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint, CheckpointError
+from trainer.checkpoint.snapshot import trains_with_latent
 from trainer.checkpoint.whole import trained_generator
 from trainer.config.io import from_dict, to_dict
 from trainer.config.resume import check_resumable
@@ -109,8 +110,8 @@ class TrainingState:
         networks, learner = new_networks(self.stage.config), self.learner
         networks["g"].load_state_dict(averaged)
         start_from_encoder(networks, self.stage.config, self.ranks)
-        if before.training.objective == "gaussian":
-            silence_latent(networks)
+        if not trains_with_latent(before):
+            silence_latent(networks, self.stage.config, self.ranks)
         for part, engine in learner.players.engines.items():
             engine.load(_NewWeights(networks[part]), 0)
         learner.ema.load(_NewWeights(networks["g"]))
