@@ -261,8 +261,8 @@ class Adversarial:
         assert draws is not None, "a step with penalties draws their noise"
         x_tm1, x_t = (laid_out(draws.subset(x), players.memory_format) for x in (x_tm1, pair.x_t))
         t, label = draws.subset(pair.t), None if pair.label is None else draws.subset(pair.label)
-        some = replace(pair, x_t=x_t, view=None if pair.view is None else pair.view.of_some(draws.subset))
-        noise, x_t = draws.noise[name], seen_x_t(players, some)
+        some = replace(pair, view=None if pair.view is None else pair.view.of_some(draws.subset))
+        noise, x_t = draws.noise[name], seen_x_t(players, some, x_t)
         with exact_products():
             penalty = finite_difference_penalty(
                 lambda x: D(seen(players, some, x), x_t, t, label), x_tm1, noise, self.penalty_epsilon
@@ -286,7 +286,7 @@ class Adversarial:
                 pair, t = batch.pair_g, batch.pair_g.t
                 x0_pred, x_tm1_fake = generated(players, pair)
                 players.discriminator.finish()
-                x_t = seen_x_t(players, pair)
+                x_t = seen_x_t(players, pair, pair.x_t)
                 with players.autocast(x_t):
                     logits = D(seen(players, pair, x_tm1_fake), x_t, t, pair.label)
                 logits_real = None
@@ -346,7 +346,7 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
     """
     x_tm1 = x_tm1.requires_grad_(penalized)
     D = players.discriminator.module if penalized else players.forward("d")
-    x_tm1_seen, x_t_seen = seen(players, pair, x_tm1), seen_x_t(players, pair)
+    x_tm1_seen, x_t_seen = seen(players, pair, x_tm1), seen_x_t(players, pair, pair.x_t)
     with nullcontext() if penalized else players.autocast(pair.x_t):
         return x_tm1, D(x_tm1_seen, x_t_seen, pair.t, pair.label)
 
@@ -356,9 +356,9 @@ def seen(players: Players, pair: Pair, x: Image) -> Image:
     return x if pair.view is None else laid_out(pair.view(x), players.memory_format)
 
 
-def seen_x_t(players: Players, pair: Pair) -> Image:
+def seen_x_t(players: Players, pair: Pair, x_t: Image) -> Image:
     """x_t of a pair as D sees it; as it is where D sees x_tm1 alone, and takes no more than its size from x_t."""
-    return seen(players, pair, pair.x_t) if players.sees_x_t else pair.x_t
+    return seen(players, pair, x_t) if players.sees_x_t else x_t
 
 
 def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:

@@ -31,9 +31,10 @@ def _join_weight_and_decay(values: dict[str, Any]) -> None:
     for place in (values, *(stages.values() if isinstance(stages, dict) else ())):
         own = _section(place, "training", "reconstruction")
         both = {"weight": 0.0, "decay_images": None} | of_run | own
-        if own and both["decay_images"] is not None:
-            own["weight"] = {"start": both["weight"], "end": 0.0, "decay_images": both["decay_images"]}
-        own.pop("decay_images", None)
+        if own.keys() & {"weight", "decay_images"}:
+            weight, images = both["weight"], both["decay_images"]
+            own["weight"] = weight if images is None else {"start": weight, "end": 0.0, "decay_images": images}
+            own.pop("decay_images", None)
 
 
 def _section(values: Any, *names: str) -> dict[str, Any]:

@@ -250,8 +250,8 @@ def _check_discriminator_start(config: TrainConfig) -> None:
     if not shared_with_encoder(discriminator, generator):
         base, multipliers = config.generator.base_channels, sorted(set(config.generator.channel_multipliers))
         raise ValueError(
-            "discriminator.init_from is generator, but none of its convolutions has the shape of one in the generator's "
-            "encoder: set discriminator.base_channels so that 8 times it is a width of the generator, of which there are "
+            "discriminator.init_from is generator, but none of its convolutions has the shape of one in the encoder of "
+            "the generator: set discriminator.base_channels so that 8 times it is a width of the generator, which are "
             f"{', '.join(str(base * multiplier) for multiplier in multipliers)}, or discriminator.init_from to null"
         )
 

@@ -300,7 +300,9 @@ class Gathers(TorchDispatchMode):
 def test_no_view_is_made_of_an_x_t_that_the_discriminator_does_not_see(part, of_pairs, of_x_tm1):
     game = replace(AUGMENTED, r1_gamma=0.0, r2_gamma=0.0)
     batches, found, counted = micro_batches(0, 16, 16, game), [], []
-    marginal = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16, sees="marginal"), ImageForm(16, 1))
+    marginal = Discriminator(
+        DiscriminatorConfig(base_channels=4, time_embedding_dim=16, sees="marginal"), ImageForm(16, 1)
+    )
     for sees_x_t in (True, False):
         players = replace(make_players(), sees_x_t=sees_x_t)
         players.discriminator.module = copy.deepcopy(marginal)

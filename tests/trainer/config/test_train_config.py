@@ -158,9 +158,9 @@ def test_a_network_of_which_nothing_would_learn_is_refused():
 def test_a_discriminator_without_a_convolution_of_the_encoder_is_refused():
     assert make(discriminator={"init_from": "generator"}).discriminator.init_from == "generator"
     assert refusals(discriminator={"init_from": "generator", "base_channels": 24}) == [
-        "discriminator.init_from is generator, but none of its convolutions has the shape of one in the generator's "
-        "encoder: set discriminator.base_channels so that 8 times it is a width of the generator, of which there are "
-        "128, 256, or discriminator.init_from to null"
+        "discriminator.init_from is generator, but none of its convolutions has the shape of one in the encoder of the "
+        "generator: set discriminator.base_channels so that 8 times it is a width of the generator, which are 128, "
+        "256, or discriminator.init_from to null"
     ]
     (line,) = refusals(discriminator={"init_from": "generator", "kind": "mlp"}, generator={"kind": "mlp"})
     assert "a network of kind mlp has no convolutions" in line

@@ -66,9 +66,11 @@ def test_the_discriminator_of_the_game_may_begin_as_the_encoder_of_the_denoiser(
     border, end = list_checkpoints(tmp_path / "checkpoints")
     encoder, began = trained_generator(border)[0], trained_discriminator(end)
     assert began is not None
-    taken = {name for name in began for twin in encoder if torch.equal(began[name], encoder[twin]) and began[name].any()}
+    taken = {
+        name for name in began for twin in encoder if torch.equal(began[name], encoder[twin]) and began[name].any()
+    }
     assert {f"blocks.0.conv{i}.weight" for i in (1, 2)} <= taken and not any("time" in name for name in taken)
-    assert f"the discriminator starts with {len(taken)} of its {len(began)} parameters" in caplog.text
+    assert f"the discriminator takes {len(taken)} of its {len(began)} parameters" in caplog.text
 
 
 ZERO = ("engine.backend=deepspeed", "engine.zero_stage_g=3", "engine.zero_stage_d=2")
