@@ -55,6 +55,10 @@ class DiscriminatorConfig:
     sees: Literal["pair", "marginal"] = "pair"
     """What it judges. `pair`: x_tm1 together with the x_t that it was made from, as published. `marginal`: x_tm1 alone,
     as in SIDDM and AFM; then training.transport or training.reconstruction has to tie x_tm1 to its x_t."""
+    init_from: Literal["generator"] | None = None
+    """`generator`: where a run or a stage starts from a trained generator, its first convolutions start as those of the
+    generator's encoder that have the same shape; run.init_from_discriminator has then no effect. null: new weights,
+    or those of run.init_from_discriminator."""
     stddev_group_size: PositiveInt = 4
     """Images whose features are compared with each other in the minibatch standard deviation."""
     stddev_grouping: Grouping = "contiguous"

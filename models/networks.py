@@ -1,10 +1,11 @@
-"""Builds the networks that a config describes."""
+"""Builds the networks that a config describes, and finds what they have in common."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
-from models.discriminator import Discriminator, DiscriminatorConfig
+from models.blocks import ResidualBlock
+from models.discriminator import Discriminator, DiscriminatorConfig, DownBlock
 from models.generator import Generator, GeneratorConfig
 from models.mlp import MlpDiscriminator, MlpGenerator
 from models.shapes import ImageForm
@@ -42,3 +43,32 @@ def _refuse_condition(kind: str, form: ImageForm, network: str) -> None:
             f"data.condition_channels is {form.condition_channels}, but {network}.kind is mlp, which takes points, not "
             f"conditions: set {network}.kind to another one, or data.condition_channels to 0"
         )
+
+
+def shared_with_encoder(discriminator: nn.Module, generator: nn.Module) -> dict[str, str]:
+    """Parameters of a discriminator that can start as those of a generator's encoder: the names there, by name.
+
+    Blocks are matched in their order: each with the next one of the encoder, the middle included, whose convolutions
+    have the same shape. The convolutions of such a pair have the same names. All else is of another kind: the
+    discriminator has no norms, and embeds the step in its own way.
+    """
+    blocks = [
+        (name, block)
+        for name, block in generator.named_modules()
+        if isinstance(block, ResidualBlock) and not name.startswith("up.")
+    ]
+    shared: dict[str, str] = {}
+    for name, block in discriminator.named_modules():
+        if not isinstance(block, DownBlock):
+            continue
+        for i, (twin_name, twin) in enumerate(blocks):
+            if twin.conv1.weight.shape == block.conv1.weight.shape:
+                theirs = dict(twin.named_parameters())
+                shared |= {
+                    f"{name}.{parameter}": f"{twin_name}.{parameter}"
+                    for parameter in dict(block.named_parameters())
+                    if parameter in theirs and not parameter.startswith("time.")
+                }
+                blocks = blocks[i + 1 :]
+                break
+    return shared

@@ -39,6 +39,10 @@ def no_ray(monkeypatch):
         (["--init-from", "/nowhere.pth"], "run.init_from is /nowhere.pth: there is no such file or folder"),
         (["--init-from", "{run}"], "the directory of this very run: set another run.directory"),
         (["--init-from", "/"], "run.init_from is /, which is the folder of no run, snapshot or exported model"),
+        (
+            ["--set", "discriminator.init_from=generator"],
+            "the generator starts with random weights: give run.init_from",
+        ),
         (["--set", "scaling.world_size=5"], "16 / discriminator.stddev_group_size 4 makes 4"),
         (["--config", "digit"], "digits"),
         (["--dry-run", "--gpu", "v100"], "only for h100, h200, a100, l40s, rtx4090: choose one of these"),

@@ -4,8 +4,8 @@ The engines decide how gradients are reduced and parameters updated; this file d
 random numbers and reads no scalars off the device: it gets pairs already drawn and returns statistics as tensors.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import add
@@ -18,7 +18,7 @@ from models.dropout import masks_from
 from models.generator import GeneratorConfig
 from models.shapes import Image, Latent, Logits, Timestep
 from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationConfig, View
-from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, reconstruction_weight, transport_loss
+from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, transport_loss
 from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise, unbalanced_transport
 from trainer.algorithm.method import MethodSettings, Part, Players, Prediction
 from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, given, laid_out
@@ -41,6 +41,7 @@ from trainer.algorithm.statistics import (
     mean,
     mean_by_timestep,
 )
+from trainer.engine.frozen import standing_still
 from trainer.engine.precision import exact_products
 
 STATISTICS = (
@@ -163,9 +164,8 @@ class Adversarial:
 
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         """A pair for each update, its view, and the noise of finite differences in the steps where they are due."""
-        drawn = self._with_views(
-            draw_micro_batch(raw, diffusion, with_x0=self.auxiliary.reconstruction.weight > 0), raw
-        )
+        with_x0 = "reconstruction" in self.auxiliary.names
+        drawn = self._with_views(draw_micro_batch(raw, diffusion, with_x0=with_x0), raw)
         if self.penalty == "exact" or not self.penalties:
             return drawn
         if isinstance(raw.draws.step, int) and not self._due(raw.draws.step):
@@ -180,11 +180,7 @@ class Adversarial:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
         images, due = self._images_before(step), self._due(step)
         if part == "g":
-            weights = {
-                "reconstruction": reconstruction_weight(self.auxiliary.reconstruction, images),
-                "transport": value_at(self.auxiliary.transport, images),
-            }
-            return self.update_generator(players, batches, weights)
+            return self.update_generator(players, batches, self.auxiliary.weights_at(images))
         r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
         return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma)
 
@@ -266,7 +262,7 @@ class Adversarial:
         x_tm1, x_t = (laid_out(draws.subset(x), players.memory_format) for x in (x_tm1, pair.x_t))
         t, rest = draws.subset(pair.t), [x if x is None else draws.subset(x) for x in judged_with(players, pair)]
         some = replace(pair, view=None if pair.view is None else pair.view.of_some(draws.subset))
-        noise, x_t = draws.noise[name], seen(players, some, x_t)
+        noise, x_t = draws.noise[name], seen_x_t(players, some, x_t)
         with exact_products():
             penalty = finite_difference_penalty(
                 lambda x: D(seen(players, some, x), x_t, t, *rest), x_tm1, noise, self.penalty_epsilon
@@ -285,12 +281,12 @@ class Adversarial:
         """
         D, num_timesteps = players.forward("d"), players.diffusion.num_timesteps
         total: Statistics = {}
-        with _frozen(players.discriminator.module):
+        with standing_still(players.discriminator.module):
             for batch in batches:
                 pair, t = batch.pair_g, batch.pair_g.t
                 x0_pred, x_tm1_fake = generated(players, pair)
                 players.discriminator.finish()
-                x_t, rest = seen(players, pair, pair.x_t), judged_with(players, pair)
+                x_t, rest = seen_x_t(players, pair, pair.x_t), judged_with(players, pair)
                 with players.autocast(x_t):
                     logits = D(seen(players, pair, x_tm1_fake), x_t, t, *rest)
                 logits_real = None
@@ -350,7 +346,7 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
     """
     x_tm1 = x_tm1.requires_grad_(penalized)
     D = players.discriminator.module if penalized else players.forward("d")
-    x_tm1_seen, x_t_seen = (seen(players, pair, x) for x in (x_tm1, pair.x_t))
+    x_tm1_seen, x_t_seen = seen(players, pair, x_tm1), seen_x_t(players, pair, pair.x_t)
     with nullcontext() if penalized else players.autocast(pair.x_t):
         return x_tm1, D(x_tm1_seen, x_t_seen, pair.t, *judged_with(players, pair))
 
@@ -365,6 +361,11 @@ def judged_with(players: Players, pair: Pair) -> tuple[Tensor | None, ...]:
     return given(pair.label, None if pair.condition is None else seen(players, pair, pair.condition))
 
 
+def seen_x_t(players: Players, pair: Pair, x_t: Image) -> Image:
+    """x_t of a pair as D sees it; as it is where D sees x_tm1 alone, and takes no more than its size from x_t."""
+    return seen(players, pair, x_t) if players.sees_x_t else x_t
+
+
 def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:
     """D's logits for real and fake pairs by timestep, and how often each timestep occurred."""
     of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
@@ -375,15 +376,3 @@ def _with_gradient(x: Image, loss: Scalar, change: Callable[[Image], Image]) -> 
     """A value whose gradient with respect to `x` is that of `loss`, changed."""
     (gradient,) = torch.autograd.grad(loss, x)
     return (x * change(gradient)).sum()
-
-
-@contextmanager
-def _frozen(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, the parameters of `module` need no gradient, so none is computed and no engine hook fires for them."""
-    for p in module.parameters():
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in module.parameters():
-            p.requires_grad_(True)

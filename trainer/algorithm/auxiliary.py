@@ -5,25 +5,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from models.diffusion import Diffusion, step_noise
 from models.shapes import Image, Timestep
 from trainer.algorithm.losses import Scalar
-from trainer.algorithm.schedules import Weight, falling, is_zero
+from trainer.algorithm.schedules import Weight, is_zero, value_at
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
     """Reconstruction loss of the generator, next to the adversarial loss."""
 
-    weight: NonNegativeFloat = 0.0
-    """Weight of the reconstruction loss in the generator's loss: the mean distance of G's x0_pred from the image. It
-    gives the generator a direction before the discriminator has learned anything. 0: none, as published."""
-    decay_images: PositiveInt | None = None
-    """Training images over which the weight falls to 0 along half a cosine: later it would pull every sample to the
-    mean of all that fit the noisy image. null: the weight stays as it is."""
+    weight: Weight = 0.0
+    """Weight of the reconstruction loss in the generator's loss, a number or its course over the run: the mean distance
+    of G's x0_pred from the image. It gives the generator a direction before the discriminator has learned anything.
+    Later it would pull every sample to the mean of all that fit the noisy image, so let it fall to 0. 0: none, as
+    published."""
     distance: Literal["square", "absolute"] = "square"
     """Distance of two pixels: the square of their difference, or its absolute value, as in WaveDiff."""
 
@@ -43,15 +41,15 @@ class Auxiliary:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the losses that have a weight."""
-        has = {"reconstruction": self.reconstruction.weight > 0, "transport": not is_zero(self.transport)}
-        return tuple(name for name, there in has.items() if there)
+        return tuple(name for name, weight in self._weights.items() if not is_zero(weight))
 
+    @property
+    def _weights(self) -> dict[str, Weight]:
+        return {"reconstruction": self.reconstruction.weight, "transport": self.transport}
 
-def reconstruction_weight(config: ReconstructionConfig, images_seen: int) -> float:
-    """Weight of the reconstruction loss in the step that starts after ``images_seen`` images."""
-    if config.decay_images is None:
-        return config.weight
-    return config.weight * falling(images_seen, config.decay_images)
+    def weights_at(self, images_seen: int) -> dict[str, float]:
+        """The weight of each loss, by name, in the step that starts after ``images_seen`` images."""
+        return {name: value_at(weight, images_seen) for name, weight in self._weights.items()}
 
 
 def reconstruction_loss(config: ReconstructionConfig, x0_pred: Image, x0: Image) -> Scalar:

@@ -61,6 +61,7 @@ class Players:
         memory_format: layout of images, features and 4-D weights in every pass.
         augmentation: the probability of a transform, if it follows D.
         gradient_scale: normalizes the gradient that G gets from the game; None: it is taken as it is.
+        sees_x_t: whether D sees x_t, and not x_tm1 alone.
     """
 
     engines: Mapping[Part, Engine]
@@ -71,6 +72,7 @@ class Players:
     memory_format: torch.memory_format = torch.contiguous_format
     augmentation: AdaptiveProbability | None = None
     gradient_scale: GradientScale | None = None
+    sees_x_t: bool = True
 
     @property
     def running(self) -> dict[str, RunningState]:

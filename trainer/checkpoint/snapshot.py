@@ -121,10 +121,12 @@ def load_snapshot(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.
 
 def knows_no_latent(file: Path) -> bool:
     """Whether these are the weights of a snapshot whose z was always zero in training."""
-    if not file.with_name(CONFIG).is_file():
-        return False
-    config = load_stored(file.with_name(CONFIG))
-    return not make_method(config.training, config.generator).uses_latent
+    return file.with_name(CONFIG).is_file() and not trains_with_latent(load_stored(file.with_name(CONFIG)))
+
+
+def trains_with_latent(config: TrainConfig) -> bool:
+    """Whether the generator of a config gets a random z; otherwise it gets zeros."""
+    return config.generator.latent and make_method(config.training, config.generator).uses_latent
 
 
 def load_initial_weights(network: nn.Module, file: Path, part: str = "generator") -> None:

@@ -1,5 +1,6 @@
 """Former names of settings: refused in a config, accepted in files that a run has written."""
 
+from collections.abc import Mapping
 from typing import Any
 
 RENAMED = {
@@ -7,11 +8,37 @@ RENAMED = {
     "tracking.num_samples": "grids.num_images",
 }
 """Current names by former name; each is SECTION.KEY."""
+GONE = {
+    "training.reconstruction.decay_images": "training.reconstruction.weight may have a course instead: "
+    "{start: ..., end: 0, decay_images: ...}",
+}
+"""Settings that have become parts of others, and what to write instead."""
 
 
 def rename(values: dict[str, Any]) -> None:
-    """Rename the settings of a stored config from former to current names."""
+    """Bring a stored config from former to current settings."""
+    _join_weight_and_decay(values)
     for former, present in RENAMED.items():
         (section, key), (new_section, new_key) = former.split("."), present.split(".")
         if isinstance(values.get(section), dict) and key in values[section]:
             values.setdefault(new_section, {})[new_key] = values[section].pop(key)
+
+
+def _join_weight_and_decay(values: dict[str, Any]) -> None:
+    """Until decay_images became a part of it, the weight of the reconstruction was a number, which fell to 0."""
+    of_run = dict(_section(values, "training", "reconstruction"))
+    stages = values.get("stages")
+    for place in (values, *(stages.values() if isinstance(stages, dict) else ())):
+        own = _section(place, "training", "reconstruction")
+        both = {"weight": 0.0, "decay_images": None} | of_run | own
+        if own.keys() & {"weight", "decay_images"}:
+            weight, images = both["weight"], both["decay_images"]
+            own["weight"] = weight if images is None else {"start": weight, "end": 0.0, "decay_images": images}
+            own.pop("decay_images", None)
+
+
+def _section(values: Any, *names: str) -> dict[str, Any]:
+    """A section of nested values; an empty one if there is none."""
+    for name in names:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values if isinstance(values, dict) else {}

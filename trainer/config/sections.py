@@ -159,6 +159,11 @@ class TrainingConfig:
     """Learning rate of the discriminator over the run."""
     adam: AdamConfig = field(default_factory=AdamConfig)
     """Optimizer of both networks."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stand still, by patterns of their names, in which `*` stands for any characters: the names in a
+    checkpoint, after `generator.` or `discriminator.`, such as generator.down.0.blocks.0.conv1.weight. GDD lets the
+    convolutions of a trained denoiser stand still, `[generator.*conv*.weight]`. They keep the values they start with,
+    and have no gradient and no optimizer state. A pattern that begins with a star needs quotes. []: all learn."""
 
     def __post_init__(self) -> None:
         """Refuse a share of the images that is not every n-th."""

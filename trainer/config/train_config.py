@@ -1,18 +1,22 @@
 """All sections of a run's settings together, and the rules across them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 
 import torch
+from torch import nn
 
 from data.stream.pipeline import DataConfig
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
-from models.networks import build_generator
+from models.networks import build_discriminator, build_generator, shared_with_encoder
 from models.shapes import ImageForm
 from models.wavelets import form_in
+from trainer.algorithm.method import PART_NAMES
 from trainer.algorithm.methods import make_method
 from trainer.config.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.config.sections import (
@@ -28,6 +32,7 @@ from trainer.config.sections import (
     TrackingConfig,
     TrainingConfig,
 )
+from trainer.engine.frozen import matches
 from trainer.engine.interface import EngineConfig
 from trainer.engine.precision import Precision, best_precision
 
@@ -212,6 +217,69 @@ def _check_networks(config: TrainConfig) -> None:
         )
     if any(problems):
         raise ValueError("\n".join(filter(None, problems)))
+    _check_freeze(config)
+    _check_discriminator_start(config)
+
+
+def _check_freeze(config: TrainConfig) -> None:
+    if not (patterns := config.training.freeze):
+        return
+    names = [
+        f"{PART_NAMES[part]}.{name}"
+        for part, network in zip(("g", "d"), _on_meta(config), strict=True)
+        for name, _ in network.named_parameters()
+    ]
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            begun, following = _where_names_differ(pattern, names)
+            raise ValueError(
+                f"training.freeze holds {pattern}, which fits no parameter: names begin with {begun}"
+                f"{begun and ' and go on with '}{', '.join(following)}. A pattern of all that is below one of these "
+                "ends with .*"
+            )
+    for part in PART_NAMES.values():
+        if all(matches(name, patterns) for name in names if name.startswith(f"{part}.")):
+            raise ValueError(
+                f"training.freeze holds {', '.join(patterns)}, which is the whole {part}, so that it would learn "
+                "nothing: leave out what shall learn"
+            )
+
+
+def _check_discriminator_start(config: TrainConfig) -> None:
+    if config.discriminator.init_from is None:
+        return
+    if "mlp" in (config.generator.kind, config.discriminator.kind):
+        raise ValueError(
+            "discriminator.init_from is generator, but a network of kind mlp has no convolutions: set "
+            "discriminator.init_from to null"
+        )
+    generator, discriminator = _on_meta(config)
+    if not shared_with_encoder(discriminator, generator):
+        base, multipliers = config.generator.base_channels, sorted(set(config.generator.channel_multipliers))
+        raise ValueError(
+            "discriminator.init_from is generator, but none of its convolutions has the shape of one in the encoder of "
+            "the generator: set discriminator.base_channels so that 8 times it is a width of the generator, which are "
+            f"{', '.join(str(base * multiplier) for multiplier in multipliers)}, or discriminator.init_from to null"
+        )
+
+
+def _on_meta(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator of a config, without values."""
+    with torch.device("meta"):
+        return (
+            build_generator(config.generator, config.network_form, config.noise_levels),
+            build_discriminator(config.discriminator, config.network_form),
+        )
+
+
+def _where_names_differ(pattern: str, names: Sequence[str]) -> tuple[str, list[str]]:
+    """How far a pattern that fits no name fits some of them, and the words with which these go on."""
+    wanted, words = pattern.split("."), [name.split(".") for name in names]
+    for length in range(len(wanted) - 1, 0, -1):
+        fitting = [name for name in words if all(map(fnmatchcase, name, wanted[:length]))]
+        if following := sorted({name[length] for name in fitting if len(name) > length}):
+            return ".".join(wanted[:length]), following
+    return "", list(PART_NAMES.values())
 
 
 def _check_zero(config: TrainConfig) -> None:

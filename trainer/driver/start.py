@@ -11,8 +11,10 @@ from trainer.checkpoint.snapshot import WeightsError, is_snapshot
 from trainer.checkpoint.storage import newest_seen, storage_of, storage_of_run
 from trainer.config.command_line import check_data
 from trainer.config.draft import ConfigError
+from trainer.config.stages import stages_of
 from trainer.config.train_config import TrainConfig
 from trainer.evaluate.during_training import check_evaluation
+from trainer.rank.build import check_discriminator_start
 from trainer.rank.run_folder import make_run_directory
 from trainer.tracking.store import check_store
 
@@ -61,6 +63,8 @@ def check_before_start(config: TrainConfig, resume: Resume) -> int:
             )
         if newest is None:
             check_start(source)
+    if newest is None:
+        check_discriminator_start(stages_of(config)[0].config)
     try:
         make_run_directory(config.run)
         with tempfile.TemporaryFile(dir=directory):

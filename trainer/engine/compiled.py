@@ -115,7 +115,7 @@ class CompiledForward:
             yield
             return
         shapes = [x if x is None else (*x.shape, x.dtype, x.requires_grad) for x in inputs]
-        frozen = not next(self._module.parameters()).requires_grad
+        frozen = not any(p.requires_grad for p in self._module.parameters())
         amp = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         form = repr((shapes, frozen, torch.is_grad_enabled(), amp))
         if name := self._seen.get(form):

@@ -66,7 +66,8 @@ class Fragment:
     Attributes:
         name: name of the parameter in the module.
         start: offset of the piece in the flattened parameter.
-        tensors: "parameter", "exp_avg" and "exp_avg_sq", each flat and as long as the piece.
+        tensors: "parameter", and "exp_avg" and "exp_avg_sq" unless it stands still; each flat and as long as the
+            piece.
     """
 
     name: str

@@ -1,11 +1,12 @@
 """The plain torch engine, and Adam's state when every rank holds all of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.engine.frozen import learning
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.interface import Fragment, FragmentSource, even_share
 from trainer.engine.reduction import Reducer
@@ -16,9 +17,9 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 def make_adam(
     module: nn.Module, device: torch.device, *, beta1: float = 0.5, beta2: float = 0.9, eps: float = 1e-8
 ) -> torch.optim.Adam:
-    """Adam over all parameters. The learning rate is set before each update."""
+    """Adam over all parameters that learn. The learning rate is set before each update."""
     betas, fused = (beta1, beta2), device.type in ("cuda", "cpu")
-    return torch.optim.Adam(module.parameters(), lr=0.0, betas=betas, eps=eps, fused=fused)
+    return torch.optim.Adam(learning(module), lr=0.0, betas=betas, eps=eps, fused=fused)
 
 
 class TorchEngine:
@@ -38,7 +39,7 @@ class TorchEngine:
         self.guard = UpdateGuard(max_gradient_norm, partitioned=False)
         self._grad_accum_steps = grad_accum_steps
         self._num_backwards = 0
-        self._reducer = Reducer(module.parameters())
+        self._reducer = Reducer(learning(module))
 
     def backward(self, loss: Tensor) -> None:
         self.guard.see(loss)
@@ -76,7 +77,7 @@ class TorchEngine:
         return {name: p.shape for name, p in self.module.named_parameters()}
 
     def fragments(self) -> Iterator[Fragment]:
-        yield from replicated_fragments(self.module, self.optimizer)
+        yield from replicated_fragments(self.module.named_parameters(), self.optimizer)
 
     def load(self, source: FragmentSource, num_updates: int) -> None:
         load_replicated(self.module, self.optimizer, source, num_updates)
@@ -93,14 +94,15 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, beta2: flo
             group["betas"] = (group["betas"][0], beta2)
 
 
-def replicated_fragments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
+def replicated_fragments(
+    parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> Iterator[Fragment]:
     """This rank's even share of each parameter and its state, when all ranks hold the whole."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    for name, p in module.named_parameters():
+    for name, p in parameters:
         start, stop = even_share(p.numel(), rank, world_size)
         if start < stop:
-            states = adam_states(optimizer, p)
-            tensors = {"parameter": p.detach(), **{s: states[s] for s in ADAM_STATES}}
+            tensors = {"parameter": p.detach(), **moments(optimizer, p)}
             yield Fragment(name, start, {key: t.reshape(-1)[start:stop] for key, t in tensors.items()})
 
 
@@ -110,10 +112,15 @@ def load_replicated(
     """Load whole parameters and their state from `source`."""
     with torch.no_grad():
         for name, p in module.named_parameters():
-            states = adam_states(optimizer, p)
-            for state, tensor in {"parameter": p, **{s: states[s] for s in ADAM_STATES}}.items():
+            for state, tensor in {"parameter": p, **moments(optimizer, p)}.items():
                 tensor.copy_(source.read(state, name, 0, p.numel()).view_as(tensor))
-            states["step"].fill_(num_updates)
+            if p.requires_grad:
+                adam_states(optimizer, p)["step"].fill_(num_updates)
+
+
+def moments(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
+    """Adam's two moments of one parameter by name; none if it stands still."""
+    return {name: adam_states(optimizer, p)[name] for name in ADAM_STATES} if p.requires_grad else {}
 
 
 def adam_states(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.engine.frozen import learning
 from trainer.engine.guard import UpdateGuard
 from trainer.engine.interface import Engine, EngineConfig, Fragment, FragmentSource
 from trainer.engine.plain import (
@@ -63,7 +64,7 @@ class DeepSpeedEngine:
         self.module = self._engine.module
         self._inner = optimizer if zero_stage == 0 else self._optimizer.optimizer
         # At stage 0 DeepSpeed would reduce all gradients after the backward pass.
-        self._reducer = Reducer(self.module.parameters() if zero_stage == 0 else (), multiplies=True)
+        self._reducer = Reducer(learning(self.module) if zero_stage == 0 else (), multiplies=True)
         self._engine.enable_backward_allreduce = zero_stage > 0
         self._set_update_count(0)
         self.guard = UpdateGuard(max_gradient_norm, partitioned=zero_stage > 0)
@@ -127,11 +128,14 @@ class DeepSpeedEngine:
 
     def fragments(self) -> Iterator[Fragment]:
         if self._stage == 0:
-            yield from replicated_fragments(self.module, self._inner)
+            yield from replicated_fragments(self.module.named_parameters(), self._inner)
             return
         self._allocate_optimizer_state()
         if self._stage < 3:
             for name, p in self.module.named_parameters():
+                if not p.requires_grad:  # it is in no partition
+                    yield from replicated_fragments([(name, p)], self._inner)
+                    continue
                 mapping = p._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
                 if mapping is not None:
                     states = {s: mapping.get_hp_fragment(s) for s in ADAM_STATES}
@@ -140,8 +144,10 @@ class DeepSpeedEngine:
         else:
             for name, p, start, size in self._partitions():
                 if size > 0:
-                    tensors = {"parameter": self._optimizer.get_local_fp32_param(p).detach()}
-                    tensors |= {s: self._optimizer.get_local_fp32_param(p, s) for s in ADAM_STATES}
+                    tensors = {"parameter": p.ds_tensor.detach()}
+                    if p.requires_grad:
+                        tensors = {"parameter": self._optimizer.get_local_fp32_param(p).detach()}
+                        tensors |= {s: self._optimizer.get_local_fp32_param(p, s) for s in ADAM_STATES}
                     yield Fragment(name, start, {key: value[:size] for key, value in tensors.items()})
 
     def load(self, source: FragmentSource, num_updates: int) -> None:
@@ -193,7 +199,7 @@ def make_engine(
 
     Args:
         module: the network, on its device, with the same weights on every rank.
-        optimizer: optimizer over all parameters of `module`.
+        optimizer: optimizer over all parameters of `module` that learn.
         config: names the backend.
         zero_stage: ZeRO stage of this network; 0 with the torch backend.
         grad_accum_steps: number of `backward` and `step` calls per update.

@@ -15,7 +15,7 @@ from torch import nn
 from models.diffusion import Diffusion, step_betas
 from models.generator import GeneratorConfig
 from trainer.algorithm.methods import make_method
-from trainer.checkpoint.snapshot import save_weights
+from trainer.checkpoint.snapshot import save_weights, trains_with_latent
 from trainer.config.train_config import TrainConfig
 
 PIPELINE, GENERATOR, SCHEDULER = "pipeline.py", "generator", "scheduler"
@@ -50,7 +50,7 @@ def write_diffusers(folder: Path, generator: nn.Module, diffusion: Diffusion, co
     form = config.network_form
     settings: dict[str, Any] = {
         **{name: getattr(config.generator, name) for name in _settings_of_inference()},
-        "latent": config.generator.latent and method.uses_latent,
+        "latent": trains_with_latent(config),
         "image_size": config.data.image_size,
         "sample_size": form.size,
         "channels": form.channels,

@@ -17,6 +17,7 @@ from models.diffusion import Diffusion
 from trainer.algorithm.method import Method, Part
 from trainer.algorithm.methods import make_method
 from trainer.config.train_config import TrainConfig, planned_precision
+from trainer.engine.frozen import learning
 from trainer.engine.plain import TorchEngine
 from trainer.plan.on_meta import (
     META,
@@ -46,6 +47,10 @@ class Costs:
     """Number of parameters of the generator."""
     parameters_d: int
     """Number of parameters of the discriminator."""
+    learning_g: int
+    """Those of the generator that do not stand still."""
+    learning_d: int
+    """Those of the discriminator that do not stand still."""
     forward_g: float
     """FLOPs of the generator's forward pass for one image."""
     forward_d: float
@@ -90,6 +95,7 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         {part: _engine(network) for part, network in networks.items()},
         diffusion,
         bf16=planned_precision(config) == "bf16",
+        sees_x_t=config.discriminator.sees == "pair",
     )
     raw = raw_batch_on_meta(config)
     batch, num_images = method.draw(raw, diffusion), len(raw.images)
@@ -108,8 +114,10 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
 
     update_d = update("d", method.without_penalties())
     return Costs(
-        parameters_g=_num_parameters(networks["g"]),
-        parameters_d=_num_parameters(networks["d"]) if "d" in networks else 0,
+        parameters_g=_numel(networks["g"].parameters()),
+        parameters_d=_numel(networks["d"].parameters()) if "d" in networks else 0,
+        learning_g=_numel(learning(networks["g"])),
+        learning_d=_numel(learning(networks["d"])) if "d" in networks else 0,
         forward_g=forward_g,
         forward_d=forward_d,
         update_g=update("g", method),
@@ -119,8 +127,8 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
     )
 
 
-def _num_parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+def _numel(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
 
 
 def _engine(module: nn.Module) -> TorchEngine:

@@ -10,10 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 from models.networks import build_discriminator, build_generator
 from models.shapes import Image
-from trainer.algorithm.method import Method, Part, Players
+from trainer.algorithm.method import PART_NAMES, Method, Part, Players
 from trainer.algorithm.pairs import Conditions, Labels, RawBatch, given
 from trainer.algorithm.randomness import Draws
 from trainer.config.train_config import TrainConfig, split_batch
+from trainer.engine.frozen import freeze
 from trainer.plan.cuda_autocast import CudaAutocast
 
 META = torch.device("meta")
@@ -28,6 +29,8 @@ def networks_on_meta(config: TrainConfig, method: Method[Any]) -> dict[Part, nn.
         if "d" in method.parts:
             networks["d"] = build_discriminator(config.discriminator, config.network_form)
     torch.set_rng_state(rng_state)
+    for part, network in networks.items():
+        freeze(network, PART_NAMES[part], config.training.freeze)
     return networks
 
 

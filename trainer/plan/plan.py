@@ -144,6 +144,7 @@ def make_plan(config: TrainConfig) -> Plan:
     world_size = config.scaling.world_size
     size_g = stages[-1].costs.parameters_g  # in all stages
     size_d = max(stage.costs.parameters_d for stage in stages)
+    learning_g, learning_d = (max(getattr(stage.costs, f"learning_{part}") for stage in stages) for part in ("g", "d"))
     num_averages = 1 + max(len(stage.config.training.power_ema.widths) for stage in stages_of(config))
     return Plan(
         run_directory=Path(config.run.directory),
@@ -156,10 +157,15 @@ def make_plan(config: TrainConfig) -> Plan:
         stages=stages,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,
-        memory_g=tuple(state_memory(size_g, stage, world_size, num_averages=num_averages) for stage in range(4)),
-        memory_d=tuple(state_memory(size_d, stage, world_size, num_averages=0) for stage in range(3)),
+        memory_g=tuple(
+            state_memory(size_g, stage, world_size, num_averages=num_averages, num_learning=learning_g)
+            for stage in range(4)
+        ),
+        memory_d=tuple(
+            state_memory(size_d, stage, world_size, num_averages=0, num_learning=learning_d) for stage in range(3)
+        ),
         # Parameters and both moments of both networks, plus the generator's averages.
-        checkpoint_bytes=FP32_BYTES * (3 * (size_g + size_d) + num_averages * size_g),
+        checkpoint_bytes=FP32_BYTES * (size_g + size_d + 2 * (learning_g + learning_d) + num_averages * size_g),
         keep_last=config.checkpoint.keep_last,
     )
 
@@ -178,17 +184,28 @@ def _plan_stage(stage: Stage) -> StagePlan:
     )
 
 
-def state_memory(num_parameters: int, stage: int, world_size: int, *, num_averages: int) -> StateMemory:
-    """Bytes of one network's state on one rank; a partition has num_parameters / world_size elements, rounded up."""
-    full = FP32_BYTES * num_parameters
-    part = FP32_BYTES * -(-num_parameters // world_size)
-    parameters = part if stage == 3 else full
+def state_memory(
+    num_parameters: int, stage: int, world_size: int, *, num_averages: int, num_learning: int | None = None
+) -> StateMemory:
+    """Bytes of one network's state on one rank.
+
+    Args:
+        num_parameters: of the network.
+        stage: of ZeRO.
+        world_size: number of ranks; the partition of each has the world_size-th part of the elements, rounded up.
+        num_averages: moving averages of the network.
+        num_learning: parameters that do not stand still; None: all of them.
+    """
+    learning = num_parameters if num_learning is None else num_learning
+    part, part_learning = (FP32_BYTES * -(-number // world_size) for number in (num_parameters, learning))
+    learning *= FP32_BYTES
+    parameters = part if stage == 3 else FP32_BYTES * num_parameters
     return StateMemory(
         stage=stage,
         parameters=parameters,
-        gradients=part if stage >= 2 else full,
-        adam=2 * (part if stage >= 1 else full),
-        master=part if stage >= 1 else 0,
+        gradients=part_learning if stage >= 2 else learning,
+        adam=2 * (part_learning if stage >= 1 else learning),
+        master=part_learning if stage >= 1 else 0,
         average=num_averages * parameters,
     )
 
@@ -199,8 +216,10 @@ def render(plan: Plan) -> str:
     epochs = f"{plan.epochs:,.4g} epochs of {plan.num_samples:,}" if plan.epochs else "epochs unknown, see data"
     lines = [
         "networks",
-        f"  generator      {_millions(costs.parameters_g)}  {_flops(costs.forward_g):>13} forward, one image",
-        f"  discriminator  {_millions(costs.parameters_d)}  {_flops(costs.forward_d):>13} forward, one pair",
+        f"  generator      {_millions(costs.parameters_g)}  {_flops(costs.forward_g):>13} forward, one image"
+        + _still(costs.parameters_g, costs.learning_g),
+        f"  discriminator  {_millions(costs.parameters_d)}  {_flops(costs.forward_d):>13} forward, one pair"
+        + _still(costs.parameters_d, costs.learning_d),
         "batch",
         f"  {_batch(batch)}",
         "length",
@@ -293,6 +312,10 @@ def _row(name: str, memory: StateMemory, chosen: int) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:8.2f} M parameters"
+
+
+def _still(held: int, learning: int) -> str:
+    return f"; {100 * (held - learning) / held:.1f}% of the parameters stand still" if learning < held else ""
 
 
 def _gib(num_bytes: int) -> str:

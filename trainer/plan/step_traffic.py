@@ -19,6 +19,7 @@ from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part
 from trainer.algorithm.methods import make_method
 from trainer.config.train_config import TrainConfig, split_batch
+from trainer.engine.frozen import learning
 from trainer.engine.interface import Engine
 from trainer.engine.plain import TorchEngine
 from trainer.plan.bytes_moved import ByteCounter, Moved, Traffic, weighted
@@ -89,8 +90,9 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
     average = Ema(engines["g"])
     raw = raw_batch_on_meta(config)
     batch = method.draw(raw, diffusion)
+    players = PlayersOnMeta(engines, diffusion, bf16=bf16, sees_x_t=config.discriminator.sees == "pair")
     with OneKernelAttention(), counter:
-        method.update(part, PlayersOnMeta(engines, diffusion, bf16=bf16), [batch], 0)
+        method.update(part, players, [batch], 0)
         if part == "g":
             with counter.all_as("average"):
                 average.update(1, 0.5)
@@ -98,7 +100,7 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
     counter.count("draw", read=raw.images.nbytes, written=_nbytes(_tensors(batch)) / len(method.parts))
     # The optimizer runs once a step. The rest is done in each forward pass, and the passes' gradients are added up.
     once: Traffic = {kind: counter.traffic.pop(kind) for kind in ("optimizer", "average")}
-    passes, parameters = split_batch(config).grad_accum_steps, list(engines[part].module.parameters())
+    passes, parameters = split_batch(config).grad_accum_steps, learning(engines[part].module)
     size = _nbytes(parameters)
     sums: Traffic = {"elementwise": Moved(2 * size, size, len(parameters))}
     return weighted((1, once), (passes, counter.traffic), (passes - 1, sums))
@@ -134,8 +136,9 @@ class _CountedAdam(torch.optim.Optimizer):
     """Fused Adam, counted only: reads parameters, gradients and both moments, and writes all but the gradients."""
 
     def __init__(self, module: nn.Module, counter: ByteCounter) -> None:
-        super().__init__(module.parameters(), {"fused": True})
-        self._counter, self._bytes = counter, _nbytes(module.parameters())
+        parameters = learning(module)
+        super().__init__(parameters, {"fused": True})
+        self._counter, self._bytes = counter, _nbytes(parameters)
 
     def step(self, closure: Any = None) -> Any:
         self._counter.count("optimizer", read=4 * self._bytes, written=3 * self._bytes)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion
 from models.fused.operator import fuse
 from models.generator import Generator
-from models.networks import build_discriminator
+from models.networks import build_discriminator, shared_with_encoder
 from trainer.algorithm.augmentation import AdaptiveProbability
 from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.ema import AVERAGE, Ema
-from trainer.algorithm.method import Method, Part, Players
+from trainer.algorithm.method import PART_NAMES, Method, Part, Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import fold_seed
 from trainer.algorithm.statistics import Statistic
@@ -30,12 +30,14 @@ from trainer.checkpoint.snapshot import (
     knows_no_latent,
     load_initial_weights,
     load_matching,
+    trains_with_latent,
 )
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import trained_discriminator, trained_generator
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.compile_cache import CompileCache
 from trainer.engine.compiled import CompiledForward, compiled_forward
+from trainer.engine.frozen import freeze, learning
 from trainer.engine.interface import Engine
 from trainer.engine.plain import make_adam
 from trainer.engine.precision import PRECISIONS, allow_tf32, best_precision
@@ -123,29 +125,69 @@ def new_networks(config: TrainConfig) -> dict[Part, nn.Module]:
     return networks
 
 
-def silence_latent(networks: Mapping[Part, nn.Module]) -> None:
-    """If a game begins, let z have no effect at first: for a generator that was trained without it.
+def silence_latent(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: Ranks) -> None:
+    """If a game with a latent begins, let z have no effect at first: for a generator that was trained without it.
 
     Otherwise z moves every style at random, and the first steps of the game destroy what the generator has learned.
+
+    Args:
+        networks: of the game.
+        config: of its stage.
+        ranks: the ranks.
     """
-    if "d" in networks:
-        cast("Generator", networks["g"]).mapping.silence_latent()
+    if not trains_with_latent(config):
+        return
+    cast("Generator", networks["g"]).mapping.silence_latent()
+    if ranks.rank == 0:
+        log.info("the generator was trained without z: the layer that z enters starts at zero, and learns from there")
 
 
-def load_start(networks: Mapping[Part, nn.Module], source: Path, ranks: Ranks, *, discriminator: bool) -> None:
-    """Load the weights that a run starts from.
+def check_discriminator_start(config: TrainConfig) -> None:
+    """Refuse a discriminator that is to start from a generator which has not learned anything yet.
+
+    Args:
+        config: of the first stage of a run that starts.
+
+    Raises:
+        WeightsError: so it is.
+    """
+    trains_one = "d" in make_method(config.training, config.generator).parts
+    if config.discriminator.init_from and trains_one and not config.run.init_from:
+        raise WeightsError(
+            "discriminator.init_from is generator, but the generator starts with random weights: give run.init_from or a "
+            "stage before, or set discriminator.init_from to null"
+        )
+
+
+def start_from_encoder(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: Ranks) -> None:
+    """Give a discriminator of `discriminator.init_from` the convolutions of the trained generator's encoder."""
+    if config.discriminator.init_from is None or "d" not in networks:
+        return
+    shared = shared_with_encoder(networks["d"], networks["g"])
+    trained, own = networks["g"].state_dict(), dict(networks["d"].named_parameters())
+    networks["d"].load_state_dict({name: trained[twin] for name, twin in shared.items()}, strict=False)
+    if ranks.rank == 0:
+        taken, held = (sum(own[name].numel() for name in names) for names in (shared, own))
+        log.info(
+            "the discriminator starts with %d of its %d parameters, %.1f%% of their values, from the generator's encoder",
+            *(len(shared), len(own), 100 * taken / held),
+        )
+
+
+def load_start(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: Ranks) -> None:
+    """Load the weights that a run starts from, `run.init_from`: the generator's, and the discriminator's if it has one.
 
     Args:
         networks: of the run.
-        source: a run, of which the newest checkpoint counts, a snapshot or an exported model, or a file of a generator.
+        config: of its first stage.
         ranks: the ranks, which all take the same checkpoint, though the run may go on.
-        discriminator: load the discriminator as well, if the source has one and the run trains one.
 
     Raises:
         WeightsError: weights cannot be read, or are of other networks.
         CheckpointError: the run has no valid checkpoint.
     """
-    judge = networks.get("d") if discriminator else None
+    source, from_encoder = Path(config.run.init_from or ""), config.discriminator.init_from is not None
+    judge = networks.get("d") if config.run.init_from_discriminator and not from_encoder else None
     if source.is_file() or is_snapshot(source):
         file = source if source.is_file() else source / WEIGHTS
         load_initial_weights(networks["g"], file)
@@ -158,7 +200,7 @@ def load_start(networks: Mapping[Part, nn.Module], source: Path, ranks: Ranks, *
         newest = find_checkpoint(storage, None).step if ranks.rank == 0 else 0
         try:
             checkpoint = find_checkpoint(storage, ranks.broadcast(newest))
-            state, config = trained_generator(checkpoint)
+            state, trained = trained_generator(checkpoint)
             judged = trained_discriminator(checkpoint)
         finally:
             storage.forget()
@@ -166,9 +208,10 @@ def load_start(networks: Mapping[Part, nn.Module], source: Path, ranks: Ranks, *
         if judge is not None and judged is not None:
             with _advice_for_discriminator():
                 load_matching(judge, judged, str(source), "discriminator")
-        unused = not make_method(config.training, config.generator).uses_latent
+        unused = not trains_with_latent(trained)
+    start_from_encoder(networks, config, ranks)
     if unused:
-        silence_latent(networks)
+        silence_latent(networks, config, ranks)
 
 
 @contextmanager
@@ -201,10 +244,17 @@ def build(
     """
     device, training = ranks.device, config.training
     method = make_method(training, config.generator).starting_at(first_step)
+    if not config.generator.latent and ranks.rank == 0:
+        log.info("generator.latent is false: the generator gets zeros instead of z")
     fuse("gpu" if config.engine.fused else "nowhere")
     networks = new_networks(config)
     if config.run.init_from and fresh:
-        load_start(networks, Path(config.run.init_from), ranks, discriminator=config.run.init_from_discriminator)
+        load_start(networks, config, ranks)
+    for part, network in networks.items():
+        freeze(network, PART_NAMES[part], training.freeze)
+        learns, held = (sum(p.numel() for p in some) for some in (learning(network), network.parameters()))
+        if learns < held and ranks.rank == 0:
+            log.info("%.1f%% of the %s stand still", 100 * (held - learns) / held, PART_NAMES[part])
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
     engines: dict[Part, Engine] = {
         part: make_engine(
@@ -242,6 +292,7 @@ def build(
         gradient_scale=GradientScale(device, ranks.sum_on_device)
         if training.gradient_normalization and "d" in method.parts
         else None,
+        sees_x_t=config.discriminator.sees == "pair",
     )
     skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
     return Learner(method, players, Ema(players.generator, training.power_ema.widths), skipped)

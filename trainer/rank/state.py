@@ -16,6 +16,7 @@ from data.storage.redaction import redact, redact_values
 from trainer.algorithm.ema import is_average
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.format import Checkpoint, CheckpointError
+from trainer.checkpoint.snapshot import trains_with_latent
 from trainer.checkpoint.whole import trained_generator
 from trainer.config.io import from_dict, to_dict
 from trainer.config.resume import check_resumable
@@ -23,7 +24,7 @@ from trainer.config.stages import Stage
 from trainer.config.train_config import TrainConfig
 from trainer.engine.interface import Fragment
 from trainer.engine.ranks import Ranks
-from trainer.rank.build import Learner, new_networks, silence_latent
+from trainer.rank.build import Learner, new_networks, silence_latent, start_from_encoder
 from trainer.rank.metrics import StatisticsSum
 from trainer.tracking.provenance import library_versions
 
@@ -59,9 +60,10 @@ class TrainingState:
         """Approximate size of what this rank saves: parameters, Adam's two moments, and the generator's averages."""
         total = 0
         for part, engine in self.learner.players.engines.items():
-            held = sum(tensor.numel() for _, _, tensor in engine.live_parameters())
-            share = held if engine.partitioned else -(-held // self.ranks.world_size)
-            total += 4 * share * (4 + len(self.stage.config.training.power_ema.widths) if part == "g" else 3)
+            averages = 1 + len(self.stage.config.training.power_ema.widths) if part == "g" else 0
+            learns = {name: p.requires_grad for name, p in engine.module.named_parameters()}
+            held = sum(t.numel() * (averages + (3 if learns[name] else 1)) for name, _, t in engine.live_parameters())
+            total += 4 * (held if engine.partitioned else -(-held // self.ranks.world_size))
         return total + total // 32 + 2**16  # margin for ZeRO's uneven shares and for small tensors
 
     def manifest(self, step: int, mlflow_run_id: str | None) -> dict[str, Any]:
@@ -107,8 +109,9 @@ class TrainingState:
         averaged, before = trained_generator(checkpoint)
         networks, learner = new_networks(self.stage.config), self.learner
         networks["g"].load_state_dict(averaged)
-        if before.training.objective == "gaussian":
-            silence_latent(networks)
+        start_from_encoder(networks, self.stage.config, self.ranks)
+        if not trains_with_latent(before):
+            silence_latent(networks, self.stage.config, self.ranks)
         for part, engine in learner.players.engines.items():
             engine.load(_NewWeights(networks[part]), 0)
         learner.ema.load(_NewWeights(networks["g"]))

@@ -15,7 +15,7 @@ from trainer.config.io import flat, shown_config
 from trainer.config.stages import stage_after
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.engine.ranks import Ranks
-from trainer.rank.build import build, settle_precision
+from trainer.rank.build import build, check_discriminator_start, settle_precision
 from trainer.rank.divergence import Diverged
 from trainer.rank.hooks import (
     AveragedGenerator,
@@ -66,6 +66,8 @@ class Worker:
         ranks = self.ranks
         self.checkpoint = checkpoint
         self.stage = stage = stage_after(self.config, checkpoint.step if checkpoint else 0)
+        if checkpoint is None:
+            check_discriminator_start(stage.config)
         self.learner = build(stage.config, ranks, fresh=checkpoint is None, first_step=stage.first_step)
         self.state = TrainingState(self.config, stage, ranks, self.index, self.learner)
         self.averaged = AveragedGenerator(stage.config, ranks, self.learner)

@@ -17,6 +17,7 @@ from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
 from trainer.algorithm.schedules import Cosine
+from trainer.engine.frozen import freeze
 
 GAME = Adversarial(r1_gamma=1.0)
 update_discriminator, update_generator = GAME.update_discriminator, GAME.update_generator
@@ -45,6 +46,19 @@ def test_generator_update_computes_no_gradient_of_the_discriminator_and_unfreeze
     assert all(g is None for g in found["discriminator"])
     assert all(g is not None for g in found["generator"])
     assert all(p.requires_grad for p in players.discriminator.module.parameters())
+
+
+def test_what_stands_still_in_a_network_gets_no_gradient_in_either_update():
+    players, name = make_players(), "blocks.0.conv1.weight"
+    freeze(players.discriminator.module, "discriminator", [f"discriminator.{name}"])
+    freeze(players.generator.module, "generator", ["generator.conv_in.*"])
+    update_generator(players, micro_batches(0, 16, 8))
+    update_discriminator(players, micro_batches(0, 16, 8), r1_gamma=1.0)
+    without = {
+        part: [n for n, p in getattr(players, part).module.named_parameters() if p.grad is None]
+        for part in ("generator", "discriminator")
+    }
+    assert without == {"generator": ["conv_in.weight", "conv_in.bias"], "discriminator": [name]}
 
 
 def test_discriminator_is_unfrozen_when_the_update_fails():

@@ -1,15 +1,20 @@
 """The transforms of what the discriminator sees: against copies of pixels one by one, and within the two updates."""
 
+import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.diffusion import sample_posterior
+from models.discriminator import Discriminator, DiscriminatorConfig
 from models.dropout import masks_from
+from models.shapes import ImageForm
 from tests.trainer.engine.conformance_rank import make_players, micro_batches
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.augmentation import (
@@ -277,6 +282,35 @@ def test_without_augmentation_pairs_have_no_view():
     for config in (AugmentationConfig(), AugmentationConfig(probability=0.0, transforms=("cutout",))):
         (batch,) = micro_batches(0, 16, 16, replace(AUGMENTED, augmentation=config))
         assert batch.pair_d.view is None and batch.pair_g.view is None
+
+
+class Gathers(TorchDispatchMode):
+    """Counts the operations that move rows or columns: two for each image that is seen, and two for its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.total += func.overloadpacket is torch.ops.aten.gather
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("part", "of_pairs", "of_x_tm1"), [("d", 2 * 4, 2 * 2), ("g", 2 * 3, 2 * 2)])
+def test_no_view_is_made_of_an_x_t_that_the_discriminator_does_not_see(part, of_pairs, of_x_tm1):
+    game = replace(AUGMENTED, r1_gamma=0.0, r2_gamma=0.0)
+    batches, found, counted = micro_batches(0, 16, 16, game), [], []
+    marginal = Discriminator(
+        DiscriminatorConfig(base_channels=4, time_embedding_dim=16, sees="marginal"), ImageForm(16, 1)
+    )
+    for sees_x_t in (True, False):
+        players = replace(make_players(), sees_x_t=sees_x_t)
+        players.discriminator.module = copy.deepcopy(marginal)
+        with Gathers() as gathers:
+            found.append(game.update(part, players, batches, 0))
+        counted.append(gathers.total)
+    assert counted == [of_pairs, of_x_tm1]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 ADAPTIVE = AdaptiveConfig()

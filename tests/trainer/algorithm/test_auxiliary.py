@@ -15,24 +15,23 @@ from trainer.algorithm.auxiliary import (
     GradientScale,
     ReconstructionConfig,
     reconstruction_loss,
-    reconstruction_weight,
     transport_loss,
 )
+from trainer.algorithm.schedules import Cosine
 
 DIFFUSION = Diffusion.from_config(DiffusionConfig())
 X0, OTHER = torch.randn(2, 64, 1, 8, 8, generator=torch.Generator().manual_seed(0)).tanh()
 TIMES = torch.arange(64) % 4
 
 
-def test_reconstruction_weight_falls_from_its_value_over_half_of_it_to_zero_and_stays_there():
-    config = ReconstructionConfig(weight=8.0, decay_images=1000)
-    assert reconstruction_weight(config, 0) == 8.0
-    assert reconstruction_weight(config, 500) == pytest.approx(4.0)
-    assert reconstruction_weight(config, 1000) == reconstruction_weight(config, 5000) == 0.0
-
-
-def test_reconstruction_weight_without_decay_stays():
-    assert reconstruction_weight(ReconstructionConfig(weight=8.0), 10**9) == 8.0
+def test_each_loss_has_its_own_course_and_one_without_a_weight_is_not_there():
+    falling = Cosine(start=8.0, end=0.0, decay_images=1000)
+    both = Auxiliary(ReconstructionConfig(weight=falling), transport=0.5)
+    assert [both.weights_at(images)["reconstruction"] for images in (0, 1000, 5000)] == [8.0, 0.0, 0.0]
+    assert both.weights_at(500) == {"reconstruction": pytest.approx(4.0), "transport": 0.5}
+    never = Cosine(start=0.0, end=0.0, decay_images=1000)
+    assert both.names == ("reconstruction", "transport")
+    assert Auxiliary(ReconstructionConfig(weight=never), transport=falling).names == ("transport",)
 
 
 def test_reconstruction_is_the_mean_of_squares_or_of_absolute_values():

@@ -17,7 +17,7 @@ def test_every_setting_has_a_text_of_plain_sentences():
     settings = {entry.name: entry for entry in entries() if not entry.is_section}
     of_stages = [f"stages.NAME.{name}" for name in ("images", "training", "diffusion", "discriminator")]
     assert [name for name in settings if name.startswith("stages.")] == of_stages
-    assert [name for name in settings if name not in of_stages] == list(flat(load_config("digits")))
+    assert [name for name in settings if name not in of_stages] == list(flat(load_config("cifar10")))
     for entry in entries():
         assert len(entry.text) > 15, entry.name
         assert entry.text[-1] in ".)", entry.name

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from trainer.algorithm.schedules import Cosine
 from trainer.config.draft import ConfigError
 from trainer.config.io import from_dict, load_config, load_stored, to_dict
 from trainer.config.renamed import RENAMED
 from trainer.config.resume import check_resumable
+from trainer.config.stages import stages_of
 from trainer.config.strict_yaml import dump
 
 
@@ -50,4 +52,24 @@ def test_a_run_of_the_former_names_is_resumed_and_a_change_is_noted_under_the_pr
     assert check_resumable(from_dict(stored), load_config("digits", ["grids.interval_steps=9"])) == (
         "grids.interval_steps: null -> 9 (it says only what is drawn)",
         "grids.num_images: 5 -> 100 (it says only what is drawn)",
+    )
+
+
+def test_a_weight_that_fell_to_zero_is_read_as_the_course_that_it_was(stored: dict):
+    stored["training"]["reconstruction"] = {"weight": 2.0, "decay_images": 500, "distance": "square"}
+    weights = ({"weight": 3.0}, {"decay_images": None}, {"distance": "absolute"}, {})
+    for number, reconstruction in enumerate(weights):
+        stored["stages"][f"stage{number}"] = {"images": 64, "training": {"reconstruction": reconstruction}}
+    config = from_dict(stored)
+    expected = [Cosine(start=3.0, end=0.0, decay_images=500), 2.0, *[Cosine(start=2.0, end=0.0, decay_images=500)] * 3]
+    assert [stage.config.training.reconstruction.weight for stage in stages_of(config)] == expected
+    stored["training"]["reconstruction"] = {"weight": 2.0, "decay_images": None}
+    stored["stages"] = {}
+    assert from_dict(stored).training.reconstruction.weight == 2.0
+
+
+def test_a_setting_that_is_gone_is_refused_with_what_to_write_instead():
+    assert refusal("digits", "training.reconstruction.decay_images=9") == (
+        "--set training.reconstruction.decay_images=9: training.reconstruction.decay_images is no setting any more: "
+        "training.reconstruction.weight may have a course instead: {start: ..., end: 0, decay_images: ...}"
     )

@@ -134,5 +134,37 @@ def test_images_that_the_haar_transform_cannot_halve_and_mirrored_coefficients_a
     assert line.startswith("training.augmentation.transforms holds flip, but data.domain is haar")
 
 
+def test_a_frozen_name_that_is_none_is_refused_with_those_there_are():
+    (line,) = refusals(training={"freeze": ["generator.encoder.*"]})
+    assert line == (
+        "training.freeze holds generator.encoder.*, which fits no parameter: names begin with generator and go on with "
+        "conv_in, conv_out, down, mapping, middle_attention, middle_block1, middle_block2, norm_out, time_embedding, "
+        "up. A pattern of all that is below one of these ends with .*"
+    )
+    (line,) = refusals(training={"freeze": ["generator.down.*.blocks.1.conv9.*"]})
+    assert "go on with conv1, conv2, norm1, norm2, " in line
+    (line,) = refusals(training={"freeze": ["conv_in.weight"]})
+    assert "names begin with discriminator, generator. " in line
+    (line,) = refusals(training={"freeze": ["generator.down"]})  # a part, not all that is below it
+    assert "conv_out, down, mapping" in line
+
+
+def test_a_network_of_which_nothing_would_learn_is_refused():
+    for part in ("generator", "discriminator"):
+        (line,) = refusals(training={"freeze": [f"{part}.*.weight", f"{part}.*bias"]})
+        assert f"which is the whole {part}" in line
+
+
+def test_a_discriminator_without_a_convolution_of_the_encoder_is_refused():
+    assert make(discriminator={"init_from": "generator"}).discriminator.init_from == "generator"
+    assert refusals(discriminator={"init_from": "generator", "base_channels": 24}) == [
+        "discriminator.init_from is generator, but none of its convolutions has the shape of one in the encoder of the "
+        "generator: set discriminator.base_channels so that 8 times it is a width of the generator, which are 128, "
+        "256, or discriminator.init_from to null"
+    ]
+    (line,) = refusals(discriminator={"init_from": "generator", "kind": "mlp"}, generator={"kind": "mlp"})
+    assert "a network of kind mlp has no convolutions" in line
+
+
 def test_every_objective_has_a_name_in_the_config():
     assert set(get_args(ObjectiveName)) == OBJECTIVES.keys() | {"gaussian"}  # which has no adversary

@@ -22,6 +22,7 @@ from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import Conditions, MicroBatch, RawBatch
 from trainer.algorithm.randomness import Draws
+from trainer.engine.frozen import freeze, learning
 from trainer.engine.interface import Engine, EngineConfig, Fragment
 from trainer.engine.plain import make_adam
 from trainer.engine.ranks import Ranks
@@ -47,6 +48,7 @@ GAMES = {
         global_batch_size=GLOBAL_BATCH,
     ),
     "transport": Adversarial(auxiliary=Auxiliary(transport=0.5)),
+    "frozen": Adversarial(r1_gamma=GAMMA),
 }
 
 
@@ -65,9 +67,13 @@ class PlainEngine(Engine):
         self.optimizer.zero_grad()
 
 
-def networks(form: ImageForm = PLAIN) -> tuple[Generator, Discriminator]:
-    """The same weights each time."""
-    return copy.deepcopy(_networks(form))
+def networks(loss: str = "", form: ImageForm = PLAIN) -> tuple[Generator, Discriminator]:
+    """The same weights each time; with the loss `frozen` some of them stand still."""
+    generator, discriminator = copy.deepcopy(_networks(form))
+    if loss == "frozen":
+        freeze(generator, "generator", ["generator.down.*", "*.time.*"])
+        freeze(discriminator, "discriminator", ["*.conv1.*"])
+    return generator, discriminator
 
 
 @cache
@@ -138,7 +144,7 @@ def micro_batches(
 
 def optimizer_of(module: nn.Module, kind: str) -> torch.optim.Optimizer:
     if kind == "sgd":
-        return torch.optim.SGD(module.parameters(), lr=0.1)
+        return torch.optim.SGD(learning(module), lr=0.1)
     optimizer = make_adam(module, CPU, eps=1e-4)
     optimizer.param_groups[0]["lr"] = 1e-3
     return optimizer
@@ -184,6 +190,8 @@ def cases() -> Iterator[tuple[str, int, int, str, str]]:
         yield backend, stage_g, stage_d, "finite differences", "sgd"
     for backend, stage_g, stage_d in (("torch", 0, 0), ("deepspeed", 2, 2), ("deepspeed", 3, 2)):
         yield backend, stage_g, stage_d, "transport", "sgd"
+    for stage_g, stage_d in ((1, 1), (3, 2)):
+        yield "deepspeed", stage_g, stage_d, "frozen", "adam"
     for loss in ("no r1", "finite differences", "transport"):  # these differentiate D only once
         yield "deepspeed", 3, 3, loss, "sgd"
 
@@ -221,13 +229,14 @@ def survives_reload(engine: Engine, ranks: Ranks, fresh: Engine) -> bool:
     live = zip(engine.live_parameters(), fresh.live_parameters(), strict=True)
     same = same and all(torch.equal(a[2], b[2]) for a, b in live)
     numels = sum(f.tensors["parameter"].numel() for f in everyone)
-    return same and numels == sum(p.numel() for p in networks(GIVEN)[0].parameters())
+    return same and numels == sum(p.numel() for p in networks(form=GIVEN)[0].parameters())
 
 
 @cache
 def references_for(loss: str, kind: str) -> tuple[PlainEngine, PlainEngine]:
     """Both networks after the step of plain torch."""
-    generator, discriminator = (PlainEngine(n, optimizer_of(n, kind)) for n in networks(GIVEN))  # pyright: ignore[reportAbstractUsage]
+    made = networks(loss, GIVEN)
+    generator, discriminator = (PlainEngine(n, optimizer_of(n, kind)) for n in made)  # pyright: ignore[reportAbstractUsage]
     batches = micro_batches(0, GLOBAL_BATCH, GLOBAL_BATCH, GAMES[loss], GIVEN)
     train_one_step((generator, discriminator), batches, GAMES[loss], world_size=1)
     return generator, discriminator
@@ -246,7 +255,7 @@ def main() -> None:
         def build(network: nn.Module, stage: int, kind: str = kind, config: EngineConfig = config) -> Engine:
             return make_engine(network, optimizer_of(network, kind), config, zero_stage=stage, grad_accum_steps=2)
 
-        engines = tuple(build(n, stage) for n, stage in zip(networks(GIVEN), (stage_g, stage_d), strict=True))
+        engines = tuple(build(n, stage) for n, stage in zip(networks(loss, GIVEN), (stage_g, stage_d), strict=True))
         train_one_step(engines, micro_batches(*mine, share // 2, game, GIVEN), game, world_size=ranks.world_size)  # pyright: ignore
         norms = [abs((e.guard.norm / r.norm).item() - 1) for e, r in zip(engines, references, strict=True)]
         row = {
@@ -256,7 +265,7 @@ def main() -> None:
             "norms": max(norms),
         }
         if kind == "adam":
-            fresh = build(networks(GIVEN)[0], stage_g)
+            fresh = build(networks(loss, GIVEN)[0], stage_g)
             row["reloads"] = all(ranks.gather(survives_reload(engines[0], ranks, fresh)))
             fresh.close()
         rows.append(row)

@@ -24,9 +24,9 @@ def rows(request) -> list[dict]:
     found = json.loads(done.stdout[done.stdout.index("[{") :])
     print(json.dumps(found, indent=1))  # noqa: T201 - Adam's differences are recorded in docs/experiments.md from here
     # Torch, and four pairs of stages: with and without R1 by SGD and Adam, RpGAN with R1 and R2 by SGD, exact and by
-    # finite differences; three of them with the transport loss and a normalized gradient. Stage 3 for both networks
-    # with the losses that differentiate once.
-    assert len(found) == 36
+    # finite differences; three of them with the transport loss and a normalized gradient, and two with frozen
+    # parameters. Stage 3 for both networks with the losses that differentiate once.
+    assert len(found) == 38
     return found
 
 
@@ -50,7 +50,7 @@ def test_gradient_norms_equal_plain_torch(rows):
 @pytest.mark.multirank
 def test_fragments_tile_the_state_once_and_load_bitwise(rows):
     reloaded = [row for row in rows if "reloads" in row]
-    assert len(reloaded) == 10
+    assert len(reloaded) == 12
     for row in reloaded:
         assert row["reloads"], row
 

@@ -152,8 +152,25 @@ def test_a_run_starts_both_networks_from_another_run_or_from_its_export(tiny, tm
         assert equal(states, "g")
         with pytest.raises(WeightsError, match="to false for a new one"):
             started(f"run.init_from={source}", "discriminator.base_channels=8")
+        states = started(f"run.init_from={source}", "discriminator.init_from=generator")
+        assert equal(states, "g") and not equal(states, "d")
+        assert torch.equal(states["d"]["blocks.0.conv1.weight"], expected["g"]["down.0.blocks.0.conv1.weight"])
     states = started(f"run.init_from={tmp_path / 'model' / 'generator.safetensors'}")
     assert equal(states, "g") and not equal(states, "d")
+
+
+def test_the_game_knows_whether_the_discriminator_sees_x_t_and_says_that_there_is_no_z(tiny, tmp_path, caplog):
+    ranks = Ranks.join("cpu", 60)
+    try:
+        for sees in ("pair", "marginal"):
+            sets = (f"discriminator.sees={sees}", "training.transport=1", "generator.latent=false")
+            with caplog.at_level(logging.INFO):
+                learner = build_module.build(settle_precision(configure(tiny, tmp_path, *sets), ranks), ranks)
+            assert learner.players.sees_x_t == (sees == "pair")
+            learner.close()
+    finally:
+        ranks.leave()
+    assert "generator.latent is false: the generator gets zeros instead of z" in caplog.text
 
 
 def test_weights_of_a_game_keep_the_latent_they_have_learned_with(tiny, tmp_path):

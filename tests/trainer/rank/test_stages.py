@@ -6,7 +6,7 @@ import torch
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.checkpoint.format import list_checkpoints
 from trainer.checkpoint.snapshot import load_snapshot
-from trainer.checkpoint.whole import trained_generator
+from trainer.checkpoint.whole import trained_discriminator, trained_generator
 from trainer.config.stages import stages_of
 
 STAGES = (
@@ -56,6 +56,21 @@ def test_the_game_begins_with_the_average_of_the_denoiser_and_a_silent_latent(ti
     assert config.training.objective == "non_saturating"
     different = {name for name, value in begun.items() if not torch.equal(value, averaged[name])}
     assert different and all("mapping" in name for name in different)
+
+
+@pytest.mark.slow
+def test_the_discriminator_of_the_game_may_begin_as_the_encoder_of_the_denoiser(tiny, tmp_path, caplog):
+    still = [f"training.learning_rate_{part}.{key}=1e-30" for part in "gd" for key in ("peak", "final")]
+    with caplog.at_level("INFO"):
+        train(configure(tiny, tmp_path, *SETS, *still, "discriminator.init_from=generator"))
+    border, end = list_checkpoints(tmp_path / "checkpoints")
+    encoder, began = trained_generator(border)[0], trained_discriminator(end)
+    assert began is not None
+    taken = {
+        name for name in began for twin in encoder if torch.equal(began[name], encoder[twin]) and began[name].any()
+    }
+    assert {f"blocks.0.conv{i}.weight" for i in (1, 2)} <= taken and not any("time" in name for name in taken)
+    assert f"the discriminator takes {len(taken)} of its {len(began)} parameters" in caplog.text
 
 
 ZERO = ("engine.backend=deepspeed", "engine.zero_stage_g=3", "engine.zero_stage_d=2")
