@@ -9,7 +9,7 @@ from tests.import_graph import python_files
 
 ALLOWED = {
     ("data/sources/cifar10_pickle.py", "pickle"): "an unpickler that refuses every name but those of plain arrays",
-    ("trainer/evaluate/features.py", "torch.jit.load"): "a network that the user names; docs/evaluation.md",
+    ("trainer/evaluate/networks/features.py", "torch.jit.load"): "a network that the user names; docs/evaluation.md",
 }
 """File and what it uses, with the reason."""
 MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}

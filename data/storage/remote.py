@@ -44,8 +44,12 @@ class AbandonedError(Exception):
 class Storage:
     """One remote folder. Each process connects on first use, so a forked process may use this object."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, attempts: int = ATTEMPTS) -> None:
         """Check the URL without a connection.
+
+        Args:
+            url: of the folder.
+            attempts: how often a temporary failure is met.
 
         Raises:
             DataError: it is invalid, or its storage is unknown.
@@ -53,6 +57,7 @@ class Storage:
         self.url = checked_url(url)
         """The folder, without a trailing slash. It may hold a password: show it through `redact` only."""
         self._protocol = self.url.partition("://")[0]
+        self._attempts = attempts
         self._connecting = threading.Lock()
         self._connected: tuple[int, fsspec.AbstractFileSystem, str] | None = None
 
@@ -158,7 +163,7 @@ class Storage:
                 _label(name),
                 redact(str(state.outcome.exception())),
                 state.attempt_number,
-                ATTEMPTS,
+                self._attempts,
                 state.upcoming_sleep,
             )
 
@@ -166,7 +171,7 @@ class Storage:
             stop.wait(seconds)
 
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=tenacity.stop_after_attempt(self._attempts),
             wait=tenacity.wait_exponential(FIRST_WAIT_S, max=LONGEST_WAIT_S)
             + tenacity.wait_random(0, min(1.0, FIRST_WAIT_S)),
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, FailureError) and error.passing),
@@ -177,8 +182,8 @@ class Storage:
         try:
             return retrying(attempt)
         except FailureError as failure:
-            if failure.passing:
-                failure.reason += f" ({ATTEMPTS} attempts in {time.monotonic() - began:.0f} s)"
+            if failure.passing and self._attempts > 1:
+                failure.reason += f" ({self._attempts} attempts in {time.monotonic() - began:.0f} s)"
             raise
 
     def _call(self, method: str, name: str, *args: Any, progress: "_Progress | None" = None, **kwargs: Any) -> Any:

@@ -153,6 +153,19 @@ def load_initial_weights(network: nn.Module, file: Path, part: str = "generator"
 
 
 def load_weights(file: Path) -> Mapping[str, Tensor]:
+    """Read a state dict of floating point numbers, see `read_state`.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds something else.
+    """
+    state = read_state(file)
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise WeightsError(f"{file}: {name} is {value.dtype}, but weights are floating point numbers")
+    return state
+
+
+def read_state(file: Path) -> Mapping[str, Tensor]:
     """Read a state dict from a .safetensors, .pth or .pt file; nothing in it is executed.
 
     Raises:
@@ -176,9 +189,6 @@ def load_weights(file: Path) -> Mapping[str, Tensor]:
         raise WeightsError(f"{file} is refused: it holds more than tensors ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{file} holds no state dict: a mapping from names to tensors is expected")
-    for name, value in state.items():
-        if not value.is_floating_point():
-            raise WeightsError(f"{file}: {name} is {value.dtype}, but weights are floating point numbers")
     return state
 
 

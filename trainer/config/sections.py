@@ -21,12 +21,17 @@ from trainer.algorithm.penalties import PenaltyKind
 from trainer.algorithm.schedules import AdamConfig, LearningRateConfig, Weight
 from trainer.engine.interface import Decay
 
-JudgeKind = Literal["classifier", "lite0", "file"]
-"""Whose features samples are measured in: a classifier trained on the data, EfficientNet-Lite0, or a network's file."""
-LITE0_FIGURES = {"fid": "fd_lite0", "kid": "kd_lite0", "inception_score": "class_score_lite0"}
-"""Names of the figures of lite0 that must not be taken for the published ones; the others keep theirs."""
-FIGURES = frozenset(
-    {"fid", "kid", "inception_score", "precision", "recall", "density", "coverage", *LITE0_FIGURES.values()}
+JudgeKind = Literal["classifier", "lite0", "inception", "inception-clean", "dinov2", "file"]
+"""Whose features samples are measured in: a classifier trained on the data, EfficientNet-Lite0, FID's Inception by a
+published or by clean-fid's rule, DINOv2, or a network's file."""
+RENAMED_FIGURES: dict[str, dict[str, str]] = {
+    "lite0": {"fid": "fd_lite0", "kid": "kd_lite0", "inception_score": "class_score_lite0"},
+    "inception-clean": {"fid": "clean_fid", "kid": "clean_kid"},
+    "dinov2": {"fid": "fd_dinov2", "kid": "kd_dinov2"},
+}
+"""Names, by network, of the figures that must not be taken for FID, KID and Inception score; the others keep theirs."""
+FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"}).union(
+    *(names.values() for names in RENAMED_FIGURES.values())
 )
 """Curves of an evaluation."""
 
@@ -263,13 +268,14 @@ class EvaluationConfig:
     interval_images: PositiveInt | None = None
     """Training images between evaluations of the averaged weights. The results are logged as the curves fid, kid,
     inception_score, precision, recall, density and coverage, which checkpoint.keep_best may name. With the network
-    lite0 the first three are fd_lite0, kd_lite0 and class_score_lite0. null: no evaluations."""
+    lite0 the first three are fd_lite0, kd_lite0 and class_score_lite0; with inception-clean the first two are clean_fid
+    and clean_kid, with dinov2 fd_dinov2 and kd_dinov2. null: no evaluations."""
     num_samples: Annotated[int, Field(ge=2, le=10**7, description="their features would fill the memory")] = 1000
     """Samples drawn for each evaluation, from the same noise each time."""
     network: str | None = None
-    """`lite0`, EfficientNet-Lite0 with its ImageNet weights, for photographs; or a TorchScript file of the feature
-    network, such as Inception. null or `classifier`: a small classifier that is trained on the data set, which must
-    have labels."""
+    """`lite0`, EfficientNet-Lite0 with its ImageNet weights, for photographs; `inception`, `inception-pytorch`,
+    `inception-clean` or `dinov2`, the published networks; or a TorchScript file of the feature network. null or
+    `classifier`: a small classifier that is trained on the data set, which must have labels."""
     reference: str | None = None
     """Images to compare with, in any form that `python -m trainer.evaluate --reference` takes. null: the data set of
     the run."""

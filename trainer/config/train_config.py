@@ -21,7 +21,7 @@ from trainer.algorithm.methods import make_method
 from trainer.config.batch_split import BatchSplit, split_evenly, split_groups
 from trainer.config.sections import (
     FIGURES,
-    LITE0_FIGURES,
+    RENAMED_FIGURES,
     CheckpointConfig,
     EvaluationConfig,
     GridsConfig,
@@ -168,11 +168,12 @@ def _check_keep_best(config: TrainConfig) -> None:
     if best not in FIGURES:
         return
     network = config.evaluation.network
-    renamed = LITE0_FIGURES if network == "lite0" else {new: name for name, new in LITE0_FIGURES.items()}
-    if best in renamed:
+    figure = next((name for names in RENAMED_FIGURES.values() for name, new in names.items() if new == best), best)
+    measured = RENAMED_FIGURES.get(network or "", {}).get(figure, figure)
+    if best != measured:
         raise ValueError(
             f"checkpoint.keep_best is {best}, which evaluation.network {network or 'null'} does not measure: set it to "
-            f"{renamed[best]}"
+            f"{measured}"
         )
     if every is None:
         raise ValueError(

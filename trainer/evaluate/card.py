@@ -13,8 +13,7 @@ import torch
 
 from data.storage.errors import UserError
 from data.storage.files import replaced
-from trainer.evaluate.features import FeatureNetwork
-from trainer.evaluate.quality import named
+from trainer.evaluate.networks.features import FeatureNetwork
 from trainer.evaluate.reference import Measured, Reference
 
 FORMAT = 1
@@ -32,6 +31,7 @@ SETTINGS: dict[str, type] = {
     "network": str,
     "through": str,
     "seed": int,
+    "infinity": bool,
 }
 """Options of the command that the figures depend on, and their types in a card. Absent: not given."""
 Row = tuple[int | None, int | None, str, Measured]
@@ -59,6 +59,8 @@ def make_card(
             settings["weights"] = options.weights
         if steps := [str(row[0]) for row in rows if row[0] is not None]:
             settings["checkpoints"] = ",".join(steps)
+    if options.infinity:
+        settings["infinity"] = True
     settings = {
         name: str(settings[name]) if kind is str else settings[name]
         for name, kind in SETTINGS.items()
@@ -76,7 +78,7 @@ def make_card(
                 "images": images,
                 "samples_sha256" if options.run is None else "weights_sha256": sha256,
                 "num_samples": measured.num_samples,
-                "figures": named(measured.quality, measured.judge),
+                "figures": measured.figures,
             }
             for step, images, sha256, measured in rows
         ],
@@ -153,4 +155,5 @@ def _close(a: object, b: object) -> bool:
 
 def _arguments(settings: Mapping[str, Any]) -> list[str]:
     # With =, so that a value that begins with a dash is no option.
-    return [f"--{name}={settings[name]}" for name in SETTINGS if name in settings]
+    given = [name for name in SETTINGS if name in settings]
+    return [f"--{name}" if SETTINGS[name] is bool else f"--{name}={settings[name]}" for name in given]

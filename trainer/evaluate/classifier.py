@@ -3,7 +3,9 @@
 Its results are not a published metric: they compare runs on one data set, not across data sets.
 """
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from data.storage.errors import UserError
 from models.shapes import ImageForm, Uint8Image
+from trainer.config.sections import JudgeKind
+from trainer.evaluate.networks.features import Seen
 from trainer.evaluate.quality import Quality, compare, frechet_distance, statistics_of
 from trainer.sample.images import to_uint8
 
@@ -118,6 +122,24 @@ def train_classifier(
     return TrainedClassifier(model=model, accuracy=right, num_held_out=num_held_out)
 
 
+class ClassifierNetwork:
+    """The classifier as a network that measures: its 64 features and its logits."""
+
+    kind: JudgeKind = "classifier"
+
+    def __init__(self, classifier: TrainedClassifier, seed: int) -> None:
+        self._classifier = classifier
+        self.name = f"built-in classifier (seed {seed})"
+        digest = hashlib.sha256()
+        for value in classifier.model.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        self.key = digest.hexdigest()
+
+    def __call__(self, images: Uint8Image) -> Seen:
+        """Features [N, 64] and logits [N, num_classes]."""
+        return Seen(self._classifier.features(images), self._classifier.logits(images))
+
+
 def _convolution(c_in: int, c_out: int, *, kernel_size: int, stride: int) -> tuple[nn.Module, ...]:
     conv = nn.Conv2d(c_in, c_out, kernel_size, stride=stride, padding=1, bias=False)
     return conv, nn.BatchNorm2d(c_out), nn.ReLU()
@@ -197,7 +219,7 @@ class Evaluation:
 
 
 def evaluate_samples(
-    samples: UInt8[Tensor, "n _ _ _"],
+    samples: Uint8Image | Iterable[Uint8Image],
     reference: UInt8[Tensor, "m c h w"],
     labels: Int64[Tensor, " m"] | None,
     seed: int,
@@ -207,7 +229,7 @@ def evaluate_samples(
     """Measure samples against a labelled reference; takes some seconds on a CPU at 16 px.
 
     Args:
-        samples: uint8 [N, C, H, W], N > 1.
+        samples: uint8 [N, C, H, W], N > 1; or such tensors one after another, of which only one need be in memory.
         reference: uint8 [M, C, H, W], M >= 10.
         labels: int64 [M], counted from 0; None is refused.
         seed: for classifier and noise, 0 or more.
@@ -219,32 +241,36 @@ def evaluate_samples(
     """
     if labels is None:
         raise UserError(NO_LABELS)
-    if samples.dtype != torch.uint8 or samples.shape[1:] != reference.shape[1:]:
-        raise UserError(
-            f"the samples are {samples.dtype} {list(samples.shape)}, the reference is {reference.dtype} "
-            f"{list(reference.shape)}: channels, height and width must be equal and all uint8"
-        )
-    if len(samples) < 2:
-        raise UserError(
-            f"{len(samples)} sample has no covariance: give at least 2, better as many as the reference has"
-        )
     if not 0 <= seed < 2**63:
         raise UserError(f"seed is {seed}, expected 0 to 2**63 - 1")
+    batches = iter(samples.split(EVALUATION_BATCH_SIZE) if isinstance(samples, Tensor) else samples)
+    first = next(batches)  # looked at before the classifier is trained
+    if first.dtype != torch.uint8 or first.shape[1:] != reference.shape[1:]:
+        raise UserError(
+            f"the samples are {first.dtype} {list(first.shape)}, the reference is {reference.dtype} "
+            f"{list(reference.shape)}: channels, height and width must be equal and all uint8"
+        )
     classifier = classifier or train_classifier(reference, labels, seed=seed)
     reference_features = classifier.features(reference)
-    noise = noise_images(samples.shape, seed=seed)
-    logits = classifier.logits(samples)
-    quality = compare(classifier.features(samples), reference_features, logits=logits, seed=seed)
+    seen = [(classifier.features(batch), classifier.logits(batch)) for batch in itertools.chain([first], batches)]
+    features, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    if len(features) < 2:
+        raise UserError(
+            f"{len(features)} sample has no covariance: give at least 2, better as many as the reference has"
+        )
+    noise = (len(features), *first.shape[1:])
+    noise_features = torch.cat([classifier.features(batch) for batch in noise_batches(noise, seed=seed)])
+    quality = compare(features, reference_features, logits=logits, seed=seed)
     num_classes, predicted = int(labels.max()) + 1, logits.argmax(dim=1)
     agreement, class_agreement = (None, None) if asked is None else _agreement(predicted, asked)
     return Evaluation(
-        num_samples=len(samples),
+        num_samples=len(features),
         num_reference=len(reference),
         seed=seed,
         classifier_accuracy=classifier.accuracy,
         num_held_out=classifier.num_held_out,
         frechet_samples=quality.fid,
-        frechet_noise=frechet_distance(statistics_of(classifier.features(noise)), statistics_of(reference_features)),
+        frechet_noise=frechet_distance(statistics_of(noise_features), statistics_of(reference_features)),
         quality=quality,
         class_shares=_shares(predicted, num_classes),
         reference_class_shares=_shares(labels, num_classes),
@@ -259,9 +285,16 @@ def _agreement(predicted: Tensor, asked: Tensor) -> tuple[float, dict[int, float
 
 
 def noise_images(shape: Sequence[int], *, seed: int) -> Uint8Image:
+    """All images of `noise_batches`."""
+    return torch.cat(list(noise_batches(shape, seed=seed)))
+
+
+def noise_batches(shape: Sequence[int], *, seed: int) -> Iterator[Uint8Image]:
     """Images of independent N(0, 1) pixels, clipped to [-1, 1]: the output of a run that has learnt nothing."""
     generator = torch.Generator().manual_seed(seed)
-    return to_uint8(torch.randn(tuple(shape), generator=generator))
+    for first in range(0, shape[0], EVALUATION_BATCH_SIZE):
+        number = min(EVALUATION_BATCH_SIZE, shape[0] - first)
+        yield to_uint8(torch.randn((number, *shape[1:]), generator=generator))
 
 
 def _shares(labels: Tensor, num_classes: int) -> tuple[float, ...]:

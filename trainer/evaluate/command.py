@@ -1,18 +1,19 @@
 """How good samples are: `python -m trainer.evaluate --run DIR|--samples FILE --reference DIR [--network NAME|FILE.pt]`.
 
 Measures samples against a reference: Fréchet and kernel distance, class score, precision, recall, density and
-coverage, in the features of EfficientNet-Lite0, or of a TorchScript network: with Inception they are FID, KID and
-Inception score. Or in those of a classifier that is trained on the labelled reference in the same run, and then with
-the distance of pure noise as well. Compare figures only for one data set, one network and equal numbers of samples: the
-Fréchet distance of few samples is biased upwards. With lite0 or a file, ranks share the work:
-`torchrun --nproc-per-node 2 -m -- trainer.evaluate --run DIR ...` (torchrun would take --run for its own without `--`).
+coverage, in the features of Inception, where they are FID, KID and Inception score, of DINOv2, of EfficientNet-Lite0,
+or of a TorchScript network. Or in those of a classifier that is trained on the labelled reference in the same run, and
+then with the distance of pure noise as well. Compare figures only for one data set, one network and equal numbers of
+samples: the Fréchet distance of few samples is biased upwards, see --infinity. With any network but the classifier,
+ranks share the work: `torchrun --nproc-per-node 2 -m -- trainer.evaluate --run DIR ...` (torchrun would take --run for
+its own without `--`).
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn, get_args
 
 import torch
@@ -25,15 +26,19 @@ from data.storage.paths import path_argument
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument, check_group
 from trainer.evaluate.card import arguments_of, read_card
-from trainer.evaluate.classifier import NO_LABELS, evaluate_samples
-from trainer.evaluate.features import Codec, through
-from trainer.evaluate.judges import CLASSIFIER, default_network, network_argument
-from trainer.evaluate.measuring import GivenSamples, checkpoints_argument, evaluate_with_network, source_of
-from trainer.evaluate.picture import draw_picture
-from trainer.evaluate.reference import cache_folder, read_all
+from trainer.evaluate.classifier import EVALUATION_BATCH_SIZE, NO_LABELS, evaluate_samples
+from trainer.evaluate.judges import CLASSIFIER, NAMES, default_network, network_argument
+from trainer.evaluate.kept import cache_folder
+from trainer.evaluate.measuring import checkpoints_argument, evaluate_with_network, keep_reference, source_of
+from trainer.evaluate.networks.features import Codec, through
+from trainer.evaluate.networks.published import PUBLISHED
+from trainer.evaluate.networks.weights import convert_weights, converted_file
+from trainer.evaluate.picture import COLUMNS, ROWS, draw_picture
+from trainer.evaluate.reference import read_all
 from trainer.evaluate.report import CODEC_WORDS, render
 from trainer.sample.conditions import given_pairs
-from trainer.sample.draw import add_weights_argument, default_device, load_run, sample_images
+from trainer.sample.draw import add_weights_argument, default_device, load_run, sample_batches, with_progress
+from trainer.sample.images import open_images
 from trainer.tracking.spool import read_curves
 
 
@@ -47,6 +52,34 @@ class _Parser(argparse.ArgumentParser):
 @as_command(name="trainer.evaluate", failed=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0, or 2 after one line about what the user has to change."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options = parser.parse_args([*_arguments_of_card(arguments), *arguments])
+    if options.convert is not None:
+        return _convert(options, parser)
+    _check(options, parser)
+    if options.network is None:
+        options.network = default_network(options.reference)
+        if options.network != CLASSIFIER:
+            if options.picture is not None:
+                parser.error(f"--picture needs labels, and {options.reference} has none")
+            if check_group()[0] == 0:
+                sys.stderr.write(
+                    f"trainer.evaluate: {options.reference} has no labels, so {options.network} measures\n"
+                )
+    if options.statistics:
+        return keep_reference(options)
+    only_for_networks = (options.checkpoints, options.card, options.check, options.neighbours)
+    if options.network != CLASSIFIER or options.infinity or any(given is not None for given in only_for_networks):
+        if options.picture is not None:
+            parser.error(
+                "--picture cannot be given together with --checkpoints, --card, --check, --neighbours or --infinity"
+            )
+        return evaluate_with_network(options)
+    return _evaluate_with_classifier(options)
+
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="python -m trainer.evaluate", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False
     )
@@ -56,6 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     what.add_argument(
         "--run", type=path_argument, metavar="DIR", help="draw the samples from the newest checkpoint of a run"
+    )
+    what.add_argument(
+        "--statistics",
+        action="store_true",
+        help="measure nothing: keep features and statistics of the reference, a prepared data set, in its folder",
+    )
+    what.add_argument(
+        "--convert",
+        type=path_argument,
+        metavar="FILE",
+        help="measure nothing: take this state dict, .pth or .safetensors, for the weights of --network",
     )
     parser.add_argument("--num", type=whole_number(2), default=500, help="samples to draw with --run (default: 500)")
     parser.add_argument(
@@ -69,16 +113,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reference",
         type=path_argument,
-        required=True,
         metavar="DIR|FILE.npz",
-        help="prepared data set, labelled; with lite0 or a file any one, PNGs, or .npz of images or of mu and sigma",
+        help="prepared data set, with labels for the classifier; for other networks any one, PNGs, or .npz of images "
+        "or of mu and sigma",
     )
     parser.add_argument(
         "--network",
         type=network_argument,
-        metavar="classifier|lite0|FILE.pt",
-        help="whose features are taken: a small classifier, trained on the reference (default if that has labels); "
-        "EfficientNet-Lite0, for photographs (default without labels); or TorchScript, such as Inception",
+        metavar="NAME|FILE.pt",
+        help=f"whose features are taken: {', '.join(NAMES)}, or TorchScript. classifier is a small one, trained on the "
+        "reference (default if that has labels); lite0 is EfficientNet-Lite0, for photographs (default without labels)",
+    )
+    parser.add_argument(
+        "--infinity",
+        action="store_true",
+        help="also extrapolate the Fréchet distance to infinitely many samples, which takes away its bias",
     )
     parser.add_argument(
         "--through",
@@ -117,8 +166,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="draw the samples that are closest to images of the reference beside these, and tell how many are closer "
         "than the reference's images are to each other",
     )
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args([*_arguments_of_card(arguments), *arguments])
+    return parser
+
+
+def _convert(options: argparse.Namespace, parser: _Parser) -> int:
+    """Convert weights and say what they are."""
+    if (published := PUBLISHED.get(options.network)) is None:
+        parser.error(f"--convert needs --network, which is one of {', '.join(PUBLISHED)}")
+    pinned = published.weights
+    sha256 = convert_weights(options.convert, pinned, published.build)
+    names = [name for name, other in PUBLISHED.items() if other.weights is pinned]
+    what = "the published file" if sha256 == pinned.sha256 else "not the published file, and results will say so"
+    sys.stdout.write(f"{converted_file(pinned)}: weights for {', '.join(names)}, from SHA-256 {sha256}, {what}\n")
+    return 0
+
+
+def _check(options: argparse.Namespace, parser: _Parser) -> None:
+    """Refuse options that do not fit each other."""
+    if options.reference is None:
+        parser.error("the following arguments are required: --reference")
     if options.picture is not None and (options.network not in (None, CLASSIFIER) or options.picture.suffix != ".png"):
         parser.error("--picture takes a name that ends in .png, and needs the network classifier")
     if options.picture is not None and not options.picture.parent.is_dir():
@@ -135,22 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--checkpoints needs --run: samples from a file belong to no checkpoint")
     if options.weights == "live" and options.run is None:
         parser.error("--weights live needs --run: samples from a file are as they are")
-    if options.network is None:
-        options.network = default_network(options.reference)
-        if options.network != CLASSIFIER:
-            if options.picture is not None:
-                parser.error(f"--picture needs labels, and {options.reference} has none")
-            if check_group()[0] == 0:
-                sys.stderr.write(
-                    f"trainer.evaluate: {options.reference} has no labels, so {options.network} measures\n"
-                )
-    if options.network != CLASSIFIER or any(
-        given is not None for given in (options.checkpoints, options.card, options.check, options.neighbours)
-    ):
-        if options.picture is not None:
-            parser.error("--picture cannot be given together with --checkpoints, --card, --check or --neighbours")
-        return evaluate_with_network(options)
-    return _evaluate_with_classifier(options)
+    measures = (options.picture, options.card, options.check, options.neighbours, options.infinity or None)
+    if options.statistics and any(given is not None for given in measures):
+        parser.error("--statistics measures no samples: leave --picture, --card, --check, --neighbours, --infinity out")
 
 
 def _arguments_of_card(arguments: Sequence[str]) -> list[str]:
@@ -167,10 +220,13 @@ def _evaluate_with_classifier(options: argparse.Namespace) -> int:
     if index.num_classes is None:  # reported before a large data set is read in vain
         raise UserError(f"{options.reference}: {NO_LABELS}")
     samples, source, asked = _samples(options, index.num_classes)
-    samples = through(options.through)(samples)
+    passed = map(through(options.through), samples)
+    shown: list[Uint8Image] = []
+    if options.picture is not None:
+        passed = _shown_too(passed, shown, COLUMNS * max(ROWS, index.num_classes))
     source += f", measured through {CODEC_WORDS[options.through]}"
     reference, labels = read_all(options.reference)
-    evaluation = evaluate_samples(samples, reference, labels, options.seed, asked)
+    evaluation = evaluate_samples(passed, reference, labels, options.seed, asked)
     if options.json:
         fields = dataclasses.asdict(evaluation) | {"ratio": evaluation.ratio, "source": source, "judge": CLASSIFIER}
         text = json.dumps(fields, indent=2)
@@ -178,10 +234,11 @@ def _evaluate_with_classifier(options: argparse.Namespace) -> int:
         text = render(evaluation, source=source, class_names=index.class_names)
     sys.stdout.write(text + "\n")
     if options.picture is not None:
+        drawn = torch.cat(shown)
         draw_picture(
             options.picture,
             real=(reference, labels),
-            samples=(samples, asked),
+            samples=(drawn, None if asked is None else asked[: len(drawn)]),
             class_names=index.class_names or (),
             curves=read_curves(options.run) if options.run else {},
         )
@@ -189,23 +246,32 @@ def _evaluate_with_classifier(options: argparse.Namespace) -> int:
     return 0
 
 
-def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Uint8Image, str, Tensor | None]:
-    """The samples that the options name, a description of their source, and their requested classes."""
+def _shown_too(batches: Iterable[Uint8Image], shown: list[Uint8Image], num: int) -> Iterator[Uint8Image]:
+    """The batches; the first ones, of `num` images and perhaps some more, are added to `shown`."""
+    for batch in batches:
+        if sum(map(len, shown)) < num:
+            shown.append(batch)
+        yield batch
+
+
+def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Iterable[Uint8Image], str, Tensor | None]:
+    """Batches of the samples that the options name, a description of their source, and their requested classes."""
     if options.run is None:
-        given = GivenSamples(options.samples)
-        return given.images, source_of(options), None
+        return open_images(options.samples).batches(EVALUATION_BATCH_SIZE), source_of(options), None
     generator, diffusion, config = load_run(options.run, None, default_device(), options.weights)
     if config.data.num_classes not in (0, num_classes):
         raise UserError(
             f"the run has {config.data.num_classes} classes, {options.reference} {num_classes}: give the data set that "
             "the run was trained on"
         )
-    with given_pairs(config) as given:
-        samples = sample_images(
-            generator, diffusion, config, num=options.num, seed=options.seed, shows_progress=True, **given
-        )
-    asked = None
+
+    def drawn() -> Iterator[Uint8Image]:
+        with given_pairs(config) as given:
+            yield from sample_batches(generator, diffusion, config, num=options.num, seed=options.seed, **given)
+
+    samples, asked = with_progress(drawn(), options.num, config), None
     if config.data.num_classes:  # see sample_batches
-        classes = torch.tensor(given.get("classes", range(num_classes)))
+        with given_pairs(config) as given:
+            classes = torch.tensor(given.get("classes", range(num_classes)))
         asked = classes[torch.arange(options.num) % len(classes)]
     return samples, f"from {options.run}", asked

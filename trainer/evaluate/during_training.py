@@ -12,13 +12,13 @@ from data.storage.errors import UserError
 from models.diffusion import Diffusion
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
-from trainer.evaluate.features import FeatureNetwork
 from trainer.evaluate.judges import CLASSIFIER, open_network
+from trainer.evaluate.kept import cache_folder
+from trainer.evaluate.networks.features import FeatureNetwork
 from trainer.evaluate.quality import named
 from trainer.evaluate.reference import (
     FeaturesError,
     Reference,
-    cache_folder,
     evaluate_against,
     load_reference,
 )

@@ -1,4 +1,4 @@
-"""Which network measures: `classifier`, `lite0` or a TorchScript file; and which one does if none is named."""
+"""Which network measures: the classifier, Lite0, a published one or a file; and which one does if none is named."""
 
 from pathlib import Path
 
@@ -7,19 +7,21 @@ import torch
 from data.shards.index import load_index
 from data.storage.errors import UserError
 from data.storage.paths import path_argument
-from trainer.evaluate import lite0
-from trainer.evaluate.classifier import NO_LABELS, train_classifier
-from trainer.evaluate.features import ClassifierNetwork, FeatureNetwork, ScriptedNetwork
+from trainer.evaluate.classifier import NO_LABELS, ClassifierNetwork, train_classifier
+from trainer.evaluate.networks import lite0
+from trainer.evaluate.networks.features import FeatureNetwork, PublishedNetwork, ScriptedNetwork
+from trainer.evaluate.networks.published import PUBLISHED
 from trainer.evaluate.reference import is_prepared, read_all
 
 CLASSIFIER, LITE0 = "classifier", "lite0"
+NAMES = (CLASSIFIER, LITE0, *PUBLISHED)
 MIN_PHOTOGRAPH_SIZE = 32
 """From this height and width on, images that were scaled up to 224 px still tell Lite0 what is in them."""
 
 
 def network_argument(text: str) -> str:
     """For argparse: one of the names, or the path of a file."""
-    return text if text in (CLASSIFIER, LITE0) else str(path_argument(text))
+    return text if text in NAMES else str(path_argument(text))
 
 
 def default_network(reference: Path) -> str:
@@ -49,19 +51,21 @@ def open_network(name: str, reference: Path, *, seed: int, device: torch.device 
     """The network of a name, ready to measure.
 
     Args:
-        name: `classifier`, `lite0`, or the path of a TorchScript file.
+        name: one of `NAMES`, or the path of a TorchScript file.
         reference: the data set that the classifier is trained on; the others do not look at it.
         seed: of the classifier.
         device: where to compute; the classifier stays on the CPU.
 
     Raises:
-        UserError: there is no such network, its package is not installed, or the reference has no labels.
+        UserError: there is no such network, its weights are not there, or the reference has no labels.
     """
     if name == LITE0:
         return lite0.Lite0Network(device)
+    if name in PUBLISHED:
+        return PublishedNetwork(PUBLISHED[name], device)
     if name != CLASSIFIER:
         if not Path(name).suffix and not Path(name).exists():
-            raise UserError(f"the network {name} is unknown; allowed: {CLASSIFIER}, {LITE0}, or a TorchScript file")
+            raise UserError(f"the network {name} is unknown; allowed: {', '.join(NAMES)}, or a TorchScript file")
         return ScriptedNetwork(Path(name), device)
     if not is_prepared(reference):
         raise UserError(f"{reference} is no prepared data set, so it has no labels to train a classifier with")

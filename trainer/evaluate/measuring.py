@@ -23,24 +23,28 @@ from trainer.checkpoint.storage import storage_of_run
 from trainer.config.command_line import check_group
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.card import differences, make_card, read_card, write_card
-from trainer.evaluate.features import Seen
 from trainer.evaluate.judges import open_network
+from trainer.evaluate.kept import keep_beside, statistics_file
 from trainer.evaluate.neighbours import Neighbours, draw_neighbours, find_neighbours
-from trainer.evaluate.quality import Statistics, named
+from trainer.evaluate.networks.features import FeatureNetwork, Seen
+from trainer.evaluate.quality import Statistics
 from trainer.evaluate.reference import (
     BATCH_SIZE,
     Measured,
     Numbered,
     Reference,
+    check_infinity,
+    is_prepared,
     load_reference,
     measure,
     pick_images,
+    pixels_sha256,
     see_samples,
 )
 from trainer.evaluate.report import render_checkpoints, render_measured
 from trainer.sample.conditions import given_pairs
 from trainer.sample.draw import Loaded, images_at_once, load_checkpoint, load_run, sample_batches
-from trainer.sample.images import load_images
+from trainer.sample.images import open_images
 
 TIMEOUT_S = 3600
 """How long a rank waits for the others, which may sample more slowly."""
@@ -76,13 +80,18 @@ class Result:
 def evaluate_with_network(options: argparse.Namespace) -> int:
     """Measure what the options of the command name, in the features of `options.network`; rank 0 prints."""
     results: list[Result] = []
-    reference = neighbours = None
+    network = reference = neighbours = None
     with _ranks() as (ranks, device):
-        network = open_network(options.network, options.reference, seed=options.seed, device=device)
         for samples in open_samples(options, device):
-            reference = reference or load_reference(options.reference, network, ranks, options.cache)
+            if network is None or reference is None:  # only now: a run that is missing costs no download of weights
+                network = open_network(options.network, options.reference, seed=options.seed, device=device)
+                reference = _load_reference(options, network, ranks)
+            if options.infinity:
+                check_infinity(samples.num, reference)
             seen = see_samples(samples.batches(ranks), network, ranks, codec=options.through)
-            measured = measure(seen, reference, network, codec=options.through, seed=options.seed)
+            measured = measure(
+                seen, reference, network, codec=options.through, seed=options.seed, infinity=options.infinity
+            )
             results.append(
                 Result(step=samples.step, images=samples.images_seen, sha256=samples.sha256(), measured=measured)
             )
@@ -90,7 +99,7 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
                 neighbours = _neighbours(options, seen, reference, samples)
     if ranks is not None and ranks.rank != 0:
         return 0
-    assert reference is not None  # there is a result, or an error was raised
+    assert network is not None and reference is not None  # there is a result, or an error was raised
     sys.stdout.write(_shown(results, source_of(options), options, neighbours) + "\n")
     rows = [(r.step, r.images, r.sha256, r.measured) for r in results]
     card = make_card(options, rows, reference, network, device)
@@ -103,6 +112,35 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
     for line in lines or ["the same figures, of the same weights or samples, reference and network"]:
         sys.stderr.write(f"trainer.evaluate: {options.check}: {line}\n")
     return 1 if lines else 0
+
+
+def keep_reference(options: argparse.Namespace) -> int:
+    """Keep the features of a prepared data set beside it; all ranks compute them, rank 0 writes."""
+    if not is_prepared(options.reference):
+        raise UserError(
+            f"{options.reference} is no prepared data set: --statistics keeps the statistics of one in its folder"
+        )
+    with _ranks() as (ranks, device):
+        network = open_network(options.network, options.reference, seed=options.seed, device=device)
+        reference = load_reference(options.reference, network, ranks, options.cache)
+    if ranks is not None and ranks.rank != 0:
+        return 0
+    if reference.is_beside:
+        file, done = statistics_file(options.reference, network), "are there already"
+    else:
+        assert isinstance(reference.seen, Seen)  # a prepared data set holds images
+        file, done = keep_beside(options.reference, reference.key, network, reference.seen.features), "were written"
+    sys.stdout.write(f"{file}: statistics of {reference.num_images} images by {network.name} {done}\n")
+    return 0
+
+
+def _load_reference(options: argparse.Namespace, network: FeatureNetwork, ranks: Ranks | None) -> Reference:
+    """The reference; a line says so if its features were kept beside it."""
+    reference = load_reference(options.reference, network, ranks, options.cache)
+    if reference.is_beside:
+        file = statistics_file(options.reference, network)
+        sys.stderr.write(f"trainer.evaluate: the features of the reference are those in {file}\n")
+    return reference
 
 
 def source_of(options: argparse.Namespace) -> str:
@@ -129,15 +167,12 @@ def _shown(results: Sequence[Result], source: str, options: argparse.Namespace, 
         measured = results[0].measured
         if not options.json:
             return "\n".join([render_measured(measured, source=source), *(neighbours.lines() if neighbours else [])])
-        figures = named(measured.quality, measured.judge) | (neighbours.figures() if neighbours else {})
+        figures = measured.figures | (neighbours.figures() if neighbours else {})
         return json.dumps(figures | _conditions(measured) | {"source": source, "seed": options.seed}, indent=2)
     if not options.json:
         rows = [(result.step, result.images, result.measured) for result in results]
         return render_checkpoints(rows, source=source)
-    rows = [
-        {"step": r.step, "images": r.images, "weights_sha256": r.sha256} | named(r.measured.quality, r.measured.judge)
-        for r in results
-    ]
+    rows = [{"step": r.step, "images": r.images, "weights_sha256": r.sha256} | r.measured.figures for r in results]
     shared = _conditions(results[0].measured) | {"source": source, "seed": options.seed}
     return json.dumps(shared | {"checkpoints": rows}, indent=2)
 
@@ -154,28 +189,28 @@ def _conditions(measured: Measured) -> dict[str, int | str]:
 
 
 class GivenSamples:
-    """Samples from a file or folder."""
+    """Samples from a file or folder, read batch by batch: they never are in memory all at once."""
 
     step: int | None = None
     images_seen: int | None = None
 
     def __init__(self, path: Path) -> None:
-        """Read them all. Raises UserError if there are none."""
-        self.images = load_images(path)
+        """Look at their form. Raises UserError if there are none."""
+        self._path, self._images = path, open_images(path)
+        self.num = self._images.num
 
     def sha256(self) -> str:
         """Of the pixels."""
-        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
+        return pixels_sha256(self._images)
 
     def batches(self, ranks: Ranks | None) -> Numbered:
         """This rank's batches with their numbers over all ranks."""
         rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
-        numbers = itertools.count(rank, world_size)
-        return zip(numbers, self.images.split(BATCH_SIZE)[rank::world_size], strict=False)
+        return itertools.islice(enumerate(self._images.batches(BATCH_SIZE)), rank, None, world_size)
 
     def pick(self, numbers: Sequence[int]) -> Uint8Image:
         """Some of them, uint8 [N, C, H, W]."""
-        return self.images[list(numbers)]
+        return pick_images(self._path, numbers)
 
 
 class DrawnSamples:
@@ -192,7 +227,7 @@ class DrawnSamples:
         images_seen: training images up to there.
         """
         self.step, self.images_seen = step, images_seen
-        self._loaded, self._num, self._seed = loaded, num, seed
+        self._loaded, self.num, self._seed = loaded, num, seed
 
     def sha256(self) -> str:
         """Of the weights: names and float32 values in the order of the names."""
@@ -210,13 +245,13 @@ class DrawnSamples:
     def pick(self, numbers: Sequence[int]) -> Uint8Image:
         """Some of them, uint8 [N, C, H, W]; their batches are drawn again."""
         size = images_at_once(self._loaded[2].data.image_size)
-        batches = {batch: next(self._drawn(batch, self._num)) for batch in {number // size for number in numbers}}
+        batches = {batch: next(self._drawn(batch, self.num)) for batch in {number // size for number in numbers}}
         return torch.stack([batches[number // size][number % size] for number in numbers])
 
     def _drawn(self, rank: int, world_size: int) -> Iterator[Uint8Image]:
         with given_pairs(self._loaded[2]) as given:
             yield from sample_batches(
-                *self._loaded, num=self._num, seed=self._seed, rank=rank, world_size=world_size, **given
+                *self._loaded, num=self.num, seed=self._seed, rank=rank, world_size=world_size, **given
             )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.storage.files import replaced
 from models.shapes import Uint8Image
+from trainer.config.sections import RENAMED_FIGURES
 from trainer.sample.images import make_grid
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ ROWS = 10
 """Rows of the grids; of more classes, the first ones are shown."""
 COLUMNS = 8
 LOSSES = ("loss_d", "loss_d_real", "loss_d_fake", "loss_g")
-DISTANCES = ("fid", "fd_lite0")
+DISTANCES = ("fid", *(names["fid"] for names in RENAMED_FIGURES.values()))
 """A run has one of them."""
 SHARES = ("precision", "recall", "coverage")
 Labelled = tuple[Uint8Image, Tensor | None]

@@ -8,6 +8,7 @@ needed: with scipy and matplotlib it would take a third of the start time of eve
 """
 
 import dataclasses
+import statistics
 import warnings
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.config.sections import LITE0_FIGURES, JudgeKind
+from trainer.config.sections import RENAMED_FIGURES, JudgeKind
 
 # torchmetrics warns about this at each use of a metric, and the user cannot change it.
 warnings.filterwarnings("ignore", "Metric .* will save all extracted features in buffer", UserWarning)
@@ -28,6 +29,8 @@ PRECISION_NEIGHBOURS = 3
 """k of precision and recall, as in 1904.06991."""
 DENSITY_NEIGHBOURS = 5
 """k of density and coverage, as in 2002.09797."""
+INFINITY_POINTS = 15
+"""Numbers of samples that the distance is extrapolated from, as in 1911.07023."""
 ROWS_AT_ONCE = 1024
 """Rows of the distance matrix per chunk."""
 Features = Float[Tensor, "n d"]
@@ -99,8 +102,8 @@ def compare(
 
 
 def named(quality: Quality, judge: JudgeKind) -> dict[str, float | None]:
-    """The figures by the names of their curves: those of lite0 are called `fd_lite0` and the like, never `fid`."""
-    names = LITE0_FIGURES if judge == "lite0" else {}
+    """The figures by the names of their curves: only those of Inception are called `fid` and the like."""
+    names = RENAMED_FIGURES.get(judge, {})
     return {names.get(name, name): value for name, value in dataclasses.asdict(quality).items()}
 
 
@@ -132,6 +135,34 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     metric.orig_dtype = torch.float64
     metric._update_count = 1  # else it warns that update() was not called
     return max(0.0, metric.compute().item())
+
+
+def min_samples_for_infinity(num_features: int) -> int:
+    """Twice as many samples as the smallest subset, whose covariance must have full rank with room to spare."""
+    return 4 * num_features
+
+
+def frechet_distance_at_infinity(samples: Features, reference: Features | Statistics, *, seed: int = 0) -> float:
+    """The Fréchet distance of infinitely many samples (Chong and Forsyth, 1911.07023).
+
+    The distance of N samples is, to first order, linear in 1/N. It is measured for 15 numbers in even steps from a
+    tenth of the samples, or twice the number of features if that is more, up to all, each time on a random subset, and
+    a line in 1/N is fitted to it, whose value at 0 is returned. The reference stays as it is: only the bias of the
+    samples goes. Close to 0 the result may be negative.
+
+    Args:
+        samples: features of the samples, at least `min_samples_for_infinity` of them.
+        reference: features of the reference, or its statistics.
+        seed: seed of the subsets.
+    """
+    N, d = samples.shape
+    compared = reference if isinstance(reference, Statistics) else statistics_of(reference)
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.linspace(max(N // 10, 2 * d), N, INFINITY_POINTS, dtype=torch.float64).round().int().tolist()
+    distances = [
+        frechet_distance(statistics_of(samples[torch.randperm(N, generator=generator)[:n]]), compared) for n in numbers
+    ]
+    return statistics.linear_regression([1.0 / n for n in numbers], distances).intercept
 
 
 def kernel_distance(samples: Features, reference: Features) -> float:

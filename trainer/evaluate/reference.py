@@ -1,15 +1,10 @@
-"""Measures samples against a reference in a network's features, over all ranks, in batches; the reference is cached.
-
-A cache file is named by a hash of the data and of the network, so it can never be mistaken for another.
-"""
+"""Measures samples against a reference in a network's features, over all ranks, in batches; the reference is kept."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,14 +17,22 @@ from data.shards.index import INDEX_NAME, ShardIndex, load_index
 from data.shards.reader import samples_in_order
 from data.shards.verification import verify_shards
 from data.storage.errors import UserError
-from data.storage.files import replaced
 from data.stream.pipeline import DataConfig
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
 from trainer.engine.ranks import Ranks
-from trainer.evaluate.features import Codec, FeatureNetwork, Seen, through
-from trainer.evaluate.quality import Quality, Statistics, compare
-from trainer.sample.images import load_images
+from trainer.evaluate.kept import keep_cached, load_beside, load_cached, load_statistics
+from trainer.evaluate.networks.features import Codec, FeatureNetwork, Seen, through
+from trainer.evaluate.quality import (
+    Features,
+    Quality,
+    Statistics,
+    compare,
+    frechet_distance_at_infinity,
+    min_samples_for_infinity,
+    named,
+)
+from trainer.sample.images import StoredImages, open_images
 
 BATCH_SIZE = 64
 Numbered = Iterable[tuple[int, Uint8Image]]
@@ -55,6 +58,16 @@ class Measured:
     """Its kind."""
     through: Codec
     """File format applied to the samples before measuring."""
+    infinity: float | None = None
+    """Fréchet distance extrapolated to infinitely many samples; None: not asked for."""
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """The figures by the names that the network allows."""
+        figures = named(self.quality, self.judge)
+        if self.infinity is not None:
+            figures[f"{next(iter(figures))}_infinity"] = self.infinity  # the Fréchet distance is the first figure
+        return figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +80,19 @@ class Reference:
     """Number of reference images."""
     key: str
     """SHA-256 of the data set's index, of the pixels, or of the statistics."""
+    is_beside: bool = False
+    """Whether its features were read from a file beside the prepared data set."""
+
+    @property
+    def compared(self) -> Features | Statistics:
+        """What samples are compared with."""
+        return self.seen if isinstance(self.seen, Statistics) else self.seen.features
+
+    @property
+    def num_features(self) -> int:
+        """Features of an image."""
+        compared = self.compared
+        return len(compared.mean) if isinstance(compared, Statistics) else compared.shape[1]
 
 
 def is_prepared(path: Path) -> bool:
@@ -74,13 +100,11 @@ def is_prepared(path: Path) -> bool:
     return (path / INDEX_NAME).is_file()
 
 
-def cache_folder() -> Path:
-    """Where references are cached: $XDG_CACHE_HOME/ddgan, by default ~/.cache/ddgan."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddgan" / "references"
-
-
 def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cache: Path) -> Reference:
     """Features of a reference; a collective if there are ranks.
+
+    They are read from beside the prepared data set if `keep_beside` wrote them there, else from the cache, else
+    computed and cached.
 
     Args:
         path: a prepared data set, a folder of PNGs or an .npz of images; or an .npz with `mu` and `sigma`, the usual
@@ -93,24 +117,28 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
         UserError: `path` is none of these.
         DataError: a prepared data set is damaged.
     """
-    if path.suffix == ".npz" and (statistics := _load_statistics(path)):
+    if path.suffix == ".npz" and (statistics := load_statistics(path)):
         key = hashlib.sha256(path.read_bytes()).hexdigest()
         return Reference(seen=statistics, num_images=statistics.num_images, key=key)
     index = load_index(path) if is_prepared(path) else None
-    images = None if index else load_images(path)
-    digest = index.digest if index else hashlib.sha256(images.numpy().tobytes()).hexdigest()  # pyright: ignore
-    num_images = index.num_samples if index else len(images)  # pyright: ignore[reportArgumentType]
-    file = cache / f"{digest[:24]}-{network.key[:24]}.npz"
-    kept = _load_kept(file)
-    if ranks is not None:
-        kept = ranks.broadcast(kept)  # ranks on other hosts may not have access to the folder
-    if kept is not None and len(kept) == num_images:
-        return Reference(seen=Seen(kept, None), num_images=num_images, key=digest)
+    if index:
+        batches, digest, num_images = _prepared(index), index.digest, index.num_samples
+    else:
+        images = open_images(path)
+        batches, digest, num_images = enumerate(images.batches(BATCH_SIZE)), pixels_sha256(images), images.num
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
-    batches = _prepared(index) if index else enumerate(images.split(BATCH_SIZE))  # pyright: ignore
+    file = cache / f"{digest[:24]}-{network.key[:24]}.npz"
+    features = load_beside(path, digest, network) if index and rank == 0 else None
+    is_beside = features is not None
+    if features is None and rank == 0:
+        features = load_cached(file)
+    if ranks is not None:
+        features = ranks.broadcast(features)  # ranks on other hosts may not have access to the folder
+    if features is not None and len(features) == num_images:
+        return Reference(seen=Seen(features, None), num_images=num_images, key=digest, is_beside=is_beside)
     seen = see_over_ranks(network, ((i, x) for i, x in batches if i % world_size == rank), ranks)
     if rank == 0:
-        _keep(file, seen.features)
+        keep_cached(file, seen.features)
     return Reference(seen=seen, num_images=num_images, key=digest)
 
 
@@ -140,10 +168,24 @@ def see_samples(batches: Numbered, network: FeatureNetwork, ranks: Ranks | None,
     return see_over_ranks(network, ((number, passed(images)) for number, images in batches), ranks)
 
 
-def measure(seen: Seen, reference: Reference, network: FeatureNetwork, *, codec: Codec, seed: int) -> Measured:
-    """Figures of samples that were seen; the second half of `evaluate_against`."""
-    held = reference.seen if isinstance(reference.seen, Statistics) else reference.seen.features
-    width = len(held.mean) if isinstance(held, Statistics) else held.shape[1]
+def check_infinity(num_samples: int, reference: Reference) -> None:
+    """Refuse an extrapolation from too few samples, before they are drawn.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if num_samples < (least := min_samples_for_infinity(reference.num_features)):
+        raise UserError(
+            f"--infinity extrapolates from at least {least} samples, four for each of {reference.num_features} "
+            f"features, and {num_samples} are given: measure more, or leave --infinity out"
+        )
+
+
+def measure(
+    seen: Seen, reference: Reference, network: FeatureNetwork, *, codec: Codec, seed: int, infinity: bool = False
+) -> Measured:
+    """Figures of samples that were seen, with `infinity` also the extrapolated one; the rest of `evaluate_against`."""
+    held, width = reference.compared, reference.num_features
     for number, what in ((len(seen.features), "sample"), (reference.num_images, "image as the reference")):
         if number == 1:
             raise UserError(f"1 {what} has no covariance: give at least 2")
@@ -165,6 +207,7 @@ def measure(seen: Seen, reference: Reference, network: FeatureNetwork, *, codec:
         network=network.name,
         judge=network.kind,
         through=codec,
+        infinity=frechet_distance_at_infinity(seen.features, held, seed=seed) if infinity else None,
     )
 
 
@@ -194,13 +237,20 @@ def pick_images(path: Path, numbers: Sequence[int]) -> Uint8Image:
     Raises:
         DataError, UserError: a file is missing or damaged.
     """
-    if not is_prepared(path):
-        return load_images(path)[list(numbers)]
+    batches = _prepared(load_index(path)) if is_prepared(path) else enumerate(open_images(path).batches(BATCH_SIZE))
     wanted, found = set(numbers), dict[int, Uint8Image]()
-    for number, images in _prepared(load_index(path)):
+    for number, images in batches:
         first = number * BATCH_SIZE
         found |= {i: images[i - first] for i in range(first, first + len(images)) if i in wanted}
     return torch.stack([found[i] for i in numbers])
+
+
+def pixels_sha256(images: StoredImages) -> str:
+    """SHA-256 of the pixels of all images, as uint8 [N, C, H, W]."""
+    digest = hashlib.sha256()
+    for batch in images.batches(BATCH_SIZE):
+        digest.update(batch.numpy())
+    return digest.hexdigest()
 
 
 def read_all(index_path: str | Path) -> tuple[Uint8Image, Int64[Tensor, " b"] | None]:
@@ -237,34 +287,3 @@ def _prepared(index: ShardIndex) -> Iterator[tuple[int, Uint8Image]]:
             if i % BATCH_SIZE == BATCH_SIZE - 1 or i == index.num_samples - 1:
                 images = torch.from_numpy(pixels[: i % BATCH_SIZE + 1, ..., : index.image_channels].copy())
                 yield i // BATCH_SIZE, images.permute(0, 3, 1, 2).contiguous()
-
-
-def _load_statistics(file: Path) -> Statistics | None:
-    """Statistics from an .npz with `mu` and `sigma`; None for other contents, which `load_images` then reports."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not {"mu", "sigma"} <= set(archive.files):
-                return None
-            mean, covariance = torch.from_numpy(archive["mu"]).double(), torch.from_numpy(archive["sigma"]).double()
-            count = int(archive["num_images"]) if "num_images" in archive.files else 0
-    except (OSError, ValueError, EOFError, BadZipFile):
-        return None
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{file}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not fit each other")
-    return Statistics(mean=mean, covariance=covariance, num_images=count)
-
-
-def _load_kept(file: Path) -> torch.Tensor | None:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return torch.from_numpy(archive["features"])
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
-        return None  # missing, or cut short by a full disk: it is computed again
-
-
-def _keep(file: Path, features: torch.Tensor) -> None:
-    """Cache features; if that is not possible, they are computed again the next time."""
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(file) as draft, draft.open("wb") as stream:
-            np.savez(stream, features=features.numpy())

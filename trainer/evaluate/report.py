@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from trainer.config.sections import JudgeKind
 from trainer.evaluate.classifier import NUM_FEATURES, Evaluation
-from trainer.evaluate.features import JPEG_QUALITY, Codec
+from trainer.evaluate.networks.features import JPEG_QUALITY, Codec
 from trainer.evaluate.quality import Quality
 from trainer.evaluate.reference import Measured
 
@@ -28,6 +28,9 @@ FIGURE_WORDS = {
 JUDGE_WORDS: dict[JudgeKind, dict[str, str]] = {
     "classifier": {},
     "lite0": {"fid": "FD-Lite0", "kid": "KD-Lite0 (kernel distance)"},
+    "inception": {"fid": "FID", "kid": "KID", "inception_score": "Inception score"},
+    "inception-clean": {"fid": "clean-FID", "kid": "clean-KID"},
+    "dinov2": {"fid": "FD-DINOv2", "kid": "KD-DINOv2 (kernel distance)"},
     "file": {
         "fid": "Fréchet distance (FID)",
         "kid": "kernel distance (KID)",
@@ -101,7 +104,11 @@ def render_measured(measured: Measured, *, source: str) -> str:
         f"samples    {m.num_samples} images, {source}, measured through {CODEC_WORDS[m.through]}",
         f"reference  {reference}",
     ]
-    return "\n".join([*lines, f"features   {m.network}", "", *quality_lines(m.quality, m.judge)])
+    figures = quality_lines(m.quality, m.judge)
+    if m.infinity is not None:
+        words = FIGURE_WORDS | JUDGE_WORDS[m.judge]
+        figures.insert(1, f"{words['fid'] + ' at infinity':<34}{m.infinity:>10.4g}")
+    return "\n".join([*lines, f"features   {m.network}", "", *figures])
 
 
 def render_checkpoints(rows: Sequence[tuple[int | None, int | None, Measured]], *, source: str) -> str:
@@ -115,10 +122,12 @@ def render_checkpoints(rows: Sequence[tuple[int | None, int | None, Measured]], 
     words = FIGURE_WORDS | JUDGE_WORDS[first.judge]
     names = [name for name, value in dataclasses.asdict(first.quality).items() if value is not None]
     columns = [_COLUMNS.get(words[name], words[name]) for name in names]
+    columns += [] if first.infinity is None else ["at infinity"]
     best = min(rows, key=lambda row: row[2].quality.fid)[0]
     table = [f"{'step':>10}{'images':>12}" + "".join(f"{column:>12}" for column in columns)]
     for step, images, measured in rows:
         values = "".join(f"{getattr(measured.quality, name):>12.4g}" for name in names)
+        values += "" if measured.infinity is None else f"{measured.infinity:>12.4g}"
         table.append(f"{step or '':>10}{images or '':>12}{values}{' *' if step == best else ''}")
     lines = [
         f"samples    {first.num_samples} images of each checkpoint, {source}, "
@@ -135,6 +144,7 @@ _COLUMNS = {
     "kernel distance": "kernel",
     "class score, like Inception's": "classes",
     "KD-Lite0 (kernel distance)": "KD-Lite0",
+    "KD-DINOv2 (kernel distance)": "KD-DINOv2",
     "Fréchet distance (FID)": "FID",
     "kernel distance (KID)": "KID",
     "Inception score": "IS",

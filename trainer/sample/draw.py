@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -260,9 +260,15 @@ def sample_images(
         seeds=seeds,
         conditions=conditions,
     )
+    return torch.cat(list(with_progress(batches, num, config, fast=fast) if shows_progress else batches))
+
+
+def with_progress(
+    batches: Iterator[Uint8Image], num: int, config: TrainConfig, *, fast: bool = False
+) -> Iterable[Uint8Image]:
+    """The batches of `sample_batches` for `num` images, with a progress bar if stderr is a terminal."""
     total = -(-num // images_at_once(config.data.image_size, fast=fast))
-    hidden = not (shows_progress and sys.stderr.isatty())
-    return torch.cat(list(track(batches, "sampling", total=total, disable=hidden)))
+    return track(batches, "sampling", total=total, disable=not sys.stderr.isatty())
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

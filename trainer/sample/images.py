@@ -4,11 +4,13 @@ Files appear complete or not at all: they are written under a temporary name in 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -187,55 +189,126 @@ def save_animation(path: Path, frames: Uint8Image, fps: int) -> None:
         pictures[0].save(unfinished, duration=duration_ms, **options)
 
 
-def load_images(path: Path) -> Uint8Image:
-    """Read images in the format of `save_npz` or `save_folder`, as uint8 [N, C, H, W].
+@dataclass(frozen=True, kw_only=True)
+class StoredImages:
+    """Images in a file or folder, whose pixels are read batch by batch: they never need to be in memory all at once."""
+
+    num: int
+    """Number of images."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of each image."""
+    read: Callable[[int], Iterator[np.ndarray]]
+    """All images in order, so many at a time, uint8 [N, H, W, C]. Raises UserError if a file is damaged."""
+
+    def batches(self, size: int) -> Iterator[Uint8Image]:
+        """All images in order, `size` at a time, uint8 [N, C, H, W]. Raises UserError if a file is damaged."""
+        return (torch.from_numpy(array).permute(0, 3, 1, 2).contiguous() for array in self.read(size))
+
+
+def open_images(path: Path) -> StoredImages:
+    """Look at images in the format of `save_npz` or `save_folder`, but not yet at their pixels.
 
     Raises:
-        ValueError: the path does not exist or has another format, or the images differ in size or channels.
+        UserError: the path does not exist or has another format, or the images differ in size or channels.
     """
     if path.is_dir():
-        return _load_folder(path)
+        return _open_folder(path)
     if not path.exists():
         raise UserError(f"cannot read images from {path}: no such file or folder")
     if path.suffix != ".npz":
         raise UserError(f"cannot read images from {path}: expected a .npz file or a folder of PNGs")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            array = archive["images"] if "images" in names else None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"cannot read images from {path}: {error}") from None
-    if array is None:
-        raise UserError(f"{path} has no array named images, it has: {', '.join(names) or 'none'}")
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
+    return _open_npz(path)
+
+
+def load_images(path: Path) -> Uint8Image:
+    """Read images in the format of `save_npz` or `save_folder`, as uint8 [N, C, H, W].
+
+    Raises:
+        UserError: as `open_images`, or a file is damaged.
+    """
+    stored = open_images(path)
+    return next(stored.batches(stored.num))
+
+
+def _open_npz(path: Path) -> StoredImages:
+    with _array_of_images(path) as (_, shape, fortran_order, dtype):
+        pass
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         raise UserError(
-            f"{path}: images is {array.dtype} {list(array.shape)}, "
-            "expected uint8 [N, H, W, C] with C = 1 or 3 and N > 0"
+            f"{path}: images is {dtype} {list(shape)}, expected uint8 [N, H, W, C] with C = 1 or 3 and N > 0"
         )
-    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+    num, height, width, channels = shape
+
+    def read(size: int) -> Iterator[np.ndarray]:
+        with _array_of_images(path) as (stream, *_):
+            # In the order of Fortran the images lie interleaved: there all of them are read at once.
+            at_once = num if fortran_order else size
+            for first in range(0, num, at_once):
+                form = (min(at_once, num - first), height, width, channels)
+                content = np.frombuffer(bytearray(stream.read(math.prod(form))), np.uint8)
+                array = content.reshape(form, order="F" if fortran_order else "C")
+                yield from (array[i : i + size] for i in range(0, len(array), size))
+
+    return StoredImages(num=num, shape=(channels, height, width), read=read)
 
 
-def _load_folder(folder: Path) -> Uint8Image:
+@contextmanager
+def _array_of_images(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
+    """The data of the array `images` in an .npz as a stream; its shape, whether in the order of Fortran, its type."""
+    try:
+        with ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "images" not in names:
+                raise UserError(f"{path} has no array named images, it has: {', '.join(names) or 'none'}")
+            with archive.open("images.npy") as stream:
+                is_first = np.lib.format.read_magic(stream) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+                yield stream, *header(stream)
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise UserError(f"cannot read images from {path}: {error}") from None
+
+
+def _open_folder(folder: Path) -> StoredImages:
     files = sorted(folder.glob("*.png"))
     if not files:
         raise UserError(f"the folder {folder} holds no .png file: only PNG is read, since other formats change pixels")
-    arrays = []
+    first = None
     for file in files:
-        try:
-            with Pillow.open(file) as image:
-                mode, array = image.mode, np.array(image)
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise UserError(f"cannot read {file}: {error}") from None
-        if mode not in ("L", "RGB"):
-            raise UserError(f"{file} has the pixel format {mode}, expected L (8-bit grey) or RGB")
-        array = array if mode == "RGB" else array[:, :, None]
-        if arrays and array.shape != arrays[0].shape:
+        with _opened(file) as image:
+            form = (image.height, image.width, len(image.getbands()))
+            if image.mode not in ("L", "RGB"):
+                raise UserError(f"{file} has the pixel format {image.mode}, expected L (8-bit grey) or RGB")
+        first = first or form
+        if form != first:
             raise UserError(
-                f"{file} has (height, width, channels) {array.shape}, but {files[0].name} has {arrays[0].shape}: "
+                f"{file} has (height, width, channels) {form}, but {files[0].name} has {first}: "
                 "all images must have the same shape"
             )
-        arrays.append(array)
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    assert first is not None
+    height, width, channels = first
+
+    def pixels(file: Path) -> np.ndarray:
+        with _opened(file) as image:
+            return np.array(image).reshape(first)
+
+    def read(size: int) -> Iterator[np.ndarray]:
+        for i in range(0, len(files), size):
+            yield np.stack([pixels(file) for file in files[i : i + size]])
+
+    return StoredImages(num=len(files), shape=(channels, height, width), read=read)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Pillow.Image]:
+    try:
+        with Pillow.open(file) as image:
+            yield image
+    except UserError:
+        raise
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
 
 
 def _save_png(path: Path, image: UInt8[Tensor, "c h w"]) -> None:

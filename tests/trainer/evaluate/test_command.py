@@ -1,4 +1,5 @@
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from trainer.evaluate.command import main
 from trainer.evaluate.quality import Quality
 from trainer.evaluate.reference import read_all
 from trainer.evaluate.report import render
-from trainer.sample.images import save_folder, save_npz
+from trainer.sample.images import save_folder, save_npz, to_uint8
 
 Digits = tuple[torch.Tensor, torch.Tensor]
 
@@ -63,6 +64,26 @@ def test_noise_is_clipped_seeded_and_half_grey():
     assert (noise == 0).double().mean().item() == pytest.approx(0.1587, abs=0.01)
     assert (noise == 255).double().mean().item() == pytest.approx(0.1587, abs=0.01)
     assert noise.double().mean().item() == pytest.approx(127.5, abs=3.0)
+
+
+def test_noise_that_is_drawn_in_batches_is_that_of_one_drawing():
+    whole = torch.randn(600, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(noise_images((600, 3, 8, 8), seed=5), to_uint8(whole))
+
+
+def test_samples_may_come_in_batches_of_which_two_are_held(digits: Digits, reference: Digits):
+    held: list[weakref.ref] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for first in range(1400, 1797, 50):
+            assert sum(ref() is not None for ref in held) <= 2  # the first, and the last one, which is `batch` here
+            batch = digits[0][first : first + 50].clone()
+            held.append(weakref.ref(batch))
+            yield batch
+
+    found, whole = evaluate_samples(batches(), *reference, 0), evaluate_samples(digits[0][1400:], *reference, 0)
+    assert found.num_samples == 397 and len(held) == 8
+    assert found.class_shares == whole.class_shares and found.ratio == pytest.approx(whole.ratio, rel=1e-4)
 
 
 def test_whole_data_set_is_read_in_order_with_its_labels(digits: Digits, digits_folder: Path):

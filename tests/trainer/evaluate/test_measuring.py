@@ -193,7 +193,7 @@ def test_card_of_a_file_has_the_hash_of_its_images(
         ),
         (
             '{"format": 1, "settings": {}, "results": [], "network": {}, "reference": {}}',
-            "one of the arguments --samples --run is required",
+            "one of the arguments --samples --run --statistics --convert is required",
         ),
     ],
 )

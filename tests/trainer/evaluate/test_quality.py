@@ -13,6 +13,7 @@ from trainer.evaluate.quality import (
     compare,
     density_and_coverage,
     frechet_distance,
+    frechet_distance_at_infinity,
     inception_score,
     kernel_distance,
     precision_and_recall,
@@ -62,6 +63,28 @@ def test_frechet_distance_of_fewer_points_than_features_is_exact(number: int):
     root = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
     expected = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + c_a.trace() + c_b.trace() - 2 * root
     assert frechet_distance(statistics_of(a), statistics_of(b)) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_distance_at_infinity_of_gaussians_loses_the_bias_of_their_number():
+    d, shift = 32, 0.2
+    reference = Statistics(mean=torch.zeros(d).double(), covariance=torch.eye(d).double(), num_images=0)
+    samples, known = gaussian(2000, d, shift, 0), d * shift**2
+    biased, unbiased = (
+        frechet_distance(statistics_of(samples), reference),
+        frechet_distance_at_infinity(samples, reference),
+    )
+    # The mean of N samples alone adds d / N = 0.016, their covariance about d (d + 1) / 4 N = 0.13.
+    assert biased - known > 0.1
+    assert abs(unbiased - known) < 0.04
+
+
+def test_distance_at_infinity_is_a_function_of_the_seed_and_leaves_the_random_state_alone():
+    samples, reference = gaussian(200, 3, 0.5, 1), gaussian(300, 3, 0.0, 2)
+    state = torch.get_rng_state()
+    first, again, other = (frechet_distance_at_infinity(samples, reference, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+    assert frechet_distance_at_infinity(samples, statistics_of(reference), seed=1) == first
 
 
 def test_kernel_distance_is_the_unbiased_estimate():

@@ -18,7 +18,7 @@ from trainer.config.sections import FIGURES, JudgeKind
 from trainer.evaluate import reference as module
 from trainer.evaluate.command import main
 from trainer.evaluate.during_training import check_evaluation
-from trainer.evaluate.features import ScriptedNetwork, Seen
+from trainer.evaluate.networks.features import ScriptedNetwork, Seen
 from trainer.evaluate.quality import Quality, Statistics, named, statistics_of
 from trainer.evaluate.reference import FeaturesError, evaluate_against, load_reference, read_all
 from trainer.sample.images import save_folder, save_npz

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
-from trainer.evaluate.features import ScriptedNetwork, through
+from trainer.evaluate.networks.features import ScriptedNetwork, through
 from trainer.evaluate.reference import see_over_ranks
 
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

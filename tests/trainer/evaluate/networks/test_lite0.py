@@ -16,9 +16,16 @@ from torch.nn import functional as F
 from data.prepare.command import main as prepare
 from data.storage.errors import UserError
 from tests.launch import ROOT
-from trainer.evaluate import lite0
 from trainer.evaluate.command import main
-from trainer.evaluate.lite0 import EfficientNetLite0, Lite0Network, SameConv2d, find_weights, read_weights, resized
+from trainer.evaluate.networks import lite0
+from trainer.evaluate.networks.lite0 import (
+    EfficientNetLite0,
+    Lite0Network,
+    SameConv2d,
+    find_weights,
+    read_weights,
+    resized,
+)
 from trainer.evaluate.reference import see_over_ranks
 from trainer.sample.images import save_npz
 
@@ -193,4 +200,4 @@ def test_unknown_network_is_refused_with_those_that_are_allowed(
 ) -> None:
     arguments = ["--samples", str(photographs / "files"), "--reference", str(photographs / "data")]
     assert main([*arguments, "--network", "lite1"]) == 2
-    assert "the network lite1 is unknown; allowed: classifier, lite0, or a TorchScript file" in capsys.readouterr().err
+    assert "the network lite1 is unknown; allowed: classifier, lite0, inception, " in capsys.readouterr().err

