@@ -11,7 +11,6 @@ from data.images.decode import BadImageError, ImageFile
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.source import Item, Source, hash_of
 
-_MAX_PIXELS = 200_000_000
 _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
@@ -31,6 +30,8 @@ class PreparedForm:
     """Enlarge smaller images instead of refusing them."""
     colour: Literal["srgb", "keep"] = "srgb"
     """Convert colour profiles to sRGB, or ignore them."""
+    max_pixels: int = 200_000_000
+    """Of an image that is decoded; larger ones are refused."""
 
     @property
     def extension(self) -> str:
@@ -82,7 +83,7 @@ def square_image(content: bytes, form: PreparedForm) -> Image.Image:
     """The image that `encode_image` encodes, of mode L or RGB; raises what it raises."""
     try:
         with warnings.catch_warnings():
-            # PIL warns about sizes that _MAX_PIXELS allows, and about unused metadata.
+            # PIL warns about sizes that `max_pixels` allows, and about unused metadata.
             warnings.simplefilter("ignore")
             return _resize(_load(ImageFile(content), form), form)
     except BadImageError:
@@ -90,7 +91,7 @@ def square_image(content: bytes, form: PreparedForm) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise BadImageError(foreign_kind(content[:START_BYTES]) or "is no image of a known format") from None
     except Image.DecompressionBombError:
-        raise BadImageError(f"has more than {_MAX_PIXELS} pixels") from None
+        raise BadImageError(f"has more than {form.max_pixels} pixels") from None
     except MemoryError:
         raise
     # On damaged input the decoders raise nearly anything, including TypeError and struct.error.
@@ -100,8 +101,8 @@ def square_image(content: bytes, form: PreparedForm) -> Image.Image:
 
 def _load(file: ImageFile, form: PreparedForm) -> Image.Image:
     width, height = file.size
-    if width * height > _MAX_PIXELS:
-        raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
+    if width * height > form.max_pixels:
+        raise BadImageError(f"has {width}x{height} pixels, more than {form.max_pixels}")
     if min(width, height) < form.size and not form.upscale:
         raise BadImageError(f"{TOO_SMALL}: {width}x{height}, the short side must be at least {form.size}")
     if form.channels == 2:

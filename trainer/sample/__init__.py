@@ -4,6 +4,7 @@ Files:
     command  python -m trainer.sample
     draw     draws images: image i is a function of weights, seed and i
     edit     images made from given ones
+    given    image files in the form of a run's images
     images   reads and writes grids, folders and npz files
     scatter  draws 2-D points as a picture
     walk     frames between samples
