@@ -113,9 +113,10 @@ def edit(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
 
 
 def _way(text: str) -> Way:
-    if text not in get_args(Way):
-        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are {', '.join(get_args(Way))}")
-    return text
+    for way in get_args(Way):
+        if text == way:
+            return way
+    raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are {', '.join(get_args(Way))}")
 
 
 ACTIONS: Mapping[str, Action] = {"draw": draw, "walk": walk_between, "prepare": prepare, "edit": edit}
@@ -138,5 +139,6 @@ def facts(config: TrainConfig, name: str, max_bytes: int) -> dict[str, Any]:
         "classes": config.data.num_classes,
         "steps": config.diffusion.num_timesteps,
         "factors": [factor for factor in range(2, size // 2 + 1) if size % factor == 0],
+        "most": {"num": MAX_IMAGES, "frames": MAX_FRAMES, "resample": MAX_REPEATS},
         "max_bytes": max_bytes,
     }

@@ -38,26 +38,26 @@ class Client:
     port: int
 
     def ask(
-        self, path: str, body: bytes | None = None, method: str | None = None, **headers: str
+        self, path: str, body: bytes | None = None, method: str | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Status, content and headers of an answer to a request with exactly this path."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
+            connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
             answer = connection.getresponse()
             return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
         finally:
             connection.close()
 
-    def act(self, action: str, content: bytes = b"", **words: Any) -> tuple[int, bytes]:
+    def act(self, action: str, words: Mapping[str, Any], content: bytes = b"") -> tuple[int, bytes]:
         """Status and content of the answer to a form."""
         return self.ask(f"/{TOKEN}/{action}?{urlencode(words)}", content)[:2]
 
-    def images(self, action: str, shape: tuple[int, int, int], content: bytes = b"", **words: Any) -> torch.Tensor:
-        """The images that a form is answered with, uint8 [N, C, H, W]."""
-        status, pixels = self.act(action, content, **words)
+    def images(self, action: str, words: Mapping[str, Any], content: bytes = b"") -> torch.Tensor:
+        """The images that a form is answered with, uint8 [N, 1, 8, 8]."""
+        status, pixels = self.act(action, words, content)
         assert status == 200, pixels
-        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, *shape)
+        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 1, 8, 8)
 
     def facts(self) -> dict[str, Any]:
         return json.loads(self.ask(f"/{TOKEN}/model")[1])

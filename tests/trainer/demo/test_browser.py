@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def grey(images: torch.Tensor) -> npt.NDArray[np.uint8]:
     return np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], axis=-1)
 
 
-def submit(browser: Browser, tab: str, **fields: object) -> None:
+def submit(browser: Browser, tab: str, fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         browser.run(f"document.querySelector('#{tab} [name={name}]').value = {json.dumps(str(value))}")
     browser.click(f"#{tab} form button")
@@ -66,7 +66,7 @@ def open_tab(browser: Browser, number: int) -> None:
 def test_the_page_shows_the_samples_of_its_seed_and_class(page, loaded) -> None:
     browser, _ = page
     assert np.array_equal(pixels(browser, "#draw .images canvas"), grey(sample_images(*loaded, num=20, seed=0)))
-    submit(browser, "draw", seed=2**62, num=3, **{"class": 4})
+    submit(browser, "draw", {"seed": 2**62, "num": 3, "class": 4})
     browser.click("#next")
     browser.wait(IDLE)
     wanted = sample_images(*loaded, num=3, seed=2**62 + 1, classes=[4])  # beyond JavaScript's own numbers
@@ -76,7 +76,7 @@ def test_the_page_shows_the_samples_of_its_seed_and_class(page, loaded) -> None:
 def test_the_slider_leads_along_the_walk(page, loaded) -> None:
     browser, _ = page
     open_tab(browser, 2)
-    submit(browser, "walk", seeds="1,2", classes="3,5", frames=9)
+    submit(browser, "walk", {"seeds": "1,2", "classes": "3,5", "frames": 9})
     frames = torch.cat(list(walk(*loaded, seeds=[1, 2], num_frames=9, classes=[3, 5], closed=False)))
     assert np.array_equal(pixels(browser, "#frame"), grey(frames[:1]))
     browser.drag("#place", (0.01, 0.5), (0.99, 0.5))
@@ -95,17 +95,17 @@ def test_a_sample_is_painted_on_and_edited_and_what_is_rubbed_out_is_filled(page
     (painted,) = pixels(browser, "#canvas")
     assert (painted[3, 1:7, :3] == 255).all()
     assert np.array_equal(painted[6:], sample[6:])
-    submit(browser, "edit", seed=4, num=2, **{"class": 7})
+    submit(browser, "edit", {"seed": 4, "num": 2, "class": 7})
     picture = io.BytesIO()
     Image.fromarray(painted).save(picture, "PNG")
-    wanted = client.images("edit", (1, 8, 8), picture.getvalue(), way="stroke", seed=4, num=2, **{"class": 7})
+    wanted = client.images("edit", {"way": "stroke", "seed": 4, "num": 2, "class": 7}, picture.getvalue())
     assert np.array_equal(pixels(browser, "#edit .images canvas"), grey(wanted))
     browser.click("[value=rub]")
     assert browser.run("document.querySelector('[name=way]').value") == "mask"
     browser.drag("#canvas", (0.06, 0.06), (0.94, 0.06))
     (rubbed,) = pixels(browser, "#canvas")
     assert (rubbed[0, 1:7, 3] == 0).all() and (rubbed[2:, :, 3] == 255).all()
-    submit(browser, "edit", num=4)
+    submit(browser, "edit", {"num": 4})
     filled = pixels(browser, "#edit .images canvas").astype(int)
     assert np.abs(filled[:, 2:] - painted[2:]).max() <= 1
     assert np.abs(filled[:, :1] - painted[:1]).max() > 1

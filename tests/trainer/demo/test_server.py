@@ -1,5 +1,6 @@
 """Who is answered, with which pixels, and what a form with mistakes is told."""
 
+import asyncio
 import io
 import socket
 from collections.abc import Iterator
@@ -13,14 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data.storage.errors import StoppedError
 from tests.trainer.demo.served import TOKEN, Client, served, untrained
 from trainer.checkpoint.snapshot import save_snapshot
-from trainer.demo.server import MAX_BYTES, PAGE
+from trainer.demo.server import MAX_BYTES, PAGE, Queue
 from trainer.edit import main as edit_command
 from trainer.sample.draw import Loaded, sample_images
 from trainer.sample.walk import walk
-
-SHAPE = (1, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ RUBBED.paste((0, 0, 0, 0), (0, 0, 8, 4))
 def test_nothing_is_answered_without_the_token(client: Client, path: str, token: str) -> None:
     for method in ("GET", "POST"):
         assert client.ask(token + path, b"" if method == "POST" else None)[0] == 403
-    assert client.ask(token + path, Upgrade="websocket", Connection="Upgrade")[0] == 403
+    assert client.ask(token + path, headers={"Upgrade": "websocket", "Connection": "Upgrade"})[0] == 403
 
 
 def test_the_owner_gets_the_page_and_headers_that_keep_it_from_other_hosts(client: Client) -> None:
@@ -83,19 +83,19 @@ def test_the_owner_gets_the_page_and_headers_that_keep_it_from_other_hosts(clien
 def test_other_hosts_and_pages_are_refused_even_with_the_token(
     client: Client, headers: dict[str, str], status: int
 ) -> None:
-    assert client.ask(f"/{TOKEN}/model", **headers)[0] == status
-    assert client.ask(f"/{TOKEN}/draw?num=1", b"", **headers)[0] == status
+    assert client.ask(f"/{TOKEN}/model", headers=headers)[0] == status
+    assert client.ask(f"/{TOKEN}/draw?num=1", b"", headers=headers)[0] == status
 
 
 def test_samples_are_those_of_trainer_sample(client: Client, loaded: Loaded) -> None:
-    drawn = client.images("draw", SHAPE, seed=2**63 - 1, num=3, **{"class": 7})
+    drawn = client.images("draw", {"seed": 2**63 - 1, "num": 3, "class": 7})
     assert torch.equal(drawn, sample_images(*loaded, num=3, seed=2**63 - 1, classes=[7]))
-    assert torch.equal(client.images("draw", SHAPE, seed=3), sample_images(*loaded, num=16, seed=3))
+    assert torch.equal(client.images("draw", {"seed": 3}), sample_images(*loaded, num=16, seed=3))
     assert len(drawn.unique()) > 20
 
 
 def test_frames_are_those_of_trainer_walk(client: Client, loaded: Loaded) -> None:
-    frames = client.images("walk", SHAPE, seeds="4,9", classes="3,5", frames=70)
+    frames = client.images("walk", {"seeds": "4,9", "classes": "3,5", "frames": 70})
     wanted = walk(*loaded, seeds=[4, 9], num_frames=70, classes=[3, 5], closed=False)
     assert torch.equal(frames, torch.cat(list(wanted)))
 
@@ -119,7 +119,7 @@ def test_edits_are_those_of_trainer_edit(
     (tmp_path / "a.png").write_bytes(content)
     given = ["--run", str(tmp_path / "run"), "--image", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
     assert edit_command([*given, *options, "--class", "3", "--seed", "5", "--num", "2"]) == 0
-    images = client.images("edit", SHAPE, content, seed=5, num=2, **{"class": 3}, **words)
+    images = client.images("edit", {"seed": 5, "num": 2, "class": 3, **words}, content)
     for number, image in enumerate(images):
         assert np.array_equal(image[0], np.array(Image.open(tmp_path / "out" / f"a-{number}.png")))
 
@@ -127,10 +127,10 @@ def test_edits_are_those_of_trainer_edit(
 def test_a_file_comes_back_in_the_form_of_the_model(client: Client) -> None:
     photograph = Image.new("RGB", (60, 20), (200, 10, 10))
     photograph.paste((10, 10, 200), (20, 0, 40, 20))  # the square in the middle
-    (prepared,) = client.images("prepare", SHAPE, file_of(photograph, "JPEG"))
+    (prepared,) = client.images("prepare", {}, file_of(photograph, "JPEG"))
     assert prepared.float().mean() == pytest.approx(0.299 * 10 + 0.587 * 10 + 0.114 * 200, abs=3)
     # Once more, as the canvas sends it, it stays.
-    again = client.images("prepare", SHAPE, file_of(Image.fromarray(prepared[0].numpy()).convert("RGBA")))
+    again = client.images("prepare", {}, file_of(Image.fromarray(prepared[0].numpy()).convert("RGBA")))
     assert torch.equal(again[0], prepared)
 
 
@@ -152,7 +152,7 @@ def test_ten_users_at_once_get_their_own_images_and_the_model_serves_one_at_a_ti
 
     handles = [loaded[0].register_forward_pre_hook(enter), loaded[0].register_forward_hook(leave)]
     with ThreadPoolExecutor(10) as users:
-        drawn = list(users.map(lambda i: client.images("draw", SHAPE, seed=i // 2, num=4, **{"class": i}), range(10)))
+        drawn = list(users.map(lambda i: client.images("draw", {"seed": i // 2, "num": 4, "class": i}), range(10)))
     assert most == 1
     for handle in handles:
         handle.remove()
@@ -173,7 +173,7 @@ def test_ten_users_at_once_get_their_own_images_and_the_model_serves_one_at_a_ti
 )
 def test_a_file_that_cannot_be_used_is_told_in_words(client: Client, content: bytes, message: str, caplog) -> None:
     for action, words in (("prepare", {}), ("edit", {"way": "mask", "class": 1})):
-        status, said = client.act(action, content, **words)
+        status, said = client.act(action, words, content)
         assert (status, said.decode()[: len(message)]) == (400, message)
         assert b"Traceback" not in said
     assert not caplog.records
@@ -208,13 +208,13 @@ def test_a_file_that_cannot_be_used_is_told_in_words(client: Client, content: by
 def test_a_mistake_in_a_form_is_told_in_words(
     client: Client, action: str, words: dict[str, Any], message: str, caplog
 ) -> None:
-    status, said = client.act(action, file_of(PICTURE), **words)
+    status, said = client.act(action, words, file_of(PICTURE))
     assert (status, said.decode()[: len(message)]) == (400, message)
     assert not caplog.records
 
 
 def test_an_unknown_form_and_another_method_are_refused(client: Client) -> None:
-    assert client.act("launch")[0] == 404
+    assert client.act("launch", {})[0] == 404
     assert client.ask(f"/{TOKEN}/draw")[0] == 404
     assert client.ask(f"/{TOKEN}/draw", b"", "DELETE")[0] == 405
 
@@ -239,4 +239,28 @@ def test_a_body_that_is_too_large_or_of_unknown_length_is_refused_before_it_is_r
 
 def test_the_page_is_told_what_the_model_can_do(client: Client) -> None:
     known = {"name": "run", "size": 8, "channels": 1, "classes": 10, "steps": 4, "factors": [2, 4]}
-    assert client.facts() == known | {"max_bytes": MAX_BYTES}
+    most = {"num": 64, "frames": 200, "resample": 20}
+    assert client.facts() == known | {"most": most, "max_bytes": MAX_BYTES}
+
+
+def test_the_queue_serves_in_order_until_it_is_stopped() -> None:
+    queue, order = Queue(), list[int]()
+
+    def batches(number: int) -> Iterator[torch.Tensor]:
+        order.append(number)
+        yield torch.full((1, 1, 8, 8), number, dtype=torch.uint8)
+
+    def endless() -> Iterator[torch.Tensor]:
+        while True:
+            queue.stop()  # as Ctrl-C, at any time
+            yield torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+
+    async def ask() -> list[torch.Tensor]:
+        return await asyncio.gather(*(queue.images(batches(number)) for number in range(10)))
+
+    assert [images.unique().tolist() for images in asyncio.run(ask())] == [[number] for number in range(10)]
+    assert order == list(range(10))
+    for work in (endless(), batches(10)):
+        with pytest.raises(StoppedError, match="the server was stopped"):
+            asyncio.run(queue.images(work))
+    assert 10 not in order

@@ -183,6 +183,7 @@ for (const list of all(".label")) for (let label = 0; label < model.classes; lab
 for (let step = 1; step <= model.steps; step++) add(edit.elements.start, step);
 model.factors.forEach((factor) => add(edit.elements.upscale, factor, `${factor} x ${factor}`));
 if (model.classes) at("[name=classes]").value = [0, 1, 2].map((label) => label % model.classes);
+for (const [name, most] of Object.entries(model.most)) all(`[name=${name}]`).forEach((field) => (field.max = most));
 const isMissing = {class: !model.classes, classes: !model.classes, upscale: true};
 all("form [name]").filter((field) => isMissing[field.name]).forEach((field) => (field.closest("label").hidden = true));
 if (model.channels === 1) {
