@@ -31,8 +31,8 @@ FLOORS = (
     {"trainer/config", "data"},
     {"trainer/checkpoint", "trainer/tracking", "trainer/plan"},
     {"trainer/sample"},
-    {"trainer/evaluate"},
-    {"trainer/rank", "trainer/export", "trainer/demo"},
+    {"trainer/evaluate", "trainer/demo"},
+    {"trainer/rank", "trainer/export"},
     {"trainer/driver", "trainer/bench"},
     {"trainer/tune"},
     {"trainer"},
@@ -150,12 +150,12 @@ def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 COLUMNS = {
-    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published"), 0),
+    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published", "trainer/demo"), 0),
     **dict.fromkeys(("cluster", "trainer", "trainer/driver", "trainer/rank", "trainer/evaluate", "trainer/sample"), 1),
     **dict.fromkeys(("trainer/checkpoint", "trainer/config", "trainer/algorithm", "trainer/engine"), 1),
     **dict.fromkeys(("trainer/tune", "trainer/bench", "trainer/tracking", "trainer/export"), 2),
     "trainer/export/portable": 2,
-    **dict.fromkeys(("trainer/demo", "trainer/plan"), 3),
+    "trainer/plan": 3,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
     **dict.fromkeys(("data/images", "data/processes"), 4),
     **dict.fromkeys(("data/prepare", "data/sources"), 5),

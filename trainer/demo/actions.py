@@ -50,10 +50,9 @@ class Asked:
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{name}: {error}") from None
 
-    @property
-    def label(self) -> int | None:
-        """The class, None if none is given."""
-        return self.get("class", whole_number(0), "") if "class" in self.words else None
+    def find(self, name: str, parse: Callable[[str], T]) -> T | None:
+        """The value of a field that may be left blank, then None; raises what `get` raises."""
+        return self.get(name, parse, "") if name in self.words else None
 
 
 Action = Callable[[Loaded, Asked], Iterator[Uint8Image]]
@@ -62,11 +61,12 @@ Action = Callable[[Loaded, Asked], Iterator[Uint8Image]]
 
 def draw(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
     """The samples of a seed, those of `trainer.sample --seed --num --classes`."""
+    label = asked.find("class", whole_number(0))
     return sample_batches(
         *loaded,
         num=asked.get("num", whole_number(1, MAX_IMAGES), "16"),
         seed=asked.get("seed", SEED, "0"),
-        classes=None if asked.label is None else [asked.label],
+        classes=None if label is None else [label],
     )
 
 
@@ -75,7 +75,7 @@ def walk_between(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
     return walk(
         *loaded,
         seeds=asked.get("seeds", ranges_of_whole_numbers, "0-2"),
-        classes=asked.get("classes", whole_numbers, "") if "classes" in asked.words else None,
+        classes=asked.find("classes", whole_numbers),
         num_frames=asked.get("frames", whole_number(2, MAX_FRAMES), "49"),
         closed=False,
     )
@@ -89,16 +89,15 @@ def prepare(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
 def edit(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
     """Edits of an image file, those of `trainer.edit`; the way `mask` fills its transparent parts (`--mask alpha`)."""
     generator, diffusion, config = loaded
-    way, factor = asked.get("way", _way, ""), 1
-    if way == "upscale":
-        factor = asked.get("upscale", whole_number(2), "2")
-    num = asked.get("num", whole_number(1, MAX_IMAGES), "8")
+    way = asked.get("way", _way, "")
+    factor = asked.get("upscale", whole_number(2), "2") if way == "upscale" else 1
+    label, num = asked.find("class", whole_number(0)), asked.get("num", whole_number(1, MAX_IMAGES), "8")
     wanted = edit_of(
         way,
         config,
-        asked.label,
+        label,
         factor=factor,
-        start=asked.get("start", whole_number(1), "") if "start" in asked.words else None,
+        start=asked.find("start", whole_number(1)),
         repeats=asked.get("resample", whole_number(1, MAX_REPEATS), "1"),
         seed=asked.get("seed", SEED, "0"),
     )
@@ -107,9 +106,9 @@ def edit(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
     if way == "mask":
         wanted = replace(wanted, keep=known_pixels(opaque_pixels(asked.content, config)[None].to(device)))
     for numbers in torch.arange(num, device=device).split(images_at_once(config.data.image_size)):
-        label = None if asked.label is None else torch.full_like(numbers, asked.label)
         images = given.expand(len(numbers), -1, -1, -1)
-        yield edited(generator, diffusion, config, wanted, images, numbers, label).cpu()
+        labels = None if label is None else torch.full_like(numbers, label)
+        yield edited(generator, diffusion, config, wanted, images, numbers, labels).cpu()
 
 
 def _way(text: str) -> Way:

@@ -114,7 +114,6 @@ const choose = (name) => {
 way.addEventListener("change", () => choose(way.value));
 onSubmit(edit, async (words) => {
   const body = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  if (words.way !== "upscale") delete words.upscale;
   showAll(at("#edit .images"), await ask("edit", words, body));
 });
 
