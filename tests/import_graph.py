@@ -31,7 +31,7 @@ FLOORS = (
     {"trainer/config", "data"},
     {"trainer/checkpoint", "trainer/tracking", "trainer/plan"},
     {"trainer/sample", "trainer/evaluate/networks"},
-    {"trainer/evaluate"},
+    {"trainer/evaluate", "trainer/demo"},
     {"trainer/rank", "trainer/export"},
     {"trainer/driver", "trainer/bench"},
     {"trainer/tune"},
@@ -150,7 +150,7 @@ def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 COLUMNS = {
-    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published"), 0),
+    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published", "trainer/demo"), 0),
     **dict.fromkeys(("cluster", "trainer", "trainer/driver", "trainer/rank", "trainer/evaluate", "trainer/sample"), 1),
     **dict.fromkeys(("trainer/checkpoint", "trainer/config", "trainer/algorithm", "trainer/engine"), 1),
     **dict.fromkeys(("trainer/tune", "trainer/bench", "trainer/tracking", "trainer/export"), 2),

@@ -35,7 +35,9 @@ DOORS = {
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
     "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py"},
     "onnxruntime": {"trainer/export/onnx_graphs.py"},
+    "starlette": {"trainer/demo/server.py"},
     "triton": {f"models/fused/kernels/{name}.py" for name in ("elementwise", "fir", "norm")},
+    "uvicorn": {"trainer/demo/server.py"},
     "webdataset": {"data/stream/batches.py", "data/stream/pipeline.py", "data/bench.py"},
 }
 """The files that may import a library; tests may as well."""
@@ -316,8 +318,10 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed, extras = project["dependencies"], project["optional-dependencies"]
     paths = [path for path in python_files() if not path.startswith("tests/")]
-    code = undeclared(needed, (path for path in paths if not path.startswith("trainer/export/")))
-    code |= undeclared([*needed, *extras["export"]], paths)
+    parts = {"trainer/export/": "export", "trainer/demo/": "demo"}  # the folders that have an extra
+    code = undeclared(needed, (path for path in paths if not path.startswith(tuple(parts))))
+    for folder, extra in parts.items():
+        code |= undeclared([*needed, *extras[extra]], (path for path in paths if path.startswith(folder)))
     dev = undeclared([*needed, *extras["dev"]], python_files())
     assert not {**code, **dev}, "pyproject.toml does not name what these files import"
 

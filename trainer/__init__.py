@@ -10,6 +10,7 @@ Files:
     checkpoint/    what a run saves
     config/        every setting: defined, read strictly, checked
     configs/       one YAML file per data set
+    demo/          a page to try a trained model by hand
     driver/        the process that starts the ranks
     edit           strokes, masks, variations, colours and details
     engine/        backward pass, gradient reduction, optimizer update

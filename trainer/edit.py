@@ -11,9 +11,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ from trainer.sample.draw import (
     images_at_once,
     load_run,
 )
-from trainer.sample.edit import Edit, Keep, block_means, edited, grey_values, known_pixels
+from trainer.sample.edit import Way, edit_of, edited, known_pixels
+from trainer.sample.given import given_image, opaque_pixels
 from trainer.sample.images import check_destination, image_files, save_picture
 
 ALPHA = "alpha"
@@ -108,13 +110,16 @@ class Job:
 def _edit(options: argparse.Namespace) -> int:
     device = default_device()
     generator, diffusion, config = load_run(options.run, options.checkpoint, device, options.weights)
-    _check(options, config)
+    edit = edit_of(
+        _way(options),
+        config,
+        options.label,
+        factor=options.upscale or 1,
+        start=options.start_step,
+        repeats=options.resample,
+        seed=options.seed,
+    )
     files, bad = image_files("--image", options.image), list[str]()
-    T, free = diffusion.num_timesteps, not (options.stroke or options.variations)
-    start = options.start_step or (T if free else max(1, T // 2))
-    if start == T and not free:
-        more = "give a smaller --start-step" if T > 1 else "a model of one step cannot do that"
-        raise UserError(f"noised to step {T} of {T}, nothing is left of the image: {more}")
     jobs, done = _jobs(files, options, config, bad), 0
     size = images_at_once(config.data.image_size)
     batches = iter(lambda: list(islice(jobs, size)), [])
@@ -122,12 +127,8 @@ def _edit(options: argparse.Namespace) -> int:
     for batch in track(batches, "editing", total=total, disable=not sys.stderr.isatty()):
         given, numbers = torch.stack([job.given for job in batch]), torch.tensor([job.number for job in batch])
         known = [job.known for job in batch if job.known is not None]
-        edit = Edit(
-            start=start,
-            keep=_keep(options, torch.stack(known).to(device) if known else None),
-            repeats=options.resample,
-            seed=options.seed,
-        )
+        if known:
+            edit = replace(edit, keep=known_pixels(torch.stack(known).to(device)))
         label = None if options.label is None else torch.full((len(batch),), options.label, device=device)
         results = edited(generator, diffusion, config, edit, given.to(device), numbers.to(device), label)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -140,6 +141,10 @@ def _edit(options: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def _way(options: argparse.Namespace) -> Way:
+    return next(way for way in get_args(Way) if getattr(options, way))
+
+
 def _jobs(files: Sequence[Path], options: argparse.Namespace, config: TrainConfig, bad: list[str]) -> Iterator[Job]:
     """The results to make; what cannot be used of the files is added to `bad`."""
     file_of_mask = None if options.mask is None or options.mask == ALPHA else Path(options.mask)
@@ -148,8 +153,9 @@ def _jobs(files: Sequence[Path], options: argparse.Namespace, config: TrainConfi
     same = len({file.stem for file in files}) < len(files)
     for place, file in enumerate(files):
         try:
-            image = _image(file, config, options.upscale or 1)
-            known = _alpha(file, config) if options.mask == ALPHA else common
+            content = file.read_bytes()
+            image = given_image(content, config, factor=options.upscale or 1)
+            known = opaque_pixels(content, config) if options.mask == ALPHA else common
             if shape is not None:
                 _check_shape(_size(file), shape)
         except (BadImageError, OSError) as error:
@@ -158,40 +164,6 @@ def _jobs(files: Sequence[Path], options: argparse.Namespace, config: TrainConfi
         name = f"{place:04d}-{file.stem}" if same else file.stem
         for number in range(options.num):
             yield Job(f"{name}-{number}" if options.num > 1 else name, image, known, number)
-
-
-def _check(options: argparse.Namespace, config: TrainConfig) -> None:
-    if config.image_form.channels == 2:
-        raise UserError("this run draws points in the plane, not images")
-    if options.colorize and config.image_form.channels == 1:
-        raise UserError("--colorize is given, but this run draws grey images")
-    if options.upscale and config.data.image_size % options.upscale:
-        raise UserError(
-            f"--upscale is {options.upscale}, which does not divide the image size {config.data.image_size}"
-        )
-    num_classes = config.data.num_classes
-    if num_classes and options.label is None:
-        raise UserError(f"--class is missing: this run has the classes 0 to {num_classes - 1}, and a result is of one")
-    if options.label is not None and options.label >= num_classes:
-        allowed = f"0 to {num_classes - 1}" if num_classes else "none, this run has no classes"
-        raise UserError(f"--class is {options.label}; allowed: {allowed}")
-
-
-def _keep(options: argparse.Namespace, known: Tensor | None) -> Keep | None:
-    if known is not None:
-        return known_pixels(known)
-    if options.colorize:
-        return grey_values
-    return block_means(options.upscale) if options.upscale else None
-
-
-def _image(file: Path, config: TrainConfig, factor: int) -> Tensor:
-    """float32 [C, H, W] in [-1, 1], cropped and resized as `data.prepare` does; of equal blocks of `factor` pixels."""
-    size, channels = config.data.image_size // factor, config.image_form.channels
-    form = PreparedForm(size=size, channels=1 if channels == 1 else 3, upscale=True)
-    pixels = np.array(square_image(file.read_bytes(), form)).reshape(size, size, channels)
-    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _mask(file: Path, config: TrainConfig) -> Tensor:
@@ -216,18 +188,6 @@ def _check_shape(image: tuple[int, int], mask: tuple[int, int]) -> None:
     (width, height), (wide, high) = image, mask
     if abs(width * high - wide * height) > 0.02 * width * high:
         raise BadImageError(f"has {width}x{height} pixels, another shape than the mask's {wide}x{high}")
-
-
-def _alpha(file: Path, config: TrainConfig) -> Tensor:
-    """1 where an image is opaque."""
-    image = ImageFile(file.read_bytes()).decode(keep_alpha=True)
-    alpha, size = image.convert("RGBA").getchannel("A"), config.data.image_size
-    if alpha.getextrema()[0] == 255:
-        raise BadImageError("has no transparent parts, which --mask alpha would fill")
-    side = min(alpha.size)
-    left, top = (alpha.width - side) // 2, (alpha.height - side) // 2
-    pixels = np.array(alpha.resize((size, size), box=(left, top, left + side, top + side)))
-    return torch.from_numpy(pixels == 255)[None].float()
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from trainer.sample.draw import (
     load_run,
     to_condition,
 )
+from trainer.sample.edit import check_label
 from trainer.sample.fidelity import Fidelity
 from trainer.sample.images import SUFFIXES, check_destination, image_files, save_picture
 
@@ -103,7 +104,7 @@ def _translate(options: argparse.Namespace) -> int:
 
 def _of_files(files: Sequence[Path], label: int | None, config: TrainConfig, bad: list[str]) -> Iterator[Input]:
     """Files as inputs; what cannot be used of them is added to `bad`."""
-    _check_label(label, config)
+    check_label(label, config.data.num_classes)
     same = len({file.stem for file in files}) < len(files)
     for place, file in enumerate(files):
         try:
@@ -117,19 +118,10 @@ def _of_files(files: Sequence[Path], label: int | None, config: TrainConfig, bad
 def _of_pairs(pairs: PreparedPairs, number: int, label: int | None, config: TrainConfig) -> Iterator[Input]:
     """The pairs of a prepared data set as inputs, with the labels that they have there unless one is given."""
     if label is not None or pairs.index.num_classes is None:
-        _check_label(label, config)
+        check_label(label, config.data.num_classes)
     for i in range(number):
         image, condition, (own,) = pairs.read([i])
         yield f"{i:06d}", condition, own if label is None and config.data.num_classes else label, image
-
-
-def _check_label(label: int | None, config: TrainConfig) -> None:
-    num_classes = config.data.num_classes
-    if num_classes and label is None:
-        raise UserError(f"--class is missing: this run has the classes 0 to {num_classes - 1}, and a result is of one")
-    if label is not None and label >= num_classes:
-        allowed = f"0 to {num_classes - 1}" if num_classes else "none, this run has no classes"
-        raise UserError(f"--class is {label}; allowed: {allowed}")
 
 
 def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: argparse.Namespace) -> int:

@@ -16,7 +16,6 @@ from data.shards.offsets import PLANES_EXTENSION
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.source import Item, Source, hash_of
 
-_MAX_PIXELS = 200_000_000
 _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
@@ -41,6 +40,8 @@ class PreparedForm:
     """Channels of the image that is given with each image, 1 to 8; 0 without."""
     condition_half: Literal["left", "right"] | None = None
     """The half of a file that is given, where the other half is the image; None: it has a file of its own."""
+    max_pixels: int = 200_000_000
+    """Of an image that is decoded; larger ones are refused."""
 
     @property
     def extension(self) -> str:
@@ -142,7 +143,7 @@ def _refusals(content: bytes) -> Iterator[None]:
     """Inside, `content` is decoded; whatever is wrong with it becomes a BadImageError."""
     try:
         with warnings.catch_warnings():
-            # PIL warns about sizes that _MAX_PIXELS allows, and about unused metadata.
+            # PIL warns about sizes that `max_pixels` allows, and about unused metadata.
             warnings.simplefilter("ignore")
             yield
     except BadImageError:
@@ -150,7 +151,7 @@ def _refusals(content: bytes) -> Iterator[None]:
     except Image.UnidentifiedImageError:
         raise BadImageError(foreign_kind(content[:START_BYTES]) or "is no image of a known format") from None
     except Image.DecompressionBombError:
-        raise BadImageError(f"has more than {_MAX_PIXELS} pixels") from None
+        raise BadImageError(f"has more than {form.max_pixels} pixels") from None
     except MemoryError:
         raise
     # On damaged input the decoders raise nearly anything, including TypeError and struct.error.
@@ -161,8 +162,8 @@ def _refusals(content: bytes) -> Iterator[None]:
 def _decoded(file: ImageFile, channels: int, form: PreparedForm) -> Image.Image:
     """The whole image with a number of channels."""
     width, height = file.size
-    if width * height > _MAX_PIXELS:
-        raise BadImageError(f"has {width}x{height} pixels, more than {_MAX_PIXELS}")
+    if width * height > form.max_pixels:
+        raise BadImageError(f"has {width}x{height} pixels, more than {form.max_pixels}")
     if channels == 2:
         return file.decode(keep_alpha=True)
     return file.decode(keep_colours=form.colour == "keep").convert("L" if channels == 1 else "RGB")

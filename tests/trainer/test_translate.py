@@ -143,7 +143,7 @@ def test_mistakes_are_named_and_bad_inputs_are_left_out(run, tiny_digits, tmp_pa
         (("--input", tmp_path, "--out", out), "the folder is not empty"),
         (("--input", tiny_digits, "--out", new), "image_channels 1, condition_channels 0, but the run image_size 8"),
         (("--input", tmp_path / "nowhere", "--out", new), "there is no such file or folder"),
-        (("--input", file, "--out", new, "--class", 3), "--class is 3; allowed: none"),
+        (("--input", file, "--out", new, "--class", 3), "allowed: none, this run has no classes"),
         (("--input", file, "--out", new, "--guidance", "-1"), "allowed: 0 to 100"),
         (("--input", file, "--out", f"{new}.png"), "give the name of a folder, without a suffix"),
     ):

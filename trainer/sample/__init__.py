@@ -6,6 +6,7 @@ Files:
     draw        draws images: image i is a function of weights, seed and i
     edit        images made from given ones
     fidelity    PSNR and SSIM of translations
+    given       image files in the form of a run's images
     images      reads and writes grids, folders and npz files
     scatter     draws 2-D points as a picture
     walk        frames between samples

@@ -7,6 +7,7 @@ back (RePaint, 2201.09865) a step is done several times, noise in between, so th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,6 +26,8 @@ from trainer.sample.images import to_uint8
 
 Keep = Callable[[Image], Image]
 """A linear projector on images in pixels: the part of an image that stays."""
+Way = Literal["stroke", "variations", "mask", "colorize", "upscale"]
+"""The ways of editing: from a drawing, like the given image, or keeping known pixels, grey values or block means."""
 
 
 def known_pixels(mask: Float[Tensor, "b 1 h w"]) -> Keep:
@@ -59,6 +62,61 @@ class Edit:
     seed: int = 0
 
 
+def edit_of(
+    way: Way,
+    config: TrainConfig,
+    label: int | None,
+    *,
+    factor: int = 1,
+    start: int | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+) -> Edit:
+    """What a way of editing does to images of a run; for `mask`, `keep` is left to the caller, who has the mask.
+
+    Args:
+        way: of editing.
+        config: the run's config.
+        label: class of the results.
+        factor: side of the blocks whose means `upscale` keeps, in pixels.
+        start, repeats, seed: as in `Edit`; start None: half of the steps for `stroke` and `variations`, which nothing
+            but the start ties to the given image, otherwise all.
+
+    Raises:
+        UserError: the run draws no such images, or has no such class or step.
+    """
+    size, channels, T = config.data.image_size, config.image_form.channels, config.diffusion.num_timesteps
+    if config.data.condition_channels:
+        raise UserError(NEEDS_CONDITIONS)
+    if channels == 2:
+        raise UserError("this run draws points in the plane, not images")
+    if way == "colorize" and channels == 1:
+        raise UserError("this run draws grey images, and invents no colours")
+    if way == "upscale" and not 2 <= factor <= size:
+        raise UserError(f"upscale is {factor}; allowed: 2 to the image size {size}")
+    if size % factor:
+        raise UserError(f"upscale is {factor}, which does not divide the image size {size}")
+    check_label(label, config.data.num_classes)
+    is_free = way in ("stroke", "variations")
+    first = (max(1, T // 2) if is_free else T) if start is None else start
+    if not 1 <= first <= T:
+        raise UserError(f"the start step is {first}, but this model has the steps 1 to {T}")
+    if first == T and is_free:
+        more = "take a smaller start step" if T > 1 else "a model of one step cannot do that"
+        raise UserError(f"noised to step {T} of {T}, nothing is left of the image: {more}")
+    keep = {"colorize": grey_values, "upscale": block_means(factor)}.get(way)
+    return Edit(start=first, keep=keep, repeats=repeats, seed=seed)
+
+
+def check_label(label: int | None, num_classes: int) -> None:
+    """Raise UserError unless a label is a class of a model, or None for one without classes."""
+    if num_classes and label is None:
+        raise UserError(f"a class is missing: this run has the classes 0 to {num_classes - 1}, and a result is of one")
+    if label is not None and label >= num_classes:
+        allowed = f"0 to {num_classes - 1}" if num_classes else "none, this run has no classes"
+        raise UserError(f"the class is {label}; allowed: {allowed}")
+
+
 @torch.no_grad()
 def edited(
     generator: nn.Module,
@@ -75,19 +133,12 @@ def edited(
         generator: in evaluation mode, on the device of the images.
         diffusion: tables on the same device.
         config: the run's config.
-        edit: what to do.
+        edit: what to do, from a step that the diffusion has.
         given: pixels in [-1, 1], float32, of the size and channels of the run.
         samples: a number for each result, which keys its noise.
         label: classes of the results; only with classes.
-
-    Raises:
-        UserError: the diffusion has no such step.
     """
     T, domain, shape = diffusion.num_timesteps, config.data.domain, config.network_form.shape
-    if config.data.condition_channels:
-        raise UserError(NEEDS_CONDITIONS)
-    if not 1 <= edit.start <= T:
-        raise UserError(f"--start-step is {edit.start}, but this model has the steps 1 to {T}")
     method, y = make_method(config.training, config.generator), from_pixels(given, domain)
     arguments = {} if label is None else {"label": label}
     predictor = method.x0_predictor(lambda x_t, t, z: generator(x_t, t, z, **arguments), diffusion)

@@ -112,7 +112,7 @@ def walk(
     if len(seeds) < 2:
         raise UserError(f"a walk needs at least two seeds, but {len(seeds)} is given")
     if num_frames < num_legs + (not closed):
-        raise UserError(f"--frames is {num_frames}, but {len(seeds)} seeds need one frame each at least")
+        raise UserError(f"{num_frames} frames are wanted, but {len(seeds)} seeds need one each at least")
     labels = _labels(classes, config.data.num_classes, len(seeds))
     device = next(generator.parameters()).device
     corners, batch = noise_of(seeds, config, device), images_at_once(config.data.image_size)

@@ -149,7 +149,7 @@ def test_a_model_with_classes_wants_one(tiny, pictures, tmp_path, capsys):
     train(configure(tiny, tmp_path / "run", "data.num_classes=10", "training.total_images=32"))
     words = ["--run", str(tmp_path / "run"), "--image", str(pictures / "a.png"), "--stroke"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "--class is missing: this run has the classes 0 to 9" in capsys.readouterr().err
+    assert "a class is missing: this run has the classes 0 to 9" in capsys.readouterr().err
     assert main([*words, "--class", "3", "--out", str(tmp_path / "out")]) == 0
 
 
@@ -188,7 +188,7 @@ def test_masks_that_do_not_fit_or_fill_nothing_are_refused(run, pictures, tmp_pa
 
 def test_transparent_parts_and_black_parts_of_a_mask_are_filled(run, pictures, tmp_path, capsys):
     assert main(["--run", str(run), "--image", str(pictures), "--mask", "alpha", "--out", str(tmp_path / "alpha")]) == 1
-    assert "a.png: has no transparent parts, which --mask alpha would fill" in capsys.readouterr().err
+    assert "a.png: has no transparent parts to fill" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "alpha").iterdir()] == ["b.png"]
     mask = Image.new("L", (16, 16), 255)
     mask.paste(0, (0, 0, 16, 8))
@@ -205,12 +205,12 @@ def test_transparent_parts_and_black_parts_of_a_mask_are_filled(run, pictures, t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--stroke", "--start-step", "4"], "noised to step 4 of 4, nothing is left of the image: give a smaller"),
+        (["--stroke", "--start-step", "4"], "noised to step 4 of 4, nothing is left of the image: take a smaller"),
         (["--colorize", "--start-step", "9"], "draws grey images"),
-        (["--upscale", "2", "--start-step", "9"], "--start-step is 9, but this model has the steps 1 to 4"),
-        (["--colorize"], "--colorize is given, but this run draws grey images"),
-        (["--upscale", "3"], "--upscale is 3, which does not divide the image size 8"),
-        (["--stroke", "--class", "3"], "--class is 3; allowed: none, this run has no classes"),
+        (["--upscale", "2", "--start-step", "9"], "the start step is 9, but this model has the steps 1 to 4"),
+        (["--colorize"], "this run draws grey images, and invents no colours"),
+        (["--upscale", "3"], "upscale is 3, which does not divide the image size 8"),
+        (["--stroke", "--class", "3"], "the class is 3; allowed: none, this run has no classes"),
         (["--mask", "nowhere.png"], "--mask is nowhere.png, which cannot be used: "),
         (["--stroke", "--image", "nowhere"], "--image is nowhere: there is no such file or folder"),
     ],

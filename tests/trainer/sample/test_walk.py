@@ -91,7 +91,7 @@ def test_the_command_writes_an_animation_that_repeats_for_ever(run, tmp_path, su
     [
         (["--out", "walk.avi"], "allowed are names that end in .webp, .png, .gif"),
         (["--seeds", "3"], "a walk needs at least two seeds, but 1 is given"),
-        (["--seeds", "0-9", "--frames", "5"], "--frames is 5, but 10 seeds need one frame each at least"),
+        (["--seeds", "0-9", "--frames", "5"], "5 frames are wanted, but 10 seeds need one each at least"),
         (["--classes", "10"], "classes are 10; allowed: 0 to 9"),
         (["--seeds", "0-1", "--classes", "1,2,3"], "3 classes are given for 2 seeds"),
     ],
