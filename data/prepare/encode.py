@@ -105,7 +105,7 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
     Raises:
         BadImageError: one of them cannot be used.
     """
-    with _refusals(content):
+    with _refusals(content, form):
         file, mode = ImageFile(content), "L" if form.channels == 1 else "RGB"
         if form.condition_half:
             halves = _halves(_decoded(file, max(form.channels, form.condition_channels), form))
@@ -126,20 +126,20 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
 
 def square_condition(content: bytes, form: PreparedForm) -> npt.NDArray[np.uint8]:
     """What `encode_pair` makes of a condition alone, uint8 [C, H, W]; raises what it raises."""
-    with _refusals(content):
+    with _refusals(content, form):
         return np.stack([np.asarray(_resize(plane, form)) for plane in _condition_planes(content, form)])
 
 
 def square_image(content: bytes, form: PreparedForm) -> Image.Image:
     """The image that `encode_image` encodes, of mode L or RGB; raises what it raises."""
-    with _refusals(content):
+    with _refusals(content, form):
         file = ImageFile(content)
         _check_size(file.size, form)
         return _resize(_decoded(file, form.channels, form), form)
 
 
 @contextmanager
-def _refusals(content: bytes) -> Iterator[None]:
+def _refusals(content: bytes, form: PreparedForm) -> Iterator[None]:
     """Inside, `content` is decoded; whatever is wrong with it becomes a BadImageError."""
     try:
         with warnings.catch_warnings():
@@ -186,7 +186,7 @@ def _halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 def _planes_of(condition: bytes, form: PreparedForm) -> list[Image.Image]:
     """The channels of the condition of an image."""
     try:
-        with _refusals(condition):
+        with _refusals(condition, form):
             return _condition_planes(condition, form)
     except BadImageError as error:
         raise BadImageError(f"its condition {error}") from None

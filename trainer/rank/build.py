@@ -154,8 +154,8 @@ def check_discriminator_start(config: TrainConfig) -> None:
     trains_one = "d" in make_method(config.training, config.generator).parts
     if config.discriminator.init_from and trains_one and not config.run.init_from:
         raise WeightsError(
-            "discriminator.init_from is generator, but the generator starts with random weights: give run.init_from or a "
-            "stage before, or set discriminator.init_from to null"
+            "discriminator.init_from is generator, but the generator starts with random weights: give run.init_from or "
+            "a stage before, or set discriminator.init_from to null"
         )
 
 
@@ -169,7 +169,7 @@ def start_from_encoder(networks: Mapping[Part, nn.Module], config: TrainConfig, 
     if ranks.rank == 0:
         taken, held = (sum(own[name].numel() for name in names) for names in (shared, own))
         log.info(
-            "the discriminator starts with %d of its %d parameters, %.1f%% of their values, from the generator's encoder",
+            "the discriminator starts with %d of its %d parameters, %.1f%% of the values, from the generator's encoder",
             *(len(shared), len(own), 100 * taken / held),
         )
 

@@ -20,7 +20,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 def compare(device: str, backend: str) -> tuple[float, str]:
     """Largest relative difference between compiled and plain networks, and the rest of what the program says."""
-    done = run_python(["-m", "tests.trainer.engine.compiled_networks", device, backend])
+    done = run_python(["-m", "tests.trainer.engine.processes.compiled_networks", device, backend])
     assert done.returncode == 0, done.stderr[-3000:]
     found = re.search(r"difference (\S+), (.*), compared \d\d+", done.stdout)
     assert found, done.stdout
