@@ -11,12 +11,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import tee
 from pathlib import Path
 
 import torch
 from rich.progress import track
-from torch import Tensor
 
 from data.images.decode import BadImageError
 from data.shards.index import INDEX_NAME
@@ -26,17 +25,14 @@ from data.storage.paths import path_argument
 from models.shapes import Uint8Image
 from trainer.config.command_line import add_seed_argument
 from trainer.config.train_config import TrainConfig
-from trainer.sample.conditions import PreparedPairs, read_condition
+from trainer.sample.conditions import PreparedPairs, read_condition, translations
 from trainer.sample.draw import (
     Loaded,
     add_run_arguments,
     add_weights_argument,
     check_guidance,
     default_device,
-    draw_batch,
-    images_at_once,
     load_run,
-    to_condition,
 )
 from trainer.sample.edit import check_label
 from trainer.sample.fidelity import Fidelity
@@ -108,7 +104,7 @@ def _of_files(files: Sequence[Path], label: int | None, config: TrainConfig, bad
     same = len({file.stem for file in files}) < len(files)
     for place, file in enumerate(files):
         try:
-            condition = read_condition(file, config)
+            condition = read_condition(file.read_bytes(), config)
         except (BadImageError, OSError) as error:
             bad.append(f"{file}: {error}")
             continue
@@ -127,9 +123,11 @@ def _of_pairs(pairs: PreparedPairs, number: int, label: int | None, config: Trai
 def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: argparse.Namespace) -> int:
     """Draw and write the results of all inputs; print how close they are to the images of pairs. Their number."""
     fidelity, done, hidden = Fidelity(), 0, not sys.stderr.isatty()
-    for (name, condition, _, image), results in track(
-        _results(inputs, loaded, options), "translating", total=number, disable=hidden
-    ):
+    inputs, read_ahead = tee(inputs)
+    given = ((condition, label) for _, condition, label, _ in read_ahead)
+    drawn = translations(loaded, given, num=options.num, seed=options.seed, guidance=options.guidance)
+    shown = track(drawn, "translating", total=number, disable=hidden)
+    for (name, condition, _, image), results in zip(inputs, shown, strict=True):
         pictures = {"": results[0]}
         if options.num > 1:
             levels = results.float()
@@ -145,35 +143,6 @@ def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: arg
     if fidelity.num_images:
         sys.stdout.write(fidelity.table() + "\n")
     return done
-
-
-def _results(
-    inputs: Iterator[Input], loaded: Loaded, options: argparse.Namespace
-) -> Iterator[tuple[Input, Uint8Image]]:
-    """Each input with its results, uint8 [num, C, H, W]: a function of weights, seed, input and their numbers."""
-    generator, diffusion, config = loaded
-    device, size = next(generator.parameters()).device, images_at_once(config.data.image_size)
-    jobs = ((given, k) for given in inputs for k in range(options.num))
-    results: list[Tensor] = []
-    for batch in iter(lambda: list(islice(jobs, size)), []):
-        # Always as many at once: another batch size changes the order of float sums.
-        filled = [*batch, *[batch[-1]] * (size - len(batch))]
-        label = [given[2] for given, _ in filled] if config.data.num_classes else None
-        images = draw_batch(
-            generator,
-            diffusion,
-            config,
-            options.seed,
-            torch.tensor([k for _, k in filled], device=device),
-            None if label is None else torch.tensor(label, device=device),
-            to_condition(torch.cat([given[1] for given, _ in filled]), config, device),
-            guidance=options.guidance,
-        )
-        for (given, k), image in zip(batch, images.cpu(), strict=False):
-            results.append(image)
-            if k == options.num - 1:
-                yield given, torch.stack(results)
-                results = []
 
 
 if __name__ == "__main__":

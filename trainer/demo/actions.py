@@ -11,8 +11,9 @@ from data.storage.arguments import ranges_of_whole_numbers, whole_number, whole_
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
 from trainer.config.train_config import TrainConfig
+from trainer.sample.conditions import as_pictures, read_condition, translations
 from trainer.sample.draw import Loaded, images_at_once, sample_batches
-from trainer.sample.edit import Way, edit_of, edited, known_pixels
+from trainer.sample.edit import Way, check_label, edit_of, edited, known_pixels
 from trainer.sample.given import given_image, opaque_pixels
 from trainer.sample.images import to_uint8
 from trainer.sample.walk import walk
@@ -111,6 +112,18 @@ def edit(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
         yield edited(generator, diffusion, config, wanted, images, numbers, labels).cpu()
 
 
+def translate(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
+    """What an image or .npy file gives, as an image, then its results, those of `trainer.translate --num --seed`."""
+    config, label = loaded[2], asked.find("class", whole_number(0))
+    if not config.data.condition_channels:
+        raise UserError("this run was not trained on pairs, so that it translates nothing")
+    check_label(label, config.data.num_classes)
+    condition = read_condition(asked.content, config, max_pixels=MAX_FILE_PIXELS)
+    num, seed = asked.get("num", whole_number(1, MAX_IMAGES), "7"), asked.get("seed", SEED, "0")
+    yield as_pictures(condition, config.data.image_channels)
+    yield from translations(loaded, [(condition, label)], num=num, seed=seed)
+
+
 def _way(text: str) -> Way:
     for way in get_args(Way):
         if text == way:
@@ -118,7 +131,13 @@ def _way(text: str) -> Way:
     raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are {', '.join(get_args(Way))}")
 
 
-ACTIONS: Mapping[str, Action] = {"draw": draw, "walk": walk_between, "prepare": prepare, "edit": edit}
+ACTIONS: Mapping[str, Action] = {
+    "draw": draw,
+    "walk": walk_between,
+    "prepare": prepare,
+    "edit": edit,
+    "translate": translate,
+}
 """By the name that a form of the page has as its action: a further form needs a line here and a section in the page."""
 
 
@@ -136,6 +155,7 @@ def facts(config: TrainConfig, name: str, max_bytes: int) -> dict[str, Any]:
         "size": size,
         "channels": channels,
         "classes": config.data.num_classes,
+        "translates": config.data.condition_channels > 0,
         "steps": config.diffusion.num_timesteps,
         "factors": [factor for factor in range(2, size // 2 + 1) if size % factor == 0],
         "most": {"num": MAX_IMAGES, "frames": MAX_FRAMES, "resample": MAX_REPEATS},

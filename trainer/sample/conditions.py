@@ -1,14 +1,15 @@
 """What a model that translates is given: the conditions of a prepared data set of pairs, or of image files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.prepare.encode import PreparedForm, square_condition
 from data.shards.decode import decode_into
@@ -20,7 +21,7 @@ from data.stream.pipeline import DataConfig
 from models.diffusion import Diffusion
 from models.shapes import Uint8Image
 from trainer.config.train_config import TrainConfig
-from trainer.sample.draw import sample_images
+from trainer.sample.draw import Loaded, draw_batch, images_at_once, sample_images, to_condition
 
 GRID_COLUMNS = 8
 _OPEN_SHARDS = 16
@@ -149,13 +150,53 @@ def as_pictures(conditions: Uint8Image, channels: int) -> Uint8Image:
     return conditions[:, :1].expand(-1, channels, -1, -1)
 
 
-def read_condition(file: Path, config: TrainConfig) -> Uint8Image:
+def read_condition(content: bytes, config: TrainConfig, *, max_pixels: int = PreparedForm.max_pixels) -> Uint8Image:
     """What is given in an image file or a .npy file, uint8 [1, K, H, W], cropped and resized as `data.prepare` does.
+
+    Args:
+        content: of the file.
+        config: of the run.
+        max_pixels: of a file that is decoded.
 
     Raises:
         BadImageError: it cannot be used.
-        OSError: it cannot be read.
     """
-    data = config.data
-    form = PreparedForm(size=data.image_size, channels=3, upscale=True, condition_channels=data.condition_channels)
-    return torch.from_numpy(square_condition(file.read_bytes(), form))[None]
+    size, channels = config.data.image_size, config.data.condition_channels
+    form = PreparedForm(size=size, channels=3, upscale=True, max_pixels=max_pixels, condition_channels=channels)
+    return torch.from_numpy(square_condition(content, form))[None]
+
+
+def translations(
+    loaded: Loaded, inputs: Iterable[tuple[Uint8Image, int | None]], *, num: int, seed: int, guidance: float = 1.0
+) -> Iterator[Uint8Image]:
+    """The results of each input, uint8 [num, C, H, W]: each a function of weights, seed, input and its number.
+
+    Args:
+        loaded: from `load_run`.
+        inputs: what is given, uint8 [1, K, H, W], and the class of its results.
+        num: results of each input.
+        seed: of all noise.
+        guidance: as in `sample_batches`.
+    """
+    generator, diffusion, config = loaded
+    device, size = next(generator.parameters()).device, images_at_once(config.data.image_size)
+    jobs = ((*given, number) for given in inputs for number in range(num))
+    results: list[Tensor] = []
+    for batch in iter(lambda: list(islice(jobs, size)), []):
+        # Always as many at once: another batch size changes the order of float sums.
+        conditions, labels, numbers = zip(*batch, *[batch[-1]] * (size - len(batch)), strict=True)
+        images = draw_batch(
+            generator,
+            diffusion,
+            config,
+            seed,
+            torch.tensor(numbers, device=device),
+            torch.tensor(labels, device=device) if config.data.num_classes else None,
+            to_condition(torch.cat(conditions), config, device),
+            guidance=guidance,
+        )
+        for number, image in zip(numbers[: len(batch)], images.cpu(), strict=False):
+            results.append(image)
+            if number == num - 1:
+                yield torch.stack(results)
+                results = []

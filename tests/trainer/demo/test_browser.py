@@ -142,3 +142,19 @@ def test_nothing_is_offered_that_the_model_cannot_do(page) -> None:
     with Image.open(io.BytesIO(browser.screenshot())) as picture:
         assert picture.size == (1000, 900)
         assert len(picture.convert("L").getcolors() or ()) > 50
+
+
+def test_a_model_of_pairs_offers_to_translate_alone(tiny, tmp_path: Path) -> None:
+    loaded = untrained([*tiny, "data.condition_channels=1"])
+    Image.new("L", (8, 8), 90).save(tmp_path / "given.png")
+    with served(loaded) as client, chromium(tmp_path / "chromium") as browser:
+        browser.call("Page.navigate", url=f"http://127.0.0.1:{client.port}/{TOKEN}/")
+        browser.wait(f"document.querySelector('#name')?.textContent && {IDLE}")
+        tabs = "[...document.querySelectorAll('nav button')].filter((tab) => tab.offsetParent)"
+        assert browser.run(f"{tabs}.map((tab) => tab.textContent)") == ["Translate"]
+        browser.choose_file("#input", tmp_path / "given.png")
+        browser.wait(f"{IDLE} && document.querySelectorAll('#translate .images canvas').length === 8")
+        drawn = pixels(browser, "#translate .images canvas")
+        wanted = client.images("translate", {"seed": 0, "num": 7}, (tmp_path / "given.png").read_bytes())
+        assert np.array_equal(drawn, grey(wanted))
+        assert browser.faults == []

@@ -19,8 +19,10 @@ from tests.trainer.demo.served import TOKEN, Client, served, untrained
 from trainer.checkpoint.snapshot import save_snapshot
 from trainer.demo.server import MAX_BYTES, PAGE, Queue
 from trainer.edit import main as edit_command
+from trainer.sample.conditions import read_condition
 from trainer.sample.draw import Loaded, sample_images
 from trainer.sample.walk import walk
+from trainer.translate import main as translate_command
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,23 @@ def test_edits_are_those_of_trainer_edit(
     images = client.images("edit", {"seed": 5, "num": 2, "class": 3, **words}, content)
     for number, image in enumerate(images):
         assert np.array_equal(image[0], np.array(Image.open(tmp_path / "out" / f"a-{number}.png")))
+
+
+def test_translations_are_those_of_trainer_translate(client: Client, tiny, tmp_path: Path) -> None:
+    loaded = untrained([*tiny, "data.condition_channels=1"])
+    save_snapshot(tmp_path / "run", loaded[0].state_dict(), loaded[2], step=0)
+    content = file_of(Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 16))
+    (tmp_path / "a.png").write_bytes(content)
+    given = ["--run", str(tmp_path / "run"), "--input", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    assert translate_command([*given, "--seed", "5", "--num", "2"]) == 0
+    with served(loaded) as other:
+        shown, *images = other.images("translate", {"seed": 5, "num": 2}, content)
+        assert other.act("draw", {})[0] == 400
+        assert other.facts()["translates"]
+    assert torch.equal(shown, read_condition(content, loaded[2])[0])
+    for number, image in enumerate(images):
+        assert np.array_equal(image[0], np.array(Image.open(tmp_path / "out" / f"a-{number}.png")))
+    assert b"translates nothing" in client.act("translate", {}, content)[1]
 
 
 def test_a_file_comes_back_in_the_form_of_the_model(client: Client) -> None:
@@ -240,7 +259,7 @@ def test_a_body_that_is_too_large_or_of_unknown_length_is_refused_before_it_is_r
 def test_the_page_is_told_what_the_model_can_do(client: Client) -> None:
     known = {"name": "run", "size": 8, "channels": 1, "classes": 10, "steps": 4, "factors": [2, 4]}
     most = {"num": 64, "frames": 200, "resample": 20}
-    assert client.facts() == known | {"most": most, "max_bytes": MAX_BYTES}
+    assert client.facts() == known | {"translates": False, "most": most, "max_bytes": MAX_BYTES}
 
 
 def test_the_queue_serves_in_order_until_it_is_stopped() -> None:

@@ -74,6 +74,7 @@ function open(section) {
 }
 
 function take(picture) {
+  if (model.translates) return;
   pen.putImageData(picture, 0, 0);
   open(at("#edit"));
 }
@@ -115,6 +116,13 @@ way.addEventListener("change", () => choose(way.value));
 onSubmit(edit, async (words) => {
   const body = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   showAll(at("#edit .images"), await ask("edit", words, body));
+});
+
+const translate = at("#translate form");
+let input;
+onSubmit(translate, async (words) => {
+  if (!input) throw Error("choose a file first");
+  showAll(at("#translate .images"), await ask("translate", words, input));
 });
 
 // ---- painting ----
@@ -160,11 +168,13 @@ at("#clear").addEventListener("click", clear);
 function upload(file) {
   run(async () => {
     if (file.size > model.max_bytes) throw Error(`the file is larger than ${model.max_bytes / 2 ** 20} MB`);
-    take((await ask("prepare", {}, file))[0]);
+    if (!model.translates) return take((await ask("prepare", {}, file))[0]);
+    input = file;
+    showAll(at("#translate .images"), await ask("translate", Object.fromEntries(new FormData(translate)), file));
   });
 }
 
-at("#file").addEventListener("change", ({target}) => {
+for (const chooser of [at("#file"), at("#input")]) chooser.addEventListener("change", ({target}) => {
   if (target.files.length) upload(target.files[0]);
   target.value = ""; // so that the same file can be chosen again
 });
@@ -195,5 +205,6 @@ Object.assign(canvas, {width: model.size, height: model.size});
 canvas.style.width = `${shownSize(320)}px`;
 clear();
 choose(way.value);
-open(at("#draw"));
-draw.requestSubmit();
+for (const tab of all("nav button")) tab.hidden = model.translates !== (tab.textContent === "Translate");
+open(at(model.translates ? "#translate" : "#draw"));
+if (!model.translates) draw.requestSubmit();
