@@ -44,12 +44,12 @@ class AbandonedError(Exception):
 class Storage:
     """One remote folder. Each process connects on first use, so a forked process may use this object."""
 
-    def __init__(self, url: str, *, attempts: int = ATTEMPTS) -> None:
+    def __init__(self, url: str, *, attempts: int | None = None) -> None:
         """Check the URL without a connection.
 
         Args:
             url: of the folder.
-            attempts: how often a temporary failure is met.
+            attempts: how often to try in temporary failures; None: 6 times, ATTEMPTS.
 
         Raises:
             DataError: it is invalid, or its storage is unknown.
@@ -57,7 +57,7 @@ class Storage:
         self.url = checked_url(url)
         """The folder, without a trailing slash. It may hold a password: show it through `redact` only."""
         self._protocol = self.url.partition("://")[0]
-        self._attempts = attempts
+        self._attempts = ATTEMPTS if attempts is None else attempts
         self._connecting = threading.Lock()
         self._connected: tuple[int, fsspec.AbstractFileSystem, str] | None = None
 

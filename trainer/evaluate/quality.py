@@ -102,7 +102,7 @@ def compare(
 
 
 def named(quality: Quality, judge: JudgeKind) -> dict[str, float | None]:
-    """The figures by the names of their curves: only those of Inception are called `fid` and the like."""
+    """The figures by the names of their curves; `RENAMED_FIGURES` says whose are not called `fid` and the like."""
     names = RENAMED_FIGURES.get(judge, {})
     return {names.get(name, name): value for name, value in dataclasses.asdict(quality).items()}
 

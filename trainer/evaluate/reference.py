@@ -249,7 +249,7 @@ def pixels_sha256(images: StoredImages) -> str:
     """SHA-256 of the pixels of all images, as uint8 [N, C, H, W]."""
     digest = hashlib.sha256()
     for batch in images.batches(BATCH_SIZE):
-        digest.update(batch.numpy())
+        digest.update(batch.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -201,7 +201,12 @@ def test_lite0_during_training_has_curves_of_its_own_and_keeps_the_best_by_them(
 
 def test_best_by_a_figure_that_the_network_does_not_measure_is_refused():
     evaluation = {"interval_images": 64 * 600}
-    for network, wrong, right in (("lite0", "fid", "fd_lite0"), (None, "kd_lite0", "kid")):
+    for network, wrong, right in (
+        ("lite0", "fid", "fd_lite0"),
+        (None, "kd_lite0", "kid"),
+        ("inception-clean", "fd_dinov2", "clean_fid"),
+        ("inception-pytorch", "clean_kid", "kid"),
+    ):
         checkpoint = {"save_interval_steps": 600, "keep_best": wrong}
         (line,) = refusals(checkpoint=checkpoint, evaluation=evaluation | {"network": network})
         assert f"keep_best is {wrong}, which evaluation.network {network or 'null'} does not measure" in line

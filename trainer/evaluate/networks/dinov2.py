@@ -22,11 +22,12 @@ OFFSET = 0.1
 LAYER_NORM_EPSILON = 1e-6
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet."""
+DINOV2_SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
 DINOV2 = PinnedWeights(
     network="dinov2",
     url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
     num_bytes=1_217_586_395,
-    sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+    sha256=DINOV2_SHA256,
 )
 
 

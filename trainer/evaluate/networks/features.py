@@ -83,8 +83,8 @@ class PublishedNetwork:
         """Features, and logits if it has classes, of uint8 images [N, 1 or 3, H, W]; grey is converted to RGB."""
         rgb = images.to(self._device).expand(-1, 3, -1, -1)
         features = self._network(self._published.prepare(rgb).to(self._device))
-        logits = self._network.logits(features).cpu() if self._published.has_classes else None
-        return Seen(features.cpu(), logits)
+        logits = self._published.logits
+        return Seen(features.cpu(), None if logits is None else logits(self._network, features).cpu())
 
 
 class ScriptedNetwork:

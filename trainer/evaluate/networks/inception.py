@@ -24,11 +24,12 @@ IMAGE_SIZE = 299
 NUM_FEATURES = 2048
 NUM_CLASSES = 1008
 BATCH_NORM_EPSILON = 1e-3
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION = PinnedWeights(
     network="inception",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     num_bytes=95_628_359,
-    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    sha256=INCEPTION_SHA256,
 )
 Kernel = int | tuple[int, int]
 Layer = tuple[int, Kernel] | tuple[int, Kernel, int]
@@ -66,10 +67,6 @@ class Inception(nn.Module):
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean(dim=(2, 3))
-
-    def logits(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        """Logits float32 [B, 1008] without the bias, as the Inception score (1606.03498) was published."""
-        return features @ self.fc.weight.T
 
 
 class Conv(nn.Module):
@@ -160,6 +157,11 @@ def _at_17(c: int) -> dict[str, list[Layer]]:
 def _at_8() -> dict[str, list[Layer | list[Layer]]]:
     pair: list[Layer] = [(384, (1, 3)), (384, (3, 1))]
     return {"branch1x1": [(320, 1)], "branch3x3": [(384, 1), pair], "branch3x3dbl": [(448, 1), (384, 3), pair]}
+
+
+def logits_without_bias(network: nn.Module, features: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+    """Logits float32 [B, 1008] of `Inception` as the Inception score (1606.03498) was published: without the bias."""
+    return features @ network.get_parameter("fc.weight").T
 
 
 def as_tensorflow(images: Uint8Image) -> Float[Tensor, "b c 299 299"]:

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
 from trainer.evaluate.networks.dinov2 import DINOV2, DinoV2, as_dgm_eval
-from trainer.evaluate.networks.inception import INCEPTION, Inception, as_clean_fid, as_pytorch_fid, as_tensorflow
+from trainer.evaluate.networks.inception import (
+    INCEPTION,
+    Inception,
+    as_clean_fid,
+    as_pytorch_fid,
+    as_tensorflow,
+    logits_without_bias,
+)
 from trainer.evaluate.networks.weights import PinnedWeights
 
 
@@ -27,8 +34,8 @@ class Published:
     """Makes the network, which maps inputs to features."""
     prepare: Callable[[Uint8Image], Float[Tensor, "b c h w"]]
     """Makes its input from uint8 RGB images [B, 3, H, W]."""
-    has_classes: bool = False
-    """Whether its logits have a figure of their own."""
+    logits: Callable[[nn.Module, Float[Tensor, "b d"]], Float[Tensor, "b k"]] | None = None
+    """Computes logits from the network and its features, for the Inception score; None: the score is not defined."""
 
 
 PUBLISHED: dict[str, Published] = {
@@ -38,7 +45,7 @@ PUBLISHED: dict[str, Published] = {
         weights=INCEPTION,
         build=Inception,
         prepare=as_tensorflow,
-        has_classes=True,
+        logits=logits_without_bias,
     ),
     "inception-pytorch": Published(
         kind="inception",
@@ -46,7 +53,7 @@ PUBLISHED: dict[str, Published] = {
         weights=INCEPTION,
         build=Inception,
         prepare=as_pytorch_fid,
-        has_classes=True,
+        logits=logits_without_bias,
     ),
     "inception-clean": Published(
         kind="inception-clean",
