@@ -33,9 +33,12 @@ DOORS = {
     "diffusers": {f"trainer/export/portable/{name}.py" for name in ("ddgan_generator", "ddgan_scheduler", "pipeline")},
     "huggingface_hub": {"trainer/export/hub.py"},
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
+    "pynvml": {"trainer/tracking/system.py"},
     "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py"},
     "onnxruntime": {"trainer/export/onnx_graphs.py"},
+    "tensorboardX": {"trainer/tracking/tensorboard_sink.py"},
     "triton": {f"models/fused/kernels/{name}.py" for name in ("elementwise", "fir", "norm")},
+    "wandb": {"trainer/tracking/wandb_sink.py"},
     "webdataset": {"data/stream/batches.py", "data/stream/pipeline.py", "data/bench.py"},
 }
 """The files that may import a library; tests may as well."""
@@ -316,8 +319,9 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed, extras = project["dependencies"], project["optional-dependencies"]
     paths = [path for path in python_files() if not path.startswith("tests/")]
-    code = undeclared(needed, (path for path in paths if not path.startswith("trainer/export/")))
-    code |= undeclared([*needed, *extras["export"]], paths)
+    optional = ("trainer/export/", "trainer/tracking/wandb_sink.py")
+    code = undeclared(needed, (path for path in paths if not path.startswith(optional)))
+    code |= undeclared([*needed, *extras["export"], *extras["wandb"]], paths)
     dev = undeclared([*needed, *extras["dev"]], python_files())
     assert not {**code, **dev}, "pyproject.toml does not name what these files import"
 

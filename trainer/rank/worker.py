@@ -182,7 +182,7 @@ class Worker:
         checkpoint, directory = self.checkpoint, Path(self.config.run.directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.yaml").write_text(text := shown_config(self.config), encoding="utf-8")
-        if self.config.tracking.backend != "none":
+        if self.config.tracking.backends:
             self.tracker = open_tracker(
                 self.config.tracking,
                 directory,

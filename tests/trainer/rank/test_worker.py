@@ -256,7 +256,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(tiny, tmp_path, number):
 
 @pytest.mark.slow
 def test_tracking_server_that_is_gone_for_the_whole_run_costs_no_point(tiny, tmp_path):
-    more = ("engine.backend=torch", "tracking.backend=mlflow", "tracking.uri=http://127.0.0.1:9")
+    more = ("engine.backend=torch", "tracking.backends=[mlflow]", "tracking.uri=http://127.0.0.1:9")
     done = run_python([*_worker(tiny, tmp_path, *more, "tracking.flush_timeout_s=1")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "They are safe in" in done.stderr and "trainer.tracking deliver --run" in done.stderr
@@ -336,7 +336,7 @@ EARLIER = (
     "training.total_images=160",
     "engine.backend=torch",
     "scaling.world_size=1",
-    "tracking.backend=none",
+    "tracking.backends=[]",
     "tracking.log_interval_steps=4",
 )
 """Of gaussians25, for the run in golden/run-format-1.tar.gz."""
