@@ -9,6 +9,7 @@ Files:
     sink              the interface to a tracker, one file for each
     spool             the local file that is written first
     store             chooses where the records are sent
+    system            curves of the machines: CPU, memory, disk, GPUs
     tensorboard_sink  TensorBoard's event files
     tracker           the tracker for rank 0, a no-op version, the uploader processes
     uploader          sends the spool to one tracker

@@ -51,7 +51,7 @@ def test_stopped_and_resumed_run_equals_uninterrupted_run(tiny, tmp_path, straig
     assert (resumed.finished, resumed.step) == (True, 10)
     assert_same_state(state_of(tmp_path, 10), state_of(straight[0], 10))
 
-    measured = ("time/", "images_per_s", "peak_memory")  # of the machine, not of the run
+    measured = ("time/", "images_per_s", "peak_memory", "step_time", "system/")  # of the machine, not of the run
     curves = before.metrics | after.metrics
     assert before.metrics.keys().isdisjoint(after.metrics)
     assert curves.keys() == straight[1].metrics.keys() == {4, 8, 10}
@@ -107,6 +107,8 @@ def test_curves_have_what_a_reader_needs(straight):
     names |= {"skipped_updates_g", "skipped_updates_d", "checkpoint_failures"}
     names |= {f"time/{part}_s" for part in ("data", "d", "g", "other")}
     names |= {f"logit_{kind}/t{t}" for kind in ("real", "fake") for t in range(4)}
+    names |= {"step_time_s", "step_time_slowest_s", "step_time_slowest_rank"}
+    names |= {f"system/node-0/{name}" for name in ("cpu_percent", "memory_gib", "disk_free_gib")}
     assert names == metrics.keys()
     assert metrics["images_seen"] == 8 * 16
     assert metrics["gradient_norm_g"] > 0
