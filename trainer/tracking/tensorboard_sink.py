@@ -4,10 +4,13 @@ An event file is a sequence of records: the length of the message (8 bytes), its
 CRC-32C. tensorboardX has the messages and the checksum, but only writers that cannot continue a file.
 """
 
+import importlib.util
 import itertools
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -126,12 +129,11 @@ class TensorBoardSink:
             else:
                 self._steps.setdefault(value.tag, set()).add(event.step)
 
-    def _write(self, events: "Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]]") -> None:
-        from tensorboardX.proto import event_pb2
-
+    def _write(self, events: Iterable[Mapping[str, Any]]) -> None:
         if not self._file.exists():
             raise RunGoneError(f"{self._file} was removed")
-        messages = [_class_of(event_pb2)(**event) for event in events]
+        make = _event_class()
+        messages = [make(**event) for event in events]
         with self._file.open("ab") as file:
             file.write(b"".join(_framed(message.SerializeToString()) for message in messages))
         with suppress(OSError):  # some file systems cannot sync
@@ -142,8 +144,7 @@ class TensorBoardSink:
 
 def read_events(file: Path) -> Iterator[tuple[Any, int]]:
     """The whole records of an event file, each with the offset of its end."""
-    from tensorboardX.proto import event_pb2
-
+    parse = _event_class().FromString
     with file.open("rb") as stream:
         size = file.stat().st_size
         while len(header := stream.read(12)) == 12:
@@ -152,13 +153,22 @@ def read_events(file: Path) -> Iterator[tuple[Any, int]]:
                 return
             message = stream.read(length + 4)[:-4]
             try:
-                yield _class_of(event_pb2).FromString(message), stream.tell()
+                event = parse(message)
             except Exception:  # protobuf's DecodeError: the record is damaged
                 return
+            yield event, stream.tell()
 
 
-def _class_of(messages: Any) -> Any:
-    """The class of events, which type checkers do not find: protobuf makes it when it is imported."""
+def _event_class() -> Any:
+    """The class of events. It comes without tensorboardX itself, which would import torch: 2 s and 200 MiB."""
+    if "tensorboardX" not in sys.modules:
+        found = importlib.util.find_spec("tensorboardX")
+        assert found
+        sys.modules["tensorboardX"] = package = types.ModuleType("tensorboardX")
+        package.__path__ = found.submodule_search_locations or []
+    from tensorboardX.proto import event_pb2
+
+    messages: Any = event_pb2  # protobuf makes its classes when it is imported
     return messages.Event
 
 

@@ -125,5 +125,6 @@ def test_delivery_to_what_cannot_take_it_is_refused(tmp_path: Path, capsys: Any,
 
 def test_uploading_starts_without_torch() -> None:
     """It would be most of the process: two seconds and a quarter of a GB for each run."""
-    done = run_python(["-c", "import trainer.tracking.command, sys; print('torch' in sys.modules)"])
+    uses = "from trainer.tracking import command, tensorboard_sink; tensorboard_sink._event_class()"
+    done = run_python(["-c", f"{uses}; import sys; print('torch' in sys.modules)"])
     assert done.stdout == "False\n", done.stderr
