@@ -18,7 +18,7 @@ from data.storage.location import DataError, is_remote
 from data.storage.redaction import redact
 from trainer.config.train_config import TrainConfig
 from trainer.tracking.provenance import library_versions
-from trainer.tracking.store import TrackingError, check_store, tracking_uri
+from trainer.tracking.store import TrackingError, check_trackers, has_store, tracker_uris
 
 PACKAGES = ("trainer", "models", "data", "cluster")
 MIN_OPEN_FILES = 4096
@@ -154,13 +154,12 @@ def check_open_files() -> str:
 
 
 def check_tracking(config: TrainConfig) -> str:
-    """Check that the tracking URI can work, and that its server answers and lets the run in."""
-    if config.tracking.backend == "none":
-        return "off"
+    """Check that the trackers can work, and that MLflow's server answers and lets the run in."""
     directory = Path(config.run.directory)
     try:
-        check_store(config.tracking, directory)
-        return ask_store(tracking_uri(config.tracking, directory))
+        check_trackers(config.tracking, directory)
+        uris = tracker_uris(config.tracking, directory)
+        return ", ".join(ask_store(uri) if has_store([name]) else redact(uri) for name, uri in uris.items()) or "off"
     except TrackingError as error:
         raise CheckError(str(error)) from error
 

@@ -17,7 +17,7 @@ from data.storage.redaction import redact
 from trainer.tracking.store import TrackingError, database_file
 
 _ANSWER_S = 5.0
-_HELP = "Start the server, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.backend=none"
+_HELP = "Start the server, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.backends=[]"
 
 
 def ask_store(uri: str) -> str:

@@ -33,11 +33,14 @@ DOORS = {
     "diffusers": {f"trainer/export/portable/{name}.py" for name in ("ddgan_generator", "ddgan_scheduler", "pipeline")},
     "huggingface_hub": {"trainer/export/hub.py"},
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
+    "pynvml": {"trainer/tracking/system.py"},
     "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py"},
     "onnxruntime": {"trainer/export/onnx_graphs.py"},
     "starlette": {"trainer/demo/server.py"},
+    "tensorboardX": {"trainer/tracking/tensorboard_sink.py"},
     "triton": {f"models/fused/kernels/{name}.py" for name in ("elementwise", "fir", "norm")},
     "uvicorn": {"trainer/demo/server.py"},
+    "wandb": {"trainer/tracking/wandb_sink.py"},
     "webdataset": {"data/stream/batches.py", "data/stream/pipeline.py", "data/bench.py"},
 }
 """The files that may import a library; tests may as well."""
@@ -318,10 +321,11 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed, extras = project["dependencies"], project["optional-dependencies"]
     paths = [path for path in python_files() if not path.startswith("tests/")]
-    parts = {"trainer/export/": "export", "trainer/demo/": "demo"}  # the folders that have an extra
+    # What has an extra.
+    parts = {"trainer/export/": "export", "trainer/demo/": "demo", "trainer/tracking/wandb_sink.py": "wandb"}
     code = undeclared(needed, (path for path in paths if not path.startswith(tuple(parts))))
-    for folder, extra in parts.items():
-        code |= undeclared([*needed, *extras[extra]], (path for path in paths if path.startswith(folder)))
+    for part, extra in parts.items():
+        code |= undeclared([*needed, *extras[extra]], (path for path in paths if path.startswith(part)))
     dev = undeclared([*needed, *extras["dev"]], python_files())
     assert not {**code, **dev}, "pyproject.toml does not name what these files import"
 

@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=path_argument, default=Path("runs/ablation"), help="folder for the runs")
     parser.add_argument("--out", type=path_argument, required=True, metavar="FILE.md", help="file for the table")
     options = parser.parse_args(arguments)
-    fixed = ["scaling.world_size=1", "tracking.backend=none", *options.set]
+    fixed = ["scaling.world_size=1", "tracking.backends=[]", *options.set]
     plans = []
     for cell in cells_of(options.timesteps, options.seeds):
         overrides = [*fixed, *cell.overrides, f"run.directory={options.runs / cell.name}"]

@@ -23,7 +23,7 @@ from trainer.plan.plan import make_plan, render
 from trainer.plan.prediction import predict, render_prediction
 from trainer.rank.progress import Outcome
 from trainer.rank.run_folder import outcome_at
-from trainer.tracking.store import tracking_uri
+from trainer.tracking.store import tracker_uris
 
 STOPPED = os.EX_TEMPFAIL
 """Exit code of a run that was stopped on request before its end; it tells a scheduler to start the run again."""
@@ -128,8 +128,7 @@ def _summary(config: TrainConfig, outcome: Outcome) -> str:
         f"checkpoint   {outcome.checkpoint}",
         f"snapshot     {outcome.snapshot or 'written at the end of the run'}",
     ]
-    if config.tracking.backend == "mlflow":
-        lines.append(f"MLflow       {redact(tracking_uri(config.tracking, directory))}")
+    lines += [f"{name:12} {redact(uri)}" for name, uri in tracker_uris(config.tracking, directory).items()]
     return "\n".join(lines)
 
 

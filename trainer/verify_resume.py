@@ -202,7 +202,7 @@ def _prepare(name: str, overrides: Sequence[str], ranks: int, out: Path | None) 
         "grids.interval_steps=null",
         "evaluation.interval_images=null",
         "checkpoint.keep_best=null",
-        "tracking.backend=none",
+        "tracking.backends=[]",
     ]
     needed.append(f"checkpoint.keep_last={steps + 1}")
     chosen = [*defaults, *overrides, *needed]

@@ -18,7 +18,7 @@ from trainer.config.io import load_config
 from trainer.evaluate.during_training import check_evaluation
 from trainer.rank.progress import ProgressBar, SignalDriver
 from trainer.rank.worker import run_rank
-from trainer.tracking.store import check_store
+from trainer.tracking.store import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_device(config)
     check_data(config)
     check_evaluation(config)
-    check_store(config.tracking, Path(config.run.directory))
+    check_trackers(config.tracking, Path(config.run.directory))
     if rank == 0 and options.resume != Resume():  # the other ranks wait for this one when they form their group
         _, move_others_aside = choose(config, options.resume)
         move_others_aside()

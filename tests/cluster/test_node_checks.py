@@ -77,7 +77,7 @@ def test_a_low_limit_of_open_files_is_told():
 
 
 def with_uri(config: TrainConfig, uri: str) -> TrainConfig:
-    return replace(config, tracking=replace(config.tracking, backend="mlflow", uri=uri))
+    return replace(config, tracking=replace(config.tracking, backends=("mlflow",), uri=uri))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_command_ends_in_a_table_with_code_2_if_a_line_fails(tiny, tmp_path,
     assert [line.split("  ")[0] for line in lines] == [
         *("versions", "shards", "run directory", "GPUs", "shared memory", "open files", "tracking")
     ]
-    uri = ["--set", "tracking.backend=mlflow", "--set", "tracking.uri=http://127.0.0.1:9"]
+    uri = ["--set", "tracking.backends=[mlflow]", "--set", "tracking.uri=http://127.0.0.1:9"]
     assert main(["--config", "digits", *sets, *uri]) == 2
     said = capsys.readouterr()
     assert "tracking        FAILED  " in said.out

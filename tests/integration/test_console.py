@@ -18,7 +18,7 @@ RUN = [
     r"\d\d:\d\d:\d\d rank 0 INFO \d+ of 160 images  .*",
     r"finished: step 10, 160 images",
     r"(samples|checkpoint|snapshot) +/.*/step-00000010(\.png)?",
-    r"MLflow +sqlite:////.*",
+    r"mlflow +sqlite:////.*",
 ]
 FIGURES = r"kernel distance|class score, like Inception's|precision|recall|density|coverage"
 EVALUATION = [
@@ -42,7 +42,7 @@ def unknown(output: str, known: list[str]) -> list[str]:
 
 def test_train_sample_and_evaluate_print_nothing_that_is_not_ours(tiny, tiny_digits, tmp_path):
     run = tmp_path / "run"
-    trained = run_python(train_command("digits", tiny, run, "scaling.world_size=2", "tracking.backend=mlflow"))
+    trained = run_python(train_command("digits", tiny, run, "scaling.world_size=2", "tracking.backends=[mlflow]"))
     assert trained.returncode == 0, trained.stderr
     assert unknown(trained.stdout + trained.stderr, RUN) == []
     sampled = run_python(["-m", "trainer.sample", "--run", str(run), "--num", "4", "--out", str(tmp_path / "a.png")])

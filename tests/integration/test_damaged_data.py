@@ -21,7 +21,7 @@ def test_damaged_samples_are_counted_and_named_in_mlflow(tiny: tuple[str, ...], 
     directory = tmp_path / "runs" / "mine"
     settings = damaged_copy(tiny, tmp_path / "data", *range(0, 1797, 25))
     # By their hashes the damage would be refused at the start.
-    more = ("engine.backend=torch", "scaling.world_size=1", "data.verify=size", "tracking.backend=mlflow")
+    more = ("engine.backend=torch", "scaling.world_size=1", "data.verify=size", "tracking.backends=[mlflow]")
     done = run_python(as_worker(train_command("digits", settings, directory, *more)))
     assert done.returncode == 0, done.stderr[-3000:]
     named = (directory / "replaced-samples.txt").read_text().splitlines()

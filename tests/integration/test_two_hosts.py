@@ -160,7 +160,7 @@ def test_a_run_continues_with_what_is_left_when_a_link_is_cut_takes_the_host_bac
     cluster, tiny
 ):
     endless = "training.total_images=1000000"
-    more = ("scaling.min_world_size=1", "engine.zero_stage_g=1", "tracking.backend=mlflow")
+    more = ("scaling.min_world_size=1", "engine.zero_stage_g=1", "tracking.backends=[mlflow]")
     with cluster.job("elastic", *tiny, *RUN, endless, *more) as job:
         job.wait_for_step(10)
         assert job.group_sizes() == [2]

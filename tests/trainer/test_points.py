@@ -53,7 +53,7 @@ def points_data(tmp_path_factory):
 
 
 def short(points_data, directory, *more: str):
-    sizes = ("data.loader_workers=0", "tracking.backend=none", "checkpoint.save_interval_steps=null")
+    sizes = ("data.loader_workers=0", "tracking.backends=[]", "checkpoint.save_interval_steps=null")
     fixed = (f"data.path={points_data}", f"run.directory={directory}", *sizes)
     return load_config("gaussians25", [*fixed, *more])
 

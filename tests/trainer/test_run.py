@@ -13,6 +13,7 @@ from trainer.checkpoint.lease_places import FolderLease
 from trainer.config.draft import ConfigError
 from trainer.config.io import load_config, with_absolute_paths
 from trainer.run import main
+from trainer.tracking.store import LIBRARIES
 
 
 def arguments(tiny, directory: Path, *more: str) -> list[str]:
@@ -160,10 +161,18 @@ def test_place_for_checkpoints_that_cannot_be_used_is_named(tiny, tmp_path, caps
 
 
 def test_tracking_uri_that_cannot_work_is_one_line_at_the_start(tiny, tmp_path, capsys):
-    more = ("tracking.backend=mlflow", "tracking.uri=localhost:5000")
+    more = ("tracking.backends=[mlflow]", "tracking.uri=localhost:5000")
     assert main(arguments(tiny, tmp_path / "run", *more)) == 2
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "rank 0" not in text]
     assert line.startswith("tracking.uri is localhost:5000: did you mean http://localhost:5000?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tracker_without_its_library_is_one_line_at_the_start(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(LIBRARIES, "wandb", "wandb_of_nowhere")
+    assert main(arguments(tiny, tmp_path / "run", "tracking.backends=[tensorboard, wandb]")) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "rank 0" not in text]
+    assert line.startswith("wandb is one of tracking.backends, but its Python package")
     assert not (tmp_path / "run").exists()
 
 

@@ -73,7 +73,7 @@ def _measured_config(
             f"training.global_batch_size={batch}",
             f"training.total_images={batch * steps * rounds}",
             f"tracking.log_interval_steps={steps}",
-            "tracking.backend=none",
+            "tracking.backends=[]",
             "run.init_from=null",
             "checkpoint.keep_best=null",
             "training.learning_rate_g.warmup_images=0",

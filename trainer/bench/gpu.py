@@ -314,7 +314,7 @@ class GpuBench:
             f"training.total_images={steps * batch}",
             f"training.ema_decay={max(0.0, 1 - 10 / steps):.6g}",  # averages a tenth of the run
             f"run.directory={directory.absolute()}",
-            "tracking.backend=none",
+            "tracking.backends=[]",
             "grids.interval_steps=null",
             "checkpoint.save_interval_steps=null",
             "checkpoint.keep_best=null",

@@ -66,7 +66,7 @@ def time_pairs(name: str, overrides: Sequence[str], steps: int, rounds: int, fol
     for number in range(rounds):
         chosen = [
             "scaling.world_size=1",
-            "tracking.backend=mlflow",
+            "tracking.backends=[mlflow]",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
             f"checkpoint.save_interval_steps={total // 2}",
             "grids.interval_steps=null",
@@ -79,7 +79,7 @@ def time_pairs(name: str, overrides: Sequence[str], steps: int, rounds: int, fol
         assert num_steps(config) == total
         check_device(config)
         check_data(config)
-        bare = bare_step_s(load_config(name, [*chosen, "tracking.backend=none", f"run.directory={folder}/bare"]))
+        bare = bare_step_s(load_config(name, [*chosen, "tracking.backends=[]", f"run.directory={folder}/bare"]))
         arguments = ["--config", name, *(word for setting in chosen for word in ("--set", setting))]
         found.append((bare, whole_step_s(arguments, config)))
     return found

@@ -29,7 +29,7 @@ from trainer.config.messages import (
     type_at,
 )
 from trainer.config.paths import PATHS, is_local, understood
-from trainer.config.renamed import GONE, RENAMED, rename
+from trainer.config.renamed import refusal, rename
 from trainer.config.strict_yaml import Document, Path, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
 
@@ -228,12 +228,8 @@ def _drop_unknown_keys(draft: Draft, values: dict[str, Any], section: type, path
         here: Path = (*path, key)
         if key not in fields:
             del values[key]
-            if present := RENAMED.get(dotted(here)):
-                of, _, name = present.partition(".")
-                draft.add(here, f"{dotted(here)} is now called {present}: set {name} in the section {of}")
-                continue
-            if advice := GONE.get(dotted(here)):
-                draft.add(here, f"{dotted(here)} is no setting any more: {advice}")
+            if message := refusal(dotted(here)):
+                draft.add(here, message)
                 continue
             allowed = f"Allowed {f'in {dotted(path)}' if path else 'at the top'}: {', '.join(fields)}"
             guess = nearest(key, fields)

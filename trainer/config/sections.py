@@ -35,6 +35,8 @@ FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "de
 )
 """Curves of an evaluation."""
 
+TrackerName = Literal["mlflow", "tensorboard", "wandb"]
+
 
 if TYPE_CHECKING:
     ObjectiveName = str
@@ -297,15 +299,22 @@ class GridsConfig:
 class TrackingConfig:
     """What is logged, how often and where."""
 
-    backend: Literal["mlflow", "none"] = "mlflow"
-    """Where curves and images are logged. `none`: only on the console."""
+    backends: tuple[TrackerName, ...] = ("mlflow",)
+    """Trackers that get the run's curves, images, settings and files: `mlflow`; `tensorboard`, event files in
+    run.directory; `wandb`, Weights & Biases, which needs the extra `wandb`. []: none, curves are only on the
+    console."""
     uri: str | None = None
     """MLflow tracking URI. null: the environment variable MLFLOW_TRACKING_URI or, without it, an SQLite file next to
     run.directory."""
     experiment: str = "ddgan"
-    """Name of the MLflow experiment that the run belongs to."""
+    """Name of the MLflow experiment, and of the project in Weights & Biases, that the run belongs to."""
     log_interval_steps: PositiveInt = 50
     """Optimizer steps between two points of the curves. Values leave the device only at these steps."""
     flush_timeout_s: Annotated[float, Field(ge=0, le=86_400, description="that is a day")] = 30.0
-    """Seconds that the end of a run waits until the tracking server has taken what is left to send; a stopped run waits
-    at most 5 seconds."""
+    """Seconds that the end of a run waits until the trackers have taken what is left to send; a stopped run waits at
+    most 5 seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse a tracker that is given twice."""
+        if len(set(self.backends)) < len(self.backends):
+            raise ValueError(f"backends is {list(self.backends)}, with one of them twice: give each once")

@@ -16,7 +16,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.evaluate.during_training import check_evaluation
 from trainer.rank.build import check_discriminator_start
 from trainer.rank.run_folder import make_run_directory
-from trainer.tracking.store import check_store
+from trainer.tracking.store import check_trackers
 
 
 def check_start(source: Path) -> None:
@@ -44,13 +44,13 @@ def check_before_start(config: TrainConfig, resume: Resume) -> int:
         Step of the newest checkpoint, 0 without one.
 
     Raises:
-        ConfigError, DataError, WeightsError, TrackingError: the run directory, the data, the initial weights or the
-            tracking URI do not fit, or another run writes to the directory.
+        ConfigError, DataError, WeightsError, TrackingError: the run directory, the data, the initial weights, a
+            tracker or its URI do not fit, or another run writes to the directory.
     """
     check_data(config)
     check_evaluation(config)
     directory = Path(config.run.directory)
-    check_store(config.tracking, directory)
+    check_trackers(config.tracking, directory)
     if directory.exists() and not directory.is_dir():
         raise ConfigError([f"run.directory is {directory}, which is a file; give a folder"])
     newest, move_others_aside = choose(config, resume)

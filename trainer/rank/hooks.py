@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.algorithm.ema import power_name
 from trainer.checkpoint.snapshot import averages_folder, build_generator, save_average, save_snapshot
@@ -23,6 +23,7 @@ from trainer.rank.watchdog import Phase
 from trainer.sample.conditions import GRID_COLUMNS, draw_translations
 from trainer.sample.draw import sample_images
 from trainer.sample.images import save_grid
+from trainer.tracking.system import SystemMonitor, system_curves
 from trainer.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,10 @@ class LogCurves:
         curves: Curves,
         checkpoints: RunCheckpoints,
         replaced: ReplacedSamples,
+        monitor: SystemMonitor,
     ) -> None:
         self._interval_steps, self._tracker, self._curves = interval_steps, tracker, curves
-        self._checkpoints, self._replaced = checkpoints, replaced
+        self._checkpoints, self._replaced, self._monitor = checkpoints, replaced, monitor
         self._logit_gap = LogitGap()
 
     def due(self, step: int, images: int, at_end: bool) -> bool:
@@ -89,15 +91,30 @@ class LogCurves:
 
     def run(self, loop: Loop) -> None:
         """Measure and log. Raises Diverged, on all ranks or on none."""
-        metrics = self._curves.metrics = loop.take_metrics()
+        metrics = self._curves.metrics = loop.take_metrics(self._monitor.measure())
         saves = {f"checkpoint/{name}": seconds for name, seconds in self._checkpoints.take_times().items()}
         failures = {"checkpoint_failures": float(self._checkpoints.take_failures())}
-        self._tracker.log_metrics(loop.step, metrics | failures | saves)
+        self._tracker.log_metrics(loop.step, metrics | failures | saves | machine_curves(loop.of_ranks))
         if metrics["replaced_samples"]:  # a sum over the ranks, so all of them call the collective
             self._replaced.publish(self._tracker)
         if loop.ranks.rank == 0:
             self._logit_gap.check(loop.step - loop.stage.first_step, metrics)
         loop.learner.skipped.check(loop.step, loop.ranks)
+
+
+def machine_curves(of_ranks: Tensor) -> dict[str, float]:
+    """Curves of the machines: mean and longest step time of the ranks, and whose that is; then `system_curves`.
+
+    Args:
+        of_ranks: [R, 1 + K], as the loop has it: each rank's seconds per step, and what its monitor measured.
+    """
+    seconds, measured = of_ranks[:, 0], of_ranks[:, 1:].tolist()
+    return {
+        "step_time_s": seconds.mean().item(),
+        "step_time_slowest_s": seconds.max().item(),
+        "step_time_slowest_rank": float(seconds.argmax()),
+        **system_curves(measured),
+    }
 
 
 class ReportStatus:

@@ -126,6 +126,7 @@ class Loop:
         step: optimizer steps of the run that are done.
         statistics: sums since the last `take_metrics`.
         measured: the result of the last `take_metrics`; empty before the first.
+        of_ranks: [R, 1 + K] float64: each rank's seconds per step and what it passed to the last `take_metrics`.
         stopping: the ranks have agreed to stop after the last step.
     """
 
@@ -143,6 +144,7 @@ class Loop:
         self.method = self.learner.method
         self.statistics = StatisticsSum(self.learner.statistics)
         self.measured: dict[str, float] = {}
+        self.of_ranks = torch.zeros(self.ranks.world_size, 0, dtype=torch.float64)
         self.stopping = False
         self._clock = StepClock(self.ranks.device)
 
@@ -251,10 +253,16 @@ class Loop:
             conditions=conditions,
         )
 
-    def take_metrics(self) -> dict[str, float]:
-        """The curves' values over the steps since the last call. A collective that waits for the device."""
-        metrics = self.statistics.take(self.ranks)
+    def take_metrics(self, of_rank: Sequence[float] = ()) -> dict[str, float]:
+        """The curves' values over the steps since the last call. A collective that waits for the device.
+
+        Args:
+            of_rank: values of this rank, as many on each, which all ranks get in `of_ranks`.
+        """
         wall, split, timed = self._clock.take()
+        self.of_ranks = torch.zeros(self.ranks.world_size, 1 + len(of_rank), dtype=torch.float64)
+        self.of_ranks[self.ranks.rank] = torch.tensor([wall / max(1, timed), *of_rank], dtype=torch.float64)
+        metrics = self.statistics.take(self.ranks, self.of_ranks)
         metrics |= {f"time/{part}_s": seconds / timed for part, seconds in split.items()}
         before, augmentation = self.images_of_stage - self.share.global_batch_size, self.config.training.augmentation
         for part, engine in self.learner.players.engines.items():

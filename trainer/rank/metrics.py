@@ -54,17 +54,24 @@ class StatisticsSum:
         known = all(name in self._declared and (self._declared[name].over or name) in sums for name in sums)
         self._sums = sums if known else {}
 
-    def take(self, ranks: Ranks) -> dict[str, float]:
+    def take(self, ranks: Ranks, of_ranks: Tensor | None = None) -> dict[str, float]:
         """The curves over all steps and ranks since the last call; clears the sums. A collective and a device sync.
 
         Each statistic becomes a curve as declared. A vector becomes one curve per timestep, `NAME/t0` and so on, unless
         there are too many timesteps. A mean over zero updates is left out. `replaced_samples` is a sum.
+
+        Args:
+            ranks: the ranks that call this.
+            of_ranks: [R, K] float64, in which this rank has filled its own row and left the others 0. It gets the rows
+                of all ranks, in the same collective.
         """
         names = sorted(self._sums)
         sizes = [self._sums[name].numel() for name in names]
         flat = torch.cat([self._sums[name].reshape(-1) for name in names]).cpu().double()
         flat = torch.cat([flat, torch.tensor([self._replaced_samples], dtype=flat.dtype)])
-        *parts, replaced = ranks.sum(flat).split([*sizes, 1])
+        of_ranks = flat.new_zeros(0) if of_ranks is None else of_ranks
+        *parts, replaced, rows = ranks.sum(torch.cat([flat, of_ranks.flatten()])).split([*sizes, 1, of_ranks.numel()])
+        of_ranks.copy_(rows.view_as(of_ranks))
         sums = dict(zip(names, parts, strict=True))
         self._sums, self._replaced_samples = {}, 0
         values = {_REPLACED: replaced.item()}

@@ -37,6 +37,7 @@ from trainer.rank.state import TrainingState
 from trainer.rank.watchdog import Watchdog
 from trainer.tracking.provenance import collect_tags
 from trainer.tracking.spool import Status
+from trainer.tracking.system import SystemMonitor
 from trainer.tracking.tracker import NullTracker, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Worker:
         self.index = load_index(config.data.path)
         limit = BadSampleLimit(max_percent=config.data.max_bad_percent, num_samples=self.index.num_samples)
         self.replaced = ReplacedSamples(Path(config.run.directory), ranks, limit)
+        self.monitor = SystemMonitor(ranks.device, Path(config.run.directory))
         self.checkpoints = RunCheckpoints(config, ranks)
         try:
             self._build(self.checkpoints.newest())
@@ -122,7 +124,9 @@ class Worker:
         config, tracker, checkpoint = self.stage.config, self.tracker, self.checkpoint
         curves = Curves(checkpoint.manifest.get("metrics", {}) if checkpoint else {})
         return (
-            LogCurves(config.tracking.log_interval_steps, tracker, curves, self.checkpoints, self.replaced),
+            LogCurves(
+                config.tracking.log_interval_steps, tracker, curves, self.checkpoints, self.replaced, self.monitor
+            ),
             ReportStatus(self.driver, num_steps(self.config)),
             DrawGrid(config, self.averaged, tracker, self.index.class_names or ()),
             Evaluate(config, self.ranks, self.averaged, tracker, curves),
@@ -184,7 +188,7 @@ class Worker:
         checkpoint, directory = self.checkpoint, Path(self.config.run.directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.yaml").write_text(text := shown_config(self.config), encoding="utf-8")
-        if self.config.tracking.backend != "none":
+        if self.config.tracking.backends:
             self.tracker = open_tracker(
                 self.config.tracking,
                 directory,

@@ -1,4 +1,4 @@
-"""Uploads the spool of a run; `trainer.run` starts it for a run, and this sends what a run has left:
+"""Uploads the spool of a run to its trackers; `trainer.run` starts it for a run, and this sends what a run has left:
 
 python -m trainer.tracking deliver --run DIR
 """
@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
@@ -20,14 +20,29 @@ from data.storage.paths import path_argument
 from data.storage.redaction import HIDDEN, redact
 from trainer.tracking.mlflow_sink import MlflowSink
 from trainer.tracking.sink import Sink
-from trainer.tracking.spool import Record, RunRecords, spool_path
-from trainer.tracking.store import VARIABLE, TrackingError, choose_store, secrets_of
+from trainer.tracking.spool import Record, RunRecords, backends_of, spool_path
+from trainer.tracking.store import (
+    VARIABLE,
+    Store,
+    TrackingError,
+    check_library,
+    choose_store,
+    has_store,
+    secrets_of,
+    tracker_uri,
+)
+from trainer.tracking.tensorboard_sink import TensorBoardSink
 from trainer.tracking.uploader import Uploader, upload_lock
+from trainer.tracking.wandb_sink import WandbSink
 
 log = logging.getLogger(__name__)
 
-SINKS: Mapping[str, Callable[[str, Path], Sink]] = {"mlflow": MlflowSink}
-"""Creates the sink of each `tracking.backend` from the tracking URI and the run directory."""
+SINKS: Mapping[str, Callable[[str, Path], Sink]] = {
+    "mlflow": MlflowSink,
+    "tensorboard": TensorBoardSink,
+    "wandb": WandbSink,
+}
+"""Creates the sink of each of `tracking.backends` from its URI and the run directory."""
 
 
 class _Redacted(io.TextIOBase):
@@ -67,21 +82,42 @@ def _hider(asked_uri: str | None) -> Callable[[str], str]:
     return hide
 
 
-def _target_uri(asked: str | None, is_child: bool, opening: Record, run_directory: Path) -> str:
-    """The upload target: as requested, as given to the trainer's child in its environment, or as the run configured it.
+def _store(asked: str | None, is_child: bool, opening: Record, run_directory: Path) -> Store:
+    """The store: as requested, as given to the trainer's child in its environment, or as the run configured it.
 
     Raises:
         TrackingError: the URI is wrong, or had a password, which the spool does not store.
     """
     if asked or is_child:
-        return choose_store(asked, run_directory, name="--uri").uri
+        return choose_store(asked, run_directory, name="--uri")
     payload = opening.payload
     saved, source = payload.get("uri", ""), payload.get("uri_source", "default")
     # The directory may have been moved since, and the store next to it as well.
     saved = None if source == "default" else str(payload.get("uri_given") or saved)
     if os.environ.get(VARIABLE) and source != "config":
         saved = None
-    return choose_store(saved, run_directory, name="the run's tracking URI").uri
+    return choose_store(saved, run_directory, name="the run's tracking URI")
+
+
+def _backends(given: argparse.Namespace, opening: Record, run_directory: Path, known: Iterable[str]) -> tuple[str, ...]:
+    """The trackers to send to.
+
+    Raises:
+        TrackingError: this program does not know one, its library is missing, or --uri is given without one.
+    """
+    backends = (given.backend,) if given.backend else tuple(dict.fromkeys(backends_of(opening.payload)))
+    if given.uri:
+        backends = tuple(backend for backend in backends if has_store([backend]))
+        if not backends:
+            raise TrackingError("--uri names an MLflow server, which this run does not report to: add --backend mlflow")
+    for backend in backends:
+        if backend not in known:
+            raise TrackingError(
+                f"{run_directory} is to be sent to {backend!r}, which this program does not know. It knows "
+                f"{', '.join(known)}"
+            )
+        check_library(backend)
+    return backends
 
 
 @as_command()
@@ -91,41 +127,52 @@ def _upload(
     hide: Callable[[str], str],
     sinks: Mapping[str, Callable[[str, Path], Sink]],
 ) -> int:
-    """Upload the spool of a run.
+    """Upload the spool of a run, to one tracker after the other.
 
     Raises:
-        UserError: there is no spool, or it is for a server that this program does not know or cannot reach as asked.
+        UserError: there is no spool, or it is for a tracker that this program does not know or cannot reach as asked.
         OperationError: something is left to upload.
     """
     opening = _opening(run_directory)
-    make_sink = sinks.get(backend := opening.payload.get("backend", "mlflow"))
-    if make_sink is None:
-        raise TrackingError(f"{run_directory} reports to a {backend!r}, which this program does not know")
-    uri = _target_uri(given.uri, given.parent is not None, opening, run_directory)
+    backends = _backends(given, opening, run_directory, sinks)
+    store = _store(given.uri, given.parent is not None, opening, run_directory) if has_store(backends) else None
+    uris = {backend: tracker_uri(backend, store, run_directory) for backend in backends}
 
     def trainer_lives() -> bool:
         return given.parent is not None and os.getppid() == given.parent
 
     # The uploader of a run that just ended may still be working.
     wait_until = time.monotonic() + given.timeout
-    with upload_lock(run_directory, lambda: trainer_lives() or time.monotonic() < wait_until):
+
+    def may_wait() -> bool:
+        return trainer_lives() or time.monotonic() < wait_until
+
+    failures = []
+    with ExitStack() as stack:
+        for backend in backends:
+            stack.enter_context(upload_lock(run_directory, backend, may_wait))
         if given.new_run:
             from trainer.tracking.identity import begin_new_run  # with torch, which uploading does without
 
             begin_new_run(run_directory)
-        left = Uploader(
-            run_directory,
-            make_sink(uri, run_directory),
-            target=redact(uri),
-            hide=hide,
-            timeout_s=given.timeout,
-            trainer_lives=trainer_lives,
-            # The signal's default action ends the process even inside a database driver; no data is lost.
-            watchdog=lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds),
-        ).run()
-    if left:
-        raise OperationError(f"{left} records of {run_directory} could not be delivered to {redact(uri)}")
-    log.info("all of %s is at %s", run_directory, redact(uri))
+        for backend, uri in uris.items():
+            left = Uploader(
+                run_directory,
+                backend,
+                sinks[backend](uri, run_directory),
+                target=redact(uri),
+                hide=hide,
+                timeout_s=given.timeout,
+                trainer_lives=trainer_lives,
+                # The signal's default action ends the process even inside a database driver; no data is lost.
+                watchdog=lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds),
+            ).run()
+            if left:
+                failures.append(f"{left} records of {run_directory} could not be delivered to {redact(uri)}")
+            else:
+                log.info("all of %s is at %s", run_directory, redact(uri))
+    if failures:
+        raise OperationError("\n".join(failures))
     return 0
 
 
@@ -169,7 +216,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     deliver = parser.add_subparsers(required=True).add_parser("deliver", help="send what is left in a run's spool")
     deliver.add_argument("--run", type=path_argument, required=True, help="run directory")
     deliver.add_argument("--timeout", type=float, default=60.0, help="give up after failing for this long, in s")
-    deliver.add_argument("--uri", help="send it to this server instead of the run's own")
-    deliver.add_argument("--new-run", action="store_true", help="send everything to a new run on the server")
+    deliver.add_argument(
+        "--backend", help=f"send it to this tracker only, which the run need not have named: {', '.join(SINKS)}"
+    )
+    deliver.add_argument("--uri", help="send it to this MLflow server instead of the run's own")
+    deliver.add_argument("--new-run", action="store_true", help="send everything to a new run at each tracker")
     deliver.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -32,6 +32,8 @@ UID_TAG = "run_uid"
 class MlflowSink:
     """An MLflow tracking server, or a database or folder that MLflow uses as one."""
 
+    is_buffered = False
+
     def __init__(self, uri: str, run_directory: Path):
         """Store the target; the first `attach` connects to it.
 

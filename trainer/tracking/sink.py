@@ -1,4 +1,4 @@
-"""The uploader's interface to a tracking server. To add a tracker, write a file with a `Sink` and add it to `SINKS`."""
+"""The uploader's interface to a tracker. To add one, write a file with a `Sink`, and add it to `SINKS`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,20 +31,25 @@ class Point:
 
 
 class Sink(Protocol):
-    """A tracking server, as seen by one run.
+    """A tracker, such as a server, as seen by one run.
 
-    It is created as `MySink(uri, run_directory)`, only in the uploader process. Its library is imported inside methods,
-    because the command lists all sinks and a run uses one. Creating it opens no connection. Calls come one at a time
-    from one thread, `attach` before all others except `limit_requests`.
+    It is created as `MySink(uri, run_directory)`, with the URI of `tracker_uri`, only in its uploader process. Its
+    library is imported inside methods, because the command lists all sinks and a process uses one. Creating it opens no
+    connection. Calls come one at a time from one thread, `attach` before all others except `limit_requests`.
 
     Errors: after a `RefusedError` the record is skipped, logged, and counted as lost. After a `RunGoneError` the whole
     spool is sent again, to a new run. Any other exception means "try again later": the uploader waits, calls `attach`
-    again and repeats what it was sending. No method retries, or waits longer than `limit_requests` allows.
+    again and repeats what it was sending. No method retries, or waits longer than `limit_requests` allows, except for
+    the upload of what a library has buffered.
 
     Repetition: the answer to a call may be lost, and the uploader may be killed in the middle of one. So a call may be
     repeated with the same arguments, and must then change nothing. Only `send_points` is not repeated blindly: the
     uploader first asks `known_steps` and leaves out what has arrived, so that every point arrives once.
     """
+
+    is_buffered: bool
+    """Whether points that it has taken can be lost with the process, until `set_status` ends the run. If so, each
+    process begins after the last record that ended the run, and sends again what the tracker lacks."""
 
     def limit_requests(self, timeout_s: float) -> None:
         """Limit the duration of each further request, in seconds. Called before every attempt."""

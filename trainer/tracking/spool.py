@@ -1,7 +1,7 @@
-"""The records of a run for its tracking server, first stored in a local, append-only file of JSON lines.
+"""The records of a run for its trackers, first stored in a local, append-only file of JSON lines.
 
-Training only appends; the uploader, in another process, reads the file and records in `delivered.json` how far the
-server has received it. Both files are in `<run directory>/tracking`.
+Training only appends to `<run directory>/tracking/spool.jsonl`. Each tracker has an uploader, in another process, which
+reads the file and records how far this tracker has received it: for MLflow in `tracking/mlflow/delivered.json`.
 
     {"kind": "open", "at": 1700000000000, "step": 100, "uid": ..., "params": {...}, "tags": {...}, ...}
     {"kind": "metrics", "at": ..., "step": 150, "metrics": {"loss_g": 0.7}}
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["open", "metrics", "image", "artifact", "close"]
 Status = Literal["FINISHED", "KILLED", "FAILED"]
-OPENING = ("run_name", "backend", "experiment", "uri", "uri_source", "uri_given", "params", "tags")
+OPENING = ("run_name", "backends", "experiment", "uri", "uri_source", "uri_given", "params", "tags")
 """What an open record says of its run, in addition to its ids."""
 
 
@@ -53,10 +53,10 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How much of the spool one server has received."""
+    """How much of the spool one tracker has received."""
 
     target: str = ""
-    """The server's URI without its password. A different server starts at offset 0."""
+    """Where it is: a server's URI without its password. A different place starts at offset 0."""
     uid: str | None = None
     """The run's own id, as in its open records."""
     run_id: str | None = None
@@ -83,14 +83,19 @@ def spool_path(run_directory: Path) -> Path:
     return run_directory / "tracking" / "spool.jsonl"
 
 
-def progress_path(run_directory: Path) -> Path:
-    """The file with the progress of the upload."""
-    return run_directory / "tracking" / "delivered.json"
+def uploader_folder(run_directory: Path, backend: str) -> Path:
+    """The folder of the uploader to one tracker: its progress, its log and its lock."""
+    return run_directory / "tracking" / backend
 
 
-def load_progress(run_directory: Path, target: str, uid: str | None = None) -> Progress:
-    """Progress of the run `uid` at the server `target`; the start if none is recorded or it cannot be read."""
-    noted = read_note(progress_path(run_directory), _parse_progress)
+def progress_path(run_directory: Path, backend: str) -> Path:
+    """The file with the progress of the upload to one tracker."""
+    return uploader_folder(run_directory, backend) / "delivered.json"
+
+
+def load_progress(run_directory: Path, backend: str, target: str, uid: str | None = None) -> Progress:
+    """Progress of the run `uid` at the tracker at `target`; the start if none is recorded or it cannot be read."""
+    noted = read_note(progress_path(run_directory, backend), _parse_progress)
     if noted is None or noted.target != target or (uid and noted.uid not in (None, uid)):
         return Progress(target=target, uid=uid)
     return replace(noted, uid=uid or noted.uid)
@@ -106,9 +111,11 @@ def _parse_progress(content: bytes) -> Progress:
     return noted
 
 
-def save_progress(run_directory: Path, progress: Progress) -> None:
+def save_progress(run_directory: Path, backend: str, progress: Progress) -> None:
     """Save the progress atomically, by rename: a reader sees the old or the new version."""
-    with replaced(progress_path(run_directory)) as draft:
+    path = progress_path(run_directory, backend)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as draft:
         draft.write_text(json.dumps(asdict(progress)))
 
 
@@ -143,7 +150,8 @@ def _is_payload(kind: Any, fields: Mapping[str, Any]) -> bool:
     match kind:
         case "open":
             optional = [fields[name] for name in ("run_id", "uri_given") if fields.get(name) is not None]
-            texts = [fields["uid"], *optional, *(fields.get(name, "") for name in OPENING[:5])]
+            named = (fields.get(name, "") for name in ("run_name", "experiment", "uri", "uri_source"))
+            texts = [fields["uid"], *optional, *named, *backends_of(fields)]
             mappings = (fields.get("params", {}), fields.get("tags", {}))
             return all(isinstance(text, str) for text in (*texts, *(v for m in mappings for v in m.values())))
         case "metrics":
@@ -157,6 +165,17 @@ def _is_payload(kind: Any, fields: Mapping[str, Any]) -> bool:
             return fields["status"] in get_args(Status)
         case _:
             return False
+
+
+def backends_of(opening: Mapping[str, Any]) -> tuple[str, ...]:
+    """The trackers of a run, from the payload of an open record; MLflow where none are named."""
+    return tuple(opening.get("backends", ("mlflow",)))
+
+
+def last_close(path: Path, before: int) -> int:
+    """Offset after the last close record before the byte `before`; 0 without one."""
+    ends = (record.end for record in read_records(path) if record.kind == "close" and record.end <= before)
+    return max(ends, default=0)
 
 
 class RunRecords:
@@ -221,7 +240,7 @@ def read_curves(run_directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def count_left(path: Path, noted: Progress) -> int:
-    """Number of records that the server does not have yet."""
+    """Number of records that a tracker does not have yet."""
     try:
         own = RunRecords(path).own
         return sum(own(record) for record in read_records(path, noted.offset)) + len(noted.waiting)

@@ -1,10 +1,11 @@
-"""Chooses where the tracking records of a run are sent, and refuses what MLflow could not use."""
+"""Chooses where the tracking records of a run are sent, and refuses what the trackers could not use."""
 
 import difflib
 import importlib.metadata
 import importlib.util
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,11 +14,15 @@ from urllib.parse import unquote, urlsplit
 from data.storage.errors import UserError
 from data.storage.paths import expanded
 from data.storage.redaction import HIDDEN, redact
+from trainer.tracking.spool import uploader_folder
 
 if TYPE_CHECKING:
     from trainer.config.sections import TrackingConfig
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+LIBRARIES = {"mlflow": "mlflow", "tensorboard": "tensorboardX", "wandb": "wandb"}
+"""The Python package that each tracker needs."""
+_INSTALL = {"wandb": "pip install '.[wandb]'"}
 _SERVERS = ("http", "https")
 _DRIVERS = {
     "sqlite": {"": "sqlite3", "pysqlite": "sqlite3"},
@@ -34,7 +39,7 @@ _ALLOWED = (
 
 
 class TrackingError(UserError):
-    """A tracking URI cannot be used; the message says which, why, and what to write instead."""
+    """A tracker or its URI cannot be used; the message says which, why, and what to write instead."""
 
     def __init__(self, message: str) -> None:
         # A password with a blank in it makes no URL, so that `redact` would not see where it ends.
@@ -80,18 +85,65 @@ def choose_store(configured: str | None, run_directory: Path, *, name: str = "tr
     return Store(uri=f"sqlite:///{base / 'mlflow.db'}", source="default", given=None)
 
 
-def tracking_uri(config: "TrackingConfig", run_directory: Path) -> str:
-    """Tracking URI of a run; see `choose_store`. Show it only through `redact`."""
-    return choose_store(config.uri, run_directory).uri
+def tracker_uri(backend: str, store: Store | None, run_directory: Path) -> str:
+    """Where a tracker keeps a run: a URI or a folder. Show it only through `redact`.
+
+    Args:
+        backend: the tracker.
+        store: see `choose_store`; not needed for a tracker that `tracking.uri` does not steer.
+        run_directory: folder of the run.
+    """
+    directory = Path(os.path.abspath(run_directory))
+    if backend == "tensorboard":
+        return str(directory / "tensorboard")
+    if backend == "wandb":
+        if os.environ.get("WANDB_MODE", "online") != "online":
+            return str(uploader_folder(directory, backend))
+        return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    assert store is not None, backend
+    return store.uri
+
+
+def has_store(backends: Iterable[str]) -> bool:
+    """Whether `tracking.uri` says where one of these trackers is."""
+    return any(backend not in ("tensorboard", "wandb") for backend in backends)
+
+
+def tracker_uris(config: "TrackingConfig", run_directory: Path) -> dict[str, str]:
+    """Where each tracker of a run is, by name; see `tracker_uri`."""
+    store = choose_store(config.uri, run_directory) if has_store(config.backends) else None
+    return {backend: tracker_uri(backend, store, run_directory) for backend in config.backends}
+
+
+def check_trackers(config: "TrackingConfig", run_directory: Path) -> None:
+    """Refuse trackers that cannot work, before anything is started.
+
+    Raises:
+        TrackingError: the library of one is missing; or see `check_store`.
+    """
+    for backend in config.backends:
+        check_library(backend)
+    check_store(config, run_directory)
+
+
+def check_library(backend: str) -> None:
+    """Refuse a tracker whose library is not installed, with a TrackingError."""
+    library = LIBRARIES.get(backend)
+    spec = library and importlib.util.find_spec(library)
+    if library and not (spec and spec.origin):  # a folder `wandb`, as W&B makes, is found as a package without a file
+        raise TrackingError(
+            f"{backend} is one of tracking.backends, but its Python package {library} is not installed here: "
+            f"{_INSTALL.get(backend, f'pip install {library}')}, or take {backend} out of the list"
+        )
 
 
 def check_store(config: "TrackingConfig", run_directory: Path) -> None:
-    """Refuse a tracking URI that cannot work, before anything is started.
+    """Refuse a tracking URI of MLflow that cannot work.
 
     Raises:
         TrackingError: see `choose_store`; or the URI names a file that is no database.
     """
-    if config.backend == "none":
+    if not has_store(config.backends):
         return
     uri = choose_store(config.uri, run_directory).uri
     file = database_file(uri)
@@ -120,10 +172,11 @@ def database_file(uri: str) -> Path | None:
 
 
 def secrets_of(uri: str) -> tuple[str, ...]:
-    """What must not be shown of a tracking URI and of MLflow's variables: passwords and tokens."""
+    """What must not be shown of a tracking URI and of the trackers' variables: passwords, tokens and keys."""
     user = urlsplit(uri).netloc.rpartition("@")[0] if "://" in uri else ""
     password = user.partition(":")[2] or user
-    given = [os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")]
+    names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")
+    given = [os.environ.get(name, "") for name in names]
     return tuple({secret for secret in (password, unquote(password), *given) if secret})
 
 

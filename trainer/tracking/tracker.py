@@ -1,4 +1,4 @@
-"""How rank 0 reports a run: it appends to a local spool, which a separate process uploads to the tracking server.
+"""How rank 0 reports a run: it appends to a local spool, which a process for each tracker uploads to it.
 
 Nothing here imports a tracker's library or opens a connection, so nothing here can block on a server.
 """
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from data.storage.files import read_note, replaced
 from data.storage.redaction import redact
 from trainer.tracking.identity import bind, reason_for_new_run
-from trainer.tracking.spool import Spool, Status, count_left, load_progress
-from trainer.tracking.store import choose_store
+from trainer.tracking.spool import Progress, Spool, Status, count_left, load_progress, uploader_folder
+from trainer.tracking.store import choose_store, has_store, tracker_uri
 
 if TYPE_CHECKING:
     from trainer.config.sections import TrackingConfig
@@ -32,20 +32,35 @@ _UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
 class UploaderProcess:
-    """The process that uploads the spool of a run: a child that shares only the run's folder with this process."""
+    """The process that uploads the spool of a run to one tracker: a child that shares only the run's folder with this
+    process. A tracker that hangs or crashes takes neither the run nor another tracker with it.
+
+    Attributes:
+        backend: the tracker.
+        shown_uri: where it is, without password; also the key of its progress.
+    """
 
     def __init__(
-        self, run_directory: Path, uri: str, timeout_s: float, *, module: Sequence[str] = ("-m", "trainer.tracking")
+        self,
+        run_directory: Path,
+        backend: str,
+        uri: str,
+        timeout_s: float,
+        *,
+        module: Sequence[str] = ("-m", "trainer.tracking"),
     ):
         """Prepare the process; `start` starts it.
 
         Args:
             run_directory: folder of the run.
-            uri: tracking URI, passed in the environment, since every user can read a process's arguments.
+            backend: the tracker.
+            uri: where it is, passed in the environment, since every user can read a process's arguments.
             timeout_s: how long the process keeps trying after this one has closed the spool or died.
             module: module that Python runs; it takes the arguments of `trainer.tracking`.
         """
         self._directory = Path(os.path.abspath(run_directory))
+        self.backend = backend
+        self.shown_uri = redact(uri)
         self._uri = uri
         self._timeout_s = timeout_s
         self._module = module
@@ -58,12 +73,14 @@ class UploaderProcess:
 
     def start(self) -> None:
         """Start the process. A failure is logged; `keep_alive` tries again."""
-        arguments = ["--run", str(self._directory), "--timeout", str(self._timeout_s), "--parent", str(os.getpid())]
+        arguments = ["--run", str(self._directory), "--backend", self.backend, "--timeout", str(self._timeout_s)]
+        arguments += ["--parent", str(os.getpid())]
         # The child must find this package from any folder; a Ray worker's current folder is a temporary one.
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        folder = self._directory / "tracking"
+        folder = uploader_folder(self._directory, self.backend)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with (folder / "delivery.log").open("ab") as output:
                 self._process = subprocess.Popen(
                     [sys.executable, *self._module, "deliver", *arguments],
@@ -75,7 +92,7 @@ class UploaderProcess:
                     start_new_session=True,
                 )
         except OSError as error:
-            log.warning("metrics wait in the spool: the uploader process does not start: %s", error)
+            log.warning("metrics wait in the spool: the uploader to %s does not start: %s", self.backend, error)
 
     def keep_alive(self) -> None:
         """Restart the process if it died."""
@@ -103,7 +120,7 @@ class Tracker(Protocol):
 
     @property
     def run_id(self) -> str | None:
-        """The server's id of the run; None until it is known."""
+        """MLflow's id of the run; None until it is known, and without MLflow."""
         ...
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -127,7 +144,7 @@ class NullTracker:
     """The tracker of a run that is not tracked: every method does nothing."""
 
     run_id: str | None = None
-    """Always None, since there is no server."""
+    """Always None, since there is no tracker."""
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -139,32 +156,31 @@ class NullTracker:
 
 
 class SpoolTracker:
-    """Appends to the spool and keeps the uploader process alive."""
+    """Appends to the spool and keeps the uploader processes alive."""
 
     def __init__(
         self,
         run_directory: Path,
         spool: Spool,
-        uploader: UploaderProcess,
+        uploaders: Sequence[UploaderProcess],
         *,
-        uri: str,
         flush_timeout_s: float,
         watch_s: float,
     ):
-        """Use an open spool and a started uploader; `open_tracker` creates both."""
+        """Use an open spool and started uploaders; `open_tracker` creates them."""
         self._directory = run_directory
         self._spool = spool
-        self._uploader = uploader
-        self._shown_uri = redact(uri)
+        self._uploaders = uploaders
         self._flush_timeout_s = flush_timeout_s
         self._watch_s = watch_s
         self._watched = time.monotonic()
-        self._trouble = False
+        self._troubled: set[str] = set()
         self._closed = False
 
     @property
     def run_id(self) -> str | None:
-        return load_progress(self._directory, self._shown_uri, self._spool.uid).run_id
+        found = (self._progress(uploader).run_id for uploader in self._uploaders if uploader.backend == "mlflow")
+        return next(found, None)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self._closed:
@@ -186,35 +202,45 @@ class SpoolTracker:
         self._spool.close(status)
         # A stopped run has little time to end, and the start that resumes it uploads the rest.
         limit_s = STOPPED_FLUSH_S if status == "KILLED" else math.inf
-        done = self._uploader.wait(min(self._flush_timeout_s, limit_s))
-        noted = load_progress(self._directory, self._shown_uri, self._spool.uid)
+        until = time.monotonic() + min(self._flush_timeout_s, limit_s)
+        for uploader in self._uploaders:  # all of them work meanwhile
+            self._say_what_is_left(uploader, uploader.wait(max(0.0, until - time.monotonic())))
+
+    def _say_what_is_left(self, uploader: UploaderProcess, done: bool) -> None:
+        noted = self._progress(uploader)
         if noted.refused:
-            log_file = self._spool.path.with_name("delivery.log")
-            log.warning("the tracking server took all but %d records, see %s", noted.refused, log_file)
+            log_file = uploader_folder(self._directory, uploader.backend) / "delivery.log"
+            log.warning("%s took all but %d records, see %s", uploader.backend, noted.refused, log_file)
         waiting = count_left(self._spool.path, noted)
         if waiting and not done:
             log.warning(
                 "%d records of the run are not at %s yet%s. They are safe in %s; to send them: "
                 "python -m trainer.tracking deliver --run %s",
                 waiting,
-                self._shown_uri,
+                uploader.shown_uri,
                 f" ({noted.problem})" if noted.problem else "",
                 self._spool.path,
                 shlex.quote(str(self._directory)),
             )
 
+    def _progress(self, uploader: UploaderProcess) -> Progress:
+        return load_progress(self._directory, uploader.backend, uploader.shown_uri, self._spool.uid)
+
     def _watch(self) -> None:
-        """Check the uploader from time to time; this is local and fast."""
+        """Check the uploaders from time to time; this is local and fast."""
         if time.monotonic() - self._watched < self._watch_s:
             return
         self._watched = time.monotonic()
-        self._uploader.keep_alive()
-        trouble = load_progress(self._directory, self._shown_uri, self._spool.uid).problem
-        if trouble and not self._trouble:
-            log.warning("tracking server %s: %s. Metrics wait in %s", self._shown_uri, trouble, self._spool.path)
-        elif self._trouble and not trouble:
-            log.info("tracking server %s is back", self._shown_uri)
-        self._trouble = bool(trouble)
+        for uploader in self._uploaders:
+            uploader.keep_alive()
+            trouble = self._progress(uploader).problem
+            if trouble and uploader.backend not in self._troubled:
+                self._troubled.add(uploader.backend)
+                where, wait_in = uploader.shown_uri, self._spool.path
+                log.warning("%s, %s: %s. Metrics wait in %s", uploader.backend, where, trouble, wait_in)
+            elif not trouble and uploader.backend in self._troubled:
+                self._troubled.remove(uploader.backend)
+                log.info("%s, %s, is back", uploader.backend, uploader.shown_uri)
 
 
 def open_tracker(
@@ -227,7 +253,7 @@ def open_tracker(
     run_name: str,
     last_step: int | None,
     run_id: str | None = None,
-    uploader: Callable[[Path, str, float], UploaderProcess] = UploaderProcess,
+    uploader: Callable[[Path, str, str, float], UploaderProcess] = UploaderProcess,
     watch_s: float = 30.0,
 ) -> Tracker:
     """Start or continue reporting a run. For rank 0 only.
@@ -238,16 +264,16 @@ def open_tracker(
         params: the resolved config, flat.
         config_yaml: the resolved config as YAML text, stored as a file.
         tags: the origin of the run, see `collect_tags`.
-        run_name: the run's name on the server.
+        run_name: the run's name at the trackers.
         last_step: step of the checkpoint that the run resumes from.
-        run_id: the server's id of the run, from that checkpoint. Needed only if `tracking/` was lost.
-        uploader: creates the process that uploads, from run directory, tracking URI and timeout in s.
-        watch_s: seconds between two checks of the uploader, which restart it if it died.
+        run_id: MLflow's id of the run, from that checkpoint. Needed only if `tracking/` was lost.
+        uploader: creates the process that uploads, from run directory, tracker, its URI and timeout in s.
+        watch_s: seconds between two checks of the uploaders, which restart those that died.
     """
-    if config.backend == "none":
+    if not config.backends:
         return NullTracker()
     run_directory = Path(os.path.abspath(run_directory))
-    store = choose_store(config.uri, run_directory)
+    store = choose_store(config.uri, run_directory) if has_store(config.backends) else None
     try:
         spool = Spool(run_directory, last_step=last_step)
     except OSError as error:
@@ -267,7 +293,7 @@ def open_tracker(
     if reason:
         spool.begin_new_run()
         run_id = None
-        log.warning("a new run begins on the tracking server: %s", reason)
+        log.warning("a new run begins at the trackers: %s", reason)
     try:
         bind(run_directory, spool.uid)
         config_file = _keep_config(spool.path.parent, redact(config_yaml), None if is_first else last_step or 0)
@@ -278,20 +304,22 @@ def open_tracker(
         step=last_step,
         run_id=run_id,
         run_name=run_name,
-        backend=config.backend,
+        backends=config.backends,
         experiment=config.experiment,
-        uri=redact(store.uri),
-        uri_source=store.source,
-        uri_given=store.given and redact(store.given),
+        uri=redact(store.uri) if store else "",
+        uri_source=store.source if store else "default",
+        uri_given=redact(store.given) if store and store.given else None,
         params=shown_params,
         tags=shown_tags,
     )
     spool.artifact(config_file, None)
-    process = uploader(run_directory, store.uri, config.flush_timeout_s)
-    process.start()
-    return SpoolTracker(
-        run_directory, spool, process, uri=store.uri, flush_timeout_s=config.flush_timeout_s, watch_s=watch_s
-    )
+    uploaders = [
+        uploader(run_directory, backend, tracker_uri(backend, store, run_directory), config.flush_timeout_s)
+        for backend in config.backends
+    ]
+    for process in uploaders:
+        process.start()
+    return SpoolTracker(run_directory, spool, uploaders, flush_timeout_s=config.flush_timeout_s, watch_s=watch_s)
 
 
 def _keep_config(folder: Path, text: str, resumed_step: int | None) -> Path:

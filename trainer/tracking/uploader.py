@@ -1,4 +1,4 @@
-"""Uploads the spool of a run to a tracking server, in a separate process, so that only this one ever waits for it.
+"""Uploads the spool of a run to a tracker, in a process for each, so that only this one ever waits for it.
 
 The server may be down, hang, or accept a batch without confirming it, and this process may be killed at any moment.
 Progress is saved after a batch is accepted; later records may or may not be at the server. So every call can be
@@ -26,10 +26,12 @@ from trainer.tracking.spool import (
     RunRecords,
     count_left,
     is_closed,
+    last_close,
     load_progress,
     read_records,
     save_progress,
     spool_path,
+    uploader_folder,
 )
 
 log = logging.getLogger(__name__)
@@ -42,17 +44,19 @@ REMIND_S = 600.0
 
 
 @contextmanager
-def upload_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterator[None]:
-    """Hold the right to upload the spool of a run; only one process can hold it.
+def upload_lock(run_directory: Path, backend: str, keep_waiting: Callable[[], bool]) -> Iterator[None]:
+    """Hold the right to upload the spool of a run to one tracker; only one process can hold it.
 
     Args:
         run_directory: folder of the run.
+        backend: the tracker.
         keep_waiting: called twice a second while another process holds it.
 
     Raises:
         BlockingIOError: another process holds it, and `keep_waiting` returned False.
     """
-    path = run_directory / "tracking" / "lock"
+    path = uploader_folder(run_directory, backend) / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", errors="replace") as file:
         while True:
             try:
@@ -62,7 +66,9 @@ def upload_lock(run_directory: Path, keep_waiting: Callable[[], bool]) -> Iterat
                 if not keep_waiting():
                     file.seek(0)
                     holder = file.read().strip()
-                    raise BlockingIOError(f"process {holder} is uploading {run_directory} already") from None
+                    raise BlockingIOError(
+                        f"process {holder} is uploading {run_directory} to {backend} already"
+                    ) from None
                 time.sleep(0.5)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -76,6 +82,7 @@ class Uploader:
     def __init__(
         self,
         run_directory: Path,
+        backend: str,
         sink: Sink,
         *,
         target: str,
@@ -91,8 +98,9 @@ class Uploader:
 
         Args:
             run_directory: folder of the run.
-            sink: the server.
-            target: the server's URI without password; the key of the saved progress.
+            backend: the tracker, by which its progress is saved.
+            sink: the tracker itself.
+            target: where it is, a URI without password; saved with the progress.
             hide: replaces secrets in the text of an error.
             timeout_s: once the spool is closed or the trainer dead, give up after failing for this long.
             trainer_lives: whether more records may still come.
@@ -103,6 +111,7 @@ class Uploader:
                 if a call hangs despite the limit of its requests.
         """
         self._directory = run_directory
+        self._backend = backend
         self._spool = spool_path(run_directory)
         self._sink = sink
         self._timeout_s = timeout_s
@@ -113,8 +122,8 @@ class Uploader:
         self._watchdog = watchdog
         self._hide = hide
         self._run = RunRecords(self._spool)
-        self._noted = load_progress(run_directory, target, self._run.uid)
-        self._noted = _checked(self._noted, self._spool)
+        self._noted = _checked(load_progress(run_directory, backend, target, self._run.uid), self._spool)
+        self._go_back()
         self._attached = False
         self._doubt_until = self._spool.stat().st_size
         self._known: dict[str, set[int]] = {}
@@ -314,10 +323,18 @@ class Uploader:
             self._attach()
             self._sink.set_status("FAILED", None)
 
+    def _go_back(self) -> None:
+        """Begin again after the last confirmed record: what came since may be lost with a process of the tracker."""
+        if self._sink.is_buffered:
+            offset = last_close(self._spool, self._noted.offset)
+            waiting = tuple(start for start in self._noted.waiting if start < offset)
+            self._noted = replace(self._noted, offset=offset, waiting=waiting)
+
     def _note_failure(self, error: Exception, began: float) -> None:
         if isinstance(error, RunGoneError):
             self._note(run_id=None, offset=0, waiting=())
         self._attached = False
+        self._go_back()
         self._doubt(self._spool.stat().st_size)
         if self._clock() - began >= 0.9 * self._request_s:
             self._request_s = min(LONGEST_REQUEST_S, 2 * self._request_s)  # the server may be slow rather than down
@@ -342,7 +359,7 @@ class Uploader:
             return
         self._noted: Progress = changed
         try:
-            save_progress(self._directory, changed)
+            save_progress(self._directory, self._backend, changed)
         except OSError as error:  # a later process then asks the server
             log.warning("cannot note the progress: %s", error)
 

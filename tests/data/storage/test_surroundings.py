@@ -59,7 +59,7 @@ def test_commands_run_for_a_user_without_a_name_or_home_whose_terminal_cannot_wr
     prepared = run("-m", "data.prepare", "digits", "--out", f"{tmp_path}/gr\xf6\xdfe-\u732b", "--workers", "0")
     assert prepared.returncode == 0 and not prepared.stderr, prepared
     places = (f"data.path={tmp_path}/gr\xf6\xdfe-\u732b", f"run.directory={tmp_path}/lauf-\u732b", *TINY)
-    settings = (word for setting in (*places, "tracking.backend=none") for word in ("--set", setting))
+    settings = (word for setting in (*places, "tracking.backends=[]") for word in ("--set", setting))
     trained = run("-m", "trainer.worker", "--config", "digits", *settings)
     assert trained.returncode == 0 and b"finished at step 1" in trained.stderr, trained
     assert b"Traceback" not in trained.stderr + trained.stdout

@@ -27,12 +27,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, name: str) -> list[TrainConfig]:
 
 def test_one_rank_of_several_is_measured_with_its_share_in_whole_intervals_of_r1(tiny, monkeypatch, capsys):
     (seen,) = [measured(monkeypatch, "time_steps")]
-    more = ("scaling.world_size=2", "training.r1_interval_steps=4", "tracking.backend=mlflow")
+    more = ("scaling.world_size=2", "training.r1_interval_steps=4", "tracking.backends=[mlflow]")
     assert main(["steps", "--config", "digits", *overrides(tiny, *more), "--rounds", "2", "--json"]) == 0
     (config,) = seen
     assert (config.scaling.world_size, config.training.global_batch_size) == (1, 8)
     assert (config.tracking.log_interval_steps, num_steps(config)) == (4, 12)  # one round more, to warm up
-    assert config.tracking.backend == "none"
+    assert config.tracking.backends == ()
     assert json.loads(capsys.readouterr().out) == {"images_per_s": 1.5}
 
 

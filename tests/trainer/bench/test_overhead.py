@@ -48,7 +48,7 @@ def test_bare_and_whole_runs_take_turns_over_the_same_steps(tiny, tmp_path, monk
     assert [name for name, _ in seen] == ["bare", "whole"] * 2
     configs = [config for _, config in seen]
     assert {config.training.total_images for config in configs} == {2 * (NUM_INTERVALS + 1) * 16}
-    assert [config.tracking.backend for config in configs] == ["none", "mlflow"] * 2
+    assert [config.tracking.backends for config in configs] == [(), ("mlflow",)] * 2
     assert len({config.run.directory for config in configs}) == 3  # a whole run would resume the one before
 
 

@@ -29,10 +29,13 @@ def refusal(config: str, *overrides: str) -> str:
     return str(caught.value)
 
 
+HINTS = {"tracking.backend": ", a list; [] is the former none"}
+
+
 @pytest.mark.parametrize("former", RENAMED)
 def test_former_name_is_refused_with_its_place_and_the_present_one(former: str, tmp_path: Path):
     section, key = RENAMED[former].split(".")
-    message = f"{former} is now called {section}.{key}: set {key} in the section {section}"
+    message = f"{former} is now called {section}.{key}: set {key} in the section {section}{HINTS.get(former, '')}"
     assert refusal("digits", f"{former}=4") == f"--set {former}=4: {message}"
     file = tmp_path / "mine.yaml"
     file.write_text(dump({"run": {"directory": "r"}}) + "tracking:\n  {}: 4\n".format(former.split(".")[1]))
@@ -46,6 +49,13 @@ def test_what_a_run_has_written_is_read_under_former_names(stored: dict, tmp_pat
         assert (config.grids.interval_steps, config.grids.num_images) == (None, 5)
         assert config.tracking == load_config("digits").tracking
     assert json.dumps(stored) == before
+
+
+@pytest.mark.parametrize(("former", "present"), [("none", ()), ("mlflow", ("mlflow",))])
+def test_former_tracker_is_a_list_of_it_and_none_an_empty_one(stored: dict, former: str, present: tuple):
+    del stored["tracking"]["backends"]
+    stored["tracking"]["backend"] = former
+    assert from_dict(stored).tracking.backends == present
 
 
 def test_a_run_of_the_former_names_is_resumed_and_a_change_is_noted_under_the_present_ones(stored: dict):

@@ -60,7 +60,7 @@ def test_longer_run_is_allowed_with_a_note_on_the_cosine():
         "engine.backend=torch",
         "engine.zero_stage_g=3",
         "checkpoint.keep_last=9",
-        "tracking.backend=none",
+        "tracking.backends=[]",
     ],
 )
 def test_what_leaves_the_computation_alone_may_change(override):

@@ -13,7 +13,7 @@ from data.stream.batches import BadSampleLimit, Replaced
 from tests.data.fuzz import altered, fuzz, mutated
 from tests.trainer.runs import configure
 from tests.trainer.tracking.helpers.jsonl_sink import JsonLinesSink
-from tests.trainer.tracking.opened import opened
+from tests.trainer.tracking.helpers.opened import opened
 from trainer.checkpoint.resume import newest_to_resume
 from trainer.config.io import dump_config
 from trainer.engine.ranks import Ranks
@@ -95,7 +95,7 @@ def lines_altered(content: bytes, draws: random.Random) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["delivered.json", "identity.json", "spool.jsonl", "config.yaml"])
+@pytest.mark.parametrize("name", ["mlflow/delivered.json", "identity.json", "spool.jsonl", "config.yaml"])
 def test_notes_of_tracking(name: str, run: Path, resume: Any, pytestconfig: pytest.Config) -> None:
     def damaged(content: bytes, draws: random.Random) -> bytes:
         as_values = name != "config.yaml" and draws.randrange(3)

@@ -1,15 +1,17 @@
 """When hooks are due, in which order they run, and what they are told."""
 
 import errno
+import math
 
 import pytest
+import torch
 
 from tests.trainer.runs import Stopper, configure, train
 from trainer.config.stages import only_stage
 from trainer.engine.ranks import Ranks
 from trainer.rank import hooks
 from trainer.rank.build import build
-from trainer.rank.hooks import Curves, DrawGrid, Evaluate, LogCurves, SaveCheckpoint
+from trainer.rank.hooks import Curves, DrawGrid, Evaluate, LogCurves, SaveCheckpoint, machine_curves
 from trainer.rank.loop import Loop, Share
 from trainer.rank.watchdog import Phase, Watchdog
 
@@ -22,7 +24,16 @@ def due_steps(hook, *, last: int = 10, batch: int = 16) -> list[int]:
 
 
 def test_curves_are_logged_at_the_interval_and_at_the_end():
-    assert due_steps(LogCurves(4, *[NOTHING] * 4)) == [4, 8, 10]  # pyright: ignore[reportArgumentType]
+    assert due_steps(LogCurves(4, *[NOTHING] * 5)) == [4, 8, 10]  # pyright: ignore[reportArgumentType]
+
+
+def test_slowest_rank_is_named_beside_the_mean_and_each_node_has_its_curves():
+    host, none, gpu = [50.0, 2.0, 9.0], [math.nan] * 3, [99.0, 70.0, 600.0, 55.0]
+    rows = torch.tensor([[1.0, *host, *gpu], [4.0, *none, *gpu], [1.0, *host, *gpu]], dtype=torch.float64)
+    curves = machine_curves(rows)
+    assert [curves[f"step_time_{name}"] for name in ("s", "slowest_s", "slowest_rank")] == [2.0, 4.0, 1.0]
+    assert curves["system/node-0/gpu-1/power_watts"] == 600.0 and curves["system/node-1/cpu_percent"] == 50.0
+    assert "system/node-1/gpu-1/power_watts" not in curves and len(curves) == 3 + 2 * 3 + 3 * 4
 
 
 @pytest.mark.parametrize(("interval", "steps"), [("3", [3, 6, 9, 10]), ("null", [10])])

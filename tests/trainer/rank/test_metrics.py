@@ -1,5 +1,6 @@
 """Curves are means over steps and ranks; the times of a step add up."""
 
+import math
 import time
 
 import pytest
@@ -103,6 +104,22 @@ def test_a_timestep_that_never_came_up_has_no_point(ranks):
     means = sums.take(ranks)
     assert means["logit_real/t0"] == 2.0
     assert "logit_real/t1" not in means
+
+
+def test_rows_of_the_ranks_come_with_the_sums_in_one_exchange(ranks, monkeypatch):
+    exchanges = []
+
+    def sum_of_two(flat: torch.Tensor) -> torch.Tensor:
+        exchanges.append(flat.clone())
+        flat[-2:] += torch.tensor([3.0, math.nan])  # the row of the other rank
+        return flat
+
+    monkeypatch.setattr(ranks, "sum", sum_of_two)
+    sums, rows = StatisticsSum(DECLARED), torch.tensor([[1.5, 2.5], [0.0, 0.0]], dtype=torch.float64)
+    sums.add(statistics(4.0))
+    assert sums.take(ranks, rows)["loss_g"] == pytest.approx(4.0)
+    assert len(exchanges) == 1
+    assert rows[0].tolist() == [1.5, 2.5] and rows[1, 0] == 3.0 and rows[1, 1].isnan()
 
 
 def test_saved_sums_continue_where_they_were(ranks):

@@ -51,7 +51,7 @@ def test_stopped_and_resumed_run_equals_uninterrupted_run(tiny, tmp_path, straig
     assert (resumed.finished, resumed.step) == (True, 10)
     assert_same_state(state_of(tmp_path, 10), state_of(straight[0], 10))
 
-    measured = ("time/", "images_per_s", "peak_memory")  # of the machine, not of the run
+    measured = ("time/", "images_per_s", "peak_memory", "step_time", "system/")  # of the machine, not of the run
     curves = before.metrics | after.metrics
     assert before.metrics.keys().isdisjoint(after.metrics)
     assert curves.keys() == straight[1].metrics.keys() == {4, 8, 10}
@@ -107,6 +107,8 @@ def test_curves_have_what_a_reader_needs(straight):
     names |= {"skipped_updates_g", "skipped_updates_d", "checkpoint_failures"}
     names |= {f"time/{part}_s" for part in ("data", "d", "g", "other")}
     names |= {f"logit_{kind}/t{t}" for kind in ("real", "fake") for t in range(4)}
+    names |= {"step_time_s", "step_time_slowest_s", "step_time_slowest_rank"}
+    names |= {f"system/node-0/{name}" for name in ("cpu_percent", "memory_gib", "disk_free_gib")}
     assert names == metrics.keys()
     assert metrics["images_seen"] == 8 * 16
     assert metrics["gradient_norm_g"] > 0
@@ -256,7 +258,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(tiny, tmp_path, number):
 
 @pytest.mark.slow
 def test_tracking_server_that_is_gone_for_the_whole_run_costs_no_point(tiny, tmp_path):
-    more = ("engine.backend=torch", "tracking.backend=mlflow", "tracking.uri=http://127.0.0.1:9")
+    more = ("engine.backend=torch", "tracking.backends=[mlflow]", "tracking.uri=http://127.0.0.1:9")
     done = run_python([*_worker(tiny, tmp_path, *more, "tracking.flush_timeout_s=1")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "They are safe in" in done.stderr and "trainer.tracking deliver --run" in done.stderr
@@ -336,7 +338,7 @@ EARLIER = (
     "training.total_images=160",
     "engine.backend=torch",
     "scaling.world_size=1",
-    "tracking.backend=none",
+    "tracking.backends=[]",
     "tracking.log_interval_steps=4",
 )
 """Of gaussians25, for the run in golden/run-format-1.tar.gz."""

@@ -1,4 +1,4 @@
-"""Databases of MLflow, which take seconds to make, and an environment without its variables."""
+"""Databases of MLflow, which take seconds to make, and an environment without the trackers' variables."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,8 @@ from trainer.tracking.mlflow_sink import MlflowSink
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("HTTP_REQUEST_TIMEOUT", "HTTP_REQUEST_MAX_RETRIES", "ENABLE_ASYNC_LOGGING"):

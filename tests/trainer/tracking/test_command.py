@@ -8,10 +8,11 @@ import pytest
 
 from tests.launch import run_python
 from tests.trainer.tracking.helpers.jsonl_sink import JsonLinesSink, read_lines
-from tests.trainer.tracking.opened import opened
-from trainer.tracking.command import _hider, _Redacted, _target_uri, main
+from tests.trainer.tracking.helpers.opened import opened
+from trainer.tracking.command import _hider, _Redacted, _store, main
 from trainer.tracking.spool import RunRecords, spool_path
 from trainer.tracking.store import TrackingError
+from trainer.tracking.tensorboard_sink import read_events
 from trainer.tracking.tracker import UploaderProcess
 
 
@@ -37,7 +38,7 @@ def reported(run: Path, uri: str | None, **options: Any) -> None:
 def target(run: Path) -> str:
     newest = RunRecords(spool_path(run)).newest
     assert newest
-    return _target_uri(None, False, newest, run)
+    return _store(None, False, newest, run).uri
 
 
 def test_moved_run_is_sent_to_the_store_next_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,7 @@ def test_what_is_printed_holds_no_secret_and_never_fails(monkeypatch: pytest.Mon
 
 def test_new_run_is_sent_whole(tmp_path: Path) -> None:
     run, server = tmp_path / "run", tmp_path / "server"
-    reported(run, f"file://{server}", backend="jsonl")
+    reported(run, f"file://{server}", backends=("jsonl",))
     for more in ([], ["--new-run"]):
         assert main(["deliver", "--run", str(run), *more], sinks={"jsonl": JsonLinesSink}) == 0
         lines = read_lines(server)
@@ -97,7 +98,33 @@ def test_new_run_is_sent_whole(tmp_path: Path) -> None:
     assert lines[-1] == {"call": "status", "status": "FINISHED"}
 
 
+def test_run_is_sent_to_a_tracker_that_it_did_not_name(tmp_path: Path) -> None:
+    reported(tmp_path / "run", f"file://{tmp_path}/server", backends=("jsonl",))
+    deliver = ["deliver", "--run", str(tmp_path / "run"), "--backend", "tensorboard"]
+    assert main(deliver) == 0
+    (file,) = (tmp_path / "run/tensorboard").rglob("*tfevents*")
+    assert [value.tag for event, _ in read_events(file) for value in event.summary.value][-1] == "loss"
+    assert not (tmp_path / "server").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--backend", "tensorbord"],
+            "'tensorbord', which this program does not know. It knows mlflow, tensorboard, wandb",
+        ),
+        (["--uri", "http://host"], "which this run does not report to: add --backend mlflow"),
+    ],
+)
+def test_delivery_to_what_cannot_take_it_is_refused(tmp_path: Path, capsys: Any, more: list[str], words: str) -> None:
+    reported(tmp_path / "run", None, backends=("tensorboard",))
+    assert main(["deliver", "--run", str(tmp_path / "run"), *more]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_uploading_starts_without_torch() -> None:
     """It would be most of the process: two seconds and a quarter of a GB for each run."""
-    done = run_python(["-c", "import trainer.tracking.command, sys; print('torch' in sys.modules)"])
+    uses = "from trainer.tracking import command, tensorboard_sink; tensorboard_sink._event_class()"
+    done = run_python(["-c", f"{uses}; import sys; print('torch' in sys.modules)"])
     assert done.stdout == "False\n", done.stderr

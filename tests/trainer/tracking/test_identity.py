@@ -1,15 +1,19 @@
-"""Which starts continue a run on the server, and which begin a new one."""
+"""Which starts continue a run on the server, which begin a new one, and what a run says of its origin."""
 
 import json
+import platform
 import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.trainer.tracking import opened as helper
+from tests.trainer.tracking.helpers import opened as helper
 from trainer.tracking.identity import begin_new_run
+from trainer.tracking.provenance import collect_tags
 from trainer.tracking.spool import RunRecords, read_records, spool_path
 from trainer.tracking.tracker import UploaderProcess
 
@@ -133,3 +137,34 @@ def test_new_run_on_demand_has_everything_and_the_same_end(tmp_path: Path) -> No
     own = list(filter(RunRecords(spool_path(tmp_path)).own, read_records(spool_path(tmp_path))))
     assert [record.kind for record in own] == ["artifact", "metrics", "metrics", "open", "close"]
     assert own[-1].payload["status"] == "KILLED"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_tags_name_commit_libraries_and_data(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-qm", "message")
+    tags = collect_tags("digest", source=tmp_path)
+    assert tags["git_commit"] == git(tmp_path, "rev-parse", "HEAD")
+    assert tags["git_dirty"] == "false"
+    assert tags["index_sha256"] == "digest"
+    assert tags["version.torch"] == torch.__version__
+    assert tags["version.python"] == platform.python_version()
+    assert {f"version.{name}" for name in ("deepspeed", "ray", "webdataset", "mlflow")} <= tags.keys()
+
+
+def test_changed_file_makes_the_commit_dirty(tmp_path: Path) -> None:
+    test_tags_name_commit_libraries_and_data(tmp_path)
+    (tmp_path / "file").write_text("2")
+    assert collect_tags("digest", source=tmp_path)["git_dirty"] == "true"
+
+
+def test_code_without_a_checkout_has_an_unknown_commit(tmp_path: Path) -> None:
+    tags = collect_tags("digest", source=tmp_path)
+    assert (tags["git_commit"], tags["git_dirty"]) == ("unknown", "unknown")

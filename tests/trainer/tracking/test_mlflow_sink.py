@@ -15,7 +15,7 @@ from mlflow.tracking._tracking_service import utils
 from PIL import Image
 
 from tests.trainer.tracking.helpers.mlflow_stores import only_run, steps
-from tests.trainer.tracking.opened import opened
+from tests.trainer.tracking.helpers.opened import opened
 from trainer.tracking.command import main
 from trainer.tracking.mlflow_sink import MlflowSink, artifact_root
 from trainer.tracking.sink import Point, RefusedError, RunGoneError
@@ -117,7 +117,9 @@ def test_points_whose_answer_is_lost_arrive_once(tmp_path: Path) -> None:
         spool.metrics(step, {"loss": 1.0, "rate": 2.0, "other": 3.0})
     spool.close("FINISHED")
     sink = Lost(uri, run)
-    upload = Uploader(run, sink, target=uri, timeout_s=30, trainer_lives=lambda: False, sleep=lambda seconds: None)
+    upload = Uploader(
+        run, "mlflow", sink, target=uri, timeout_s=30, trainer_lives=lambda: False, sleep=lambda seconds: None
+    )
     assert upload.run() == 0
     assert sink.answers > 2
     assert steps(uri) == steps(uri, "other") == list(range(600))

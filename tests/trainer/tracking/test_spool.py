@@ -166,14 +166,14 @@ def test_spool_is_closed_by_a_close_and_open_again_after_the_next_open(tmp_path:
 
 
 def test_progress_is_noted_for_one_target_and_anything_unreadable_means_the_start(tmp_path: Path) -> None:
-    progress_path(tmp_path).parent.mkdir()
+    progress_path(tmp_path, "mlflow").parent.mkdir(parents=True)
     noted = Progress(target="a", run_id="r", offset=7, refused=1, trouble="t")
-    save_progress(tmp_path, noted)
-    assert load_progress(tmp_path, "a") == noted
-    assert load_progress(tmp_path, "b") == Progress(target="b")
+    save_progress(tmp_path, "mlflow", noted)
+    assert load_progress(tmp_path, "mlflow", "a") == noted
+    assert load_progress(tmp_path, "mlflow", "b") == Progress(target="b")
     for text in ("", "{", "[]", '{"other": 1}'):
-        progress_path(tmp_path).write_text(text)
-        assert load_progress(tmp_path, "a") == Progress(target="a")
+        progress_path(tmp_path, "mlflow").write_text(text)
+        assert load_progress(tmp_path, "mlflow", "a") == Progress(target="a")
 
 
 def test_spool_of_a_version_that_named_no_backend_is_read(tmp_path: Path) -> None:
@@ -227,11 +227,11 @@ def test_new_run_takes_over_the_points_up_to_its_checkpoint_and_none_without_one
 
 
 def test_progress_is_that_of_one_run(tmp_path: Path) -> None:
-    progress_path(tmp_path).parent.mkdir()
+    progress_path(tmp_path, "mlflow").parent.mkdir(parents=True)
     noted = Progress(target="a", uid="one", run_id="r", offset=7, waiting=(3, 5))
-    save_progress(tmp_path, noted)
-    assert load_progress(tmp_path, "a", "one") == noted
-    assert load_progress(tmp_path, "a", "two") == Progress(target="a", uid="two")
+    save_progress(tmp_path, "mlflow", noted)
+    assert load_progress(tmp_path, "mlflow", "a", "one") == noted
+    assert load_progress(tmp_path, "mlflow", "a", "two") == Progress(target="a", uid="two")
 
 
 def test_files_that_wait_are_left_and_named(tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_line_of_the_wrong_form_is_passed_over_and_the_run_continues(tmp_path, l
     "content", [b"\xff", b"[]", b'{"offset": "x"}', b'{"offset": -1}', b'{"run_id": 5}', b'{"a": 1}']
 )
 def test_damaged_progress_is_set_aside_and_the_upload_begins_again(tmp_path, content):
-    progress_path(tmp_path).parent.mkdir()
-    progress_path(tmp_path).write_bytes(content)
-    assert load_progress(tmp_path, "there") == Progress(target="there")
-    assert not progress_path(tmp_path).exists()
+    progress_path(tmp_path, "mlflow").parent.mkdir(parents=True)
+    progress_path(tmp_path, "mlflow").write_bytes(content)
+    assert load_progress(tmp_path, "mlflow", "there") == Progress(target="there")
+    assert not progress_path(tmp_path, "mlflow").exists()
 
 
 def test_curves_are_those_of_the_newest_run_with_the_first_point_of_a_step(tmp_path: Path) -> None:

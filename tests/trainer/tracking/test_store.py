@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 
 from trainer.config.sections import TrackingConfig
-from trainer.tracking.store import TrackingError, check_store, choose_store, secrets_of, tracking_uri
+from trainer.tracking.store import (
+    LIBRARIES,
+    TrackingError,
+    check_store,
+    check_trackers,
+    choose_store,
+    secrets_of,
+    tracker_uris,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -14,14 +22,14 @@ def plain_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_default_store_is_a_database_next_to_the_run(tmp_path: Path) -> None:
-    uri = tracking_uri(TrackingConfig(), tmp_path / "runs" / "one")
+    uri = tracker_uris(TrackingConfig(), tmp_path / "runs" / "one")["mlflow"]
     assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
 def test_environment_wins_over_default_and_config_over_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:5000")
-    assert tracking_uri(TrackingConfig(), tmp_path) == "http://environment:5000"
-    assert tracking_uri(TrackingConfig(uri="http://config:5000"), tmp_path) == "http://config:5000"
+    assert tracker_uris(TrackingConfig(), tmp_path)["mlflow"] == "http://environment:5000"
+    assert tracker_uris(TrackingConfig(uri="http://config:5000"), tmp_path)["mlflow"] == "http://config:5000"
     assert choose_store(None, tmp_path).source == "environment"
     assert choose_store("http://config:5000", tmp_path).source == "config"
 
@@ -120,9 +128,40 @@ def test_password_that_a_file_lacks_is_taken_from_the_environment(
     assert choose_store(written, tmp_path).uri == "http://host:5000"
 
 
+def test_tracker_without_its_library_is_refused_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIBRARIES, "wandb", "wandb_of_nowhere")
+    config = TrackingConfig(backends=("mlflow", "wandb"))
+    words = (
+        r"wandb is one of tracking.backends, but .* is not installed here: pip install '.\[wandb\]', or take wandb out"
+    )
+    with pytest.raises(TrackingError, match=words):
+        check_trackers(config, tmp_path / "run")
+    (tmp_path / "wandb_of_nowhere").mkdir()  # as W&B's own folder of runs, in the current folder
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TrackingError, match=words):
+        check_trackers(config, tmp_path / "run")
+    check_trackers(TrackingConfig(backends=("mlflow", "tensorboard")), tmp_path / "run")
+
+
+def test_wandb_is_at_its_server_or_offline_in_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrackingConfig(backends=("tensorboard", "wandb"), uri="htp://nowhere")  # the URI is MLflow's
+    check_store(config, tmp_path)
+    folder = {"tensorboard": f"{tmp_path}/tensorboard"}
+    assert tracker_uris(config, tmp_path) == {**folder, "wandb": "https://api.wandb.ai"}
+    monkeypatch.setenv("WANDB_BASE_URL", "http://mine:8080")
+    assert tracker_uris(config, tmp_path) == {**folder, "wandb": "http://mine:8080"}
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert tracker_uris(config, tmp_path) == {**folder, "wandb": f"{tmp_path}/tracking/wandb"}
+
+
 def test_secrets_are_known_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
-    assert set(secrets_of("http://me:pa55%20w0rd@host")) == {"pa55%20w0rd", "pa55 w0rd", "t0ken"}
+    monkeypatch.setenv("WANDB_API_KEY", "k3y")
+    assert set(secrets_of("http://me:pa55%20w0rd@host")) == {"pa55%20w0rd", "pa55 w0rd", "t0ken", "k3y"}
 
 
 def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -131,7 +170,7 @@ def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> N
     (tmp_path / "index.json").write_text('{"not": "a database"}')
     with pytest.raises(TrackingError, match=r"that file is no SQLite database"):
         check_store(config, tmp_path / "run")
-    check_store(TrackingConfig(backend="none", uri="sqlite:///index.json"), tmp_path / "run")
+    check_store(TrackingConfig(backends=(), uri="sqlite:///index.json"), tmp_path / "run")
     with pytest.raises(TrackingError, match="names a folder"):
         check_store(TrackingConfig(uri=f"sqlite:///{tmp_path}"), tmp_path / "run")
     assert (tmp_path / "index.json").read_text() == '{"not": "a database"}'

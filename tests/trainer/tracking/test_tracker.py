@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.tracking import opened as helper
+from tests.trainer.tracking.helpers import opened as helper
 from trainer.config.sections import TrackingConfig
 from trainer.tracking.spool import Progress, Status, read_records, save_progress, spool_path
 from trainer.tracking.tracker import NullTracker, SpoolTracker, Tracker, UploaderProcess, open_tracker
@@ -20,8 +20,8 @@ URI = "http://user:secret@127.0.0.1:1"
 class NoProcess(UploaderProcess):
     """An uploader process that is none: it counts its starts, and is dead if `alive` says so."""
 
-    def __init__(self, run_directory: Path, uri: str, timeout_s: float, *, alive: bool = True):
-        super().__init__(run_directory, uri, timeout_s)
+    def __init__(self, run_directory: Path, backend: str, uri: str, timeout_s: float, *, alive: bool = True):
+        super().__init__(run_directory, backend, uri, timeout_s)
         self.alive = alive
         self.starts = 0
         self.waits: list[float] = []
@@ -43,8 +43,9 @@ opened = partial(helper.opened, uploader=NoProcess, flush_timeout_s=1)
 
 def process_of(tracker: Tracker) -> NoProcess:
     assert isinstance(tracker, SpoolTracker)
-    assert isinstance(tracker._uploader, NoProcess)
-    return tracker._uploader
+    (uploader,) = tracker._uploaders
+    assert isinstance(uploader, NoProcess)
+    return uploader
 
 
 def kinds(run: Path) -> list[str]:
@@ -85,7 +86,7 @@ def test_end_of_a_stopped_run_does_not_use_its_grace_up_for_the_server(
 ) -> None:
     run = opened(tmp_path, URI, flush_timeout_s=60)
     run.close(status)
-    assert process_of(run).waits == [waited_s]
+    assert process_of(run).waits == [pytest.approx(waited_s, abs=0.5)]  # less what went by since the end began
 
 
 def test_password_is_in_no_file_and_no_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,14 +118,14 @@ def test_dead_uploader_process_is_started_again_but_not_at_every_step(
 
 def test_uploader_process_that_died_is_started_again_and_one_that_lives_is_not(tmp_path: Path) -> None:
     (tmp_path / "tracking").mkdir()
-    process = UploaderProcess(tmp_path, URI, 1, module=("-c", "input()"))  # no input: it dies at once
+    process = UploaderProcess(tmp_path, "mlflow", URI, 1, module=("-c", "input()"))  # no input: it dies at once
     process.start()
     first = process.pid
     assert process._process
     process._process.wait()
     process.keep_alive()
     assert process.pid != first
-    process = UploaderProcess(tmp_path, URI, 1, module=("-c", "import signal; signal.pause()"))
+    process = UploaderProcess(tmp_path, "mlflow", URI, 1, module=("-c", "import signal; signal.pause()"))
     process.start()
     first = process.pid
     process.keep_alive()
@@ -138,9 +139,9 @@ def test_uploader_process_can_print_anything_in_any_locale(tmp_path: Path, monke
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "tracking").mkdir()
-    process = UploaderProcess(tmp_path, URI, 1, module=("-c", "print('\\U0001f3c3', end='')"))
+    process = UploaderProcess(tmp_path, "mlflow", URI, 1, module=("-c", "print('\\U0001f3c3', end='')"))
     assert process.wait(60)
-    assert (tmp_path / "tracking/delivery.log").read_text(encoding="utf-8") == "\U0001f3c3"
+    assert (tmp_path / "tracking/mlflow/delivery.log").read_text(encoding="utf-8") == "\U0001f3c3"
 
 
 def test_uploader_process_that_cannot_start_does_not_stop_training(
@@ -162,10 +163,10 @@ def test_trouble_and_its_end_are_said_once_each(tmp_path: Path, caplog: pytest.L
     run = opened(tmp_path, URI, watch_s=0)
     target = "http://***@127.0.0.1:1"
     for step, trouble in enumerate([None, "refused", "refused", None, None]):
-        save_progress(tmp_path, Progress(target=target, run_id="id", trouble=trouble))
+        save_progress(tmp_path, "mlflow", Progress(target=target, run_id="id", trouble=trouble))
         run.log_metrics(step, {"loss": 1.0})
     assert run.run_id == "id"
-    assert [message.split(":")[-1].split(".")[0].strip() for message in caplog.messages] == ["refused", "1 is back"]
+    assert [message.split(":")[-1].split(".")[0].strip() for message in caplog.messages] == ["refused", "1, is back"]
 
 
 def test_run_directory_that_cannot_be_written_is_not_tracked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,9 +175,9 @@ def test_run_directory_that_cannot_be_written_is_not_tracked(tmp_path: Path, cap
     assert "not tracked" in caplog.text
 
 
-def test_backend_none_leaves_no_trace(tmp_path: Path) -> None:
+def test_run_without_trackers_leaves_no_trace(tmp_path: Path) -> None:
     run = open_tracker(
-        TrackingConfig(backend="none"), tmp_path, params={}, config_yaml="", tags={}, run_name="", last_step=None
+        TrackingConfig(backends=()), tmp_path, params={}, config_yaml="", tags={}, run_name="", last_step=None
     )
     run.log_metrics(1, {"loss": 1.0})
     run.log_image(1, "samples", tmp_path / "a.png")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.tracking.helpers.waits import Clock
 from trainer.tracking.sink import Point, RefusedError, RunGoneError
 from trainer.tracking.spool import Record, Spool, load_progress
 from trainer.tracking.uploader import Uploader, upload_lock
@@ -29,6 +30,8 @@ class Server:
 
 class Sink:
     """Calls on a `Server`; the hooks run before and after each of them and may raise."""
+
+    is_buffered = False
 
     def __init__(
         self, server: Server, before: Callable[[str], None] | None = None, after: Callable[[str], None] | None = None
@@ -72,17 +75,6 @@ class Sink:
         self._call("send_artifact", lambda: self.server.artifacts.add(file.name))
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 def uploader(
     run: Path,
     sink: Sink,
@@ -92,7 +84,9 @@ def uploader(
     clock: Clock | None = None,
 ) -> Uploader:
     clock = clock or Clock()
-    return Uploader(run, sink, target=target, timeout_s=30, trainer_lives=lives, clock=clock, sleep=clock.sleep)
+    return Uploader(
+        run, "mlflow", sink, target=target, timeout_s=30, trainer_lives=lives, clock=clock, sleep=clock.sleep
+    )
 
 
 def spool_of_a_run(run: Path, *, close: bool = True) -> None:
@@ -186,7 +180,7 @@ def test_invalid_record_is_passed_over_and_its_neighbours_are_not(
     spool_of_a_run(tmp_path)
     assert uploader(tmp_path, Picky(server)).run() == 0
     assert sorted(point.step for point in server.points if point.key == "loss") == [10, 20, 30, 40, 60]
-    assert load_progress(tmp_path, "there").refused == 1
+    assert load_progress(tmp_path, "mlflow", "there").refused == 1
     assert "passed over metrics of step 50: no such step" in caplog.text
 
 
@@ -196,7 +190,7 @@ def test_file_that_is_gone_is_passed_over(tmp_path: Path, caplog: pytest.LogCapt
     (tmp_path / "file").unlink()
     assert uploader(tmp_path, Sink(server)).run() == 0
     assert len(server.points) == 12 and not server.images
-    assert load_progress(tmp_path, "there").refused == 2
+    assert load_progress(tmp_path, "mlflow", "there").refused == 2
     assert "file is gone" in caplog.text
 
 
@@ -226,13 +220,13 @@ def test_files_that_the_server_cannot_store_let_the_rest_pass_and_arrive_later(
     assert uploader(tmp_path, NoFiles(server), clock=clock).run() == 2
     assert clock.now < 10
     assert len(server.points) == 12 and server.statuses[-1] == "FINISHED"
-    noted = load_progress(tmp_path, "there")
+    noted = load_progress(tmp_path, "mlflow", "there")
     assert len(noted.waiting) == 2 and noted.trouble is None
     assert noted.problem == "it takes curves, but no files: PermissionError: http://***@host: no rights"
     assert caplog.text.count("files wait, and curves go first") == 1
     assert uploader(tmp_path, Sink(server)).run() == 0
     assert_complete(server)
-    assert load_progress(tmp_path, "there").problem is None
+    assert load_progress(tmp_path, "mlflow", "there").problem is None
 
 
 def test_files_are_tried_again_while_training_continues(tmp_path: Path) -> None:
@@ -247,7 +241,7 @@ def test_files_are_tried_again_while_training_continues(tmp_path: Path) -> None:
     upload = uploader(tmp_path, sink, lives=lives, clock=clock)
     assert upload.run() == 0
     assert server.artifacts == {"file"} and server.images == {("samples", 20)}
-    assert load_progress(tmp_path, "there").waiting == ()
+    assert load_progress(tmp_path, "mlflow", "there").waiting == ()
 
 
 def test_file_that_waits_and_is_gone_is_passed_over(tmp_path: Path) -> None:
@@ -256,7 +250,7 @@ def test_file_that_waits_and_is_gone_is_passed_over(tmp_path: Path) -> None:
     uploader(tmp_path, NoFiles(server)).run()
     (tmp_path / "file").unlink()
     assert uploader(tmp_path, Sink(server)).run() == 0
-    assert load_progress(tmp_path, "there").refused == 2
+    assert load_progress(tmp_path, "mlflow", "there").refused == 2
 
 
 @pytest.mark.parametrize(("close", "status"), [(False, "FAILED"), (True, "FINISHED")])
@@ -286,7 +280,7 @@ def test_dead_server_is_tried_as_long_as_the_trainer_lives_and_the_timeout_longe
     left = uploader(tmp_path, Sink(Server(), before=dead), lives=lambda: clock.now < 1000, clock=clock).run()
     assert left == 9
     assert 1030 <= clock.now < 1032
-    trouble = load_progress(tmp_path, "there").trouble or ""
+    trouble = load_progress(tmp_path, "mlflow", "there").trouble or ""
     assert "ConnectionRefusedError" in trouble and "secret" not in trouble
 
 
@@ -303,7 +297,7 @@ def test_server_that_comes_back_gets_everything(tmp_path: Path) -> None:
     assert uploader(tmp_path, Sink(server, before=away), lives=lambda: clock.now < 700, clock=clock).run() == 0
     assert 600 <= clock.now < 720
     assert len(server.points) == 12
-    assert load_progress(tmp_path, "there").trouble is None
+    assert load_progress(tmp_path, "mlflow", "there").trouble is None
 
 
 def test_request_limit_grows_for_a_server_that_is_slow(tmp_path: Path) -> None:
@@ -376,10 +370,10 @@ def test_other_target_gets_the_whole_spool(tmp_path: Path) -> None:
 def test_one_process_uploads_at_a_time_and_the_other_names_it(tmp_path: Path) -> None:
     (tmp_path / "tracking").mkdir()
     with (
-        upload_lock(tmp_path, lambda: False),
-        pytest.raises(BlockingIOError, match=r"process \d+ is uploading"),
-        upload_lock(tmp_path, lambda: False),
+        upload_lock(tmp_path, "mlflow", lambda: False),
+        pytest.raises(BlockingIOError, match=r"process \d+ is uploading .* to mlflow already"),
+        upload_lock(tmp_path, "mlflow", lambda: False),
     ):
         pass
-    with upload_lock(tmp_path, lambda: False):
+    with upload_lock(tmp_path, "mlflow", lambda: False):
         pass

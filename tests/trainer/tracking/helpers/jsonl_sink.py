@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from trainer.tracking.spool import Record
 
 class JsonLinesSink:
     """Appends each line in one write; points come one a line, so that a kill can fall between two of a batch."""
+
+    is_buffered = False
 
     def __init__(self, uri: str, run_directory: Path):
         self._path = Path(urlsplit(uri).path)
@@ -59,10 +62,18 @@ class JsonLinesSink:
         os.close(file)
 
 
+class HangingSink(JsonLinesSink):
+    """A tracker that never answers."""
+
+    def attach(self, opening: Record, run_id: str | None) -> tuple[str, bool]:
+        time.sleep(3600)
+        return super().attach(opening, run_id)
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """What has been sent so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":
-    sys.exit(main(sinks={**SINKS, "jsonl": JsonLinesSink}))
+    sys.exit(main(sinks={**SINKS, "jsonl": JsonLinesSink, "hanging": HangingSink}))

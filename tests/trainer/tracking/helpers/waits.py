@@ -1,4 +1,4 @@
-"""Waiting for what other processes do."""
+"""Waiting for what other processes do, and a clock on which waiting takes no time."""
 
 import time
 from collections.abc import Callable
@@ -18,3 +18,16 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+class Clock:
+    """Seconds that only `sleep` lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds

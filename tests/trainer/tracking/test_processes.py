@@ -1,9 +1,12 @@
-"""The whole way to MLflow, with real processes and real servers.
+"""The whole way to the trackers, with real processes and real servers: tracker, spool, uploader process, sink.
 
-A file store appends a point each time it is sent, so it shows a doubled one; a database hides it.
+MLflow's file store appends a point each time it is sent, so it shows a doubled one; a database hides it. JSON lines and
+a tracker that hangs stand for what is not MLflow.
 """
 
 import logging
+import os
+import random
 import shutil
 import signal
 import socket
@@ -13,7 +16,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 from wsgiref.simple_server import make_server
 
 import mlflow
@@ -21,10 +26,14 @@ import pytest
 from PIL import Image
 
 from tests.launch import ROOT
+from tests.trainer.tracking.helpers.jsonl_sink import JsonLinesSink, read_lines
 from tests.trainer.tracking.helpers.mlflow_stores import only_run, steps
+from tests.trainer.tracking.helpers.opened import opened
 from tests.trainer.tracking.helpers.waits import is_running, wait_for
-from tests.trainer.tracking.opened import opened
-from trainer.tracking.spool import load_progress, spool_path
+from trainer.tracking.command import main
+from trainer.tracking.spool import RunRecords, load_progress, spool_path
+from trainer.tracking.tensorboard_sink import read_events
+from trainer.tracking.tracker import SpoolTracker, UploaderProcess
 
 
 def replay(run: Path, *arguments: str) -> None:
@@ -108,14 +117,14 @@ def test_refusing_server_gets_everything_when_it_is_back(
     monkeypatch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
     monkeypatch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(tmp_path / "kept"))
     monkeypatch.setenv(constants.SERVE_ARTIFACTS_ENV_VAR, "true")
-    wait_for(lambda: "ConnectionError" in (run / "tracking/delivery.log").read_text())
+    wait_for(lambda: "ConnectionError" in (run / "tracking/mlflow/delivery.log").read_text())
     server = make_server("127.0.0.1", port, app)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         for step in range(1, 300):
             tracked.log_metrics(step, {"loss": 1.0})
         # The end waits some seconds for a server that is down, and the pauses between attempts have grown.
-        wait_for(lambda: load_progress(run, uri).offset == spool_path(run).stat().st_size, timeout_s=120)
+        wait_for(lambda: load_progress(run, "mlflow", uri).offset == spool_path(run).stat().st_size, timeout_s=120)
         Image.new("RGB", (8, 8)).save(run / "grid.png")
         tracked.log_image(299, "samples", run / "grid.png")
         tracked.log_artifact(run / "grid.png", "snapshots")
@@ -143,11 +152,11 @@ def test_run_killed_and_resumed_is_one_run_without_gap_or_double(tmp_path: Path)
     killed = f"""
 import os, signal, time
 from pathlib import Path
-from tests.trainer.tracking.opened import opened
+from tests.trainer.tracking.helpers.opened import opened
 tracked = opened(Path({str(run)!r}), {uri!r})
 for step in range(10, 131, 10):
     tracked.log_metrics(step, {{"loss": 1.0}})
-print(tracked._uploader.pid, flush=True)
+print(tracked._uploaders[0].pid, flush=True)
 while tracked.run_id is None:
     time.sleep(0.1)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -163,3 +172,78 @@ os.kill(os.getpid(), signal.SIGKILL)
     resumed.close("FINISHED")
     assert steps(uri) == list(range(10, 201, 10))
     assert only_run(uri).info.status == "FINISHED"
+
+
+def opened_jsonl(folder: Path, watch_s: float = 30, **options: Any) -> SpoolTracker:
+    """A run that is reported to `folder/lines`."""
+    process = partial(UploaderProcess, module=("-m", "tests.trainer.tracking.helpers.jsonl_sink"))
+    options = {"backends": ("jsonl",), "uploader": process, "watch_s": watch_s} | options
+    tracked = opened(folder / "run", f"file://{folder}/lines", **options)
+    assert isinstance(tracked, SpoolTracker)
+    return tracked
+
+
+def test_second_tracker_is_one_file_with_a_sink(tmp_path: Path) -> None:
+    tracked = opened_jsonl(tmp_path)
+    (tmp_path / "run/grid.png").touch()
+    tracked.log_metrics(10, {"loss": 1.0, "rate": 2.0})
+    tracked.log_image(10, "samples", tmp_path / "run/grid.png")
+    tracked.log_artifact(tmp_path / "run/grid.png", "snapshot")
+    tracked.close("FINISHED")
+    uid = RunRecords(spool_path(tmp_path / "run")).uid
+    created, *lines = read_lines(tmp_path / "lines")
+    assert created == {"call": "create", "run": uid, "name": "name"}
+    calls = [line["call"] for line in lines if line["call"] != "status"]
+    assert calls == ["describe", "artifact", "point", "point", "image", "artifact"]
+    assert {"call": "point", "run": uid, "key": "rate", "step": 10, "value": 2.0} in lines
+    assert {"call": "image", "key": "samples", "step": 10, "file": "grid.png"} in lines
+    assert {"call": "artifact", "folder": "snapshot", "file": "grid.png"} in lines
+    assert lines[-1] == {"call": "status", "status": "FINISHED"}
+
+
+@pytest.mark.slow
+def test_tracker_that_hangs_delays_no_other_and_gets_everything_later(tmp_path: Path, caplog) -> None:
+    tracked = opened_jsonl(tmp_path, backends=("hanging", "tensorboard", "jsonl"), flush_timeout_s=3)
+    for step in (10, 20):
+        tracked.log_metrics(step, {"loss": 1.0})
+    began = time.monotonic()
+    tracked.close("FINISHED")
+    assert time.monotonic() - began < 6
+    assert read_lines(tmp_path / "lines")[-1] == {"call": "status", "status": "FINISHED"}
+    events = [event for file in tmp_path.rglob("*tfevents*") for event, _ in read_events(file)]
+    assert [event.step for event in events for value in event.summary.value if value.tag == "loss"] == [10, 20]
+    (warning,) = caplog.messages
+    assert "5 records of the run are not at" in warning
+    hanging = tracked._uploaders[0].pid
+    assert hanging
+    os.kill(hanging, signal.SIGKILL)
+    (tmp_path / "lines").unlink()
+    again = ["deliver", "--run", str(tmp_path / "run"), "--backend", "hanging"]
+    assert main(again, sinks={"hanging": JsonLinesSink}) == 0
+    sent = read_lines(tmp_path / "lines")
+    assert [line["step"] for line in sent if line["call"] == "point"] == [10, 20]
+
+
+@pytest.mark.slow
+def test_uploader_process_killed_at_random_doubles_and_loses_nothing(tmp_path: Path) -> None:
+    tracked = opened_jsonl(tmp_path, watch_s=0)
+    lines, draw, next_step = tmp_path / "lines", random.Random(0), 0
+    for _ in range(4):
+        before = lines.stat().st_size if lines.exists() else 0
+        for _ in range(1500):
+            tracked.log_metrics(next_step, {"loss": 1.0, "rate": 2.0})
+            next_step += 1
+        size = before + draw.randrange(1, 100_000)  # of about 150,000 bytes that are to come
+        wait_for(lambda size=size: lines.exists() and lines.stat().st_size >= size, poll_s=0.001)
+        pid = tracked._uploaders[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: not is_running(pid))
+    tracked.close("FINISHED")
+    sent = read_lines(lines)
+    for key in ("loss", "rate"):
+        assert [line["step"] for line in sent if line["call"] == "point" and line["key"] == key] == list(
+            range(next_step)
+        )
+    assert sum(line["call"] == "create" for line in sent) == 1
+    assert sent[-1] == {"call": "status", "status": "FINISHED"}

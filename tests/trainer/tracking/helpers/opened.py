@@ -1,6 +1,6 @@
 """A tracker of a run that a test drives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trainer.config.sections import TrackingConfig
@@ -11,18 +11,18 @@ def opened(
     run: Path,
     uri: str | None,
     *,
-    backend: str = "mlflow",
+    backends: Sequence[str] = ("mlflow",),
     experiment: str = "ddgan",
     params: Mapping[str, object] | None = None,
     digest: str = "digest",
     run_id: str | None = None,
     last_step: int | None = None,
     flush_timeout_s: float = 60,
-    uploader: Callable[[Path, str, float], UploaderProcess] = UploaderProcess,
+    uploader: Callable[[Path, str, str, float], UploaderProcess] = UploaderProcess,
     watch_s: float = 30,
 ) -> Tracker:
     # Another backend than the config knows is how a test brings a sink of its own.
-    config = TrackingConfig(backend=backend, uri=uri, experiment=experiment, flush_timeout_s=flush_timeout_s)  # pyright: ignore[reportArgumentType]
+    config = TrackingConfig(backends=backends, uri=uri, experiment=experiment, flush_timeout_s=flush_timeout_s)  # pyright: ignore[reportArgumentType]
     return open_tracker(
         config,
         run,
