@@ -29,6 +29,7 @@ from tests.import_graph import (
 from tests.launch import ROOT
 
 DOORS = {
+    "av": {"trainer/sample/video.py"},
     "deepspeed": {"trainer/engine/zero.py"},
     "diffusers": {f"trainer/export/portable/{name}.py" for name in ("ddgan_generator", "ddgan_scheduler", "pipeline")},
     "huggingface_hub": {"trainer/export/hub.py"},
@@ -322,7 +323,12 @@ def test_what_is_imported_is_declared() -> None:
     needed, extras = project["dependencies"], project["optional-dependencies"]
     paths = [path for path in python_files() if not path.startswith("tests/")]
     # What has an extra.
-    parts = {"trainer/export/": "export", "trainer/demo/": "demo", "trainer/tracking/wandb_sink.py": "wandb"}
+    parts = {
+        "trainer/export/": "export",
+        "trainer/demo/": "demo",
+        "trainer/sample/video.py": "video",
+        "trainer/tracking/wandb_sink.py": "wandb",
+    }
     code = undeclared(needed, (path for path in paths if not path.startswith(tuple(parts))))
     for part, extra in parts.items():
         code |= undeclared([*needed, *extras[extra]], (path for path in paths if path.startswith(part)))

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=whole_number(2, 10_000), default=60, help="number of frames (default 60)")
     parser.add_argument("--fps", type=whole_number(1, 100), default=20, help="frames per second (default 20)")
     parser.add_argument("--open", action="store_true", help="end at the last seed instead of returning to the first")
-    parser.add_argument("--out", type=path_argument, required=True, help="file to write: .webp, .png or .gif")
+    parser.add_argument("--out", type=path_argument, required=True, help="file to write: .webp, .png, .gif or .mp4")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     check_animation(options.out)

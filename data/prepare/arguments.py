@@ -141,6 +141,9 @@ def _prepare_parser() -> argparse.ArgumentParser:
         "--max-images", type=whole_number(1), metavar="N", help="take the first N images (stackedmnist: draw N)"
     )
     parser.add_argument(
+        "--skip-images", type=whole_number(1), metavar="N", help="leave out the first N, to keep them for a test set"
+    )
+    parser.add_argument(
         "--classes",
         choices=("auto", "folders", "none"),
         default="auto",
@@ -223,6 +226,7 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
         shard_mb=by_size,
         seed=arguments.seed,
         max_images=arguments.max_images,
+        skip_images=arguments.skip_images,
         split=arguments.split,
         max_bad_percent=arguments.max_bad,
         workers=default_workers(len(source.items)) if arguments.workers is None else arguments.workers,

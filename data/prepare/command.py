@@ -53,6 +53,7 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
         arguments.source,
         split=arguments.split,
         max_images=arguments.max_images,
+        skip_images=arguments.skip_images or 0,
         seed=arguments.seed,
         classes=arguments.classes,
         condition_half=arguments.side_by_side,

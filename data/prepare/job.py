@@ -27,7 +27,9 @@ class PrepareOptions:
     seed: int
     """Determines the order of samples in the shards, and the draws of random sources."""
     max_images: int | None = None
-    """Number of images from the start of the source, None for all."""
+    """Number of images of the source, None for all."""
+    skip_images: int | None = None
+    """Number of images at its start that are left out, None for none."""
     split: str | None = None
     """Requested part of the source, None if not given."""
     max_bad_percent: float
@@ -40,6 +42,7 @@ class PrepareOptions:
         colour = None if self.form.colour == "srgb" else self.form.colour
         part: dict[str, Option] = {
             "max_images": self.max_images,
+            "skip_images": self.skip_images,
             "split": self.split,
             "colour": colour,
             "condition_channels": self.form.condition_channels or None,

@@ -39,6 +39,7 @@ def open_source(
     *,
     split: Split | None = None,
     max_images: int | None = None,
+    skip_images: int = 0,
     seed: int = 0,
     classes: Classes = "auto",
     condition_half: Side | None = None,
@@ -49,7 +50,8 @@ def open_source(
         name: `digits`, `digits4x` or `gaussians25`; a path, whose kind is found from its content; `KIND:PATH`; or
             `pairs:CONDITIONS:IMAGES`.
         split: only for CIFAR-10 and the MNIST family, where None means train.
-        max_images: keeps the first ones in the source's order; for StackedMNIST the number of triplets.
+        max_images: keeps that many in the source's order; for StackedMNIST the number of triplets.
+        skip_images: leaves out that many first, such as those that another data set has.
         seed: determines the triplets of StackedMNIST and the points of gaussians25; 0 .. 2**64 - 1.
         classes: how the folders of images are taken; only for a folder, a zip or WebDataset shards.
         condition_half: the half of each image that is given with the other half, for `pairs:PATH`.
@@ -76,11 +78,14 @@ def open_source(
             f"source {name}: --classes {classes} is given, but the classes of {kind} do not come from folders; "
             f"leave it out (kinds with class folders: {', '.join(_CLASSES_KINDS)})"
         )
+    last = None if max_images is None else skip_images + max_images
     if is_pairs:
         source = pairs_source(name, condition_half=condition_half)
     else:
-        source = _open(kind, path, split, max_images, seed, classes)
-    return replace(source, items=source.items[:max_images])
+        source = _open(kind, path, split, last, seed, classes)
+    if len(source.items) <= skip_images:
+        raise SourceError(f"source {name}: --skip-images is {skip_images}, but there are {len(source.items)} images")
+    return replace(source, items=source.items[skip_images:last])
 
 
 def _open(

@@ -9,5 +9,6 @@ Files:
     given       image files in the form of a run's images
     images      reads and writes grids, folders and npz files
     scatter     draws 2-D points as a picture
+    video       writes .mp4 files
     walk        frames between samples
 """

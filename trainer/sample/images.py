@@ -24,6 +24,7 @@ from data.storage.errors import UserError
 from data.storage.files import replaced
 from models.shapes import Uint8Image
 from trainer.sample.scatter import scatter
+from trainer.sample.video import check_video, save_video
 
 GRID_WIDTH_PIXELS = 512
 """Grids of small images are enlarged to at least this width, and to less than twice this width."""
@@ -35,6 +36,7 @@ ANIMATIONS: dict[str, dict[str, Any]] = {
     ".gif": {"format": "GIF"},
 }
 """Options of Pillow by the extension of a name."""
+VIDEO = ".mp4"
 FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
 
 
@@ -158,17 +160,20 @@ def check_animation(path: Path) -> None:
     Raises:
         UserError: the extension is unknown, or a folder has that name.
     """
-    if path.suffix not in ANIMATIONS:
-        raise UserError(f"cannot write frames to {path}: allowed are names that end in {', '.join(ANIMATIONS)}")
+    if path.suffix not in (*ANIMATIONS, VIDEO):
+        allowed = ", ".join((*ANIMATIONS, VIDEO))
+        raise UserError(f"cannot write frames to {path}: allowed are names that end in {allowed}")
+    if path.suffix == VIDEO:
+        check_video()
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
 
 
 def save_animation(path: Path, frames: Uint8Image, fps: int) -> None:
-    """Write frames as an animation that repeats for ever; small ones are enlarged by a whole factor.
+    """Write frames as an animation that repeats for ever, or as a video; small ones are enlarged by a whole factor.
 
     Args:
-        path: ends in .webp, .png (both without loss) or .gif (256 colours).
+        path: ends in .webp, .png (both without loss), .gif (256 colours) or .mp4 (a video, which needs PyAV).
         frames: uint8 [N, C, H, W], N > 0.
         fps: frames per second.
 
@@ -180,7 +185,13 @@ def save_animation(path: Path, frames: Uint8Image, fps: int) -> None:
     if frames.shape[1] == 2:
         raise UserError("an animation is made of images, but this model draws points in the plane")
     scale = max(1, -(-ANIMATION_WIDTH_PIXELS // frames.shape[3]))
+    if path.suffix == VIDEO and frames.shape[3] % 2:
+        scale += scale % 2  # a video has even sides
     pixels = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3).permute(0, 2, 3, 1).cpu().numpy()
+    if path.suffix == VIDEO:
+        with _appearing(path) as unfinished:
+            save_video(unfinished, np.broadcast_to(pixels, (*pixels.shape[:3], 3)), fps)
+        return
     pictures = [Pillow.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in pixels]
     options = ANIMATIONS[path.suffix] | {"save_all": True, "append_images": pictures[1:], "loop": 0}
     # GIF counts in hundredths of a second, and programs take 0.01 s for a mistake.

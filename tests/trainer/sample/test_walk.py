@@ -106,3 +106,19 @@ def test_mistakes_are_named_and_nothing_is_written(run, tmp_path, monkeypatch, c
 def test_points_in_the_plane_make_no_animation(tmp_path):
     with pytest.raises(UserError, match="draws points in the plane"):
         save_animation(tmp_path / "a.webp", torch.zeros(3, 2, 1, 1, dtype=torch.uint8), 10)
+
+
+def test_a_video_has_the_frames_in_their_order_and_needs_its_library(tmp_path, monkeypatch):
+    import av
+
+    levels = torch.arange(0, 250, 25, dtype=torch.uint8)
+    frames = levels[:, None, None, None].expand(-1, 1, 9, 9)  # an odd side
+    save_animation(tmp_path / "a.mp4", frames, 20)
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        assert video.streams.video[0].average_rate == 20
+        shown = torch.tensor([float(frame.to_ndarray(format="gray").mean()) for frame in video.decode(video=0)])
+    torch.testing.assert_close(shown, levels.float(), atol=3.0, rtol=0)  # what the codec loses
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    monkeypatch.setattr("trainer.sample.video.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"av, which this Python does not have: pip install '\.\[video\]'"):
+        save_animation(tmp_path / "b.mp4", frames, 20)
