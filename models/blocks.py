@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.dropout import Dropout
 from models.fused.merge import merge as scaled_sum
-from models.layers import NEAR_ZERO, LabelEmbedding, group_norm, initialized
+from models.layers import NEAR_ZERO, Block, LabelEmbedding, group_norm, initialized
 from models.resample import FirBlur, ResampleKind, downsample, upsample
 from models.shapes import Embedding, Features, Label, Latent, Style
 
@@ -62,7 +62,7 @@ class AdaptiveGroupNorm(nn.Module):
         return self.norm(x, self.style(zemb), silu=silu)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """BigGAN residual block, conditioned on time and latent; can change the resolution."""
 
     def __init__(

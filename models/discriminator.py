@@ -18,6 +18,7 @@ from models.fused.leaky import leaky_relu
 from models.fused.operator import can_fuse
 from models.layers import (
     NEAR_ZERO,
+    Block,
     Convolution,
     LabelEmbedding,
     SinusoidalEmbedding,
@@ -75,7 +76,7 @@ def activated(conv: nn.Conv2d, x: Features, shift: Embedding | None = None) -> F
     return F.leaky_relu(h if shift is None else h + shift[:, :, None, None], LEAK)
 
 
-class DownBlock(nn.Module):
+class DownBlock(Block):
     """Residual block, conditioned on time; can halve the resolution."""
 
     def __init__(self, c_in: int, c_out: int, *, time_channels: int, halves: bool) -> None:

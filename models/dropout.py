@@ -1,7 +1,7 @@
 """Dropout whose masks the caller can supply, so that a resumed run draws the same masks."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Annotated
 
@@ -37,6 +37,29 @@ class Dropout(nn.Module):
             return F.dropout(x, self.probability)
         keep = self.keep(tuple(x.shape[1:]), self.probability)
         return torch.where(keep, x / (1 - self.probability), x.new_zeros(()))
+
+
+def draws_masks(module: nn.Module) -> bool:
+    """Whether a forward pass of `module` now draws masks from torch's global generator."""
+    return any(isinstance(m, Dropout) and m.training and m.probability and m.keep is None for m in module.modules())
+
+
+def same_masks(module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which `module` takes its masks from where it takes them now: for the same forward pass again."""
+    sources = [(layer, layer.keep) for layer in module.modules() if isinstance(layer, Dropout)]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        present = [layer.keep for layer, _ in sources]
+        for layer, keep in sources:
+            layer.keep = keep
+        try:
+            yield
+        finally:
+            for (layer, _), keep in zip(sources, present, strict=True):
+                layer.keep = keep
+
+    return again
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Small parts of the networks: initialization, group norm, embeddings, and convolutions in channels_last.
+"""Small parts of the networks: initialization, blocks, group norm, embeddings, and convolutions in channels_last.
 
 channels_last is the layout on a GPU, where convolutions take no other without a copy. For R1, the second derivatives of
 `Convolution` are made of ordinary convolutions in that layout. torch's own double backward computes the
@@ -8,8 +8,8 @@ rounding only.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from models.dropout import draws_masks, same_masks
 from models.fused.norm import group_norm as group_norm_with_style
 from models.fused.operator import can_fuse
 from models.shapes import Embedding, Features, Label, NoiseLevel, Style, Timestep
@@ -46,6 +48,46 @@ def initialized(layer: LayerT, *, fan: Fan = "average", scale: float = 1.0) -> L
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+Contexts = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
+"""Makes the contexts of a forward pass and of its repetition, for those that autograd and autocast know nothing of."""
+
+
+class Block(nn.Module):
+    """A block that can save memory: if it `recomputes`, it keeps only its inputs for the backward pass.
+
+    The backward pass then computes the block again, from the same inputs and with the same dropout masks, so that all
+    results are the same. Second derivatives work.
+    """
+
+    recomputes = False
+    contexts: Contexts = staticmethod(noop_context_fn)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The forward pass."""
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return super().__call__(*inputs)
+        masks, run = same_masks(self), super().__call__
+
+        def with_masks(*inputs: Tensor) -> Tensor:
+            with masks():
+                return run(*inputs)
+
+        return checkpoint(
+            with_masks,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=draws_masks(self),
+            context_fn=self.contexts,
+        )
+
+
+def recompute_blocks(network: nn.Module, contexts: Contexts = noop_context_fn) -> None:
+    """Let the blocks of a network keep only their inputs for the backward pass."""
+    for block in network.modules():
+        if isinstance(block, Block):
+            block.recomputes, block.contexts = True, contexts
 
 
 class GroupNorm(nn.GroupNorm):

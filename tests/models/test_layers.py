@@ -2,9 +2,19 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.layers import NEAR_ZERO, FourierEmbedding, SinusoidalEmbedding, TimeEmbedding, group_norm, initialized
+from models.dropout import Dropout, masks_from
+from models.layers import (
+    NEAR_ZERO,
+    Block,
+    FourierEmbedding,
+    SinusoidalEmbedding,
+    TimeEmbedding,
+    group_norm,
+    initialized,
+    recompute_blocks,
+)
 
 
 @pytest.mark.parametrize(("fan", "expected_fan"), [("average", 9 * (32 + 64) / 2), ("out", 9 * 64)])
@@ -65,3 +75,54 @@ def test_fourier_embedding_is_finite_at_first_step_and_a_part_of_the_state() -> 
 def test_time_embedding_computes_in_the_type_of_its_weights() -> None:
     embedding = TimeEmbedding(SinusoidalEmbedding(4), 8, nn.SiLU(), fan="average").double()
     assert embedding(torch.tensor([0, 1])).dtype == torch.float64
+
+
+class Twice(Block):
+    """Counts its forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), Dropout(0.5), nn.Linear(32, 8), nn.Tanh())
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.layers(x)
+
+
+def halves(layer: int, shape: tuple[int, ...], probability: float) -> Tensor:
+    return (torch.arange(shape[0]) % 2 == 0).expand(4, -1)
+
+
+@pytest.mark.parametrize("keep", [halves, None])
+def test_a_recomputed_block_saves_its_input_alone_and_gives_the_same_bits(keep) -> None:
+    network, x = nn.Sequential(Twice(), Twice()), torch.randn(4, 8, requires_grad=True)
+    parameters, found, numbers = list(network.parameters()), [], []
+    for recomputes in (False, True):
+        if recomputes:
+            recompute_blocks(network)
+        saved: list[Tensor] = []
+        torch.manual_seed(1)
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)  # noqa: B023
+        with hooks, masks_from(network, keep):
+            y = network(x)
+        numbers.append(len(saved))
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        found.append((y, slope, *torch.autograd.grad(slope.square().sum() + y.sum(), parameters)))
+    assert numbers[1] == 2 < numbers[0]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with torch.no_grad():
+        network(x)
+    assert [block.passes for block in network] == [
+        1 + 1 + 2 + 1
+    ] * 2  # once kept; then for each of two gradients; then none
+
+
+def test_a_recomputed_block_draws_from_the_global_generator_once() -> None:
+    block, states = Twice(), []
+    for recomputes in (False, True):
+        block.recomputes = recomputes
+        torch.manual_seed(1)
+        block(torch.ones(4, 8)).sum().backward()
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)

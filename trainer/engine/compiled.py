@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.blocks import Attention, ResidualBlock
 from models.discriminator import DownBlock
 from models.dropout import Dropout
+from models.layers import Block
 from trainer.engine.compile_cache import CompileCache
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ def compiled_forward(module: nn.Module, cache: CompileCache, *, zero_stage: int)
         reason = "at ZeRO stage 3 the parameters are gathered layer by layer, which interrupts each compiled block"
     elif any(isinstance(layer, Dropout) for layer in module.modules()):
         reason = "it has dropout, whose masks come from outside"
+    elif any(isinstance(layer, Block) and layer.recomputes for layer in module.modules()):
+        reason = "with engine.checkpoint_activations the backward pass computes its blocks again, uncompiled"
     if reason is not None:
         log.info("engine.compile has no effect on the %s: %s", type(module).__name__.lower(), reason)
         return None

@@ -40,6 +40,10 @@ class EngineConfig:
     activations. They need Triton, which torch's builds for GPUs bring, and are checked against plain torch when a shape
     comes for the first time. They are deterministic, and serve at every ZeRO stage and for the penalties R1 and R2. It
     has no effect on a CPU."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of each residual block for the backward pass, which computes the blocks again: a fraction of
+    the memory for activations, and about a third more arithmetic. The results are the same. Not at ZeRO stage 3, and
+    without engine.compile, which has then no effect."""
     compile: bool = False
     """Compile the blocks of both networks with torch.compile on a GPU, each kind of block once. The first step then
     takes longer. The penalties R1 and R2 are computed without it. It has no effect on a CPU, with run.deterministic,
@@ -53,6 +57,11 @@ class EngineConfig:
             raise ValueError(
                 f"backend torch has no ZeRO, but zero_stage_g is {self.zero_stage_g} and zero_stage_d is "
                 f"{self.zero_stage_d}: set both to 0, or set the backend to deepspeed"
+            )
+        if self.checkpoint_activations and 3 in (self.zero_stage_g, self.zero_stage_d):
+            raise ValueError(
+                "checkpoint_activations is true, but at ZeRO stage 3 a block's parameters are gone when it is computed "
+                "again: set zero_stage_g and zero_stage_d to at most 2, or checkpoint_activations to false"
             )
 
 

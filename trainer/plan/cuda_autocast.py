@@ -5,7 +5,8 @@ compares them with the operators that torch itself registers for autocast.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -41,9 +42,24 @@ class CudaAutocast(TorchFunctionMode):
     seen, which makes no difference for those that the networks use.
     """
 
+    _open: ClassVar[int] = 0
+
     def __init__(self) -> None:
         super().__init__()
         self._cast: dict[int, tuple[Tensor, Tensor]] = {}  # also keeps the parameter, so that no id is used twice
+
+    def __enter__(self) -> Self:
+        CudaAutocast._open += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        CudaAutocast._open -= 1
+        super().__exit__(*error)
+
+    @classmethod
+    def contexts(cls) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Those of a block that runs now and is computed again in the backward pass, then with the casts of now."""
+        return nullcontext(), cls() if cls._open else nullcontext()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from models.layers import recompute_blocks
 from models.networks import build_discriminator, build_generator
 from models.shapes import Image
 from trainer.algorithm.method import PART_NAMES, Method, Part, Players
@@ -31,6 +32,8 @@ def networks_on_meta(config: TrainConfig, method: Method[Any]) -> dict[Part, nn.
     torch.set_rng_state(rng_state)
     for part, network in networks.items():
         freeze(network, PART_NAMES[part], config.training.freeze)
+        if config.engine.checkpoint_activations:
+            recompute_blocks(network, CudaAutocast.contexts)
     return networks
 
 

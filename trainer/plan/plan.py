@@ -87,6 +87,8 @@ class Plan:
     """Number of optimizer steps of the run."""
     precision: str
     """The precision of the computation; for `auto` also why."""
+    recomputes: bool
+    """Whether blocks are computed again in the backward pass."""
     stages: tuple[StagePlan, ...]
     """The stages of the run in their order; most runs have one."""
     zero_stage_g: int
@@ -154,6 +156,7 @@ def make_plan(config: TrainConfig) -> Plan:
         batch=split_batch(config),
         num_steps=num_steps(config),
         precision=_precision(config),
+        recomputes=config.engine.checkpoint_activations,
         stages=stages,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,
@@ -235,7 +238,8 @@ def render(plan: Plan) -> str:
         f"{_gib(costs.update_d.saved_bytes)}, with penalties {_gib(costs.update_d_penalized.saved_bytes)}",
         f"  together {_gib(plan.state_bytes)} + {_gib(plan.saved_bytes)} = "
         f"{_gib(plan.state_bytes + plan.saved_bytes)}; "
-        "not included: workspaces of kernels, communication buckets, the processes themselves",
+        "not included: workspaces of kernels, communication buckets, the processes themselves"
+        + (", the activations of the one block that is computed again" if plan.recomputes else ""),
         "checkpoint",
         f"  {_gib(plan.checkpoint_bytes)} GiB each, {plan.keep_last} kept and one more while writing: "
         f"{_gib(plan.checkpoint_bytes * (plan.keep_last + 1))} GiB of disk",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion
 from models.fused.operator import fuse
 from models.generator import Generator
+from models.layers import recompute_blocks
 from models.networks import build_discriminator, shared_with_encoder
 from trainer.algorithm.augmentation import AdaptiveProbability
 from trainer.algorithm.auxiliary import GradientScale
@@ -169,7 +170,7 @@ def start_from_encoder(networks: Mapping[Part, nn.Module], config: TrainConfig, 
     if ranks.rank == 0:
         taken, held = (sum(own[name].numel() for name in names) for names in (shared, own))
         log.info(
-            "the discriminator starts with %d of its %d parameters, %.1f%% of the values, from the generator's encoder",
+            "the discriminator takes %d of its %d parameters, %.1f%% of their values, from the generator's encoder",
             *(len(shared), len(own), 100 * taken / held),
         )
 
@@ -255,6 +256,8 @@ def build(
         learns, held = (sum(p.numel() for p in some) for some in (learning(network), network.parameters()))
         if learns < held and ranks.rank == 0:
             log.info("%.1f%% of the %s stand still", 100 * (held - learns) / held, PART_NAMES[part])
+        if config.engine.checkpoint_activations:
+            recompute_blocks(network)
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
     engines: dict[Part, Engine] = {
         part: make_engine(

@@ -16,8 +16,10 @@ AUTHORS = {
 
 def test_there_is_a_config_for_each_data_set():
     assert config_names() == [
+        "celebahq1024",
         "celebahq256",
         "celebahq256-haar",
+        "celebahq512",
         "cifar10",
         "cifar10-fast",
         "digits",

@@ -8,6 +8,7 @@ from functorch.compile import nop
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
+from models.layers import recompute_blocks
 from tests.launch import run_python
 from tests.trainer.engine.conformance_rank import make_players, micro_batches, networks
 from trainer.algorithm.adversarial import Adversarial
@@ -150,6 +151,15 @@ def test_a_network_that_cannot_be_compiled_is_named_with_the_reason(caplog, monk
     cache = CompileCache(str(tmp_path), torch.device("cpu"))
     assert compiled_forward(networks()[0], cache, **({"zero_stage": 0} | change)) is None
     assert f"engine.compile has no effect on the generator: {reason}" in caplog.text
+
+
+def test_a_network_that_recomputes_its_blocks_is_not_compiled(caplog, monkeypatch, tmp_path):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("trainer.engine.compiled.can_compile", lambda _: True)
+    generator, _ = networks()
+    recompute_blocks(generator)
+    assert compiled_forward(generator, CompileCache(str(tmp_path), torch.device("cpu")), zero_stage=0) is None
+    assert "no effect on the generator: with engine.checkpoint_activations" in caplog.text
 
 
 @pytest.mark.gpu

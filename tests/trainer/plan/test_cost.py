@@ -139,6 +139,19 @@ def test_augmentation_costs_no_flops_and_is_counted_on_any_config():
         assert plain.update_d.saved_bytes <= augmented.update_d.saved_bytes < 1.02 * plain.update_d.saved_bytes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_blocks_save_less_and_cost_one_forward_pass_more(precision):
+    sets = ("training.penalty=finite_difference", f"training.precision={precision}")
+    kept, recomputed = (
+        count_costs(load_config("digits", [*sets, f"engine.checkpoint_activations={on}"])) for on in ("false", "true")
+    )
+    for update in ("update_g", "update_d", "update_d_penalized"):
+        before, after = getattr(kept, update), getattr(recomputed, update)
+        assert after.saved_bytes < 0.5 * before.saved_bytes
+        assert 1.1 * before.flops_per_image < after.flops_per_image < 4 / 3 * before.flops_per_image
+
+
 def test_counting_draws_no_random_number():
     state = torch.get_rng_state()
     count_costs(load_config("digits"))
