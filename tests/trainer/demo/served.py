@@ -70,6 +70,8 @@ def served(loaded: Loaded) -> Iterator[Client]:
     with create_server(("127.0.0.1", 0)) as listener:
         thread = Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()  # what is asked before it accepts waits at the socket
-        yield Client(listener.getsockname()[1])
-        server.should_exit = True
-        thread.join(60)
+        try:
+            yield Client(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(60)

@@ -28,7 +28,7 @@ def loaded(tiny) -> Loaded:
 
 @pytest.fixture(scope="module")
 def page(loaded, tmp_path_factory) -> Iterator[tuple[Browser, Client]]:
-    with served(loaded) as client, chromium(tmp_path_factory.mktemp("profile")) as browser:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser, served(loaded) as client:
         browser.call("Page.navigate", url=f"http://127.0.0.1:{client.port}/{TOKEN}/")
         browser.wait(f"document.querySelectorAll('#draw .images canvas').length === 20 && {IDLE}")
         yield browser, client
