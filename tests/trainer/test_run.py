@@ -172,7 +172,7 @@ def test_tracker_without_its_library_is_one_line_at_the_start(tiny, tmp_path, ca
     monkeypatch.setitem(LIBRARIES, "wandb", "wandb_of_nowhere")
     assert main(arguments(tiny, tmp_path / "run", "tracking.backends=[tensorboard, wandb]")) == 2
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "rank 0" not in text]
-    assert line.startswith("wandb is one of tracking.backends, but its Python package")
+    assert line.startswith("the tracker wandb needs the Python package wandb_of_nowhere, which is not installed")
     assert not (tmp_path / "run").exists()
 
 

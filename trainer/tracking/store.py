@@ -132,8 +132,8 @@ def check_library(backend: str) -> None:
     spec = library and importlib.util.find_spec(library)
     if library and not (spec and spec.origin):  # a folder `wandb`, as W&B makes, is found as a package without a file
         raise TrackingError(
-            f"{backend} is one of tracking.backends, but its Python package {library} is not installed here: "
-            f"{_INSTALL.get(backend, f'pip install {library}')}, or take {backend} out of the list"
+            f"the tracker {backend} needs the Python package {library}, which is not installed here: "
+            f"{_INSTALL.get(backend, f'pip install {library}')}, or take {backend} out of tracking.backends"
         )
 
 

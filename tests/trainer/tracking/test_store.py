@@ -134,7 +134,7 @@ def test_tracker_without_its_library_is_refused_with_the_command_that_installs_i
     monkeypatch.setitem(LIBRARIES, "wandb", "wandb_of_nowhere")
     config = TrackingConfig(backends=("mlflow", "wandb"))
     words = (
-        r"wandb is one of tracking.backends, but .* is not installed here: pip install '.\[wandb\]', or take wandb out"
+        r"tracker wandb needs .*, which is not installed here: pip install '.\[wandb\]', or take wandb out of tracking"
     )
     with pytest.raises(TrackingError, match=words):
         check_trackers(config, tmp_path / "run")
