@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import weakref
+from collections.abc import Iterator
 from typing import get_args
 
 import numpy as np
@@ -20,7 +22,7 @@ from trainer.evaluate.command import main
 from trainer.evaluate.during_training import check_evaluation
 from trainer.evaluate.networks.features import ScriptedNetwork, Seen
 from trainer.evaluate.quality import Quality, Statistics, named, statistics_of
-from trainer.evaluate.reference import FeaturesError, evaluate_against, load_reference, read_all
+from trainer.evaluate.reference import FeaturesError, evaluate_against, load_reference, read_all, see_samples
 from trainer.sample.images import save_folder, save_npz
 
 
@@ -88,6 +90,19 @@ def test_figures_do_not_depend_on_the_batches(tiny_digits, network_file, tmp_pat
     assert split.quality.fid == pytest.approx(whole.quality.fid, rel=1e-4)
     assert split.quality.recall == whole.quality.recall
     assert split.num_samples == 300
+
+
+def test_samples_are_seen_and_forgotten_batch_by_batch(network_file):
+    held: list[weakref.ref] = []
+
+    def batches() -> Iterator[tuple[int, torch.Tensor]]:
+        for number in range(20):
+            assert sum(ref() is not None for ref in held) <= 1  # `images`, the last one
+            images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+            held.append(weakref.ref(images))
+            yield number, images
+
+    assert len(see_samples(batches(), ScriptedNetwork(network_file), None, codec="jpeg").features) == 160
 
 
 def test_statistics_of_another_network_are_refused(tiny_digits, network_file, tmp_path):

@@ -77,10 +77,11 @@ def find_weights(pinned: PinnedWeights) -> Weights:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return _look(pinned) or _fetch(pinned, folder)  # another rank may have fetched it meanwhile
     except (DataError, OSError) as error:
+        reason = str(error).rpartition(f"{pinned.url}: ")[2]
         raise UserError(
-            f"the network {pinned.network} needs weights that could not be fetched ({error}). Put "
-            f"{pinned.file_name} ({pinned.num_bytes / 1e6:.1f} MB, SHA-256 {pinned.sha256}) from {pinned.url} into "
-            f"{folder}; another form of these weights is converted by: {_conversion(pinned, 'FILE')}"
+            f"the network {pinned.network} needs weights that could not be fetched: {reason}. Put {pinned.url} "
+            f"({pinned.num_bytes / 1e6:.1f} MB, SHA-256 {pinned.sha256}) into {folder}; another form of these weights "
+            f"is converted by: {_conversion(pinned, 'FILE')}"
         ) from None
 
 

@@ -88,8 +88,8 @@ def test_without_a_network_one_message_says_which_file_belongs_where(folder: Pat
     with pytest.raises(UserError) as caught:
         find_weights(PinnedWeights(network="inception", url=url, num_bytes=95_628_359, sha256="6726825d"))
     told = str(caught.value)
-    assert "\n" not in told and "the connection was refused" in told
-    assert f"Put made.pth (95.6 MB, SHA-256 6726825d) from {url} into {folder}" in told
+    assert "\n" not in told and "could not be fetched: the connection was refused; check the address" in told
+    assert f"Put {url} (95.6 MB, SHA-256 6726825d) into {folder}; " in told
     assert "python -m trainer.evaluate --convert FILE --network inception" in told
 
 
