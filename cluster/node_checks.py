@@ -131,7 +131,8 @@ def check_run_directory(directory: Path, marker: str | None) -> str:
 def check_shared_memory(config: TrainConfig) -> str:
     """Check that /dev/shm has room for the ranks' batches."""
     data, training = config.data, config.training
-    batch_mb = training.global_batch_size * data.image_size**2 * data.image_channels / 2**20
+    channels = data.image_channels + data.condition_channels
+    batch_mb = training.global_batch_size * data.image_size**2 * channels / 2**20
     needed = max(MIN_SHM_MB, int(8 * batch_mb))
     free = shutil.disk_usage("/dev/shm").free >> 20
     if free < needed:

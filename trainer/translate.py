@@ -81,7 +81,7 @@ def _translate(options: argparse.Namespace) -> int:
     loaded = load_run(options.run, options.checkpoint, default_device(), options.weights)
     config = loaded[2]
     if not config.data.condition_channels:
-        raise UserError(f"{options.run} was not trained on pairs, so that it translates nothing: see trainer.sample")
+        raise UserError(f"{options.run} was not trained on pairs, so it cannot translate: see trainer.sample")
     check_guidance(options.guidance, config)
     bad: list[str] = []
     prepared = len(options.input) == 1 and (options.input[0] / INDEX_NAME).is_file()

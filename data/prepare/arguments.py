@@ -33,7 +33,7 @@ _EPILOG = """sources:
   an LMDB              a folder with data.mdb: LSUN (encoded images), CelebA-HQ (encoded images or raw 256x256x3 bytes)
   pairs:CONDITIONS:IMAGES
                        for image-to-image translation: two folders or zip files, whose files of equal names (up to the
-                       suffix) are pairs; conditions may be smaller, or .npy files of 1 to 8 channels (uint8, uint16)
+                       suffix) are pairs; conditions may be smaller, or a folder of .npy files of 1 to 8 channels
   pairs:FOLDER         with --side-by-side: each image holds both
   digits4x             the digits at 16 px, each with itself at 4 px: pairs to try it with
   WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them

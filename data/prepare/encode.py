@@ -116,7 +116,8 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
             _check_size(file.size, form)
             image, planes = _decoded(file, form.channels, form), _planes_of(condition, form)
     (W, H), (w, h) = image.size, planes[0].size
-    if abs(W * h - H * w) > max(W, H):
+    # Rounding of half a pixel, of the image or of the condition, is no other shape.
+    if abs(W * h - H * w) > max(W, H, w, h) / 2:
         raise BadImageError(f"its condition has another shape: {w}x{h}, the image has {W}x{H}")
     squares = [_resize(plane, form) for plane in (*image.split(), *planes)]
     stream = io.BytesIO()
@@ -199,15 +200,27 @@ def _condition_planes(content: bytes, form: PreparedForm) -> list[Image.Image]:
         if C not in (1, 3):
             raise BadImageError(f"is no .npy file, which alone can hold {C} channels; image files have 1 or 3")
         return _bands(_decoded(ImageFile(content), C, form), C)
-    array = np.load(io.BytesIO(content), allow_pickle=False)
-    array = array[..., None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[2] != C or 0 in array.shape:
-        raise BadImageError(f"has the shape {list(array.shape)}, expected is [height, width, {C}]")
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise BadImageError(f"has numbers of type {array.dtype} without an agreed range; allowed are uint8 and uint16")
+    array = _array(content, C, form)
     return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
+
+
+def _array(content: bytes, channels: int, form: PreparedForm) -> npt.NDArray[np.uint8]:
+    """The array [H, W, C] of a .npy file. Its header is checked first: it may state any size."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(stream)
+    H, W, C = (*shape, 1) if len(shape) == 2 else shape if len(shape) == 3 else (0, 0, 0)
+    if channels != C or H * W == 0:
+        raise BadImageError(f"has the shape {list(shape)}, expected is [height, width, {channels}]")
+    if dtype.kind != "u" or dtype.itemsize > 2:
+        raise BadImageError(f"has numbers of type {dtype} without an agreed range; allowed are uint8 and uint16")
+    if form.max_pixels < H * W:
+        raise BadImageError(f"has {W}x{H} pixels, more than {form.max_pixels}")
+    if len(content) - stream.tell() != H * W * C * dtype.itemsize:
+        raise BadImageError(f"is damaged: it does not have the {H * W * C} numbers that it states")
+    array = np.frombuffer(content, dtype, offset=stream.tell()).reshape((H, W, C), order="F" if is_fortran else "C")
+    return array if dtype.itemsize == 1 else (array >> 8).astype(np.uint8)
 
 
 def _bands(image: Image.Image, channels: int) -> list[Image.Image]:

@@ -13,10 +13,9 @@ from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
 from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
 from data.sources.pairs import DIGITS, PREFIX, PairsSource, Side, pairs_source, reduced_digits_source
-from data.sources.source import IMAGE_SUFFIXES, Source, SourceError
+from data.sources.source import IMAGE_SUFFIXES, Source, SourceError, exists, filled
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
-from data.storage.location import DataError, is_url
-from data.storage.paths import expanded
+from data.storage.location import is_url
 from data.storage.redaction import redact
 
 _AnySource = (
@@ -24,7 +23,7 @@ _AnySource = (
 )
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
-_CLASSES_KINDS = ("folder", "zip", "webdataset")
+_CLASSES_KINDS = ("folder", "zip", "webdataset", "pairs")
 _PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", DIGITS, "gaussians25")
@@ -53,7 +52,7 @@ def open_source(
         max_images: keeps that many in the source's order; for StackedMNIST the number of triplets.
         skip_images: leaves out that many first, such as those that another data set has.
         seed: determines the triplets of StackedMNIST and the points of gaussians25; 0 .. 2**64 - 1.
-        classes: how the folders of images are taken; only for a folder, a zip or WebDataset shards.
+        classes: how the folders of images are taken; only for a folder, a zip, WebDataset shards or pairs.
         condition_half: the half of each image that is given with the other half, for `pairs:PATH`.
 
     Raises:
@@ -80,7 +79,7 @@ def open_source(
         )
     last = None if max_images is None else skip_images + max_images
     if is_pairs:
-        source = pairs_source(name, condition_half=condition_half)
+        source = pairs_source(name, condition_half=condition_half, classes=classes)
     else:
         source = _open(kind, path, split, last, seed, classes)
     if len(source.items) <= skip_images:
@@ -119,12 +118,12 @@ def _parse(name: str) -> tuple[str, Path]:
     """Kind and path."""
     if name in _EMBEDDED:
         return name, Path()
-    if _exists(Path(name)):
+    if exists(Path(name)):
         return _recognise(Path(name)), Path(name)
     # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
-    if named is None and (filled := _filled(name, name)) != name:
-        return _parse(filled)
+    if named is None and (place := filled(name, name)) != name:
+        return _parse(place)
     if named is None:
         raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
     kind, path = named.groups()
@@ -135,25 +134,10 @@ def _parse(name: str) -> tuple[str, Path]:
             raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
         raise SourceError(f"source {name}: unknown kind {kind!r}; {_ALLOWED}")
     # The shell expands a tilde only at the start of a word.
-    path = _filled(path, name)
-    if not path or not _exists(Path(path)):
+    path = filled(path, name)
+    if not path or not exists(Path(path)):
         raise SourceError(f"source {name}: no such file or folder {path!r}; {_ALLOWED}")
     return kind, Path(path)
-
-
-def _filled(path: str, name: str) -> str:
-    try:
-        return expanded(path, f"source {name}: the path")
-    except DataError as error:
-        raise SourceError(str(error)) from error
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    # An impossible file name: too long, or with a zero byte.
-    except (OSError, ValueError):
-        return False
 
 
 def _recognise(path: Path) -> str:

@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Literal
 
 from data.sources.arrays import ArraySource, digits_source
+from data.sources.classes import Classes
 from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
-from data.sources.source import BaseSource, FormDefaults, Item, Skipped, Source, SourceError, State, pixel_file
+from data.sources.source import (
+    BaseSource,
+    FormDefaults,
+    Item,
+    Skipped,
+    Source,
+    SourceError,
+    State,
+    exists,
+    filled,
+    pixel_file,
+)
+from data.storage.redaction import redact
 
 Side = Literal["left", "right"]
 PREFIX = "pairs:"
 DIGITS = "digits4x"
 _LACKS = "has no partner of this name in"
-_NAMED = 3
 _DIGITS_REDUCTION = 2
 """From 8 to 4 px, a quarter of the 16 px that digits are prepared with."""
 
@@ -76,52 +88,55 @@ def reduced_digits_source() -> ReducedDigits:
     )
 
 
-def pairs_source(name: str, *, condition_half: Side | None) -> PairsSource:
+def pairs_source(name: str, *, condition_half: Side | None, classes: Classes) -> PairsSource:
     """List the pairs of two folders or zip files, or of one whose images hold both side by side.
 
     Args:
         name: pairs:CONDITIONS:IMAGES, or pairs:FOLDER with `condition_half`.
         condition_half: the half that is given; None: there are two folders.
+        classes: how the folders of the images are taken; auto: as no classes.
 
     Raises:
         SourceError: one of them is missing or holds no images, or most images have no partner.
     """
+    classes = "none" if classes == "auto" else classes
     if condition_half:
-        path = name.removeprefix(PREFIX)
-        if not path or not Path(path).exists():
-            raise SourceError(f"source {name}: no such file or folder {path!r}; --side-by-side takes {PREFIX}FOLDER")
-        images = _open_side(Path(path))
+        images = _open_images(_existing(name.removeprefix(PREFIX), name), classes)
         return PairsSource(
             items=images.items,
+            class_names=images.class_names,
             skipped=images.skipped,
+            notes=images.notes,
             state=images.state,
             defaults=FormDefaults(None, 3, False, condition_channels=3),
             images=images,
             conditions=None,
         )
-    conditions, images = (_open_side(path) for path in _split(name))
+    given, wanted = _split(name)
+    conditions, images = _open_conditions(given), _open_images(wanted, classes)
     by_stem = {_stem(item.name): item for item in conditions.items}
     if len(by_stem) < len(conditions.items):
         twice = next(stem for stem, count in Counter(_stem(x.name) for x in conditions.items).items() if count > 1)
         raise SourceError(f"source {name}: {conditions.description} has several files {twice}.*; keep one of them")
     items = [
-        item._replace(num_bytes=item.num_bytes + by_stem[_stem(item.name)].num_bytes, label=None)
+        item._replace(num_bytes=item.num_bytes + by_stem[_stem(item.name)].num_bytes)
         for item in images.items
         if _stem(item.name) in by_stem
     ]
     skipped = (*_alone(images, by_stem, conditions), *_alone(conditions, {_stem(x.name) for x in items}, images))
-    if 2 * len(items) < max(len(images.items), len(conditions.items)):
+    if 2 * len(items) < len(images.items):
         raise SourceError(
-            f"source {name}: only {len(items)} of {len(images.items)} images have a partner; equal names, up to the "
-            f"suffix, make a pair: {'; '.join(line.text for line in skipped[:_NAMED])}"
+            f"source {name}: only {len(items)} of {len(images.items)} images have a partner; names that are equal with "
+            f"their folders, up to the suffix, make a pair: {'; '.join(line.text for line in skipped)}"
         )
     suffixes = {stem: item.name.removeprefix(stem) for stem, item in by_stem.items()}
     ((suffix, _),) = Counter(suffixes.values()).most_common(1)
-    state = hashlib.sha256(f"{images.state} {conditions.state}".encode()).hexdigest()
     return PairsSource(
         items=tuple(items),
+        class_names=images.class_names,
         skipped=(*images.skipped, *conditions.skipped, *skipped),
-        state=state,
+        notes=images.notes,
+        state=hashlib.sha256(f"{images.state} {conditions.state}".encode()).hexdigest(),
         defaults=FormDefaults(None, 3, False, condition_channels=3),
         images=images,
         conditions=conditions,
@@ -132,24 +147,40 @@ def pairs_source(name: str, *, condition_half: Side | None) -> PairsSource:
 
 def _split(name: str) -> tuple[Path, Path]:
     """The two folders of pairs:CONDITIONS:IMAGES; their names may hold colons."""
+    if "://" in name:
+        raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
     parts = name.removeprefix(PREFIX).split(":")
-    ways = [(Path(":".join(parts[:i])), Path(":".join(parts[i:]))) for i in range(1, len(parts))]
-    if not ways or not all(parts):
-        raise SourceError(f"source {name}: expected is {PREFIX}CONDITIONS:IMAGES, two folders or zip files")
-    for way in ways:
-        if all(path.exists() for path in way):
-            return way
-    missing = next(path for path in ways[0] if not path.exists())
-    raise SourceError(f"source {name}: no such file or folder {str(missing)!r}; expected is {PREFIX}CONDITIONS:IMAGES")
+    if len(parts) < 2 or not all(parts):
+        raise SourceError(
+            f"source {name}: expected is {PREFIX}CONDITIONS:IMAGES, two folders or zip files, or {PREFIX}FOLDER with "
+            "--side-by-side"
+        )
+    ways = [(":".join(parts[:i]), ":".join(parts[i:])) for i in range(1, len(parts))]
+    found = next((way for way in ways if all(exists(Path(filled(path, name))) for path in way)), ways[0])
+    conditions, images = (_existing(path, name) for path in found)
+    return conditions, images
 
 
-def _open_side(path: Path) -> FolderSource | ZipSource:
-    """A folder or a zip of images, or a folder of .npy files."""
-    if path.is_file():
-        return zip_source(path, classes="none")
-    arrays = sorted(file for file in path.rglob("*.npy") if file.is_file())
-    if not arrays:
-        return folder_source(path, classes="none")
+def _existing(path: str, name: str) -> Path:
+    """A folder or file that a source names."""
+    place = Path(filled(path, name))
+    if not path or not exists(place):
+        raise SourceError(f"source {name}: no such file or folder {path!r}")
+    return place
+
+
+def _open_images(path: Path, classes: Classes) -> FolderSource | ZipSource:
+    return zip_source(path, classes=classes) if path.is_file() else folder_source(path, classes=classes)
+
+
+def _open_conditions(path: Path) -> FolderSource | ZipSource:
+    """A folder or a zip of images, or a folder of .npy files without images."""
+    arrays = [] if path.is_file() else sorted(file for file in path.rglob("*.npy") if file.is_file())
+    try:
+        return _open_images(path, "none")
+    except SourceError:
+        if not arrays:
+            raise
     state, items = State(), []
     for file in arrays:
         items.append(Item(file.relative_to(path).as_posix(), state.add(file).st_size, None))

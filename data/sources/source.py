@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from data.storage.errors import UserError
+from data.storage.location import DataError
+from data.storage.paths import expanded
 from data.storage.redaction import escaped
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".pgm", ".ppm")
@@ -200,3 +202,23 @@ def points_outside(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     # A colon is a plain character, except after the letter of a Windows drive.
     return parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:[/\\]", name) is not None
+
+
+def filled(path: str, name: str) -> str:
+    """A path of the source `name`, with `~` and variables, which the shell expands only at the start of a word.
+
+    Raises:
+        SourceError: a variable is not set.
+    """
+    try:
+        return expanded(path, f"source {name}: the path")
+    except DataError as error:
+        raise SourceError(str(error)) from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; False for an impossible name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False

@@ -186,7 +186,7 @@ def _load(
             else:
                 pixels = slots.of(process.id, turn)
             found = [
-                _decode_or_replace(out, readers, index, shard, sample)
+                decode_or_replace(out, readers, index, shard, sample)
                 for out, shard, sample in zip(pixels, shards, samples, strict=False)
             ]
             yield Loaded(
@@ -201,7 +201,7 @@ def _load(
         files.close()
 
 
-def _decode_or_replace(
+def decode_or_replace(
     out: np.ndarray, readers: OpenShards, index: ShardIndex, shard: int, sample: int
 ) -> tuple[int, str, Replaced | None]:
     """Decode a sample, or if it is bad the next good one of its shard, the same for any rank or process.

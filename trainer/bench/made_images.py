@@ -43,8 +43,8 @@ def make_images(config: TrainConfig, folder: Path) -> Path:
     form = ["--size", str(size), "--channels", str(channels)]
     arguments = [str(source), "--classes", "folders", *form]
     if given := config.data.condition_channels:
-        arguments = [f"{PREFIX}{_made_conditions(source, given, folder)}:{source}", "--condition-channels", str(given)]
-        arguments += form
+        pairs = f"{PREFIX}{_made_conditions(source, given, folder)}:{source}"
+        arguments = [pairs, "--classes", "folders", "--condition-channels", str(given), *form]
     with redirect_stdout(sys.stderr):
         if prepare.main([*arguments, "--out", str(out)]):
             raise OSError(f"no images could be made in {folder}")
@@ -54,10 +54,10 @@ def make_images(config: TrainConfig, folder: Path) -> Path:
 def _made_conditions(source: Path, channels: int, folder: Path) -> Path:
     """An array of noise for each image of `source`."""
     conditions = folder / "made-conditions"
-    for file in source.rglob("*.png"):
+    for number, file in enumerate(sorted(source.rglob("*.png"))):
         out = (conditions / file.relative_to(source)).with_suffix(".npy")
         out.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(file) as image:
             W, H = image.size
-        np.save(out, np.random.default_rng(0).integers(0, 256, (H, W, channels), dtype=np.uint8))
+        np.save(out, np.random.default_rng(number).integers(0, 256, (H, W, channels), dtype=np.uint8))
     return conditions

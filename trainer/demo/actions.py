@@ -116,7 +116,7 @@ def translate(loaded: Loaded, asked: Asked) -> Iterator[Uint8Image]:
     """What an image or .npy file gives, as an image, then its results, those of `trainer.translate --num --seed`."""
     config, label = loaded[2], asked.find("class", whole_number(0))
     if not config.data.condition_channels:
-        raise UserError("this run was not trained on pairs, so that it translates nothing")
+        raise UserError("this run was not trained on pairs, so it cannot translate")
     check_label(label, config.data.num_classes)
     condition = read_condition(asked.content, config, max_pixels=MAX_FILE_PIXELS)
     num, seed = asked.get("num", whole_number(1, MAX_IMAGES), "7"), asked.get("seed", SEED, "0")

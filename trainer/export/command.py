@@ -109,7 +109,7 @@ def export(
     (generator, diffusion, config), facts = _load(run, choice, cards)
     if config.data.condition_channels:
         raise UserError(
-            f"this run translates images, which no form that is exported does yet: give {run}/snapshots/step-N, which "
+            "this run translates images, which no form that is exported does yet: give the folder of a snapshot, which "
             "trainer.translate takes as --run"
         )
     judge = _discriminator(run, facts.step) if discriminator else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from data.storage.location import DataError
 from trainer.algorithm.ema import power_name
 from trainer.checkpoint.snapshot import averages_folder, build_generator, save_average, save_snapshot
 from trainer.config.sections import FIGURES
@@ -174,15 +175,18 @@ class DrawGrid:
         num = config.grids.num_images
         if self._rows:
             num -= num % len(self._rows)
-        diffusion = loop.learner.players.diffusion
-        if config.data.condition_channels:
-            images, columns = draw_translations(generator, diffusion, config, num=num), GRID_COLUMNS
-        else:
-            images, columns = sample_images(generator, diffusion, config, num=num, seed=0), None
-        file = Path(config.run.directory) / "samples" / f"step-{loop.step:08d}.png"
+        diffusion, file = loop.learner.players.diffusion, Path(config.run.directory) / "samples"
+        file /= f"step-{loop.step:08d}.png"
         try:
+            if config.data.condition_channels:
+                images, columns = draw_translations(generator, diffusion, config, num=num), GRID_COLUMNS
+            else:
+                images, columns = sample_images(generator, diffusion, config, num=num, seed=0), None
             save_grid(file, images, self._rows, columns)
-        except OSError as error:  # a full disk; the checkpoint has its own rules
+        except (
+            OSError,
+            DataError,
+        ) as error:  # a full disk, or pairs that are gone: others end a run
             log.error("the grid of step %d was not saved, training continues: %s", loop.step, error)
             return
         self._tracker.log_image(loop.step, "samples", file)

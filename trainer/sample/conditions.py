@@ -1,7 +1,7 @@
 """What a model that translates is given: the conditions of a prepared data set of pairs, or of image files."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from data.prepare.encode import PreparedForm, square_condition
-from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.index import load_index
-from data.shards.reader import OpenShards, ShardReader
+from data.shards.offsets import read_offsets
+from data.shards.reader import OpenShards
 from data.storage.errors import UserError
-from data.stream.pipeline import DataConfig
+from data.stream.pipeline import decode_or_replace
 from models.diffusion import Diffusion
 from models.shapes import Uint8Image
 from trainer.config.train_config import TrainConfig
@@ -55,7 +55,7 @@ class PreparedPairs:
                 f"{self.index.shown_location} has {names.format(*found)}, but the run {names.format(*wanted)}: give a "
                 "data set of pairs of the form that the run was trained on"
             )
-        self._files = shard_files(self.index, cache_directory=data.cache_directory, cache_gb=DataConfig.cache_gb)
+        self._files = shard_files(self.index, cache_directory=data.cache_directory, cache_gb=data.cache_gb)
         self._readers = OpenShards(self._files.open, self.index.shards, _OPEN_SHARDS)
         self._ends = np.cumsum([shard.num_samples for shard in self.index.shards])
 
@@ -65,28 +65,27 @@ class PreparedPairs:
     def read(self, numbers: Sequence[int]) -> tuple[Uint8Image, Uint8Image, list[int | None]]:
         """Images, conditions and labels of some pairs; numbers beyond the last one begin anew.
 
+        As in training, a damaged pair is replaced by the next good one of its shard.
+
         Raises:
-            DataError: one of them cannot be read.
+            DataError: a shard cannot be read, or has no good pair.
         """
         pixels = np.empty((len(numbers), *self.index.pixels_shape), dtype=np.uint8)
         labels: list[int | None] = []
         for out, number in zip(pixels, numbers, strict=True):
             place = number % len(self)
             shard = int(np.searchsorted(self._ends, place, side="right"))
-            sample = self._readers.read(shard, place - int(self._ends[shard]) + self.index.shards[shard].num_samples)
-            decode_into(out, sample)
-            labels.append(sample.label)
+            sample = place - int(self._ends[shard]) + self.index.shards[shard].num_samples
+            label, _, _ = decode_or_replace(out, self._readers, self.index, shard, sample)
+            labels.append(None if self.index.num_classes is None else label)
         planes, C = torch.from_numpy(pixels).permute(0, 3, 1, 2), self.index.image_channels
         return planes[:, :C].contiguous(), planes[:, C:].contiguous(), labels
 
     @property
     def labels(self) -> list[int]:
         """Of all pairs."""
-        labels: list[int] = []
-        for shard in self.index.shards:
-            with closing(ShardReader(self._files.open, shard)) as reader:
-                labels += reader.labels.tolist()
-        return labels
+        tables = (read_offsets(shard, self._files.open) for shard in self.index.shards)
+        return [label for table in tables for label in (table[:, 2].astype(np.int64) - 1).tolist()]
 
     def __call__(self, numbers: Sequence[int]) -> Uint8Image:
         """The conditions alone, as `sample_batches` takes them."""

@@ -115,10 +115,10 @@ def sample_batches(
     for first in range(rank * batch, num, world_size * batch):
         samples = torch.arange(first, first + batch, device=device)
         label = in_turn.to(device)[samples % len(in_turn)] if len(in_turn) else None
+        condition = None if conditions is None else to_condition(conditions(samples.tolist()), config, device)
         of_images: int | Tensor = seed
         if seeds is not None:
             of_images, samples = torch.tensor(seeds, device=device)[samples % num], torch.zeros_like(samples)
-        condition = None if conditions is None else to_condition(conditions(samples.tolist()), config, device)
         images = draw_batch(
             forward, diffusion, config, of_images, samples, label, condition, sampler=sampler, guidance=guidance
         )

@@ -1,5 +1,6 @@
 """How close results of a model that translates are to the images that they should be: PSNR and SSIM."""
 
+import math
 from collections import defaultdict
 
 import torch
@@ -8,20 +9,26 @@ from torch import Tensor
 
 from models.shapes import Uint8Image
 
+MIN_SSIM_SIZE = 6
+
 
 def psnr_and_ssim(images: Float[Tensor, "b c h w"], targets: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
     """Peak signal-to-noise ratio in dB and structural similarity (Wang et al., 2004) of each image, [B] each.
 
-    Both by torchmetrics, for levels of 0 to 255; SSIM with its usual Gaussian window of 11 x 11 pixels. The ratio of
-    equal images is infinite.
+    Both by torchmetrics, for levels of 0 to 255; SSIM with its usual Gaussian window of 11 x 11 pixels, NaN for images
+    that it does not fit, of less than 6 px. Equal images, whose ratio is infinite, count as if one value were off by
+    one level: otherwise a single one would make every mean infinite.
 
     Args:
-        images: of 7 px and more.
+        images: to compare.
         targets: what they should be.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     ratio = peak_signal_noise_ratio(images, targets, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    ratio = ratio.clamp(max=10 * math.log10(255.0**2 * images[0].numel()))
+    if min(images.shape[2:]) < MIN_SSIM_SIZE:
+        return ratio, torch.full_like(ratio, math.nan)
     ssim = structural_similarity_index_measure(images, targets, data_range=255.0, reduction="none")
     assert isinstance(ssim, Tensor)
     return ratio, ssim

@@ -95,7 +95,8 @@ def test_conditions_of_five_channels_of_16_bits_are_arrays(tmp_path):
         (np.zeros((8, 8, 2), dtype=np.uint8), "its condition has the shape [8, 8, 2], expected is [height, width, 5]"),
         (np.zeros((8, 8, 5), dtype=np.float32), "its condition has numbers of type float32 without an agreed range"),
         (np.zeros((8, 12, 5), dtype=np.uint8), "its condition has another shape: 12x8, the image has 16x16"),
-        (np.array([{}], dtype=object), "its condition is damaged"),
+        (np.array([[{}]], dtype=object), "its condition has the shape [1, 1], expected is [height, width, 5]"),
+        (np.zeros((2, 3, 5), dtype=np.uint8), "its condition has another shape: 3x2, the image has 16x16"),
     ],
 )
 def test_a_condition_that_cannot_be_used_is_named_with_its_image(tmp_path, capsys, array, told):
@@ -106,6 +107,33 @@ def test_a_condition_that_cannot_be_used_is_named_with_its_image(tmp_path, capsy
     assert prepare(source, "--out", tmp_path / "out", "--size", 16, "--condition-channels", 5) == 1
     assert f"1.png {told}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "told"),
+    [(10**8, "more than 200000000"), (9, "is damaged: it does not have the 81 numbers that it states")],
+)
+def test_what_the_header_of_an_array_states_is_not_allocated(tmp_path, capsys, side, told):
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a/1.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (side, side)})
+    save(tmp_path / "b/1.png", noise(1, 16, 16, 3))
+    source = f"pairs:{tmp_path}/a:{tmp_path}/b"
+    assert prepare(source, "--out", tmp_path / "out", "--size", 16, "--condition-channels", 1) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_arrays_of_either_order_of_bytes_and_axes_are_the_same(tmp_path):
+    given = np.random.default_rng(0).integers(0, 2**16, (16, 16, 2), dtype=np.uint16)
+    found = []
+    for name, array in (("plain", given), ("swapped", given.astype(">u2")), ("fortran", np.asfortranarray(given))):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "1.npy", array)
+        save(tmp_path / "b/1.png", noise(1, 16, 16, 3))
+        out, source = tmp_path / f"out-{name}", f"pairs:{tmp_path}/{name}:{tmp_path}/b"
+        assert prepare(source, "--out", out, "--size", 16, "--condition-channels", 2) == 0
+        found.append(first_batch(out, 1, condition_channels=2)[0, 3:].transpose(1, 2, 0))
+    assert all(np.array_equal(x, given >> 8) for x in found)
 
 
 def test_other_conditions_of_the_same_names_and_sizes_are_another_data_set(tmp_path, capsys):

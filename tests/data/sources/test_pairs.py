@@ -56,8 +56,27 @@ def test_what_lacks_a_partner_is_named(tmp_path):
 
 def test_folders_whose_names_do_not_fit_are_refused(tmp_path):
     given, wanted = write(tmp_path / "a", "1_A.png", "2_A.png"), write(tmp_path / "b", "1_B.png", "2_B.png")
-    with pytest.raises(SourceError, match=r"only 0 of 2 images have a partner; equal names.* such as 1_B\.png"):
+    with pytest.raises(SourceError, match=r"only 0 of 2 images have a partner; names .* such as 1_B\.png"):
         open_source(f"pairs:{given}:{wanted}")
+
+
+def test_spare_conditions_and_a_stray_array_do_no_harm(tmp_path):
+    given, wanted = write(tmp_path / "a", *[f"{i}.png" for i in range(9)], "stats.npy"), write(tmp_path / "b", "1.png")
+    source = open_source(f"pairs:{given}:{wanted}")
+    assert [item.name for item in source.items] == ["1.png"]
+    assert any("stats.npy" in line.text for line in source.skipped)
+
+
+def test_the_folders_of_the_images_may_be_classes(tmp_path):
+    names = ("x/1.png", "y/1.png")
+    source = open_source(f"pairs:{write(tmp_path / 'a', *names)}:{write(tmp_path / 'b', *names)}", classes="folders")
+    assert (source.class_names, [item.label for item in source.items]) == (("x", "y"), [0, 1])
+
+
+def test_a_tilde_within_the_word_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a", "1.png")
+    assert len(open_source("pairs:~/a:~/a").items) == 1
 
 
 def test_two_conditions_of_one_name_are_refused(tmp_path):
@@ -72,6 +91,8 @@ def test_two_conditions_of_one_name_are_refused(tmp_path):
         ("pairs:", "expected is pairs:CONDITIONS:IMAGES"),
         ("pairs:{0}/a", "expected is pairs:CONDITIONS:IMAGES"),
         ("pairs:{0}/a:{0}/nowhere", "no such file or folder '{0}/nowhere'"),
+        ("pairs:{0}/a:" + "x" * 300, "no such file or folder 'xxx"),
+        ("pairs:s3://bucket/a:s3://bucket/b", "is a URL, but sources are read from local files; download it"),
     ],
 )
 def test_a_source_that_is_not_two_folders_is_refused(tmp_path, name, told):

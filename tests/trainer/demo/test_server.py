@@ -140,7 +140,7 @@ def test_translations_are_those_of_trainer_translate(client: Client, tiny, tmp_p
     assert torch.equal(shown, read_condition(content, loaded[2])[0])
     for number, image in enumerate(images):
         assert np.array_equal(image[0], np.array(Image.open(tmp_path / "out" / f"a-{number}.png")))
-    assert b"translates nothing" in client.act("translate", {}, content)[1]
+    assert b"cannot translate" in client.act("translate", {}, content)[1]
 
 
 def test_a_file_comes_back_in_the_form_of_the_model(client: Client) -> None:
