@@ -1,4 +1,4 @@
-"""One training step of the published networks at full width, on the CPU."""
+"""One training step on the CPU: of the published networks at full width, of those for large images at reduced width."""
 
 import pytest
 import torch
@@ -12,9 +12,23 @@ from trainer.algorithm.pairs import RawBatch, draw_micro_batch
 from trainer.algorithm.randomness import Draws
 from trainer.checkpoint.snapshot import build_generator
 from trainer.config.io import load_config
+from trainer.config.stages import stages_of
 from trainer.engine.plain import TorchEngine, make_adam
+from trainer.engine.ranks import Ranks
+from trainer.rank.build import build, settle_precision
 
 CPU = torch.device("cpu")
+NARROW = (
+    "generator.base_channels=4",
+    "generator.latent_embedding_dim=8",
+    "discriminator.base_channels=2",
+    "discriminator.stddev_group_size=1",
+    "training.global_batch_size=1",
+    "scaling.world_size=1",
+    "scaling.device=cpu",
+    "engine.backend=torch",
+    "engine.checkpoint_activations=true",
+)
 
 
 @pytest.mark.slow
@@ -44,3 +58,24 @@ def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
     for engine in engines:  # Adam's first moment: the layers behind the near-zero ones move less than float32 resolves
         parameters = engine.module.named_parameters()
         assert not [name for name, p in parameters if not engine.optimizer.state[p]["exp_avg"].any()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [512, 1024])
+def test_a_step_of_the_game_reaches_every_parameter(size):
+    stage = stages_of(load_config(f"celebahq{size}", NARROW))[-1]
+    ranks = Ranks.join("cpu", 60)
+    try:
+        learner = build(settle_precision(stage.config, ranks), ranks)
+        images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+        draws = Draws(0, 0, torch.arange(1))
+        raw = RawBatch(images, draws, stage.config.generator.latent_dim, flip=True, share=1.0, domain="haar")
+        batch = learner.method.draw(raw, learner.players.diffusion)
+        for part in ("d", "g"):
+            found = learner.method.update(part, learner.players, [batch], 0)
+            assert all(torch.isfinite(value).all() for value in found.values())
+        fragments = [f for engine in learner.players.engines.values() for f in engine.fragments()]
+        assert not {f.name for f in fragments if not f.tensors["exp_avg"].any()}
+        learner.close()
+    finally:
+        ranks.leave()

@@ -2,14 +2,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.discriminator import Discriminator, DiscriminatorConfig, check_image_size
+from models.generator import GeneratorConfig
 from models.layers import NEAR_ZERO
+from models.networks import build_discriminator, build_generator, shared_with_encoder
 from models.published.state_dict import discriminator_from
 from models.shapes import ImageForm
 
+FORM = ImageForm(32, 3)
 TINY = DiscriminatorConfig(base_channels=2, time_embedding_dim=4, stddev_group_size=2)
 
 
@@ -166,3 +169,33 @@ def test_image_that_cannot_be_halved_often_enough_is_refused(kind, image_size: i
 def test_indivisible_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 3 images"):
         Discriminator(TINY, ImageForm(8, 1))(*inputs(B=3))
+
+
+def networks(base: int, *multipliers: int, of_d: int) -> tuple[nn.Module, nn.Module]:
+    with torch.device("meta"):
+        generator = build_generator(GeneratorConfig(base_channels=base, channel_multipliers=multipliers), FORM)
+        return build_discriminator(DiscriminatorConfig(base_channels=of_d), FORM), generator
+
+
+def twins(shared: dict[str, str]) -> set[tuple[str, str]]:
+    return {(own.rpartition(".conv")[0], twin.rpartition(".conv")[0]) for own, twin in shared.items() if ".conv" in own}
+
+
+def test_blocks_are_matched_in_their_order_by_the_shape_of_their_convolutions():
+    discriminator, generator = networks(16, 1, 2, of_d=8)  # D: 16 to 16, 32, 64, 64; G: 16 to 16 thrice, 32 often
+    shared = shared_with_encoder(discriminator, generator)
+    assert twins(shared) == {("blocks.0", "down.0.blocks.0"), ("blocks.1", "down.1.blocks.0")}
+    # The first has no convolution in the generator's shortcut; none of the embedding of the step is taken.
+    assert [name for name in shared if "shortcut" in name] == ["blocks.1.shortcut.weight"]
+    assert not [name for name in shared if "time" in name]
+    own, theirs = dict(discriminator.named_parameters()), dict(generator.named_parameters())
+    assert len(shared) == 9 and all(own[name].shape == theirs[twin].shape for name, twin in shared.items())
+
+
+def test_a_block_of_the_encoder_is_taken_once_and_the_decoder_never():
+    discriminator, generator = networks(16, 1, 1, of_d=2)  # D ends with 16 to 16
+    assert twins(shared_with_encoder(discriminator, generator)) == {("blocks.3", "down.0.blocks.0")}
+    generator.down = nn.ModuleList()
+    assert twins(shared_with_encoder(discriminator, generator)) == {("blocks.3", "middle_block1")}
+    del generator.middle_block1, generator.middle_block2
+    assert not shared_with_encoder(discriminator, generator)
