@@ -315,7 +315,8 @@ def test_fingerprint_follows_names_sizes_and_labels_but_not_the_place(tmp_path: 
 
 
 def test_the_images_that_are_skipped_and_those_that_are_kept_are_all() -> None:
-    first, rest, every = (open_source("digits", **part).items for part in ({"max_images": 5}, {"skip_images": 5}, {}))
+    every = open_source("digits").items
+    first, rest = open_source("digits", max_images=5).items, open_source("digits", skip_images=5).items
     assert (*first, *rest) == every
     assert open_source("digits", skip_images=2, max_images=3).items == every[2:5]
     drawn, later = open_source("gaussians25", max_images=9), open_source("gaussians25", skip_images=4, max_images=5)
