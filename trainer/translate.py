@@ -138,7 +138,7 @@ def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: arg
         for suffix, picture in pictures.items():
             save_picture(options.out / f"{name}{suffix}.png", picture)
         if image is not None:
-            fidelity.add(image[0], results, condition[0])
+            fidelity.add(image, results[None], condition)
         done += 1
     if fidelity.num_images:
         sys.stdout.write(fidelity.table() + "\n")

@@ -25,6 +25,7 @@ SETTINGS: dict[str, type] = {
     "run": str,
     "checkpoints": str,
     "num": int,
+    "seeds": str,
     "weights": str,
     "samples": str,
     "reference": str,
@@ -54,7 +55,7 @@ def make_card(
     if options.run is None:
         settings["samples"] = options.samples
     else:
-        settings |= {"run": options.run, "num": options.num}
+        settings |= {"run": options.run} | ({"seeds": options.seeds} if options.seeds else {"num": options.num})
         if options.weights != "average":
             settings["weights"] = options.weights
         if steps := [str(row[0]) for row in rows if row[0] is not None]:

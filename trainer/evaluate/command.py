@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data.shards.index import load_index
-from data.storage.arguments import whole_number
+from data.storage.arguments import ranges_of_whole_numbers, whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
 from models.shapes import Uint8Image
@@ -36,10 +36,20 @@ from trainer.evaluate.networks.weights import convert_weights, converted_file
 from trainer.evaluate.picture import COLUMNS, ROWS, draw_picture
 from trainer.evaluate.reference import read_all
 from trainer.evaluate.report import CODEC_WORDS, render
-from trainer.sample.conditions import given_pairs
-from trainer.sample.draw import add_weights_argument, default_device, load_run, sample_batches, with_progress
+from trainer.sample.conditions import compared, given_pairs
+from trainer.sample.draw import (
+    add_weights_argument,
+    default_device,
+    images_at_once,
+    load_run,
+    sample_batches,
+    with_progress,
+)
+from trainer.sample.fidelity import Fidelity
 from trainer.sample.images import open_images
 from trainer.tracking.spool import read_curves
+
+NUM_SAMPLES = 500
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,7 +111,13 @@ def _parser() -> _Parser:
         metavar="FILE",
         help="measure nothing: take this state dict, .pth or .safetensors, for the weights of --network",
     )
-    parser.add_argument("--num", type=whole_number(2), default=500, help="samples to draw with --run (default: 500)")
+    parser.add_argument("--num", type=whole_number(2), help=f"samples to draw with --run (default: {NUM_SAMPLES})")
+    parser.add_argument(
+        "--seeds",
+        type=_seeds,
+        metavar="0-499,600",
+        help="with --run: measure the first sample of each of these seeds, in place of --num and those of --seed",
+    )
     parser.add_argument(
         "--checkpoints",
         type=checkpoints_argument,
@@ -169,6 +185,13 @@ def _parser() -> _Parser:
     return parser
 
 
+def _seeds(text: str) -> str:
+    """The text of --seeds, which a card keeps."""
+    if len(ranges_of_whole_numbers(text)) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is given; figures need two samples at least")
+    return text
+
+
 def _convert(options: argparse.Namespace, parser: _Parser) -> int:
     """Convert weights and say what they are."""
     if (published := PUBLISHED.get(options.network)) is None:
@@ -201,6 +224,11 @@ def _check(options: argparse.Namespace, parser: _Parser) -> None:
         parser.error("--checkpoints needs --run: samples from a file belong to no checkpoint")
     if options.weights == "live" and options.run is None:
         parser.error("--weights live needs --run: samples from a file are as they are")
+    if options.seeds is not None:
+        if options.num is not None or options.run is None:
+            parser.error("--seeds needs --run, and takes the place of --num: each seed gives one sample")
+        options.num = len(ranges_of_whole_numbers(options.seeds))
+    options.num = NUM_SAMPLES if options.num is None else options.num
     measures = (options.picture, options.card, options.check, options.neighbours, options.infinity or None)
     if options.statistics and any(given is not None for given in measures):
         parser.error("--statistics measures no samples: leave --picture, --card, --check, --neighbours, --infinity out")
@@ -219,7 +247,8 @@ def _evaluate_with_classifier(options: argparse.Namespace) -> int:
     index = load_index(options.reference)
     if index.num_classes is None:  # reported before a large data set is read in vain
         raise UserError(f"{options.reference}: {NO_LABELS}")
-    samples, source, asked = _samples(options, index.num_classes)
+    fidelity = Fidelity()
+    samples, source, asked = _samples(options, index.num_classes, fidelity)
     passed = map(through(options.through), samples)
     shown: list[Uint8Image] = []
     if options.picture is not None:
@@ -229,9 +258,10 @@ def _evaluate_with_classifier(options: argparse.Namespace) -> int:
     evaluation = evaluate_samples(passed, reference, labels, options.seed, asked)
     if options.json:
         fields = dataclasses.asdict(evaluation) | {"ratio": evaluation.ratio, "source": source, "judge": CLASSIFIER}
-        text = json.dumps(fields, indent=2)
+        text = json.dumps(fields | fidelity.named(), indent=2)
     else:
         text = render(evaluation, source=source, class_names=index.class_names)
+        text += f"\n\n{fidelity.table()}" if fidelity.num_images else ""
     sys.stdout.write(text + "\n")
     if options.picture is not None:
         drawn = torch.cat(shown)
@@ -254,8 +284,13 @@ def _shown_too(batches: Iterable[Uint8Image], shown: list[Uint8Image], num: int)
         yield batch
 
 
-def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Iterable[Uint8Image], str, Tensor | None]:
-    """Batches of the samples that the options name, a description of their source, and their requested classes."""
+def _samples(
+    options: argparse.Namespace, num_classes: int, fidelity: Fidelity
+) -> tuple[Iterable[Uint8Image], str, Tensor | None]:
+    """Batches of the samples that the options name, a description of their source, and their requested classes.
+
+    Those of a model that translates are compared with the images of their pairs while they are drawn.
+    """
     if options.run is None:
         return open_images(options.samples).batches(EVALUATION_BATCH_SIZE), source_of(options), None
     generator, diffusion, config = load_run(options.run, None, default_device(), options.weights)
@@ -267,7 +302,11 @@ def _samples(options: argparse.Namespace, num_classes: int) -> tuple[Iterable[Ui
 
     def drawn() -> Iterator[Uint8Image]:
         with given_pairs(config) as given:
-            yield from sample_batches(generator, diffusion, config, num=options.num, seed=options.seed, **given)
+            seeds = options.seeds and ranges_of_whole_numbers(options.seeds)
+            batches = sample_batches(
+                generator, diffusion, config, num=options.num, seed=options.seed, seeds=seeds, **given
+            )
+            yield from compared(batches, given, fidelity, batch_size=images_at_once(config.data.image_size))
 
     samples, asked = with_progress(drawn(), options.num, config), None
     if config.data.num_classes:  # see sample_batches

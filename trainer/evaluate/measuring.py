@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from data.storage.arguments import whole_numbers
+from data.storage.arguments import ranges_of_whole_numbers, whole_numbers
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
 from trainer.checkpoint.format import CheckpointError
@@ -42,8 +42,9 @@ from trainer.evaluate.reference import (
     see_samples,
 )
 from trainer.evaluate.report import render_checkpoints, render_measured
-from trainer.sample.conditions import given_pairs
+from trainer.sample.conditions import compared, given_pairs
 from trainer.sample.draw import Loaded, images_at_once, load_checkpoint, load_run, sample_batches
+from trainer.sample.fidelity import Fidelity
 from trainer.sample.images import open_images
 
 TIMEOUT_S = 3600
@@ -81,6 +82,7 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
     """Measure what the options of the command name, in the features of `options.network`; rank 0 prints."""
     results: list[Result] = []
     network = reference = neighbours = None
+    fidelity = Fidelity()  # of the last samples; with --checkpoints it is not shown
     with _ranks() as (ranks, device):
         for samples in open_samples(options, device):
             if network is None or reference is None:  # only now: a run that is missing costs no download of weights
@@ -95,12 +97,15 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
             results.append(
                 Result(step=samples.step, images=samples.images_seen, sha256=samples.sha256(), measured=measured)
             )
+            if isinstance(samples, DrawnSamples):
+                states = [samples.fidelity.state()] if ranks is None else ranks.gather(samples.fidelity.state())
+                fidelity = Fidelity.joined(states)
             if options.neighbours is not None and (ranks is None or ranks.rank == 0):
                 neighbours = _neighbours(options, seen, reference, samples)
     if ranks is not None and ranks.rank != 0:
         return 0
     assert network is not None and reference is not None  # there is a result, or an error was raised
-    sys.stdout.write(_shown(results, source_of(options), options, neighbours) + "\n")
+    sys.stdout.write(_shown(results, source_of(options), options, neighbours, fidelity) + "\n")
     rows = [(r.step, r.images, r.sha256, r.measured) for r in results]
     card = make_card(options, rows, reference, network, device)
     if options.card is not None:
@@ -161,13 +166,20 @@ def _neighbours(
     return found
 
 
-def _shown(results: Sequence[Result], source: str, options: argparse.Namespace, neighbours: Neighbours | None) -> str:
+def _shown(
+    results: Sequence[Result],
+    source: str,
+    options: argparse.Namespace,
+    neighbours: Neighbours | None,
+    fidelity: Fidelity,
+) -> str:
     """The results as a table or as JSON."""
     if options.checkpoints is None:
         measured = results[0].measured
         if not options.json:
-            return "\n".join([render_measured(measured, source=source), *(neighbours.lines() if neighbours else [])])
-        figures = measured.figures | (neighbours.figures() if neighbours else {})
+            lines = [render_measured(measured, source=source), *(neighbours.lines() if neighbours else [])]
+            return "\n".join([*lines, *(["", fidelity.table()] if fidelity.num_images else [])])
+        figures = measured.figures | (neighbours.figures() if neighbours else {}) | fidelity.named()
         return json.dumps(figures | _conditions(measured) | {"source": source, "seed": options.seed}, indent=2)
     if not options.json:
         rows = [(result.step, result.images, result.measured) for result in results]
@@ -217,17 +229,26 @@ class DrawnSamples:
     """Samples drawn from a generator, batch by batch: they never are in memory all at once."""
 
     def __init__(
-        self, loaded: Loaded, *, num: int, seed: int, step: int | None = None, images_seen: int | None = None
+        self,
+        loaded: Loaded,
+        *,
+        num: int,
+        seed: int,
+        seeds: Sequence[int] | None = None,
+        step: int | None = None,
+        images_seen: int | None = None,
     ) -> None:
         """Args:
         loaded: from `load_run`.
         num: number of samples.
         seed: of their noise.
+        seeds: of each of them, in place of `seed`.
         step: of the checkpoint, if it is one.
         images_seen: training images up to there.
         """
         self.step, self.images_seen = step, images_seen
-        self._loaded, self.num, self._seed = loaded, num, seed
+        self._loaded, self.num, self._seed, self._seeds = loaded, num, seed, seeds
+        self.fidelity = Fidelity()
 
     def sha256(self) -> str:
         """Of the weights: names and float32 values in the order of the names."""
@@ -240,7 +261,9 @@ class DrawnSamples:
     def batches(self, ranks: Ranks | None) -> Numbered:
         """This rank's batches with their numbers over all ranks."""
         rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
-        return zip(itertools.count(rank, world_size), self._drawn(rank, world_size), strict=False)
+        self.fidelity = Fidelity()
+        drawn = self._drawn(rank, world_size, self.fidelity)
+        return zip(itertools.count(rank, world_size), drawn, strict=False)
 
     def pick(self, numbers: Sequence[int]) -> Uint8Image:
         """Some of them, uint8 [N, C, H, W]; their batches are drawn again."""
@@ -248,11 +271,12 @@ class DrawnSamples:
         batches = {batch: next(self._drawn(batch, self.num)) for batch in {number // size for number in numbers}}
         return torch.stack([batches[number // size][number % size] for number in numbers])
 
-    def _drawn(self, rank: int, world_size: int) -> Iterator[Uint8Image]:
-        with given_pairs(self._loaded[2]) as given:
-            yield from sample_batches(
-                *self._loaded, num=self.num, seed=self._seed, rank=rank, world_size=world_size, **given
-            )
+    def _drawn(self, rank: int, world_size: int, fidelity: Fidelity | None = None) -> Iterator[Uint8Image]:
+        config, place = self._loaded[2], {"rank": rank, "world_size": world_size}
+        with given_pairs(config) as given:
+            drawn = sample_batches(*self._loaded, num=self.num, seed=self._seed, seeds=self._seeds, **place, **given)
+            size = images_at_once(config.data.image_size)
+            yield from compared(drawn, given, fidelity or Fidelity(), batch_size=size, **place)
 
 
 def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamples | DrawnSamples]:
@@ -267,7 +291,7 @@ def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamp
     if options.run is None:
         yield GivenSamples(options.samples)
         return
-    draw = {"num": options.num, "seed": options.seed}
+    draw = {"num": options.num, "seed": options.seed, "seeds": options.seeds and ranges_of_whole_numbers(options.seeds)}
     if is_snapshot(options.run):
         if options.checkpoints is not None:
             raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints away")

@@ -1,8 +1,8 @@
 """What a model that translates is given: the conditions of a prepared data set of pairs, or of image files."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ from models.diffusion import Diffusion
 from models.shapes import Uint8Image
 from trainer.config.train_config import TrainConfig
 from trainer.sample.draw import Loaded, draw_batch, images_at_once, sample_images, to_condition
+from trainer.sample.fidelity import Fidelity
 
 GRID_COLUMNS = 8
 _OPEN_SHARDS = 16
@@ -112,6 +113,33 @@ def given_pairs(config: TrainConfig, path: str | Path | None = None) -> Iterator
         return
     with PreparedPairs(path or config.data.path, config) as pairs:
         yield {"conditions": pairs, "classes": pairs.labels if config.data.num_classes else None}
+
+
+def compared(
+    batches: Iterable[Uint8Image],
+    given: Mapping[str, Any],
+    fidelity: Fidelity,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Uint8Image]:
+    """The batches that `sample_batches` draws; those of a model that translates are compared with the images of pairs.
+
+    Args:
+        batches: rank, rank + world_size, ... of all.
+        given: what `given_pairs` gives.
+        fidelity: takes the comparison in.
+        batch_size: images of all batches but the last one.
+        rank, world_size: which batches these are.
+    """
+    pairs: PreparedPairs | None = given.get("conditions")
+    for number, batch in zip(count(rank, world_size), batches, strict=False):
+        if pairs is not None:
+            first = number * batch_size
+            images, conditions, _ = pairs.read(range(first, first + len(batch)))
+            fidelity.add(images, batch[:, None], conditions)
+        yield batch
 
 
 def draw_translations(generator: nn.Module, diffusion: Diffusion, config: TrainConfig, *, num: int) -> Uint8Image:

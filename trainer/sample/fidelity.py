@@ -2,9 +2,10 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from models.shapes import Uint8Image
@@ -44,32 +45,56 @@ class Fidelity:
     def __init__(self) -> None:
         """Start without any."""
         self.num_images = 0
-        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
-    def add(self, target: Uint8Image, results: Uint8Image, condition: Uint8Image) -> None:
-        """Take in a pair.
+    def add(self, targets: Uint8Image, results: UInt8[Tensor, "b n c h w"], conditions: Uint8Image) -> None:
+        """Take in pairs.
 
         Args:
-            target: its image, uint8 [C, H, W].
-            results: what was drawn, uint8 [N, C, H, W].
-            condition: what was given, uint8 [K, H, W]; compared as well where it has the channels of an image.
+            targets: their images, uint8 [B, C, H, W].
+            results: what was drawn for each.
+            conditions: what was given, uint8 [B, K, H, W]; compared as well where it has the channels of an image.
         """
-        levels, wanted = results.float(), target.float()[None]
-        compared = {"a result": levels, "the mean of its results": levels.mean(dim=0, keepdim=True)}
-        if condition.shape == target.shape:
-            compared["what was given"] = condition.float()[None]
-        for name, images in compared.items():
-            measured = torch.stack(psnr_and_ssim(images, wanted.expand_as(images)))
-            self._sums[name].append(measured.double().mean(dim=1))
-        self.num_images += 1
+        num, levels, wanted = results.shape[1], results.float(), targets.float()
+        compared = {"a result": (levels.flatten(0, 1), wanted.repeat_interleave(num, dim=0))}
+        if num > 1:
+            compared["the mean of its results"] = levels.mean(dim=1), wanted
+        if conditions.shape == targets.shape:
+            compared["what was given"] = conditions.float(), wanted
+        for name, (images, theirs) in compared.items():
+            for i, values in enumerate(psnr_and_ssim(images, theirs)):
+                self._sums[name][i] += values.double().sum().item() * len(targets) / len(images)
+        self.num_images += len(targets)
+
+    def state(self) -> tuple[int, dict[str, list[float]]]:
+        """What a rank sends to the others."""
+        return self.num_images, dict(self._sums)
+
+    @classmethod
+    def joined(cls, states: Sequence[tuple[int, Mapping[str, Sequence[float]]]]) -> "Fidelity":
+        """Over the pairs of all ranks, from the `state` of each."""
+        whole = cls()
+        for num_images, sums in states:
+            whole.num_images += num_images
+            for name, values in sums.items():
+                whole._sums[name] = [a + b for a, b in zip(whole._sums[name], values, strict=True)]
+        return whole
 
     def figures(self) -> dict[str, tuple[float, float]]:
         """Mean PSNR in dB and mean SSIM over the pairs, by what was compared."""
-        means = {name: torch.stack(values).mean(dim=0).tolist() for name, values in self._sums.items()}
-        return {name: (psnr, ssim) for name, (psnr, ssim) in means.items()}
+        return {name: (psnr / self.num_images, ssim / self.num_images) for name, (psnr, ssim) in self._sums.items()}
 
     def table(self) -> str:
         """The figures, a line for each."""
         lines = [f"{f'means over {self.num_images} pairs':<34}{'PSNR, dB':>10}{'SSIM':>10}"]
         lines += [f"{name:<34}{psnr:>10.2f}{ssim:>10.4f}" for name, (psnr, ssim) in self.figures().items()]
         return "\n".join(lines)
+
+    def named(self) -> dict[str, float]:
+        """Figures of the results for JSON: psnr_db and ssim, and psnr_db_given and ssim_given of what was given."""
+        names = {"a result": "", "what was given": "_given"}
+        found: dict[str, float] = {}
+        for name, (psnr, ssim) in self.figures().items():
+            if name in names:
+                found |= {f"psnr_db{names[name]}": psnr, f"ssim{names[name]}": ssim}
+        return found

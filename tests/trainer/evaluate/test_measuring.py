@@ -13,6 +13,7 @@ from trainer.evaluate.command import main
 from trainer.evaluate.quality import Quality
 from trainer.evaluate.reference import Measured
 from trainer.evaluate.report import render_checkpoints
+from trainer.sample.draw import load_run, sample_images
 from trainer.sample.images import save_npz
 
 
@@ -114,6 +115,27 @@ def test_checkpoints_of_what_has_none_are_refused(
     }.items():
         assert main([*arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_samples_of_seeds_are_measured_and_a_card_keeps_them(
+    basis: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = sample_images(*load_run(run), num=12, seed=0, seeds=[*range(3, 14), 40])
+    save_npz(tmp_path / "a.npz", images)
+    of_file = printed(["--samples", str(tmp_path / "a.npz"), *basis[4:]], capsys)
+    arguments = [*basis[:2], *basis[4:], "--seeds", "3-13,40"]
+    found = printed([*arguments, "--card", str(tmp_path / "card.json")], capsys)
+    assert [found[name] for name in ("fid", "num_samples")] == [of_file[name] for name in ("fid", "num_samples")]
+    assert "--seeds=3-13,40" in json.loads((tmp_path / "card.json").read_text())["command"]
+    assert main(["--check", str(tmp_path / "card.json"), *basis[6:]]) == 0
+    capsys.readouterr()
+    for wrong, told in (
+        ([*basis, "--seeds", "1-4"], "takes the place of --num"),
+        ([*arguments[:-1], "7"], "two samples"),
+    ):
+        assert main(wrong) == 2
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from trainer.plan.cost import count_costs
 from trainer.sample import command as sample
 from trainer.sample.conditions import PreparedPairs, as_pictures, given_pairs
 from trainer.sample.draw import load_run, sample_images
+from trainer.sample.fidelity import Fidelity
 
 PAIRS = ("data.condition_channels=1", "training.learning_rate_g.peak=0.05", "grids.num_images=32")
 
@@ -98,9 +99,20 @@ def test_results_depend_on_weights_seed_input_and_their_number_alone(run, pairs,
 
 @pytest.mark.slow
 def test_samples_of_the_pairs_are_measured(run, pairs, capsys):
-    line = ["--run", str(run), "--reference", str(pairs), "--num", "20", "--json"]
-    assert evaluate.main(line) == 0
-    assert json.loads(capsys.readouterr().out)["num_samples"] == 20
+    line = ["--run", str(run), "--reference", str(pairs), "--num", "20"]
+    assert evaluate.main([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_samples"] == 20
+    with PreparedPairs(pairs, load_run(run)[2]) as prepared:
+        images, conditions, _ = prepared.read(range(20))
+        drawn = sample_images(*load_run(run), num=20, seed=0, conditions=prepared)
+    fidelity = Fidelity()
+    fidelity.add(images, drawn[:, None], conditions)
+    assert {name: found[name] for name in fidelity.named()} == {
+        name: pytest.approx(value) for name, value in fidelity.named().items()
+    }
+    assert evaluate.main([*line, "--network", "classifier", "--card", str(run / "card.json")]) == 0
+    assert fidelity.table() in capsys.readouterr().out
 
 
 @pytest.mark.slow
