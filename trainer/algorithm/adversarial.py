@@ -44,6 +44,8 @@ from trainer.algorithm.statistics import (
 from trainer.engine.frozen import standing_still
 from trainer.engine.precision import exact_products
 
+Context = tuple[Tensor | None, ...]
+"""What D judges x_tm1 with, in the order of its arguments; see `context_of`."""
 STATISTICS = (
     count("frequency_t", by_timestep=True),
     count("updates_g"),
@@ -231,8 +233,9 @@ class Adversarial:
             pair = batch.pair_d
             with torch.no_grad():
                 x0_pred, x_tm1_fake = generated(players, pair)
-            real, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=exact and r1_gamma > 0)
-            fake, logits_fake = judged(players, pair, x_tm1_fake, penalized=exact and r2_gamma > 0)
+            context = context_of(players, pair)
+            real, logits_real = judged(players, pair, pair.x_tm1.detach(), context, penalized=exact and r1_gamma > 0)
+            fake, logits_fake = judged(players, pair, x_tm1_fake, context, penalized=exact and r2_gamma > 0)
             if players.augmentation and batch.share:
                 players.augmentation.count(self.objective.certainty(logits_real.detach(), logits_fake.detach()))
             costed = self.objective.less_cost(logits_fake, x0_pred, pair.x_t)
@@ -246,7 +249,10 @@ class Adversarial:
             )
             for name, gamma, x_tm1, logits in sides:
                 if gamma > 0:
-                    penalty = gradient_penalty(logits, x_tm1) if exact else self._estimated(players, batch, name, x_tm1)
+                    if exact:
+                        penalty = gradient_penalty(logits, x_tm1)
+                    else:
+                        penalty = self._estimated(players, batch, name, x_tm1, context)
                     loss = loss + 0.5 * gamma * penalty
                     statistics |= {f"{name}_penalty": penalty, f"{name}_steps": torch.ones_like(penalty)}
             players.discriminator.backward(loss * (batch.share * players.world_size))
@@ -255,17 +261,22 @@ class Adversarial:
             add_statistics(total, statistics, batch.share)
         return total
 
-    def _estimated(self, players: Players, batch: MicroBatch, name: PenaltyName, x_tm1: Image) -> Scalar:
+    def _estimated(
+        self, players: Players, batch: MicroBatch, name: PenaltyName, x_tm1: Image, context: Context
+    ) -> Scalar:
         """A penalty by finite differences in the images of its subset, with products in float32."""
         draws, pair, D = batch.penalty, batch.pair_d, players.forward("d")
         assert draws is not None, "a step with penalties draws their noise"
-        x_tm1, x_t = (laid_out(draws.subset(x), players.memory_format) for x in (x_tm1, pair.x_t))
-        t, rest = draws.subset(pair.t), [x if x is None else draws.subset(x) for x in judged_with(players, pair)]
+
+        def subset(x: Tensor) -> Tensor:
+            some = draws.subset(x)
+            return laid_out(some, players.memory_format) if x.dim() == 4 else some
+
         some = replace(pair, view=None if pair.view is None else pair.view.of_some(draws.subset))
-        noise, x_t = draws.noise[name], seen_x_t(players, some, x_t)
+        of_some = [x if x is None else subset(x) for x in context]
         with exact_products():
             penalty = finite_difference_penalty(
-                lambda x: D(seen(players, some, x), x_t, t, *rest), x_tm1, noise, self.penalty_epsilon
+                lambda x: D(seen(players, some, x), *of_some), subset(x_tm1), draws.noise[name], self.penalty_epsilon
             )
         return draws.subset.weight * penalty
 
@@ -283,18 +294,18 @@ class Adversarial:
         total: Statistics = {}
         with standing_still(players.discriminator.module):
             for batch in batches:
-                pair, t = batch.pair_g, batch.pair_g.t
+                pair = batch.pair_g
                 x0_pred, x_tm1_fake = generated(players, pair)
                 players.discriminator.finish()
-                x_t, rest = seen_x_t(players, pair, pair.x_t), judged_with(players, pair)
-                with players.autocast(x_t):
-                    logits = D(seen(players, pair, x_tm1_fake), x_t, t, *rest)
+                context = context_of(players, pair)
+                with players.autocast(pair.x_t):
+                    logits = D(seen(players, pair, x_tm1_fake), *context)
                 logits_real = None
                 if self.objective.compares:
-                    with torch.no_grad(), players.autocast(x_t):
-                        logits_real = D(seen(players, pair, pair.x_tm1), x_t, t, *rest)
+                    with torch.no_grad(), players.autocast(pair.x_t):
+                        logits_real = D(seen(players, pair, pair.x_tm1), *context)
                 loss = self.objective.generator(self.objective.less_cost(logits, x0_pred, pair.x_t), logits_real)
-                statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, t, logits)}
+                statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, pair.t, logits)}
                 if players.gradient_scale:
                     loss = _with_gradient(x_tm1_fake, loss, partial(players.gradient_scale, share=batch.share))
                 for name in self.auxiliary.names:
@@ -328,7 +339,15 @@ def generated(players: Players, pair: Pair) -> tuple[Image, Image]:
         return x0_pred, sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
 
 
-def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tuple[Image, Logits]:
+def context_of(players: Players, pair: Pair) -> Context:
+    """What D judges x_tm1 with: x_t, t, the label and, if there is one, the condition; images as far as D sees them."""
+    # A D that sees x_tm1 alone takes no more than its size from x_t.
+    x_t = seen(players, pair, pair.x_t) if players.sees_x_t else pair.x_t
+    condition = None if pair.condition is None else seen(players, pair, pair.condition)
+    return (x_t, pair.t, *given(pair.label, condition))
+
+
+def judged(players: Players, pair: Pair, x_tm1: Image, context: Context, *, penalized: bool) -> tuple[Image, Logits]:
     """D's logits for one side of a pair, real or fake, as far as the pair's view shows it.
 
     Penalties are those at x_tm1, before the view, as in ADA (2006.06676) and R3GAN (2501.05441): the slope along pixels
@@ -336,8 +355,9 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
 
     Args:
         players: the networks.
-        pair: gives x_t, t, label, condition and view.
+        pair: gives the view.
         x_tm1: the cleaner image, detached.
+        context: from `context_of`.
         penalized: the logits will be differentiated with respect to x_tm1. D then runs uncompiled and in float32: bf16
             causes errors of several per cent in a penalty, and compiled code has no second derivative.
 
@@ -346,24 +366,13 @@ def judged(players: Players, pair: Pair, x_tm1: Image, *, penalized: bool) -> tu
     """
     x_tm1 = x_tm1.requires_grad_(penalized)
     D = players.discriminator.module if penalized else players.forward("d")
-    x_tm1_seen, x_t_seen = seen(players, pair, x_tm1), seen_x_t(players, pair, pair.x_t)
     with nullcontext() if penalized else players.autocast(pair.x_t):
-        return x_tm1, D(x_tm1_seen, x_t_seen, pair.t, *judged_with(players, pair))
+        return x_tm1, D(seen(players, pair, x_tm1), *context)
 
 
 def seen(players: Players, pair: Pair, x: Image) -> Image:
     """Images of a pair as D sees them: x itself without augmentation."""
     return x if pair.view is None else laid_out(pair.view(x), players.memory_format)
-
-
-def judged_with(players: Players, pair: Pair) -> tuple[Tensor | None, ...]:
-    """What D gets after t: the label and, if there is one, the condition as D sees it."""
-    return given(pair.label, None if pair.condition is None else seen(players, pair, pair.condition))
-
-
-def seen_x_t(players: Players, pair: Pair, x_t: Image) -> Image:
-    """x_t of a pair as D sees it; as it is where D sees x_tm1 alone, and takes no more than its size from x_t."""
-    return seen(players, pair, x_t) if players.sees_x_t else x_t
 
 
 def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from trainer.algorithm.adversarial import Adversarial, generated, judged, judged_with, logit_statistics, seen
+from trainer.algorithm.adversarial import Adversarial, context_of, generated, judged, logit_statistics, seen
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import MicroBatch
 from trainer.algorithm.penalties import gradient_penalty
@@ -29,9 +29,9 @@ class AuthorsAdversarial(Adversarial):
         for batch in batches:
             pair = batch.pair_d
             _, x_tm1_fake = generated(players, pair)
-            x_tm1, logits_real = judged(players, pair, pair.x_tm1.detach(), penalized=r1_gamma > 0)
-            x_tm1_seen, x_t_seen = seen(players, pair, x_tm1_fake), seen(players, pair, pair.x_t)
-            logits_fake = players.discriminator.module(x_tm1_seen, x_t_seen, pair.t, *judged_with(players, pair))
+            context = context_of(players, pair)
+            x_tm1, logits_real = judged(players, pair, pair.x_tm1.detach(), context, penalized=r1_gamma > 0)
+            logits_fake = players.discriminator.module(seen(players, pair, x_tm1_fake), *context)
             statistics = self.objective.discriminator(logits_real, logits_fake)
             loss = reduce(add, statistics.values())
             if r1_gamma > 0:
