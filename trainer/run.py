@@ -17,6 +17,7 @@ from trainer.config.command_line import add_config_arguments, add_explain_argume
 from trainer.config.io import inside_ray_job, load_config, shown_config, with_absolute_paths
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.environment import set_up_ray
+from trainer.driver.notifier import Notifier
 from trainer.driver.start import check_before_start
 from trainer.plan.gpus import GPUS, gpu_named
 from trainer.plan.plan import make_plan, render
@@ -105,18 +106,33 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 
 def _launch(config: TrainConfig) -> int:
     set_up_ray()
-    from trainer.driver.ray_train import RunFailedError, fit  # takes seconds
+    from trainer.driver.ray_train import RunDivergedError, RunFailedError, fit  # takes seconds
 
+    notifier = Notifier(config.tracking.notify, config.run.directory)
+    notifier.tell("started")
     try:
-        outcome = fit(config)
+        outcome = fit(config, lambda reason: notifier.tell("restarted", reason=reason))
+        notifier.tell("finished" if outcome.finished else "stopped", step=outcome.step, images=outcome.images)
     except RunFailedError as error:
+        notifier.tell("diverged" if isinstance(error, RunDivergedError) else "failed", reason=_first_line(error))
         raise OperationError(f"{error}\nTo resume from the last checkpoint, give the same command again.") from error
     except SystemExit:  # Ray's reaction to SIGTERM before the ranks have started
+        notifier.tell("stopped")
         raise StoppedError("stopped before the ranks started; the same command resumes", STOPPED) from None
     except KeyboardInterrupt:
+        notifier.tell("stopped")
         raise StoppedError("stopped at once; the same command resumes from the last checkpoint") from None
+    except UserError as error:
+        notifier.tell("failed", reason=_first_line(error))
+        raise
+    finally:
+        notifier.close()
     print(_summary(config, outcome))
     return 0 if outcome.finished else STOPPED
+
+
+def _first_line(error: Exception) -> str:
+    return redact(str(error).partition("\n")[0])
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> str:

@@ -13,6 +13,7 @@ from data.shards.index import load_index
 from data.stream.partition import SampleOrder
 from tests.data.damage import damage
 from tests.launch import run_ranks, running, train_command, wait_for_checkpoint, wait_for_text
+from tests.trainer.driver.hooked import hooked
 from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
 
@@ -60,8 +61,11 @@ def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
 
 def test_start_that_fails_three_times_at_one_place_ends_the_run(tiny, tmp_path):
     directory, log = tmp_path / "run", tmp_path / "log.txt"
-    arguments = train_command("digits", tiny, directory, "scaling.world_size=1", "scaling.max_failures=10")
-    with running(arguments, log) as process:
+    more = ("scaling.world_size=1", "scaling.max_failures=10")
+    with (
+        hooked() as hook,
+        running(train_command("digits", tiny, directory, *more, f"tracking.notify={hook.address}"), log) as process,
+    ):
         killed: set[int] = set()
         deadline = time.monotonic() + 240
         while process.poll() is None:
@@ -76,6 +80,7 @@ def test_start_that_fails_three_times_at_one_place_ends_the_run(tiny, tmp_path):
     assert len(killed) == 3
     assert "the workers failed 3 times before the first step of a start" in text
     assert "restarting in 2 s" in text  # before the third start
+    assert hook.events == ["started", "restarted", "restarted", "failed"]
     assert (
         "failure 1 of the workers, before the first step of a start: the processes of the workers were killed" in text
     )

@@ -30,6 +30,7 @@ from trainer.config.messages import (
 )
 from trainer.config.paths import PATHS, is_local, understood
 from trainer.config.renamed import refusal, rename
+from trainer.config.sections import shown_address
 from trainer.config.strict_yaml import Document, Path, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
 
@@ -87,18 +88,22 @@ def from_dict(values: Mapping[str, Any], label: str = "config") -> TrainConfig:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Nested plain values (sequences as lists) for JSON and `from_dict`."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Nested plain values (sequences as lists) for JSON and `from_dict`; without tracking.notify, which is a secret."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    values["tracking"]["notify"] = None
+    return values
 
 
 def dump_config(config: TrainConfig) -> str:
-    """The config as YAML with every field; loading it gives an equal config."""
+    """The config as YAML with every field; loading it gives an equal config, but for tracking.notify."""
     return dump(to_dict(config))
 
 
 def shown_config(config: TrainConfig) -> str:
     """The config as YAML without secrets. Values are redacted one by one, since YAML breaks long texts at blanks."""
-    return dump(redact_values(to_dict(config)))
+    values = redact_values(to_dict(config))
+    values["tracking"]["notify"] = shown_address(config.tracking.notify)
+    return dump(values)
 
 
 def flat(config: TrainConfig) -> dict[str, str | int | float | bool | None]:

@@ -6,9 +6,11 @@ and the meaning of null or 0.
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from data.storage.redaction import HIDDEN
 from models.dropout import DropProbability
 from models.noise_levels import NoiseConfig
 from trainer.algorithm.augmentation import AugmentationConfig
@@ -295,6 +297,20 @@ class GridsConfig:
     """Images in a grid."""
 
 
+def shown_address(address: str | None) -> str | None:
+    """A web address without what may be secret in it, such as https://hooks.example.org/***; None if it is none."""
+    if address is None:
+        return None
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not host or not address.isprintable() or " " in address:
+        return None
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}/{HIDDEN}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What is logged, how often and where."""
@@ -314,7 +330,14 @@ class TrackingConfig:
     """Seconds that the end of a run waits until the trackers have taken what is left to send; a stopped run waits at
     most 5 seconds."""
 
+    notify: str | None = None
+    """Web address that gets a small JSON when `trainer.run` starts a run, restarts its ranks, and when the run stops,
+    diverges, fails or finishes; http or https. It is part of no file that a run writes, since such an address is often
+    a secret. null: none."""
+
     def __post_init__(self) -> None:
-        """Refuse a tracker that is given twice."""
+        """Refuse a tracker that is given twice, and an address that none can be."""
+        if self.notify is not None and shown_address(self.notify) is None:
+            raise ValueError("notify is no web address; expected is one such as https://hooks.example.org/name")
         if len(set(self.backends)) < len(self.backends):
             raise ValueError(f"backends is {list(self.backends)}, with one of them twice: give each once")

@@ -61,6 +61,10 @@ class RunFailedError(OperationError):
     """The workers failed more often than the config allows."""
 
 
+class RunDivergedError(RunFailedError):
+    """Too many updates in a row were skipped."""
+
+
 class RayDriver:
     """A worker's connection to the state actor: sends at most a few times a second, never waits for the answer."""
 
@@ -132,7 +136,7 @@ def _train_rank(arguments: dict[str, Any]) -> None:
     except UserError as error:
         result = FinalError(str(error), is_refusal=True)
     except DivergenceError as error:  # the workers have already retried
-        result = FinalError(str(error), is_refusal=False)
+        result = FinalError(str(error), is_refusal=False, diverged=True)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         message = f"rank {rank}: {type(error).__name__}: {first_line}"
@@ -231,11 +235,12 @@ def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
     return min(places(ray.nodes(), scaling), scaling.world_size)
 
 
-def fit(config: TrainConfig) -> Outcome:
+def fit(config: TrainConfig, on_restart: Callable[[str], None] = lambda reason: None) -> Outcome:
     """Run all ranks to the end, or until SIGINT or SIGTERM stops them; shows one progress bar.
 
     Args:
         config: with absolute paths.
+        on_restart: is told why the ranks are started again.
 
     Raises:
         ClusterError: the cluster cannot run it.
@@ -251,9 +256,9 @@ def fit(config: TrainConfig) -> Outcome:
         with _stop_on_signals(state) as stop, ProgressBar() as bar:
             while True:
                 try:
-                    outcome = _fit_group(config, state, scale_up, waiting, bar)
+                    outcome = _fit_group(config, state, scale_up, waiting, bar, on_restart)
                 except RunFailedError as error:
-                    raise RunFailedError(f"{error}\nRay's logs of all processes are in {logs}") from error
+                    raise type(error)(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
                     return outcome
                 ray.get(state.withdraw_stop.remote())  # it stopped because there is room for more ranks
@@ -261,7 +266,14 @@ def fit(config: TrainConfig) -> Outcome:
                     return outcome
 
 
-def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, waiting: Waiting, bar: ProgressBar) -> Outcome:
+def _fit_group(
+    config: TrainConfig,
+    state: Any,
+    scale_up: ScaleUp,
+    waiting: Waiting,
+    bar: ProgressBar,
+    on_restart: Callable[[str], None],
+) -> Outcome:
     """One call of Ray Train, including Ray's own restarts; ends early if the run can grow."""
     trainer = _make_trainer(config, state)
     failure: list[BaseException] = []
@@ -283,6 +295,7 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, waiting: Wait
             bar.show(seen.status)
         if seen.failure and seen.failure != told and seen.result is None:
             log.warning("%s: starting the ranks again", seen.failure)
+            on_restart(str(seen.failure))
             told = seen.failure
         if news := waiting.news():
             log.warning("%s", news)
@@ -291,7 +304,9 @@ def _fit_group(config: TrainConfig, state: Any, scale_up: ScaleUp, waiting: Wait
             state.ask_to_stop.remote()
     seen = _read(state)  # the ranks' last messages may have arrived after the last read
     if isinstance(seen.result, FinalError):
-        raise ConfigError([seen.result.message]) if seen.result.is_refusal else RunFailedError(seen.result.message)
+        if seen.result.is_refusal:
+            raise ConfigError([seen.result.message])
+        raise (RunDivergedError if seen.result.diverged else RunFailedError)(seen.result.message)
     if not failure and isinstance(seen.result, Outcome):
         return seen.result
     summary = ray.get(state.summarize_failures.remote(config.scaling.max_failures))

@@ -27,10 +27,12 @@ class FinalError:
     Attributes:
         message: for the user.
         is_refusal: whether the user's input is wrong; otherwise the run has failed.
+        diverged: whether too many updates in a row were skipped.
     """
 
     message: str
     is_refusal: bool
+    diverged: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from typing import get_args
 
+import pytest
+
 from tests.trainer.refusals import make, refusals
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.config.sections import ObjectiveName
@@ -168,3 +170,13 @@ def test_a_discriminator_without_a_convolution_of_the_encoder_is_refused():
 
 def test_every_objective_has_a_name_in_the_config():
     assert set(get_args(ObjectiveName)) == OBJECTIVES.keys() | {"gaussian"}  # which has no adversary
+
+
+NO_ADDRESSES = ("hooks.example.org/a", "ftp://hooks.example.org/a", "https:///a", "http://h/a b", "")
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_an_address_that_none_can_be_is_refused_without_showing_it(address):
+    (line,) = refusals(tracking={"notify": address})
+    assert "notify is no web address; expected is one such as https://hooks.example.org/name" in line
+    assert not address or address not in line.replace("https://hooks.example.org/name", "")

@@ -1,0 +1,65 @@
+import logging
+import time
+
+from tests.trainer.driver.hooked import hooked
+from trainer.config.io import load_config, shown_config, to_dict
+from trainer.driver.notifier import Notifier
+
+
+def test_events_come_in_their_order_with_what_is_known_of_them():
+    with hooked() as hook:
+        notifier = Notifier(hook.address, "runs/mine")
+        notifier.tell("started")
+        notifier.tell("finished", step=10, images=160)
+        notifier.close()
+        assert hook.events == ["started", "finished"]
+        last = hook.got[1]
+        assert (last["run"], last["step"], last["images"]) == ("mine", 10, 160)
+        assert last["text"] == "mine finished: step 10, images 160"
+
+
+def test_an_address_that_fails_at_first_gets_each_event_once():
+    with hooked(answers=[500, 503]) as hook:
+        notifier = Notifier(hook.address, "runs/mine")
+        notifier.tell("started")
+        notifier.tell("stopped")
+        notifier.close()
+        assert hook.events == ["started", "stopped"]
+
+
+def test_nothing_waits_for_an_address_that_hangs():
+    with hooked(hangs=True) as hook:
+        notifier = Notifier(hook.address, "runs/mine", close_s=0.5)
+        begun = time.monotonic()
+        for _ in range(1000):
+            notifier.tell("restarted", reason="a rank is gone")
+        told = time.monotonic()
+        notifier.close()
+        assert told - begun < 0.4  # a request alone would wait for 5 s
+        assert 0.4 < time.monotonic() - told < 4
+
+
+def test_an_address_that_is_gone_is_named_without_its_secret(caplog, monkeypatch):
+    monkeypatch.setattr("trainer.driver.notifier.ATTEMPTS", 1)
+    with hooked() as hook:
+        address = hook.address
+    with caplog.at_level(logging.WARNING):
+        notifier = Notifier(address, "runs/mine")
+        notifier.tell("started")
+        notifier.close()
+    (line,) = caplog.messages
+    assert "/*** was not told that the run started: " in line
+    assert "secret" not in line
+
+
+def test_without_an_address_nothing_is_sent():
+    notifier = Notifier(None, "runs/mine")
+    notifier.tell("started")
+    notifier.close()
+
+
+def test_the_address_is_in_no_file_of_a_run_and_shown_without_its_path():
+    config = load_config("digits", ["tracking.notify=https://user:word@hooks.example.org/services/secret"])
+    assert config.tracking.notify == "https://user:word@hooks.example.org/services/secret"
+    assert to_dict(config)["tracking"]["notify"] is None
+    assert "notify: https://hooks.example.org/***" in shown_config(config)
