@@ -26,13 +26,19 @@ SHARD = "00002.tar"
 
 @pytest.fixture
 def server(prepared: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    """The prepared data set over HTTP; the patience of the client is short."""
+    """The prepared data set over HTTP; the client hardly pauses between attempts."""
     monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(storage, "STALL_S", 0.5)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with serve(prepared.directory) as state:
         yield state
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> bool:
+    """With a fault that stalls, wait half a second only, in which a busy machine may stall a good answer, too."""
+    if stalls := fault.stall_after is not None:
+        monkeypatch.setattr(storage, "STALL_S", 0.5)
+    return stalls
 
 
 @pytest.fixture(scope="module")
@@ -168,16 +174,16 @@ def test_what_may_pass_is_tried_again_and_logged(
     server: FaultyServer,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     fault: Fault,
     reason: str,
 ) -> None:
+    stalls = be_impatient(monkeypatch, fault)
     server.faults[SHARD] = [fault, fault]
     with caplog.at_level(logging.WARNING):
         Storage(server.url).download(SHARD, tmp_path / SHARD, num_bytes=prepared.shards[2].num_bytes)
     assert (tmp_path / SHARD).read_bytes() == expected(prepared)[SHARD]
     lines = [record.getMessage() for record in caplog.records if record.name == "data.storage.remote"]
-    # With a patience of half a second, a busy machine may stall a good answer, too.
-    stalls = fault.stall_after is not None
     assert (server.gets[SHARD], len(lines)) == (3, 2) or (stalls and server.gets[SHARD] >= 3 and len(lines) > 2)
     for number, line in enumerate(lines, start=1):
         assert line.startswith(f"shard {SHARD}: ")
@@ -320,10 +326,11 @@ def test_bucket_that_fails_for_a_while_is_tried_again(
     prepared: ShardIndex, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault
 ) -> None:
     use_s3(monkeypatch, server.url.removesuffix("/data/set"))
+    stalls = be_impatient(monkeypatch, fault)
     server.faults[SHARD] = [fault, fault]
     Storage("s3://images/set").download(SHARD, tmp_path / SHARD, num_bytes=prepared.shards[2].num_bytes)
     assert (tmp_path / SHARD).read_bytes() == expected(prepared)[SHARD]
-    assert server.gets[SHARD] == 3
+    assert server.gets[SHARD] == 3 or (stalls and server.gets[SHARD] > 3)
 
 
 def test_public_bucket_is_read_without_credentials_when_told(
