@@ -15,6 +15,7 @@ from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
 from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
 from trainer.config.io import inside_ray_job, load_config, shown_config, with_absolute_paths
+from trainer.config.sections import shown_address
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.environment import set_up_ray
 from trainer.driver.notifier import Notifier
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = config_of(options)
     if options.dry_run:
         plan = make_plan(config)
-        print(shown_config(config) + "\n" + render(plan))
+        print(shown_config(config))
+        if address := shown_address(config.tracking.notify):
+            print(f"notifies {address}\n")
+        print(render(plan))
         if options.gpu:
             chosen = config.training.precision
             precision = "bf16" if chosen == "auto" else chosen  # all GPUs of the table have bf16
@@ -122,7 +126,7 @@ def _launch(config: TrainConfig) -> int:
     except KeyboardInterrupt:
         notifier.tell("stopped")
         raise StoppedError("stopped at once; the same command resumes from the last checkpoint") from None
-    except UserError as error:
+    except Exception as error:  # a refusal, or a fault of this program
         notifier.tell("failed", reason=_first_line(error))
         raise
     finally:
@@ -132,7 +136,7 @@ def _launch(config: TrainConfig) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return redact(str(error).partition("\n")[0])
+    return str(error).partition("\n")[0]
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> str:

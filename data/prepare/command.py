@@ -79,7 +79,9 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
         out.print(f"{job.target} already holds this data set ({index.num_samples} images); nothing to do")
         return 0
     num_bytes = sum(shard.num_bytes for shard in index.shards)
-    given = f", each with a condition of {index.condition_channels} channels" if index.condition_channels else ""
+    given = ""
+    if channels := index.condition_channels:
+        given = f", each with a condition of {channels} channel{'s' * (channels > 1)}"
     out.print(
         f"{job.target}: {index.num_samples} images {index.image_size}x{index.image_size}x{index.image_channels}{given}"
         f", {len(index.shards)} shards, {num_bytes} bytes"

@@ -146,7 +146,7 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
         f"options       {shown_name(options)}",
         f"images        {index.num_samples}",
         f"form          {index.image_size}x{index.image_size}, {_FORMS[index.image_channels]}",
-        *([f"condition     {index.condition_channels} channels"] if index.condition_channels else []),
+        *([f"condition     {given} channel{'s' * (given > 1)}"] if (given := index.condition_channels) else []),
         *_class_lines(index, labels),
         f"shards        {len(samples)} of {of_each}",
         f"bytes         {num_bytes}, {num_bytes / index.num_samples:.0f} per image with its tar header",

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from data.shards.index import INDEX_NAME, IndexDocument, Offsets, Shard, content_of, offsets_name
+from data.shards.index import INDEX_NAME, IndexDocument, Offsets, Shard, index_content, offsets_name
 from data.shards.offsets import scan
 from data.storage.files import sync_folder, write_json
 
@@ -146,4 +146,4 @@ class ShardSequence:
 
 def write_index(directory: Path, document: IndexDocument) -> None:
     """Write index.json, atomically and durably."""
-    write_json(directory / INDEX_NAME, content_of(document))
+    write_json(directory / INDEX_NAME, index_content(document))

@@ -221,7 +221,7 @@ def offsets_name(shard: str) -> str:
     return shard.removesuffix(".tar") + OFFSETS_SUFFIX
 
 
-def content_of(document: IndexDocument) -> dict[str, Any]:
+def index_content(document: IndexDocument) -> dict[str, Any]:
     """What index.json holds, without the entry that only data sets of pairs have."""
     content = asdict(document)
     if document.condition_channels is None:
@@ -232,7 +232,7 @@ def content_of(document: IndexDocument) -> dict[str, Any]:
 def _digest(document: IndexDocument, content: bytes) -> str:
     """The digest of an index.json with this content."""
     if document.version > 1:
-        first = {**content_of(document), "version": 1}
+        first = {**index_content(document), "version": 1}
         for shard in first["shards"]:
             del shard["offsets"]
         # Exactly as version 1 was written: with another digest, runs on version 1 would not resume.

@@ -60,10 +60,9 @@ def open_source(
     """
     if max_images is not None and max_images < 1:
         raise SourceError(f"max_images is {max_images}: allowed is 1 or more")
-    is_pairs = name.startswith(PREFIX)
-    if condition_half and not is_pairs:
+    if condition_half and not name.startswith(PREFIX):
         raise SourceError(f"source {name}: --side-by-side is given, which is for pairs: give {PREFIX}{name}")
-    kind, path = ("pairs", Path()) if is_pairs else _parse(name)
+    kind, path = _parse(name)
     if not (path.is_file() or path.is_dir()):
         # A pipe would wait for its writer.
         raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
@@ -78,7 +77,7 @@ def open_source(
             f"leave it out (kinds with class folders: {', '.join(_CLASSES_KINDS)})"
         )
     last = None if max_images is None else skip_images + max_images
-    if is_pairs:
+    if kind == "pairs":
         source = pairs_source(name, condition_half=condition_half, classes=classes)
     else:
         source = _open(kind, path, split, last, seed, classes)
@@ -93,7 +92,7 @@ def _open(
     match kind:
         case "digits":
             return digits_source()
-        case _ if kind == DIGITS:
+        case "digits4x":
             return reduced_digits_source()
         case "gaussians25":
             return gaussians25_source(num_points=max_images, seed=seed)
@@ -115,7 +114,9 @@ def _open(
 
 
 def _parse(name: str) -> tuple[str, Path]:
-    """Kind and path."""
+    """Kind and path; the paths of pairs are in the name."""
+    if name.startswith(PREFIX):
+        return "pairs", Path()
     if name in _EMBEDDED:
         return name, Path()
     if exists(Path(name)):

@@ -175,10 +175,10 @@ def _open_images(path: Path, classes: Classes) -> FolderSource | ZipSource:
 
 def _open_conditions(path: Path) -> FolderSource | ZipSource:
     """A folder or a zip of images, or a folder of .npy files without images."""
-    arrays = [] if path.is_file() else sorted(file for file in path.rglob("*.npy") if file.is_file())
     try:
         return _open_images(path, "none")
     except SourceError:
+        arrays = [] if path.is_file() else sorted(file for file in path.rglob("*.npy") if file.is_file())
         if not arrays:
             raise
     state, items = State(), []

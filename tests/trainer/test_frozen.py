@@ -1,4 +1,4 @@
-"""Parameters that stand still: what they keep, what they do not have, and that the others learn as without them."""
+"""Frozen parameters: what they keep, what they do not have, and that the others learn as without them."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, 
 from trainer.algorithm.method import PART_NAMES
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import trained_discriminator, trained_generator
-from trainer.engine.frozen import freeze, learning, standing_still
+from trainer.engine.frozen import all_frozen, freeze, learning
 from trainer.rank.build import new_networks
 
 FREEZE = "training.freeze=[generator.down.*, '*.conv1.weight']"
@@ -40,7 +40,7 @@ def test_patterns_name_parameters_of_their_network_and_stars_span_dots():
 def test_what_stood_still_before_stands_still_afterwards():
     network = nn.Linear(2, 2)
     freeze(network, "discriminator", ["discriminator.bias"])
-    with standing_still(network):
+    with all_frozen(network):
         assert not learning(network)
     assert learning(network) == [network.weight]
 

@@ -41,7 +41,7 @@ from trainer.algorithm.statistics import (
     mean,
     mean_by_timestep,
 )
-from trainer.engine.frozen import standing_still
+from trainer.engine.frozen import all_frozen
 from trainer.engine.precision import exact_products
 
 Context = tuple[Tensor | None, ...]
@@ -292,7 +292,7 @@ class Adversarial:
         """
         D, num_timesteps = players.forward("d"), players.diffusion.num_timesteps
         total: Statistics = {}
-        with standing_still(players.discriminator.module):
+        with all_frozen(players.discriminator.module):
             for batch in batches:
                 pair = batch.pair_g
                 x0_pred, x_tm1_fake = generated(players, pair)

@@ -142,7 +142,9 @@ class Gaussian:
             x_t = noisy_at(sigma, x0, noise)
         z = torch.zeros(len(images), raw.latent_dim, device=images.device)
         label = raw.labels.drawn(draws, Purpose.G_LABEL_DROPOUT) if raw.labels else None
-        condition = raw.conditions.drawn(raw, Purpose.G_CONDITION_DROPOUT) if raw.conditions else None
+        condition = None
+        if raw.conditions:
+            condition = raw.conditions.drawn(raw.conditions.as_given(raw), raw, Purpose.G_CONDITION_DROPOUT)
         return NoisyBatch(t, x0, x_t, z, raw.share, partial(draws.keeps, Purpose.G_DROPOUT), label, sigma, condition)
 
     def update(self, part: Part, players: Players, batches: Sequence[NoisyBatch], step: int) -> Statistics:

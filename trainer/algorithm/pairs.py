@@ -147,14 +147,17 @@ class Conditions:
     of_images: UInt8[Tensor, "b c_given_pixels h_pixels w_pixels"]
     dropout: float
 
-    def drawn(self, raw: "RawBatch", purpose: Purpose) -> Condition:
-        """The conditions for one update, mirrored as their images are, each dropped with probability `dropout`."""
-        draws = raw.draws
-        condition = to_x0(self.of_images, draws.flips() if raw.flip else None, raw.domain)
-        if self.dropout:
-            kept = draws.keeps(purpose, 0, (1,), self.dropout)
-            condition = torch.where(kept[:, :, None, None], condition, 0.0)
+    def as_given(self, raw: "RawBatch") -> Condition:
+        """The conditions of all updates, mirrored as their images are."""
+        condition = to_x0(self.of_images, raw.draws.flips() if raw.flip else None, raw.domain)
         return laid_out(condition, raw.memory_format)
+
+    def drawn(self, condition: Condition, raw: "RawBatch", purpose: Purpose) -> Condition:
+        """`as_given` for one update, each condition dropped independently with probability `dropout`."""
+        if not self.dropout:
+            return condition
+        kept = raw.draws.keeps(purpose, 0, (1,), self.dropout)
+        return laid_out(torch.where(kept[:, :, None, None], condition, 0.0), raw.memory_format)
 
 
 @dataclass(frozen=True)
@@ -204,11 +207,15 @@ def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = Fal
     step = draws.step if isinstance(draws.step, Tensor) else torch.full((), draws.step, device=images.device)
     stepped = Draws(draws.seed, step, draws.samples)
 
+    of_images = raw.conditions.as_given(raw) if raw.conditions else None
+
     @torch.no_grad()
     def pair(purposes: PairPurposes) -> Pair:
         drawn = draw(images, stepped, diffusion, purposes, raw.latent_dim, raw.flip, raw.memory_format, raw.domain)
         label = raw.labels.drawn(draws, purposes.label) if raw.labels else None
-        condition = raw.conditions.drawn(raw, purposes.condition) if raw.conditions else None
+        condition = None
+        if raw.conditions and of_images is not None:
+            condition = raw.conditions.drawn(of_images, raw, purposes.condition)
         return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label, condition=condition)
 
     x0 = to_x0(images, draws.flips() if raw.flip else None, raw.domain) if with_x0 else None

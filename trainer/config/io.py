@@ -30,7 +30,6 @@ from trainer.config.messages import (
 )
 from trainer.config.paths import PATHS, is_local, understood
 from trainer.config.renamed import refusal, rename
-from trainer.config.sections import shown_address
 from trainer.config.strict_yaml import Document, Path, dotted, dump, parse
 from trainer.config.train_config import TrainConfig
 
@@ -101,9 +100,7 @@ def dump_config(config: TrainConfig) -> str:
 
 def shown_config(config: TrainConfig) -> str:
     """The config as YAML without secrets. Values are redacted one by one, since YAML breaks long texts at blanks."""
-    values = redact_values(to_dict(config))
-    values["tracking"]["notify"] = shown_address(config.tracking.notify)
-    return dump(values)
+    return dump(redact_values(to_dict(config)))
 
 
 def flat(config: TrainConfig) -> dict[str, str | int | float | bool | None]:

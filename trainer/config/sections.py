@@ -169,9 +169,9 @@ class TrainingConfig:
     adam: AdamConfig = field(default_factory=AdamConfig)
     """Optimizer of both networks."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stand still, by patterns of their names, in which `*` stands for any characters: the names in a
-    checkpoint, after `generator.` or `discriminator.`, such as generator.down.0.blocks.0.conv1.weight. GDD lets the
-    convolutions of a trained denoiser stand still, `[generator.*conv*.weight]`. They keep the values they start with,
+    """Frozen parameters, by patterns of their names, in which `*` stands for any characters: the names in a
+    checkpoint, after `generator.` or `discriminator.`, such as generator.down.0.blocks.0.conv1.weight. GDD freezes
+    the convolutions of a trained denoiser, `[generator.*conv*.weight]`. They keep the values they start with,
     and have no gradient and no optimizer state. A pattern that begins with a star needs quotes. []: all learn."""
 
     def __post_init__(self) -> None:
@@ -331,9 +331,9 @@ class TrackingConfig:
     most 5 seconds."""
 
     notify: str | None = None
-    """Web address that gets a small JSON when `trainer.run` starts a run, restarts its ranks, and when the run stops,
-    diverges, fails or finishes; http or https. It is part of no file that a run writes, since such an address is often
-    a secret. null: none."""
+    """Web address that gets a small JSON message when `trainer.run` starts a run or restarts its ranks, and when the
+    run stops, diverges, fails or finishes; http or https. It is part of no file that a run writes, since such an
+    address is often a secret. null: none."""
 
     def __post_init__(self) -> None:
         """Refuse a tracker that is given twice, and an address that none can be."""

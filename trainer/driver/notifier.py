@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from data.storage.redaction import redact_values
 from trainer.config.sections import shown_address
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,9 @@ class Notifier:
 
         Args:
             event: what happened.
-            facts: such as step, images and message.
+            facts: such as step, images and reason; secrets in texts are left out.
         """
+        facts = redact_values(facts)
         said = ", ".join(f"{name} {value}" for name, value in facts.items())
         text = f"{self._run} {event}" + (f": {said}" if said else "")
         now = datetime.now(UTC).isoformat(timespec="seconds")

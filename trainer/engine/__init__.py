@@ -3,7 +3,7 @@
 Files:
     compile_cache  the folder of compiled code, and which rank compiles
     compiled    forward passes compiled for a GPU
-    frozen      parameters that stand still
+    frozen      frozen parameters
     guard       decides whether to skip an update
     interface   the interface of an engine: backward, step, its share of the state
     messages    values that ranks send to one another, without pickle

@@ -1,4 +1,4 @@
-"""Parameters that stand still: they get no gradient and no optimizer state, and engines save their values alone."""
+"""Frozen parameters: they get no gradient and no optimizer state, and engines save their values alone."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def freeze(module: nn.Module, part: str, patterns: Sequence[str]) -> None:
-    """Let parameters stand still; call it before the optimizer and the engine are made.
+    """Freeze parameters; call it before the optimizer and the engine are made.
 
     Args:
         module: a network.
@@ -26,12 +26,12 @@ def freeze(module: nn.Module, part: str, patterns: Sequence[str]) -> None:
 
 
 def learning(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that do not stand still."""
+    """The parameters that are not frozen."""
     return [p for p in module.parameters() if p.requires_grad]
 
 
 @contextmanager
-def standing_still(module: nn.Module) -> Iterator[None]:
+def all_frozen(module: nn.Module) -> Iterator[None]:
     """Inside, no parameter of `module` needs a gradient, so none is computed and no engine hook fires for them."""
     parameters = learning(module)
     for p in parameters:

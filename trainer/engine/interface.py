@@ -75,7 +75,7 @@ class Fragment:
     Attributes:
         name: name of the parameter in the module.
         start: offset of the piece in the flattened parameter.
-        tensors: "parameter", and "exp_avg" and "exp_avg_sq" unless it stands still; each flat and as long as the
+        tensors: "parameter", and "exp_avg" and "exp_avg_sq" unless it is frozen; each flat and as long as the
             piece.
     """
 

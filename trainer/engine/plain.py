@@ -119,7 +119,7 @@ def load_replicated(
 
 
 def moments(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
-    """Adam's two moments of one parameter by name; none if it stands still."""
+    """Adam's two moments of one parameter by name; none if it is frozen."""
     return {name: adam_states(optimizer, p)[name] for name in ADAM_STATES} if p.requires_grad else {}
 
 

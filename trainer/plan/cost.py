@@ -48,9 +48,9 @@ class Costs:
     parameters_d: int
     """Number of parameters of the discriminator."""
     learning_g: int
-    """Those of the generator that do not stand still."""
+    """Those of the generator that are not frozen."""
     learning_d: int
-    """Those of the discriminator that do not stand still."""
+    """Those of the discriminator that are not frozen."""
     forward_g: float
     """FLOPs of the generator's forward pass for one image."""
     forward_d: float

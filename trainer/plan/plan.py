@@ -197,7 +197,7 @@ def state_memory(
         stage: of ZeRO.
         world_size: number of ranks; the partition of each has the world_size-th part of the elements, rounded up.
         num_averages: moving averages of the network.
-        num_learning: parameters that do not stand still; None: all of them.
+        num_learning: parameters that are not frozen; None: all of them.
     """
     learning = num_parameters if num_learning is None else num_learning
     part, part_learning = (FP32_BYTES * -(-number // world_size) for number in (num_parameters, learning))
@@ -220,9 +220,9 @@ def render(plan: Plan) -> str:
     lines = [
         "networks",
         f"  generator      {_millions(costs.parameters_g)}  {_flops(costs.forward_g):>13} forward, one image"
-        + _still(costs.parameters_g, costs.learning_g),
+        + _frozen(costs.parameters_g, costs.learning_g),
         f"  discriminator  {_millions(costs.parameters_d)}  {_flops(costs.forward_d):>13} forward, one pair"
-        + _still(costs.parameters_d, costs.learning_d),
+        + _frozen(costs.parameters_d, costs.learning_d),
         "batch",
         f"  {_batch(batch)}",
         "length",
@@ -318,8 +318,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:8.2f} M parameters"
 
 
-def _still(held: int, learning: int) -> str:
-    return f"; {100 * (held - learning) / held:.1f}% of the parameters stand still" if learning < held else ""
+def _frozen(held: int, learning: int) -> str:
+    return f"; {100 * (held - learning) / held:.1f}% of the parameters are frozen" if learning < held else ""
 
 
 def _gib(num_bytes: int) -> str:

@@ -255,7 +255,7 @@ def build(
         freeze(network, PART_NAMES[part], training.freeze)
         learns, held = (sum(p.numel() for p in some) for some in (learning(network), network.parameters()))
         if learns < held and ranks.rank == 0:
-            log.info("%.1f%% of the %s's parameters stand still", 100 * (held - learns) / held, PART_NAMES[part])
+            log.info("%.1f%% of the %s's parameters are frozen", 100 * (held - learns) / held, PART_NAMES[part])
         if config.engine.checkpoint_activations:
             recompute_blocks(network)
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}

@@ -183,10 +183,8 @@ class DrawGrid:
             else:
                 images, columns = sample_images(generator, diffusion, config, num=num, seed=0), None
             save_grid(file, images, self._rows, columns)
-        except (
-            OSError,
-            DataError,
-        ) as error:  # a full disk, or pairs that are gone: others end a run
+        except (OSError, DataError) as error:
+            # A full disk, or pairs that are gone; any other error ends the run.
             log.error("the grid of step %d was not saved, training continues: %s", loop.step, error)
             return
         self._tracker.log_image(loop.step, "samples", file)

@@ -38,8 +38,6 @@ ANIMATIONS: dict[str, dict[str, Any]] = {
 """Options of Pillow by the extension of a name."""
 VIDEO = ".mp4"
 FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
-
-
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of image files that are looked for in a folder."""
 

@@ -224,7 +224,7 @@ def test_what_is_given_is_mirrored_with_its_image_and_dropped_by_pure_draws():
         assert pair.condition is not None and torch.equal(pair.condition, expected)
         assert pair.given == (None, pair.condition)
     raw = RawBatch(images, Draws(5, 7, d.samples), latent_dim=6, flip=True, share=1.0, domain="haar")
-    assert torch.equal(Conditions(given, 0.0).drawn(raw, FOR_D.condition), haar(expected))
+    assert torch.equal(Conditions(given, 0.0).as_given(raw), haar(expected))
     whole, part = batch(0, 64, 0.3), batch(16, 24, 0.3)
     dropped = []
     for of_whole, of_part in ((whole.pair_d, part.pair_d), (whole.pair_g, part.pair_g)):

@@ -68,7 +68,7 @@ class PlainEngine(Engine):
 
 
 def networks(loss: str = "", form: ImageForm = PLAIN) -> tuple[Generator, Discriminator]:
-    """The same weights each time; with the loss `frozen` some of them stand still."""
+    """The same weights each time; with the loss `frozen` some of them are frozen."""
     generator, discriminator = copy.deepcopy(_networks(form))
     if loss == "frozen":
         freeze(generator, "generator", ["generator.down.*", "*.time.*"])
