@@ -3,6 +3,7 @@
 That saves the seconds in which each rank would import torch and DeepSpeed, for commands that start many groups.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -92,6 +93,7 @@ def _group(ranks: int) -> dict[str, str]:
 
 def _run(main: Main, arguments: Sequence[str], log: Path, errors: Path, environment: Mapping[str, str]) -> None:
     """One rank, in a process of its own."""
+    gc.freeze()  # a million objects of the loaded modules; ZeRO-3 collects at each start, and would walk them all
     os.environ.clear()  # it has that of the process that it is forked from, as it was when that one started
     os.environ.update(environment)
     for stream, file in ((1, log), (2, errors)):
