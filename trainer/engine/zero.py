@@ -233,6 +233,11 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+def import_optimizers() -> None:
+    """Import what DeepSpeed imports with the first engine at ZeRO 1 or more, a second of computing; after itself."""
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+
 def forget_group() -> None:
     """Drop DeepSpeed's reference to the process group, if DeepSpeed is imported."""
     if groups := sys.modules.get("deepspeed.utils.groups"):
