@@ -49,7 +49,7 @@ def run_python(
 
 def slow_steps(seconds: float) -> dict[str, str]:
     """Environment variables with which each optimizer step of a run waits, so that it lasts and hardly computes."""
-    return {"PYTHONPATH": str(ROOT / "tests/integration/slow_steps"), "SLOW_STEPS_S": str(seconds)}
+    return {"PYTHONPATH": f"{ROOT}/tests/integration/slow_steps:{ROOT}", "SLOW_STEPS_S": str(seconds)}
 
 
 def run_torchrun(num_ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -117,13 +117,13 @@ def default_signals() -> None:
 
 
 @contextmanager
-def running(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
+def running(arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
     """A command in its own process group, as in a terminal; remaining processes are killed at the end."""
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env=environment(),
+            env=environment(env),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -12,7 +12,7 @@ import pytest
 from data.shards.index import load_index
 from data.stream.partition import SampleOrder
 from tests.data.damage import damage
-from tests.launch import run_ranks, running, train_command, wait_for_checkpoint, wait_for_text
+from tests.launch import run_ranks, running, slow_steps, train_command, wait_for_checkpoint, wait_for_text
 from tests.trainer.driver.hooked import hooked
 from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
@@ -30,16 +30,16 @@ def holder_of(directory: Path) -> int | None:
 
 def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
     directory, log, straight = tmp_path / "run", tmp_path / "log.txt", tmp_path / "straight"
-    more = ("training.total_images=2400", "checkpoint.save_interval_steps=15", "scaling.world_size=2")
-    arguments = train_command("digits", tiny, directory, *more)
-    with running(arguments, log) as process:
+    more = ("training.total_images=960", "checkpoint.save_interval_steps=6", "scaling.world_size=2")
+    arguments, slowly = train_command("digits", tiny, directory, *more), slow_steps(0.2)
+    with running(arguments, log, slowly) as process:
         wait_for_checkpoint(directory, process, log)
         process.kill()  # it alone: nobody tells the workers, or the Ray that it started
         process.wait()
     assert newest_valid(directory / "checkpoints")
 
     again = tmp_path / "again.txt"
-    with running(arguments, again) as process:
+    with running(arguments, again, slowly) as process:
         # Until then, the workers of the killed driver may still save.
         wait_for_text("resuming from", process, again)
         begun = newest_valid(directory / "checkpoints")
@@ -55,7 +55,7 @@ def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
     done = run_ranks(2, ["-m", "trainer.worker", "--config", "digits", *(x for o in sets for x in ("--set", o))])
     assert done.returncode == 0, done.stderr[-3000:]
     ends = [list_checkpoints(folder / "checkpoints")[-1] for folder in (directory, straight)]
-    assert [end.step for end in ends] == [150, 150]
+    assert [end.step for end in ends] == [60, 60]
     assert fingerprint(ends[0]) == fingerprint(ends[1])
 
 

@@ -1,5 +1,4 @@
 import dataclasses
-import re
 from pathlib import Path
 
 import pytest
@@ -336,11 +335,10 @@ def test_dumped_config_loads_back_equal():
 @pytest.mark.slow
 @given(
     peak=st.floats(1e-12, 1, exclude_min=True),
-    # `~` and `$` begin what is filled in: a home folder or a variable that may not be there. `***` is a hidden secret.
-    # A scheme begins an address, and `file:` alone is refused.
+    # `~` and `$` begin what is filled in and may not be there, `***` is a hidden secret, and `file:` alone is refused.
     directory=st.text(
-        st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="~$*"), min_size=1, max_size=60
-    ).filter(lambda text: not re.match(r"[A-Za-z][\w+.-]*:", text)),
+        st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="~$*:"), min_size=1, max_size=60
+    ),
     uri=st.none() | st.sampled_from(["yes", "1e-4", "~", "5", "a: b", "#x", ""]),
 )
 def test_odd_values_survive_dumping(peak, directory, uri):
