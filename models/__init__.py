@@ -9,8 +9,7 @@ Files:
     generator            NCSN++ U-Net with adaptive group norm
     layers               initialization, group norm, embeddings, convolutions in channels_last
     minibatch_deviation  minibatch standard deviation
-    mlp                  perceptrons for 2-D points
-    networks             builds the networks a config describes
+    networks/            networks of other kinds, and the choice between all of them
     noise_levels         continuous noise levels, and what a generator sees of them
     published/           networks from the authors' released files
     resample             FIR and nearest resampling

@@ -5,7 +5,9 @@ Everything here is twice differentiable, as the R1 penalty requires.
 Shape letters: B batch, C channels, H W height and width. `temb` [B, time_embedding_dim] is the embedded time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from jaxtyping import Float
@@ -28,8 +30,8 @@ from models.layers import (
     join,
 )
 from models.minibatch_deviation import Grouping, append_deviation
-from models.resample import FirDownsample
-from models.shapes import Condition, Embedding, Features, Image, ImageForm, Label, Logits, Timestep
+from models.resample import FirDownsample, FirUpsample
+from models.shapes import Condition, Embedding, Features, Image, ImageForm, Label, Logits, Predictions, Timestep
 
 # For each block: (width in units of base_channels, whether it halves the resolution).
 BLOCKS = {
@@ -37,6 +39,8 @@ BLOCKS = {
     "large": ((4, True), (8, True), (8, True), (8, True), (8, True), (8, True)),
 }
 LEAK = 0.2
+Predicted = Literal["x0", "x_t"]
+"""What a discriminator can predict of x_tm1 next to its judgement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,10 @@ class DiscriminatorConfig:
     sees: Literal["pair", "marginal"] = "pair"
     """What it judges. `pair`: x_tm1 together with the x_t that it was made from, as published. `marginal`: x_tm1 alone,
     as in SIDDM and AFM; then training.transport or training.reconstruction has to tie x_tm1 to its x_t."""
+    predicts: tuple[Predicted, ...] = ()
+    """What it predicts of x_tm1 next to its judgement, as images. `x0`: the clean image of real ones, for
+    training.denoising. `x_t`: the noisier image of generated ones, for training.afd. It then has a decoder as well.
+    []: nothing, as published."""
     init_from: Literal["generator"] | None = None
     """`generator`: where a run or a stage starts from a trained generator, its first convolutions start as those of the
     generator's encoder that have the same shape; run.init_from_discriminator has then no effect. null: new weights,
@@ -65,6 +73,11 @@ class DiscriminatorConfig:
     stddev_grouping: Grouping = "contiguous"
     """`contiguous`: neighbours form a group, the same at any world size. `strided`: over the rank's batch, as
     images spread over a forward pass (`strided`), as in the authors' code."""
+
+    def __post_init__(self) -> None:
+        """Refuse a prediction that is named twice."""
+        if len(set(self.predicts)) < len(self.predicts):
+            raise ValueError(f"predicts is [{', '.join(self.predicts)}]: name each prediction once")
 
 
 def activated(conv: nn.Conv2d, x: Features, shift: Embedding | None = None) -> Float[Tensor, "b c_out h w"]:
@@ -94,6 +107,56 @@ class DownBlock(Block):
         return merge(self.shortcut(self.resample(x)), h, rescale=True)
 
 
+class DecoderBlock(Block):
+    """Joins features with those from before they were halved, as a feature pyramid does (FPN, 1612.03144, section 3).
+
+    It is cheaper than a block of the generator's decoder: features are narrowed before they are doubled, and the sum,
+    not the concatenation, gets one convolution.
+    """
+
+    def __init__(self, c_in: int, c_out: int, *, doubles: bool) -> None:
+        super().__init__()
+        self.lateral = initialized(Convolution(c_in, c_out, 1), fan="out")
+        self.resample = FirUpsample() if doubles else nn.Identity()
+        self.conv = initialized(Convolution(c_out, c_out, 3, padding=1), fan="out")
+
+    def forward(self, h: Float[Tensor, "b c_in h_in w_in"], skip: Features) -> Features:
+        """Features of the resolution and width of `skip`."""
+        h = merge(self.resample(self.lateral(h)), skip, rescale=True)
+        return merge(h, activated(self.conv, F.leaky_relu(h, LEAK)), rescale=True)
+
+
+class Decoder(nn.Module):
+    """What a discriminator predicts, from the features of its blocks: with these a U-Net (SIDDM, 2306.12511).
+
+    Args:
+        widths: channels of the features before the first block and after each.
+        halves: whether each block halves the resolution.
+        num_channels: of each predicted image.
+        num_images: how many are predicted.
+    """
+
+    def __init__(self, widths: Sequence[int], halves: Sequence[bool], num_channels: int, num_images: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            DecoderBlock(c_in, c_out, doubles=doubles)
+            for (c_out, c_in), doubles in reversed(list(zip(pairwise(widths), halves, strict=True)))
+        )
+        # Predictions start near zero, and so does what they add to a gradient.
+        self.conv_out = nn.ModuleList(
+            initialized(Convolution(widths[0], num_channels, 3, padding=1), fan="out", scale=NEAR_ZERO)
+            for _ in range(num_images)
+        )
+
+    def forward(self, *features: Tensor) -> Predictions:
+        """All predictions, from the features that `widths` describes."""
+        *skips, h = features
+        for block in self.blocks:
+            h = block(h, skips.pop())
+        h = F.leaky_relu(h, LEAK)
+        return tuple(conv(h) for conv in self.conv_out)
+
+
 class Discriminator(nn.Module):
     """logits = D(x_tm1, x_t, t), one per sample, without a sigmoid.
 
@@ -112,16 +175,19 @@ class Discriminator(nn.Module):
         C = 2 * config.base_channels
         self.conv_in = initialized(Convolution(seen_channels(config, form), C, 1), fan="out")
         self.blocks = nn.ModuleList()
+        widths = [C]
         for multiplier, halves in BLOCKS[config.kind]:
             c_out = multiplier * config.base_channels
             self.blocks.append(DownBlock(C, c_out, time_channels=config.time_embedding_dim, halves=halves))
             C = c_out
+            widths.append(C)
         # Only the small network starts with this convolution near zero, as in the published code.
         scale = NEAR_ZERO if config.kind == "small" else 1.0
         self.conv_out = initialized(Convolution(C + 1, C, 3, padding=1), fan="out", scale=scale)
         self.head = initialized(nn.Linear(C, 1), fan="out")
         # Same scale as the head: with smaller vectors, labels had no effect for the first thousand steps.
         self.label = LabelEmbedding(form.num_classes, C, deviation=1.0) if form.num_classes else None
+        self.decoder = decoder(config, form, widths, [halves for _, halves in BLOCKS[config.kind]])
 
     def forward(
         self,
@@ -130,7 +196,9 @@ class Discriminator(nn.Module):
         t: Timestep,
         label: Label | None = None,
         condition: Condition | None = None,
-    ) -> Logits:
+        *,
+        predicting: bool = False,
+    ) -> Logits | tuple[Logits, Predictions]:
         """Judge a denoising step.
 
         Args:
@@ -140,9 +208,10 @@ class Discriminator(nn.Module):
             label: 0 .. num_classes - 1, or num_classes for no label. Required if the network has classes.
             condition: Image that is given, which is judged with them. Required if the network was built with its
                 channels.
+            predicting: Predict as well; only with `config.predicts`.
 
         Returns:
-            Logits, large where x_tm1 looks real.
+            Logits, large where x_tm1 looks real; if `predicting`, what it predicts as well, x0 before x_t.
 
         Raises:
             ValueError: The image cannot be halved often enough, or the batch cannot be split into groups.
@@ -151,12 +220,26 @@ class Discriminator(nn.Module):
         temb = self.time_embedding(t)
         judged = [x for x in (x_tm1, None if self.config.sees == "marginal" else x_t, condition) if x is not None]
         h = self.conv_in(judged[0] if len(judged) == 1 else join(judged))
+        features = [h]
         for block in self.blocks:
             h = block(h, temb)
+            features.append(h)
         h = append_deviation(h, self.config.stddev_group_size, self.config.stddev_grouping)
         h = activated(self.conv_out, h).sum(dim=(2, 3))
         logits = self.head(h)[:, 0]
-        return logits if self.label is None else logits + (self.label(label) * h).sum(dim=1)
+        if self.label is not None:
+            logits = logits + (self.label(label) * h).sum(dim=1)
+        if not predicting:
+            return logits
+        assert self.decoder is not None, "only a discriminator that predicts has a decoder"
+        return logits, self.decoder(*features)
+
+
+def decoder(
+    config: DiscriminatorConfig, form: ImageForm, widths: Sequence[int], halves: Sequence[bool]
+) -> Decoder | None:
+    """The decoder of a discriminator whose features are those that `Decoder` describes; None if it does not predict."""
+    return Decoder(widths, halves, form.channels, len(config.predicts)) if config.predicts else None
 
 
 def seen_channels(config: DiscriminatorConfig, form: ImageForm) -> int:

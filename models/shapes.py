@@ -25,6 +25,8 @@ Latent = Float[Tensor, "b nz"]
 Embedding = Float[Tensor, "b time"]
 Style = Float[Tensor, "b style"]
 Logits = Float[Tensor, " b"]
+Predictions = tuple[Image, ...]
+"""What a discriminator predicts: x0 before x_t."""
 
 
 @dataclass(frozen=True)

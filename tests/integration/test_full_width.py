@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.diffusion import Diffusion
-from models.networks import build_discriminator
+from models.networks.build import build_discriminator
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Players

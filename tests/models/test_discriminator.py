@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.discriminator import Discriminator, DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
 from models.layers import NEAR_ZERO
-from models.networks import build_discriminator, build_generator, shared_with_encoder
+from models.networks.build import build_discriminator, build_generator, shared_with_encoder
 from models.published.state_dict import discriminator_from
 from models.shapes import ImageForm
 
@@ -199,3 +199,54 @@ def test_a_block_of_the_encoder_is_taken_once_and_the_decoder_never():
     assert twins(shared_with_encoder(discriminator, generator)) == {("blocks.3", "middle_block1")}
     del generator.middle_block1, generator.middle_block2
     assert not shared_with_encoder(discriminator, generator)
+
+
+PREDICTS = replace(TINY, predicts=("x0", "x_t"))
+
+
+def test_one_that_predicts_judges_as_one_that_does_not() -> None:
+    plain, predicting = (
+        torch.manual_seed(2) and Discriminator(config, ImageForm(8, 3, 5)) for config in (TINY, PREDICTS)
+    )
+    own, others = plain.state_dict(), predicting.state_dict()
+    assert {name for name in others if name not in own} == {name for name in others if name.startswith("decoder.")}
+    assert all(torch.equal(others[name], value) for name, value in own.items())
+    x_tm1, x_t, t = inputs(B=4, image_channels=3)
+    logits, predictions = predicting(x_tm1, x_t, t, t, predicting=True)
+    assert torch.equal(logits, plain(x_tm1, x_t, t, t)) and torch.equal(logits, predicting(x_tm1, x_t, t, t))
+    assert [x.shape for x in predictions] == 2 * [(4, 3, 8, 8)]
+    assert all(x.abs().max() < 1e-4 * x_tm1.abs().max() for x in predictions)  # they start near zero
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_predictions_reach_the_trunk_and_all_of_the_decoder_but_not_the_head(
+    memory_format: torch.memory_format,
+) -> None:
+    network = awakened(Discriminator(PREDICTS, ImageForm(8, 3)))
+    network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    x_tm1, x_t, t = inputs(B=4, image_channels=3)
+    _, predictions = network(*(x.contiguous(memory_format=memory_format) for x in (x_tm1, x_t)), t, predicting=True)
+    sum(x.square().sum() for x in predictions).backward()
+    without = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == {"conv_out", "head"}
+
+
+def test_predictions_of_an_image_do_not_depend_on_its_group() -> None:
+    network = awakened(Discriminator(PREDICTS, ImageForm(8, 3)))
+    x_tm1, x_t, t = inputs(B=4, image_channels=3)
+    _, predictions = network(x_tm1, x_t, t, predicting=True)
+    _, again = network(x_tm1.flip(0), x_t.flip(0), t.flip(0), predicting=True)
+    for a, b in zip(again, predictions, strict=True):
+        torch.testing.assert_close(a.flip(0), b, atol=1e-5, rtol=1e-5)  # another float32 order of summation
+
+
+def test_the_decoder_costs_two_fifths_of_a_judgement() -> None:
+    config = DiscriminatorConfig(predicts=("x0", "x_t"))
+    with torch.device("meta"):
+        discriminator, (x_tm1, x_t, t) = Discriminator(config, FORM), inputs(B=1, image_size=32, image_channels=3)
+    flops = []
+    for predicting in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            discriminator(x_tm1, x_t, t, predicting=predicting)
+        flops.append(counter.get_total_flops())
+    assert flops[1] / flops[0] == pytest.approx(1.44, abs=0.005)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.generator import Generator, GeneratorConfig
-from models.mlp import MlpGenerator
+from models.networks.mlp import MlpGenerator
 from models.noise_levels import NoiseConditioning, preconditioned
 from models.shapes import ImageForm
 

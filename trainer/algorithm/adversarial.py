@@ -5,7 +5,6 @@ random numbers and reads no scalars off the device: it gets pairs already drawn 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import add
@@ -13,15 +12,33 @@ from operator import add
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion, Sampler, sample_posterior
-from models.dropout import masks_from
+from models.diffusion import Diffusion, Sampler
 from models.generator import GeneratorConfig
-from models.shapes import Image, Latent, Logits, Timestep
+from models.shapes import Image, Latent, Logits, Predictions, Timestep
 from trainer.algorithm.augmentation import VIEW_OF_D, VIEW_OF_G, AugmentationConfig, View
-from trainer.algorithm.auxiliary import Auxiliary, reconstruction_loss, transport_loss
+from trainer.algorithm.auxiliary import (
+    Auxiliary,
+    afd_loss,
+    denoising_loss,
+    reconstruction_loss,
+    step_regression_loss,
+    transport_loss,
+    with_gradient,
+)
 from trainer.algorithm.losses import OBJECTIVES, Objective, Scalar, precise, unbalanced_transport
-from trainer.algorithm.method import MethodSettings, Part, Players, Prediction
-from trainer.algorithm.pairs import MicroBatch, Pair, RawBatch, draw_micro_batch, given, laid_out
+from trainer.algorithm.method import (
+    Context,
+    MethodSettings,
+    Part,
+    Players,
+    Prediction,
+    answer,
+    context_of,
+    generated,
+    judged,
+    seen,
+)
+from trainer.algorithm.pairs import MicroBatch, RawBatch, draw_micro_batch, laid_out
 from trainer.algorithm.penalties import (
     PenaltyDraws,
     PenaltyKind,
@@ -38,14 +55,13 @@ from trainer.algorithm.statistics import (
     by_timestep,
     count,
     diagnostic,
+    logit_statistics,
     mean,
     mean_by_timestep,
 )
 from trainer.engine.frozen import all_frozen
 from trainer.engine.precision import exact_products
 
-Context = tuple[Tensor | None, ...]
-"""What D judges x_tm1 with, in the order of its arguments; see `context_of`."""
 STATISTICS = (
     count("frequency_t", by_timestep=True),
     count("updates_g"),
@@ -64,8 +80,11 @@ STATISTICS = (
 """`frequency_t` counts D's updates per timestep and `updates_g` counts G's updates; skipped updates are not counted."""
 
 
-AUXILIARY = {name: mean(name, over="updates_g") for name in ("reconstruction", "transport")}
-"""Reported by games with these losses of G, without their weights."""
+AUXILIARY = {
+    **{name: mean(name, over="updates_g") for name in ("reconstruction", "transport", "afd")},
+    **{name: mean(name, over="frequency_t") for name in ("denoising", "afd_regression")},
+}
+"""Reported by games with these losses, of G and of D, without their weights."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,7 @@ class Adversarial:
         penalty_subset: finite differences are taken in every n-th group of images.
         penalty_epsilon: length of a finite difference.
         logit_centring: weight of the mean square of the sum of a pair's logits on real and fake in D's loss.
-        auxiliary: losses of G next to the game.
+        auxiliary: losses of G and of D next to the game.
         augmentation: transforms of what D sees.
         global_batch_size: images of a step, which turn steps into images seen.
         first_step: step from which these images count.
@@ -131,7 +150,7 @@ class Adversarial:
                 f"training.objective is {settings.objective}, whose discriminator loss has no lower bound without a "
                 "gradient penalty, but training.r1_gamma and training.r2_gamma are 0: set one of them above 0"
             )
-        auxiliary = Auxiliary(settings.reconstruction, settings.transport)
+        auxiliary = Auxiliary(settings.reconstruction, settings.transport, settings.afd, settings.denoising)
         return cls(
             objective,
             r1_gamma=settings.r1_gamma,
@@ -144,7 +163,7 @@ class Adversarial:
             auxiliary=auxiliary,
             augmentation=settings.augmentation,
             global_batch_size=settings.global_batch_size,
-            statistics=(*STATISTICS, *(AUXILIARY[name] for name in auxiliary.names)),
+            statistics=(*STATISTICS, *(AUXILIARY[name] for name in (*auxiliary.names, *auxiliary.names_of_d))),
         )
 
     @property
@@ -166,7 +185,7 @@ class Adversarial:
 
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         """A pair for each update, its view, and the noise of finite differences in the steps where they are due."""
-        with_x0 = "reconstruction" in self.auxiliary.names
+        with_x0 = not {"reconstruction", "denoising"}.isdisjoint((*self.auxiliary.names, *self.auxiliary.names_of_d))
         drawn = self._with_views(draw_micro_batch(raw, diffusion, with_x0=with_x0), raw)
         if self.penalty == "exact" or not self.penalties:
             return drawn
@@ -181,10 +200,11 @@ class Adversarial:
     def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
         images, due = self._images_before(step), self._due(step)
+        weights = self.auxiliary.weights_at(images)
         if part == "g":
-            return self.update_generator(players, batches, self.auxiliary.weights_at(images))
+            return self.update_generator(players, batches, weights)
         r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
-        return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma)
+        return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma, weights=weights)
 
     def _with_views(self, drawn: MicroBatch, raw: RawBatch) -> MicroBatch:
         """The batch with the transforms through which D sees it, if there are any."""
@@ -215,7 +235,13 @@ class Adversarial:
         return step % self.penalty_interval_steps == 0
 
     def update_discriminator(
-        self, players: Players, batches: Sequence[MicroBatch], *, r1_gamma: float = 0.0, r2_gamma: float = 0.0
+        self,
+        players: Players,
+        batches: Sequence[MicroBatch],
+        *,
+        r1_gamma: float = 0.0,
+        r2_gamma: float = 0.0,
+        weights: Mapping[str, float] | None = None,
     ) -> Statistics:
         """One update of D: real pairs (x_tm1, x_t) against pairs whose x_tm1 comes from G and the posterior.
 
@@ -226,16 +252,20 @@ class Adversarial:
             batches: as many micro-batches as the engines accumulate.
             r1_gamma: weight of the R1 penalty on the real x_tm1 in this step, in float32; 0: none.
             r2_gamma: weight of the R2 penalty on the generated x_tm1 in this step, in float32; 0: none.
+            weights: of the losses of D's predictions in this step, by name.
         """
         total: Statistics = {}
-        exact = self.penalty == "exact"
+        exact, predicts = self.penalty == "exact", self.auxiliary.predicts
         for batch in batches:
             pair = batch.pair_d
             with torch.no_grad():
                 x0_pred, x_tm1_fake = generated(players, pair)
             context = context_of(players, pair)
-            real, logits_real = judged(players, pair, pair.x_tm1.detach(), context, penalized=exact and r1_gamma > 0)
-            fake, logits_fake = judged(players, pair, x_tm1_fake, context, penalized=exact and r2_gamma > 0)
+            judge = partial(judged, players, pair, context=context)
+            penalized, predicting = exact and r1_gamma > 0, "x0" in predicts
+            real, logits_real, of_real = judge(pair.x_tm1.detach(), penalized=penalized, predicting=predicting)
+            penalized, predicting = exact and r2_gamma > 0, "x_t" in predicts
+            fake, logits_fake, of_fake = judge(x_tm1_fake, penalized=penalized, predicting=predicting)
             if players.augmentation and batch.share:
                 players.augmentation.count(self.objective.certainty(logits_real.detach(), logits_fake.detach()))
             costed = self.objective.less_cost(logits_fake, x0_pred, pair.x_t)
@@ -243,6 +273,10 @@ class Adversarial:
             loss = reduce(add, statistics.values())
             if self.logit_centring:
                 loss = loss + self.logit_centring * (precise(logits_real) + precise(logits_fake)).square().mean()
+            predicted = self._predicted_losses(players, batch, x_tm1_fake, of_real, of_fake)
+            statistics |= predicted
+            for name, value in predicted.items():
+                loss = loss + (weights or {}).get(name, 0.0) * value
             sides: tuple[tuple[PenaltyName, float, Image, Logits], ...] = (
                 ("r1", r1_gamma, real, logits_real),
                 ("r2", r2_gamma, fake, logits_fake),
@@ -257,9 +291,29 @@ class Adversarial:
                     statistics |= {f"{name}_penalty": penalty, f"{name}_steps": torch.ones_like(penalty)}
             players.discriminator.backward(loss * (batch.share * players.world_size))
             players.discriminator.step(wait=False)
-            statistics |= logit_statistics(players.diffusion, pair.t, logits_real, logits_fake)
+            statistics |= logit_statistics(players.diffusion.num_timesteps, pair.t, logits_real, logits_fake)
             add_statistics(total, statistics, batch.share)
         return total
+
+    def _predicted_losses(
+        self,
+        players: Players,
+        batch: MicroBatch,
+        x_tm1_fake: Image,
+        of_real: Predictions | None,
+        of_fake: Predictions | None,
+    ) -> Statistics:
+        """The losses of what D predicts of real and of generated images, as it sees them, without their weights."""
+        pair, losses = batch.pair_d, Statistics()
+        if of_real is not None:
+            assert batch.x0 is not None, "a game whose discriminator denoises keeps the images"
+            x0 = seen(players, pair, batch.x0)
+            losses["denoising"] = denoising_loss(x0, self.auxiliary.prediction("x0", of_real))
+        if of_fake is not None:
+            x_tm1, x_t = (seen(players, pair, x) for x in (x_tm1_fake.detach(), pair.x_t))
+            regressed = self.auxiliary.prediction("x_t", of_fake)
+            losses["afd_regression"] = step_regression_loss(players.diffusion, x_tm1, x_t, pair.t, regressed)
+        return losses
 
     def _estimated(
         self, players: Players, batch: MicroBatch, name: PenaltyName, x_tm1: Image, context: Context
@@ -298,18 +352,29 @@ class Adversarial:
                 x0_pred, x_tm1_fake = generated(players, pair)
                 players.discriminator.finish()
                 context = context_of(players, pair)
+                predicting, scale = "afd" in self.auxiliary.names, players.gradient_scale
+                x_tm1_seen = seen(players, pair, x_tm1_fake)
                 with players.autocast(pair.x_t):
-                    logits = D(seen(players, pair, x_tm1_fake), *context)
+                    logits, predictions = answer(D, x_tm1_seen, context, predicting=predicting and scale is None)
                 logits_real = None
                 if self.objective.compares:
                     with torch.no_grad(), players.autocast(pair.x_t):
                         logits_real = D(seen(players, pair, pair.x_tm1), *context)
                 loss = self.objective.generator(self.objective.less_cost(logits, x0_pred, pair.x_t), logits_real)
                 statistics = {"loss_g": loss, "logits_g": by_timestep(num_timesteps, pair.t, logits)}
-                if players.gradient_scale:
-                    loss = _with_gradient(x_tm1_fake, loss, partial(players.gradient_scale, share=batch.share))
+                if scale:
+                    loss = with_gradient(x_tm1_fake, loss, partial(scale, share=batch.share))
+                    if predicting:
+                        # By a graph of its own: ZeRO stage 3 lets go of the parameters after one backward pass.
+                        x_tm1_seen = seen(players, pair, x_tm1_fake)
+                        with players.autocast(pair.x_t):
+                            _, predictions = answer(D, x_tm1_seen, context, predicting=True)
                 for name in self.auxiliary.names:
-                    statistics[name] = self._auxiliary(name, players.diffusion, batch, x0_pred, x_tm1_fake)
+                    if name == "afd" and predictions is not None:
+                        regressed, x_t = self.auxiliary.prediction("x_t", predictions), seen(players, pair, pair.x_t)
+                        statistics[name] = afd_loss(players.diffusion, x_tm1_seen, x_t, pair.t, regressed)
+                    else:
+                        statistics[name] = self._auxiliary(name, players.diffusion, batch, x0_pred, x_tm1_fake)
                     loss = loss + (weights or {}).get(name, 0.0) * statistics[name]
                 players.generator.backward(loss * (batch.share * players.world_size))
                 players.generator.step()
@@ -330,58 +395,3 @@ class Adversarial:
     ) -> Callable[[Image, Timestep, Latent], Image]:
         """G predicts x0 itself."""
         return generator
-
-
-def generated(players: Players, pair: Pair) -> tuple[Image, Image]:
-    """G's x0_pred for a pair, and the fake x_tm1: a sample of q(x_tm1 | x_t, x0_pred)."""
-    with players.autocast(pair.x_t), masks_from(players.generator.module, pair.dropout):
-        x0_pred = players.forward("g")(pair.x_t, pair.t, pair.z, *pair.given).to(pair.x_t.dtype)
-        return x0_pred, sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
-
-
-def context_of(players: Players, pair: Pair) -> Context:
-    """What D judges x_tm1 with: x_t, t, the label and, if there is one, the condition; images as far as D sees them."""
-    # A D that sees x_tm1 alone takes no more than its size from x_t.
-    x_t = seen(players, pair, pair.x_t) if players.sees_x_t else pair.x_t
-    condition = None if pair.condition is None else seen(players, pair, pair.condition)
-    return (x_t, pair.t, *given(pair.label, condition))
-
-
-def judged(players: Players, pair: Pair, x_tm1: Image, context: Context, *, penalized: bool) -> tuple[Image, Logits]:
-    """D's logits for one side of a pair, real or fake, as far as the pair's view shows it.
-
-    Penalties are those at x_tm1, before the view, as in ADA (2006.06676) and R3GAN (2501.05441): the slope along pixels
-    that D does not see is 0.
-
-    Args:
-        players: the networks.
-        pair: gives the view.
-        x_tm1: the cleaner image, detached.
-        context: from `context_of`.
-        penalized: the logits will be differentiated with respect to x_tm1. D then runs uncompiled and in float32: bf16
-            causes errors of several per cent in a penalty, and compiled code has no second derivative.
-
-    Returns:
-        x_tm1, which requires grad if `penalized`, and the logits.
-    """
-    x_tm1 = x_tm1.requires_grad_(penalized)
-    D = players.discriminator.module if penalized else players.forward("d")
-    with nullcontext() if penalized else players.autocast(pair.x_t):
-        return x_tm1, D(seen(players, pair, x_tm1), *context)
-
-
-def seen(players: Players, pair: Pair, x: Image) -> Image:
-    """Images of a pair as D sees them: x itself without augmentation."""
-    return x if pair.view is None else laid_out(pair.view(x), players.memory_format)
-
-
-def logit_statistics(diffusion: Diffusion, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:
-    """D's logits for real and fake pairs by timestep, and how often each timestep occurred."""
-    of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
-    return {name: by_timestep(diffusion.num_timesteps, t, values) for name, values in of_each.items()}
-
-
-def _with_gradient(x: Image, loss: Scalar, change: Callable[[Image], Image]) -> Scalar:
-    """A value whose gradient with respect to `x` is that of `loss`, changed."""
-    (gradient,) = torch.autograd.grad(loss, x)
-    return (x * change(gradient)).sum()

@@ -1,4 +1,7 @@
-"""What the generator's loss holds next to the game, and the normalization that puts the game in proportion to it."""
+"""Losses of the generator and of the discriminator's predictions next to the game, and how they are weighed.
+
+The gradient of the game can be normalized, so that weights keep their meaning however steep D is.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,8 +11,10 @@ import torch
 from torch import Tensor
 
 from models.diffusion import Diffusion, step_noise
-from models.shapes import Image, Timestep
-from trainer.algorithm.losses import Scalar
+from models.discriminator import Predicted
+from models.layers import is_channels_last
+from models.shapes import Image, Predictions, Timestep
+from trainer.algorithm.losses import Scalar, precise
 from trainer.algorithm.schedules import Weight, is_zero, value_at
 
 
@@ -26,30 +31,62 @@ class ReconstructionConfig:
     """Distance of two pixels: the square of their difference, or its absolute value, as in WaveDiff."""
 
 
+PREDICTED: dict[str, Predicted] = {"denoising": "x0", "afd_regression": "x_t"}
+"""The losses of D next to the game, and what D predicts for each."""
+
+
 @dataclass(frozen=True)
 class Auxiliary:
-    """Losses of the generator next to the game.
+    """Losses next to the game: of the generator, and of what the discriminator predicts.
 
     Attributes:
         reconstruction: distance of x0_pred from x0.
         transport: weight of the transport loss.
+        afd: weight of the transport loss less what a regression of x_t by D leaves of it, and of that regression.
+        denoising: weight of the mean square error with which D predicts x0 of real x_tm1.
     """
 
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     transport: Weight = 0.0
+    afd: Weight = 0.0
+    denoising: Weight = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a loss next to another that it is a part of."""
+        if not is_zero(self.transport) and not is_zero(self.afd):
+            raise ValueError(
+                "training.transport and training.afd both have a weight, but the transport loss is a part of afd: set "
+                "one of them to 0"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the losses that have a weight."""
-        return tuple(name for name, weight in self._weights.items() if not is_zero(weight))
+        """Names of the losses of G that have a weight."""
+        return tuple(name for name in self._weights if name not in PREDICTED)
+
+    @property
+    def names_of_d(self) -> tuple[str, ...]:
+        """Names of the losses of D that have a weight."""
+        return tuple(name for name in self._weights if name in PREDICTED)
+
+    @property
+    def predicts(self) -> tuple[Predicted, ...]:
+        """What D has to predict, in the order of its output."""
+        return tuple(PREDICTED[name] for name in self.names_of_d)
 
     @property
     def _weights(self) -> dict[str, Weight]:
-        return {"reconstruction": self.reconstruction.weight, "transport": self.transport}
+        weights = {"reconstruction": self.reconstruction.weight, "transport": self.transport, "afd": self.afd}
+        weights |= {"denoising": self.denoising, "afd_regression": self.afd}
+        return {name: weight for name, weight in weights.items() if not is_zero(weight)}
 
     def weights_at(self, images_seen: int) -> dict[str, float]:
-        """The weight of each loss, by name, in the step that starts after ``images_seen`` images."""
+        """Weights by name, without those that stay 0, in the step that starts after ``images_seen`` images."""
         return {name: value_at(weight, images_seen) for name, weight in self._weights.items()}
+
+    def prediction(self, name: Predicted, predictions: Predictions) -> Image:
+        """One of D's predictions, in at least float32."""
+        return precise(predictions[self.predicts.index(name)])
 
 
 def reconstruction_loss(config: ReconstructionConfig, x0_pred: Image, x0: Image) -> Scalar:
@@ -71,6 +108,61 @@ def transport_loss(diffusion: Diffusion, x_tm1: Image, x_t: Image, t: Timestep) 
         t: step index, 0 .. T-1.
     """
     return 0.5 * step_noise(diffusion, x_tm1, x_t, t).square().mean()
+
+
+def mean_square(x: Image) -> Scalar:
+    """Mean of squares over pixels and samples, in the order of memory: the gradient has the same layout."""
+    return (x.permute(0, 2, 3, 1).flatten() if is_channels_last(x) else x).square().mean()
+
+
+def denoising_loss(x0: Image, predicted: Image) -> Scalar:
+    """Mean of (x0_from_D(x_tm1, t) - x0)^2 over pixels and samples, with which D learns to denoise (SIDDM, 2306.12511).
+
+    Args:
+        x0: the images, as D sees them.
+        predicted: D's prediction from their noisy x_tm1.
+    """
+    return mean_square(predicted - x0)
+
+
+def step_regression_loss(diffusion: Diffusion, x_tm1: Image, x_t: Image, t: Timestep, predicted: Image) -> Scalar:
+    """Mean of (x_t - C(x_tm1, t))^2 / (2 beta) over pixels and samples, which the regression C of x_t minimizes.
+
+    The network does not predict x_t itself, but the noise of the step, e: C = sqrt(alpha) x_tm1 + sqrt(beta) e. On real
+    pairs the best e is 0, with which it also starts.
+
+    Args:
+        diffusion: gives alpha and beta of each step.
+        x_tm1: the generated cleaner image.
+        x_t: the image that it was made from.
+        t: step index, 0 .. T-1.
+        predicted: e, the network's output for x_tm1 and t.
+    """
+    return 0.5 * mean_square(predicted - step_noise(diffusion, x_tm1, x_t, t))
+
+
+def afd_loss(diffusion: Diffusion, x_tm1: Image, x_t: Image, t: Timestep, predicted: Image) -> Scalar:
+    """The auxiliary forward diffusion term: the transport loss less `step_regression_loss` (SIDDM, 2306.12511).
+
+    With the best C it is the divergence of the generated p(x_t | x_tm1) from the step's q(x_t | x_tm1), as far as the
+    means of x_t tell: 0 for real pairs, where the transport loss alone has its least value elsewhere. G minimizes it,
+    also through C.
+
+    Args:
+        diffusion: gives alpha and beta of each step.
+        x_tm1: the generated cleaner image.
+        x_t: the image that it was made from.
+        t: step index, 0 .. T-1.
+        predicted: as of `step_regression_loss`.
+    """
+    transport = step_regression_loss(diffusion, x_tm1, x_t, t, torch.zeros_like(predicted))
+    return transport - step_regression_loss(diffusion, x_tm1, x_t, t, predicted)
+
+
+def with_gradient(x: Image, loss: Scalar, change: Callable[[Image], Image]) -> Scalar:
+    """A value whose gradient with respect to `x` is that of `loss`, changed. The graph of `loss` is used up."""
+    (gradient,) = torch.autograd.grad(loss, x)
+    return (x * change(gradient)).sum()
 
 
 class GradientScale:

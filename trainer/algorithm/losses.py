@@ -205,6 +205,6 @@ OBJECTIVES: dict[str, Objective] = {
 """Keyed by the name in `training.objective`; `unbalanced_transport` has settings of its own."""
 
 
-def precise(logits: Logits) -> Logits:
-    """The logits in at least float32, whatever dtype autocast gave them."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def precise(output: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """A network's output in at least float32, whatever dtype autocast gave it."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -1,24 +1,25 @@
 """The interface of a training method: which networks it trains, what it draws for a batch, and how it updates them.
 
-A method holds settings and no state. It gets the networks, in their engines, as `Players`. Each method has its own
-file, and `methods.py` finds it by the name in the config.
+A method holds settings and no state. It gets the networks, in their engines, as `Players`, and asks them by the
+functions at the end of this file. Each method has its own file, and `methods.py` finds it by the name in the config.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion, Sampler
+from models.diffusion import Diffusion, Sampler, sample_posterior
+from models.dropout import masks_from
 from models.noise_levels import NoiseConfig
-from models.shapes import Image, Latent, Timestep
+from models.shapes import Image, Latent, Logits, Predictions, Timestep
 from trainer.algorithm.augmentation import AdaptiveProbability, AugmentationConfig
 from trainer.algorithm.auxiliary import GradientScale, ReconstructionConfig
 from trainer.algorithm.losses import UnbalancedTransportConfig
-from trainer.algorithm.pairs import RawBatch
+from trainer.algorithm.pairs import Pair, RawBatch, given, laid_out
 from trainer.algorithm.schedules import Weight
 from trainer.algorithm.statistics import Statistic, Statistics
 from trainer.engine.interface import Engine
@@ -29,6 +30,10 @@ PART_NAMES: dict[Part, str] = {"d": "discriminator", "g": "generator"}
 Prediction = Literal["x0", "epsilon"]
 """What a generator's output is: the clean image, or the noise in x_t."""
 BatchT = TypeVar("BatchT")
+
+
+Context = tuple[Tensor | None, ...]
+"""What D judges x_tm1 with, in the order of its arguments; see `context_of`."""
 
 
 @runtime_checkable
@@ -128,6 +133,10 @@ class MethodSettings(Protocol):
     @property
     def transport(self) -> Weight: ...  # noqa: D102
     @property
+    def afd(self) -> Weight: ...  # noqa: D102
+    @property
+    def denoising(self) -> Weight: ...  # noqa: D102
+    @property
     def gradient_normalization(self) -> bool: ...  # noqa: D102
     @property
     def unbalanced_transport(self) -> UnbalancedTransportConfig: ...  # noqa: D102
@@ -209,3 +218,56 @@ class Method(Protocol[BatchT]):
     ) -> Callable[[Image, Timestep, Latent], Image]:
         """The trained generator as a map from (x_t, t, z) to x0_pred, for sampling."""
         ...
+
+
+def generated(players: Players, pair: Pair) -> tuple[Image, Image]:
+    """G's x0_pred for a pair, and the fake x_tm1: a sample of q(x_tm1 | x_t, x0_pred)."""
+    with players.autocast(pair.x_t), masks_from(players.generator.module, pair.dropout):
+        x0_pred = players.forward("g")(pair.x_t, pair.t, pair.z, *pair.given).to(pair.x_t.dtype)
+        return x0_pred, sample_posterior(players.diffusion, x0_pred, pair.x_t, pair.t, pair.noise_posterior)
+
+
+def context_of(players: Players, pair: Pair) -> Context:
+    """What D judges x_tm1 with: x_t, t, the label and, if there is one, the condition; images as far as D sees them."""
+    # A D that sees x_tm1 alone takes no more than its size from x_t.
+    x_t = seen(players, pair, pair.x_t) if players.sees_x_t else pair.x_t
+    condition = None if pair.condition is None else seen(players, pair, pair.condition)
+    return (x_t, pair.t, *given(pair.label, condition))
+
+
+def judged(
+    players: Players, pair: Pair, x_tm1: Image, context: Context, *, penalized: bool, predicting: bool = False
+) -> tuple[Image, Logits, Predictions | None]:
+    """D's logits for one side of a pair, real or fake, as far as the pair's view shows it.
+
+    Penalties are those at x_tm1, before the view, as in ADA (2006.06676) and R3GAN (2501.05441): the slope along pixels
+    that D does not see is 0.
+
+    Args:
+        players: the networks.
+        pair: gives the view.
+        x_tm1: the cleaner image, detached.
+        context: from `context_of`.
+        penalized: the logits will be differentiated with respect to x_tm1. D then runs uncompiled and in float32: bf16
+            causes errors of several per cent in a penalty, and compiled code has no second derivative.
+        predicting: D predicts as well.
+
+    Returns:
+        x_tm1, which requires grad if `penalized`, the logits, and D's predictions if it makes some.
+    """
+    x_tm1 = x_tm1.requires_grad_(penalized)
+    D = players.discriminator.module if penalized else players.forward("d")
+    with nullcontext() if penalized else players.autocast(pair.x_t):
+        return x_tm1, *answer(D, seen(players, pair, x_tm1), context, predicting=predicting)
+
+
+def answer(
+    D: Callable[..., Any], x_tm1: Image, context: Context, *, predicting: bool
+) -> tuple[Logits, Predictions | None]:
+    """D's logits for x_tm1 as it sees it, and its predictions if they are asked for."""
+    return D(x_tm1, *context, predicting=True) if predicting else (D(x_tm1, *context), None)
+
+
+def seen(players: Players, pair: Pair, x: Image) -> Image:
+    """Images of a pair as D sees them: x itself without augmentation."""
+    return x if pair.view is None else laid_out(pair.view(x), players.memory_format)

@@ -218,7 +218,9 @@ def draw_micro_batch(raw: RawBatch, diffusion: Diffusion, *, with_x0: bool = Fal
             condition = raw.conditions.drawn(of_images, raw, purposes.condition)
         return Pair(*drawn, dropout=partial(draws.keeps, purposes.dropout), label=label, condition=condition)
 
-    x0 = to_x0(images, draws.flips() if raw.flip else None, raw.domain) if with_x0 else None
+    x0 = None
+    if with_x0:
+        x0 = laid_out(to_x0(images, draws.flips() if raw.flip else None, raw.domain), raw.memory_format)
     return MicroBatch(pair(FOR_D), pair(FOR_G), raw.share, x0)
 
 

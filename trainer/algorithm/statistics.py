@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.shapes import Timestep
+from models.shapes import Logits, Timestep
 
 Statistics = dict[str, Tensor]
 """Sums over micro-batches, each weighted by its share. Summed over the ranks, they are means over the global batch."""
@@ -67,6 +67,12 @@ def by_timestep(num_timesteps: int, t: Timestep, values: Float[Tensor, " b"]) ->
     """Sums of `values` per timestep over the micro-batch, divided by its size. For ones: each timestep's frequency."""
     zeros = torch.zeros(num_timesteps, device=t.device)
     return zeros.index_add(0, t, values.detach().to(zeros.dtype)) / len(t)
+
+
+def logit_statistics(num_timesteps: int, t: Timestep, logits_real: Logits, logits_fake: Logits) -> Statistics:
+    """D's logits for real and fake pairs by timestep, and how often each timestep occurred."""
+    of_each = {"logits_real": logits_real, "logits_fake": logits_fake, "frequency_t": torch.ones_like(logits_real)}
+    return {name: by_timestep(num_timesteps, t, values) for name, values in of_each.items()}
 
 
 def add_statistics(total: Statistics, statistics: Statistics, share: float) -> None:

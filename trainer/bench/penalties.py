@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.shards.index import load_index
 from data.storage.errors import UserError
 from models.diffusion import Diffusion
-from models.networks import build_discriminator
+from models.networks.build import build_discriminator
 from models.shapes import Image, Logits
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.pairs import Labels, RawBatch

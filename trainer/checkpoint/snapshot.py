@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from data.storage.errors import UserError
 from data.storage.files import replaced
-from models import networks
 from models.generator import Generator
-from models.mlp import MlpGenerator
+from models.networks import build
+from models.networks.mlp import MlpGenerator
 from models.published.state_dict import load_published
 from trainer.algorithm.methods import make_method
 from trainer.config.io import load_stored, shown_config
@@ -29,7 +29,7 @@ class WeightsError(UserError):
 def build_generator(config: TrainConfig, device: torch.device | str = "cpu") -> Generator | MlpGenerator:
     """The generator of `config` with fresh weights."""
     with torch.device(device):
-        return networks.build_generator(config.generator, config.network_form, config.noise_levels)
+        return build.build_generator(config.generator, config.network_form, config.noise_levels)
 
 
 def save_snapshot(

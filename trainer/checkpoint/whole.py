@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.networks import build_discriminator
+from models.networks.build import build_discriminator
 from trainer.algorithm.methods import make_method
 from trainer.checkpoint.format import Checkpoint, CheckpointError, rank_file
 from trainer.checkpoint.part import HostMemory

@@ -74,6 +74,8 @@ RULES: dict[str, Rule] = {
     "training.micro_batch_size": _may("the global batch stays the same, only the order of float sums changes"),
     "training.reconstruction": _fixed("it is part of the loss"),
     "training.transport": _fixed("it is part of the loss"),
+    "training.afd": _fixed("it is part of the loss"),
+    "training.denoising": _fixed("it is part of the loss"),
     "training.gradient_normalization": _fixed("it changes every step"),
     "training.unbalanced_transport": _fixed("it is part of the loss"),
     "training.augmentation": _fixed("it changes what the discriminator sees"),

@@ -145,10 +145,19 @@ class TrainingConfig:
     """Weight of the transport loss in the generator's loss, a number or its course over the run: the mean over pixels
     of (x_t - sqrt(alpha) x_tm1)^2 / (2 beta) for generated x_tm1. It ties x_tm1 to its x_t where the discriminator does
     not see x_t (discriminator.sees marginal). AFM lets it fall along a cosine. 0: none."""
+    afd: Weight = 0.0
+    """Weight of SIDDM's auxiliary forward diffusion loss in the generator's loss, a number or its course over the run:
+    the transport loss, less what is left of it where a regression of x_t by the discriminator takes the place of
+    sqrt(alpha) x_tm1. The regression is trained along, with the same weight. Needs discriminator.sees marginal, and x_t
+    in discriminator.predicts. SIDDM takes 1. 0: none."""
+    denoising: Weight = 0.0
+    """Weight of the denoising loss in the discriminator's loss, a number or its course over the run: the mean square
+    error with which it predicts x0 of real x_tm1. Needs x0 in discriminator.predicts. SIDDM takes 1, and no R1. 0:
+    none."""
     gradient_normalization: bool = False
     """Divide the gradient that the generator gets from the discriminator by the moving average of its length, as in
-    AFM. Then the weights of training.transport and training.reconstruction mean the same however steep the
-    discriminator is."""
+    AFM. Then the weights of training.transport, training.afd and training.reconstruction mean the same however steep
+    the discriminator is."""
     unbalanced_transport: UnbalancedTransportConfig = field(default_factory=UnbalancedTransportConfig)
     """Cost and divergence of objective unbalanced_transport. It has no effect with other objectives."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

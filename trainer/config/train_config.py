@@ -13,9 +13,10 @@ from data.stream.pipeline import DataConfig
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
-from models.networks import build_discriminator, build_generator, shared_with_encoder
+from models.networks.build import build_discriminator, build_generator, shared_with_encoder
 from models.shapes import ImageForm
 from models.wavelets import form_in
+from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import PART_NAMES
 from trainer.algorithm.methods import make_method
 from trainer.config.batch_split import BatchSplit, split_evenly, split_groups
@@ -159,7 +160,31 @@ def _check_method(config: TrainConfig) -> None:
             "training.augmentation.transforms holds flip, but data.domain is haar, some of whose coefficients change "
             "their sign when an image is mirrored: leave flip out; data.horizontal_flip mirrors the images themselves"
         )
-    make_method(training, config.generator)
+    method = make_method(training, config.generator)
+    if isinstance(method, Adversarial):
+        _check_predictions(config, method)
+
+
+def _check_predictions(config: TrainConfig, game: Adversarial) -> None:
+    """The discriminator predicts what losses with a weight compare, and nothing else, which would not be trained."""
+    predicts, loss_of = config.discriminator.predicts, {"x0": "denoising", "x_t": "afd"}
+    for name, loss in loss_of.items():
+        if name in predicts and name not in game.auxiliary.predicts:
+            others = ", ".join(other for other in predicts if other != name)
+            raise ValueError(
+                f"discriminator.predicts holds {name}, but training.{loss} is 0, so that it would not be trained: set "
+                f"training.{loss} above 0, or discriminator.predicts to [{others}]"
+            )
+        if name in game.auxiliary.predicts and name not in predicts:
+            raise ValueError(
+                f"training.{loss} has a weight, but the discriminator does not predict {name}: set "
+                f"discriminator.predicts to [{', '.join((*predicts, name))}], or training.{loss} to 0"
+            )
+    if "x_t" in predicts and config.discriminator.sees == "pair":
+        raise ValueError(
+            "training.afd compares x_t with the discriminator's prediction of it, but discriminator.sees is pair, with "
+            "which it is given x_t: set discriminator.sees to marginal, or training.afd to 0"
+        )
 
 
 def _check_keep_best(config: TrainConfig) -> None:

@@ -9,7 +9,7 @@ and takes the fastest, which can differ between processes.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import FunctionType, MethodType
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import Attention, ResidualBlock
-from models.discriminator import DownBlock
+from models.discriminator import DecoderBlock, DownBlock
 from models.dropout import Dropout
 from models.layers import Block
 from trainer.engine.compile_cache import CompileCache
 
 log = logging.getLogger(__name__)
 
-BLOCKS = (ResidualBlock, Attention, DownBlock)
+BLOCKS = (ResidualBlock, Attention, DownBlock, DecoderBlock)
 _MAX_VARIANTS = 64
 """Graphs of one kind of block: each size of a micro-batch, with and without gradients, for each feature map size."""
 
@@ -72,17 +72,17 @@ class CompiledForward:
             self._kinds[kind] = torch.compile(copied, dynamic=False, backend=backend)
         return self._kinds[kind]
 
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
+    def __call__(self, *inputs: Tensor | None, **options: bool) -> Any:
         """The network's output. Images are converted to channels_last, the layout fastest for the kernels."""
         if self.failed:
-            return self._module(*inputs)
+            return self._module(*inputs, **options)
         laid_out = [
             x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x
             for x in inputs
         ]
         try:
-            with self._turn(laid_out), self._with_compiled_blocks():
-                return self._module(*laid_out)
+            with self._turn(laid_out, options), self._with_compiled_blocks():
+                return self._module(*laid_out, **options)
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException
 
@@ -91,7 +91,7 @@ class CompiledForward:
             reason = str(error).strip().partition("\n")[0]
             log.warning("torch.compile failed (%s); the network runs uncompiled, which is slower", reason)
             self.failed = True
-            return self._module(*inputs)
+            return self._module(*inputs, **options)
 
     @contextmanager
     def _with_compiled_blocks(self) -> Iterator[None]:
@@ -110,7 +110,7 @@ class CompiledForward:
                 del block.forward
 
     @contextmanager
-    def _turn(self, inputs: Sequence[Tensor | None]) -> Iterator[None]:
+    def _turn(self, inputs: Sequence[Tensor | None], options: Mapping[str, bool]) -> Iterator[None]:
         """Inside, the network may compile; if it gets such inputs for the first time, the other ranks wait for it."""
         if self._cache is None:
             yield
@@ -118,7 +118,7 @@ class CompiledForward:
         shapes = [x if x is None else (*x.shape, x.dtype, x.requires_grad) for x in inputs]
         frozen = not any(p.requires_grad for p in self._module.parameters())
         amp = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        form = repr((shapes, frozen, torch.is_grad_enabled(), amp))
+        form = repr((shapes, *options, frozen, torch.is_grad_enabled(), amp))
         if name := self._seen.get(form):
             self._cache.report(name)
             yield

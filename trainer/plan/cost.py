@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from models.diffusion import Diffusion
+from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.method import Method, Part
 from trainer.algorithm.methods import make_method
 from trainer.config.train_config import TrainConfig, planned_precision
@@ -95,6 +96,7 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
         {part: _engine(network) for part, network in networks.items()},
         diffusion,
         bf16=planned_precision(config) == "bf16",
+        gradient_scale=GradientScale(META) if config.training.gradient_normalization else None,
         sees_x_t=config.discriminator.sees == "pair",
     )
     raw = raw_batch_on_meta(config)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.layers import recompute_blocks
-from models.networks import build_discriminator, build_generator
+from models.networks.build import build_discriminator, build_generator
 from models.shapes import Image
 from trainer.algorithm.method import PART_NAMES, Method, Part, Players
 from trainer.algorithm.pairs import Conditions, Labels, RawBatch, given

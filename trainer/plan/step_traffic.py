@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion
+from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part
 from trainer.algorithm.methods import make_method
@@ -90,7 +91,13 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
     average = Ema(engines["g"])
     raw = raw_batch_on_meta(config)
     batch = method.draw(raw, diffusion)
-    players = PlayersOnMeta(engines, diffusion, bf16=bf16, sees_x_t=config.discriminator.sees == "pair")
+    players = PlayersOnMeta(
+        engines,
+        diffusion,
+        bf16=bf16,
+        gradient_scale=GradientScale(META) if config.training.gradient_normalization else None,
+        sees_x_t=config.discriminator.sees == "pair",
+    )
     with OneKernelAttention(), counter:
         method.update(part, players, [batch], 0)
         if part == "g":

@@ -14,7 +14,7 @@ from models.diffusion import Diffusion
 from models.fused.operator import fuse
 from models.generator import Generator
 from models.layers import recompute_blocks
-from models.networks import build_discriminator, shared_with_encoder
+from models.networks.build import build_discriminator, shared_with_encoder
 from trainer.algorithm.augmentation import AdaptiveProbability
 from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.ema import AVERAGE, Ema

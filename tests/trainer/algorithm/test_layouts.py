@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.diffusion import Diffusion
 from models.layers import Convolution, gradients_of_inputs, is_channels_last
-from models.networks import build_discriminator, build_generator
+from models.networks.build import build_discriminator, build_generator
 from trainer.algorithm.method import Players
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.pairs import Pair, RawBatch, laid_out
@@ -89,6 +89,15 @@ CONFIGS = {
         "data.image_size=16",
         "generator.attention_resolutions=[]",
         "training.penalty=finite_difference",
+    ),
+    "predictions": (
+        "cifar10",
+        "data.image_size=16",
+        "generator.attention_resolutions=[]",
+        "discriminator.sees=marginal",
+        "discriminator.predicts=[x0, x_t]",
+        "training.denoising=1",
+        "training.afd=1",
     ),
 }
 

@@ -154,6 +154,52 @@ def test_points_cannot_be_augmented():
     make(training=augmented(transforms=["shift"]), **points)
 
 
+PREDICTIONS = [
+    (
+        {"denoising": 1.0},
+        {},
+        "training.denoising has a weight, but the discriminator does not predict x0: set discriminator.predicts to "
+        "[x0], or training.denoising to 0",
+    ),
+    (
+        {"afd": 1.0, "denoising": 1.0},
+        {"predicts": ["x0"], "sees": "marginal"},
+        "training.afd has a weight, but the discriminator does not predict x_t: set discriminator.predicts to [x0, "
+        "x_t], or training.afd to 0",
+    ),
+    (
+        {"denoising": 1.0},
+        {"predicts": ["x_t", "x0"], "sees": "marginal"},
+        "discriminator.predicts holds x_t, but training.afd is 0, so that it would not be trained: set training.afd "
+        "above 0, or discriminator.predicts to [x0]",
+    ),
+    (
+        {"afd": {"start": 1.0, "end": 0.1, "decay_images": 10}},
+        {"predicts": ["x_t"]},
+        "training.afd compares x_t with the discriminator's prediction of it, but discriminator.sees is pair, with "
+        "which it is given x_t: set discriminator.sees to marginal, or training.afd to 0",
+    ),
+    (
+        {"afd": 1.0, "transport": 0.1},
+        {"predicts": ["x_t"], "sees": "marginal"},
+        "training.transport and training.afd both have a weight, but the transport loss is a part of afd: set one of "
+        "them to 0",
+    ),
+    ({}, {"predicts": ["x0", "x0"]}, "discriminator: predicts is [x0, x0]: name each prediction once"),
+]
+
+
+@pytest.mark.parametrize(("training", "discriminator", "said"), PREDICTIONS)
+def test_predictions_that_nothing_trains_or_that_are_not_made_are_refused(training, discriminator, said):
+    assert refusals(training=training, discriminator=discriminator) == [said]
+
+
+def test_a_stage_without_a_discriminator_may_leave_its_predictions_to_a_later_one():
+    game = {"training": {"afd": 1.0}, "discriminator": {"predicts": ["x_t"], "sees": "marginal"}}
+    make(training={"objective": "gaussian"}, discriminator=game["discriminator"])
+    make(**game, stages={"denoiser": {"images": 64, "training": {"objective": "gaussian"}}})
+
+
 def test_a_denoiser_before_an_augmented_game_is_not_augmented():
     config = load_config("cifar10-fast", ["training.augmentation.probability=0.3"])
     game = make_method(config.training, config.generator)

@@ -104,4 +104,4 @@ def test_published_games_of_the_docs_are_settings(game, options):
 
 
 def test_docs_name_the_published_games():
-    assert len(GAMES) == 4
+    assert len(GAMES) == 5

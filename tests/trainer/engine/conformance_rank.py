@@ -7,6 +7,7 @@ import copy
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -48,6 +49,7 @@ GAMES = {
         global_batch_size=GLOBAL_BATCH,
     ),
     "transport": Adversarial(auxiliary=Auxiliary(transport=0.5)),
+    "predictions": Adversarial(auxiliary=Auxiliary(afd=0.5, denoising=0.5)),
     "frozen": Adversarial(r1_gamma=GAMMA),
 }
 
@@ -68,8 +70,8 @@ class PlainEngine(Engine):
 
 
 def networks(loss: str = "", form: ImageForm = PLAIN) -> tuple[Generator, Discriminator]:
-    """The same weights each time; with the loss `frozen` some of them are frozen."""
-    generator, discriminator = copy.deepcopy(_networks(form))
+    """The same weights each time; with the loss `frozen` some of them are frozen, with `predictions` D predicts."""
+    generator, discriminator = copy.deepcopy(_networks(form, predicts=loss == "predictions"))
     if loss == "frozen":
         freeze(generator, "generator", ["generator.down.*", "*.time.*"])
         freeze(discriminator, "discriminator", ["*.conv1.*"])
@@ -77,7 +79,7 @@ def networks(loss: str = "", form: ImageForm = PLAIN) -> tuple[Generator, Discri
 
 
 @cache
-def _networks(form: ImageForm) -> tuple[Generator, Discriminator]:
+def _networks(form: ImageForm, *, predicts: bool = False) -> tuple[Generator, Discriminator]:
     torch.manual_seed(1)
     generator = Generator(
         GeneratorConfig(
@@ -90,7 +92,10 @@ def _networks(form: ImageForm) -> tuple[Generator, Discriminator]:
         ),
         form,
     )
-    discriminator = Discriminator(DiscriminatorConfig(base_channels=4, time_embedding_dim=16), form)
+    config = DiscriminatorConfig(base_channels=4, time_embedding_dim=16)
+    if predicts:
+        config = replace(config, sees="marginal", predicts=("x0", "x_t"))
+    discriminator = Discriminator(config, form)
     for network in (generator, discriminator):  # near-zero initial layers would hide errors
         for p in network.parameters():
             p.data.add_(0.05 * torch.randn(p.shape))
@@ -109,9 +114,9 @@ class Accumulator(Engine):
     def step(self, *, wait: bool = True) -> None: ...
 
 
-def make_players(bf16: bool = False, gradient_scale: GradientScale | None = None) -> Players:
+def make_players(bf16: bool = False, gradient_scale: GradientScale | None = None, loss: str = "") -> Players:
     """Players on the small networks whose engines never step."""
-    generator, discriminator = (Accumulator(network) for network in networks())  # pyright: ignore[reportAbstractUsage]
+    generator, discriminator = (Accumulator(network) for network in networks(loss))  # pyright: ignore[reportAbstractUsage]
     diffusion = Diffusion.from_config(DiffusionConfig(), CPU)
     return Players({"g": generator, "d": discriminator}, diffusion, bf16=bf16, gradient_scale=gradient_scale)
 
@@ -190,9 +195,10 @@ def cases() -> Iterator[tuple[str, int, int, str, str]]:
         yield backend, stage_g, stage_d, "finite differences", "sgd"
     for backend, stage_g, stage_d in (("torch", 0, 0), ("deepspeed", 2, 2), ("deepspeed", 3, 2)):
         yield backend, stage_g, stage_d, "transport", "sgd"
+        yield backend, stage_g, stage_d, "predictions", "sgd"
     for stage_g, stage_d in ((1, 1), (3, 2)):
         yield "deepspeed", stage_g, stage_d, "frozen", "adam"
-    for loss in ("no r1", "finite differences", "transport"):  # these differentiate D only once
+    for loss in ("no r1", "finite differences", "transport", "predictions"):  # these differentiate D only once
         yield "deepspeed", 3, 3, loss, "sgd"
 
 

@@ -24,9 +24,10 @@ def rows(request) -> list[dict]:
     found = json.loads(done.stdout[done.stdout.index("[{") :])
     print(json.dumps(found, indent=1))  # noqa: T201 - Adam's differences are recorded in docs/experiments.md from here
     # Torch, and four pairs of stages: with and without R1 by SGD and Adam, RpGAN with R1 and R2 by SGD, exact and by
-    # finite differences; three of them with the transport loss and a normalized gradient, and two with frozen
-    # parameters. Stage 3 for both networks with the losses that differentiate once.
-    assert len(found) == 38
+    # finite differences; three of them with the transport loss, and with the losses of D's predictions, both with a
+    # normalized gradient, and two with frozen parameters. Stage 3 for both networks with the losses that differentiate
+    # once.
+    assert len(found) == 42
     return found
 
 

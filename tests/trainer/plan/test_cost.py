@@ -155,3 +155,34 @@ def test_counting_draws_no_random_number():
     state = torch.get_rng_state()
     count_costs(load_config("digits"))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_what_d_predicts_is_counted_in_its_update_and_for_afd_in_that_of_g():
+    sets = ("discriminator.sees=marginal", "training.r1_gamma=0", "training.r2_gamma=0", *PLAIN)
+    predicts = "discriminator.predicts=[{}]".format
+    plain, denoising, afd, both = (
+        count_costs(load_config("digits", [*sets, *more]))
+        for more in (
+            (),
+            ("training.denoising=1", predicts("x0")),
+            ("training.afd=1", predicts("x_t")),
+            ("training.denoising=1", "training.afd=1", predicts("x0, x_t")),
+        )
+    )
+    assert plain.forward_d == denoising.forward_d == afd.forward_d
+    decoder = (denoising.update_d.flops_per_image - plain.update_d.flops_per_image) / 3
+    assert 0.3 * plain.forward_d < decoder < 0.6 * plain.forward_d
+    assert denoising.update_g == plain.update_g
+    # Forward and backward of the decoder for one side, and for both; in G's update only the gradient of its input.
+    assert afd.update_d.flops_per_image == denoising.update_d.flops_per_image
+    assert both.update_d.flops_per_image - plain.update_d.flops_per_image == pytest.approx(6 * decoder, rel=0.02)
+    assert afd.update_g.flops_per_image - plain.update_g.flops_per_image == pytest.approx(2 * decoder, rel=0.02)
+    normalized = count_costs(
+        load_config("digits", [*sets, "training.afd=1", predicts("x_t"), "training.gradient_normalization=true"])
+    )
+    # D judges and predicts in passes of their own.
+    more = normalized.update_g.flops_per_image - afd.update_g.flops_per_image
+    assert more == pytest.approx(2 * plain.forward_d, rel=0.02)
+    assert plain.parameters_d < denoising.parameters_d == afd.parameters_d < both.parameters_d
+    assert plain.update_d.saved_bytes < denoising.update_d.saved_bytes < both.update_d.saved_bytes

@@ -11,7 +11,7 @@ from data.storage.location import DataError
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
-from models.networks import build_discriminator, build_generator
+from models.networks.build import build_discriminator, build_generator
 from models.shapes import ImageForm
 from tests.trainer.refusals import refusals
 from tests.trainer.runs import Stopper, configure, state_of, train

@@ -112,10 +112,22 @@ NORMALIZED = (
 )
 
 
-def test_the_scale_of_the_games_gradient_survives_stops_and_starts_anew_in_each_stage(tiny, tmp_path):
-    sets = (*NORMALIZED, f"stages={BEFORE}", "training.total_images=112", "tracking.log_interval_steps=1")
+PREDICTING = (
+    "training.gradient_normalization=true",
+    "training.afd={start: 1.0, end: 0.1, decay_images: 64}",
+    "training.denoising={start: 1.0, end: 0.0, decay_images: 48}",
+    "discriminator.sees=marginal",
+    "discriminator.predicts=[x_t, x0]",
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "curves"), [(NORMALIZED, ["transport"]), (PREDICTING, ["afd_regression", "denoising"])]
+)
+def test_the_scale_of_the_games_gradient_survives_stops_and_starts_anew_in_each_stage(tiny, tmp_path, more, curves):
+    sets = (*more, f"stages={BEFORE}", "training.total_images=112", "tracking.log_interval_steps=1")
     _, recorder = train(configure(tiny, tmp_path / "whole", *sets))
-    assert 0 < recorder.metrics[7]["transport"] < 10
+    assert all(0 < recorder.metrics[7][curve] < 10 for curve in curves)
     for stop in (2, 3, 5):
         train(configure(tiny, tmp_path / f"{stop}", *sets), Stopper(at=stop))
         assert train(configure(tiny, tmp_path / f"{stop}", *sets))[0].finished

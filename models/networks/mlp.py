@@ -13,8 +13,15 @@ from torch.nn import functional as F
 from models.blocks import LatentMapping
 from models.discriminator import LEAK, DiscriminatorConfig, seen_channels
 from models.generator import GeneratorConfig, noise_conditioning
-from models.layers import LabelEmbedding, NoiseLevelEmbedding, SinusoidalEmbedding, TimeEmbedding, initialized
-from models.shapes import Image, ImageForm, Label, Latent, Logits, NoiseLevel, Timestep
+from models.layers import (
+    NEAR_ZERO,
+    LabelEmbedding,
+    NoiseLevelEmbedding,
+    SinusoidalEmbedding,
+    TimeEmbedding,
+    initialized,
+)
+from models.shapes import Image, ImageForm, Label, Latent, Logits, NoiseLevel, Predictions, Timestep
 
 
 class Waves(nn.Module):
@@ -90,8 +97,14 @@ class MlpDiscriminator(nn.Module):
         self.layers = nn.ModuleList(initialized(nn.Linear(width, width)) for _ in range(self.NUM_LAYERS))
         self.head = initialized(nn.Linear(width, 1))
         self.label = LabelEmbedding(form.num_classes, width, deviation=width**-0.5) if form.num_classes else None
+        num_predicted = len(config.predicts) * form.channels * form.size**2
+        self.predictions = (
+            initialized(nn.Linear(width, num_predicted), scale=NEAR_ZERO) if config.predicts else nn.Identity()
+        )
 
-    def forward(self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None) -> Logits:
+    def forward(
+        self, x_tm1: Image, x_t: Image, t: Timestep, label: Label | None = None, *, predicting: bool = False
+    ) -> Logits | tuple[Logits, Predictions]:
         """Judge a denoising step; see `models.discriminator.Discriminator`."""
         temb = self.time_embedding(t)
         judged = x_tm1 if self.config.sees == "marginal" else torch.cat([x_tm1, x_t], dim=1)
@@ -100,4 +113,8 @@ class MlpDiscriminator(nn.Module):
             h = layer(F.leaky_relu(h, LEAK))
         h = F.leaky_relu(h, LEAK)
         logits = self.head(h)[:, 0]
-        return logits if self.label is None else logits + (self.label(label) * h).sum(dim=1)
+        if self.label is not None:
+            logits = logits + (self.label(label) * h).sum(dim=1)
+        if not predicting:
+            return logits
+        return logits, tuple(self.predictions(h).unflatten(1, (-1, *x_tm1.shape[1:])).unbind(1))

@@ -7,8 +7,8 @@ import torch
 
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
-from models.mlp import MlpDiscriminator, MlpGenerator, Waves
-from models.networks import build_discriminator, build_generator
+from models.networks.build import build_discriminator, build_generator
+from models.networks.mlp import MlpDiscriminator, MlpGenerator, Waves
 from models.shapes import ImageForm
 
 G = GeneratorConfig(kind="mlp", base_channels=16, num_res_blocks=2, latent_dim=3, latent_embedding_dim=8)
@@ -61,3 +61,11 @@ def test_discriminator_is_twice_differentiable():
     network = build_discriminator(D, ImageForm(1, 2)).double()
     x, x_t, t = torch.randn(3, 2, 1, 1).double().requires_grad_(), torch.randn(3, 2, 1, 1).double(), torch.arange(3)
     assert torch.autograd.gradgradcheck(lambda x: network(x, x_t, t), (x,))
+
+
+def test_points_can_be_predicted_too():
+    network = build_discriminator(replace(D, sees="marginal", predicts=("x0", "x_t")), ImageForm(1, 2))
+    x_tm1, x_t = torch.randn(2, 4, 2, 1, 1)
+    t = torch.arange(4)
+    logits, predictions = network(x_tm1, x_t, t, predicting=True)
+    assert torch.equal(logits, network(x_tm1, x_t, t)) and [x.shape for x in predictions] == 2 * [(4, 2, 1, 1)]

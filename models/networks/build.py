@@ -7,7 +7,7 @@ from torch import nn
 from models.blocks import ResidualBlock
 from models.discriminator import Discriminator, DiscriminatorConfig, DownBlock
 from models.generator import Generator, GeneratorConfig
-from models.mlp import MlpDiscriminator, MlpGenerator
+from models.networks.mlp import MlpDiscriminator, MlpGenerator
 from models.shapes import ImageForm
 
 

@@ -7,7 +7,7 @@ import torch
 
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
-from models.networks import build_discriminator, build_generator
+from models.networks.build import build_discriminator, build_generator
 from models.shapes import ImageForm
 from models.wavelets import form_in
 
