@@ -5,6 +5,7 @@ Everything here is twice differentiable, as the R1 penalty requires.
 Shape letters: B batch, C channels, H W height and width. `temb` [B, time_embedding_dim] is the embedded time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,12 +48,13 @@ Predicted = Literal["x0", "x_t"]
 class DiscriminatorConfig:
     """The discriminator, which tells real denoising steps from generated ones."""
 
-    kind: Literal["small", "large", "mlp"] = "small"
-    """Architecture. `small` halves the image three times, for images up to 64 px; `large` six times, for 256 px. `mlp`
-    is a perceptron without minibatch deviation, for points of the plane."""
+    kind: Literal["small", "large", "resnext", "mlp"] = "small"
+    """Architecture. `small` halves the image three times, for images up to 64 px; `large` six times, for 256 px.
+    `resnext` halves it to 4 px, by the blocks of R3GAN, without minibatch deviation. `mlp` is a perceptron without
+    minibatch deviation, for points of the plane."""
     base_channels: Annotated[int, Field(gt=0, le=1024, description="published networks have 64")] = 64
-    """Unit of the layers' widths: the first layer has 2 times as many channels, the widest 8 times. With `mlp`, the
-    width of each layer."""
+    """Unit of the layers' widths: the first layer has 2 times as many channels, the widest 8 times. With `resnext`, 12
+    times up to 32 px, and half as many at each doubling above. With `mlp`, the width of each layer."""
     time_embedding_dim: Annotated[
         int, Field(ge=4, le=65_536, multiple_of=2, description="wider networks fit no device")
     ] = 256
@@ -83,7 +85,7 @@ class DiscriminatorConfig:
 def activated(conv: nn.Conv2d, x: Features, shift: Embedding | None = None) -> Float[Tensor, "b c_out h w"]:
     """Leaky ReLU of a convolution's result, to which `shift` [B, C] is added first."""
     if can_fuse(x) and conv.bias is not None:
-        h = convolve(x, conv.weight, None, conv.padding)
+        h = convolve(x, conv.weight, None, conv.padding, conv.groups)
         return leaky_relu(h, conv.bias[None] if shift is None else conv.bias + shift, LEAK)
     h = conv(x)
     return F.leaky_relu(h if shift is None else h + shift[:, :, None, None], LEAK)
@@ -253,6 +255,9 @@ def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:
     Raises:
         ValueError: It cannot.
     """
+    if config.kind == "resnext":
+        _check_resnext_size(config, image_size)
+        return
     num_halvings = sum(halves for _, halves in BLOCKS[config.kind])
     factor = 2**num_halvings
     if image_size < factor or image_size % factor:
@@ -260,4 +265,25 @@ def check_image_size(config: DiscriminatorConfig, image_size: int) -> None:
             f"image_size is {image_size}, but the {config.kind} discriminator halves it {num_halvings} times, which "
             f"needs a multiple of {factor}: prepare images of such a size, or choose another discriminator.kind from "
             f"{', '.join(BLOCKS)}"
+        )
+
+
+def resnext_width(config: DiscriminatorConfig, side: int) -> int:
+    """Channels at a resolution of kind `resnext`: for base_channels 64 those of R3GAN, 768 up to 32 px."""
+    return 12 * config.base_channels * 32 // max(side, 32)
+
+
+def _check_resnext_size(config: DiscriminatorConfig, image_size: int) -> None:
+    others = ", ".join(BLOCKS)
+    if image_size < 4 or image_size & (image_size - 1):
+        raise ValueError(
+            f"image_size is {image_size}, but the resnext discriminator halves it to 4 pixels, which needs a power of "
+            f"two of at least 4: prepare images of such a size, or choose another discriminator.kind from {others}"
+        )
+    side = max(image_size, 32)
+    multiple = side // math.gcd(side, 48)  # the least width, 12 * 32 / side times as many, is a multiple of 8
+    if config.base_channels % multiple:
+        raise ValueError(
+            f"discriminator.base_channels is {config.base_channels}, but the resnext discriminator of {image_size} "
+            f"pixels needs a multiple of {multiple}, so that each of its widths is a multiple of 8"
         )

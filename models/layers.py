@@ -238,10 +238,12 @@ class Convolution(nn.Conv2d):
 
     def forward(self, input: Features) -> Float[Tensor, "b c_out h_out w_out"]:
         """Convolve."""
-        return convolve(input, self.weight, self.bias, self.padding)
+        return convolve(input, self.weight, self.bias, self.padding, self.groups)
 
 
-def convolve(x: Features, weight: Tensor, bias: Tensor | None, padding: Any) -> Float[Tensor, "b c_out h_out w_out"]:
+def convolve(
+    x: Features, weight: Tensor, bias: Tensor | None, padding: Any, groups: int = 1
+) -> Float[Tensor, "b c_out h_out w_out"]:
     """`F.conv2d`; for features in channels_last outside autocast, with the second derivative of this file."""
     if (
         not torch.compiler.is_compiling()
@@ -250,9 +252,9 @@ def convolve(x: Features, weight: Tensor, bias: Tensor | None, padding: Any) -> 
         and torch.is_grad_enabled()
         and not _in_autocast(x)
     ):
-        y = _Product.apply(x, weight, padding)
+        y = _Product.apply(x, weight, padding, groups)
         return y if bias is None else y.add_(bias[:, None, None])
-    return F.conv2d(x, weight, bias, padding=padding)
+    return F.conv2d(x, weight, bias, padding=padding, groups=groups)
 
 
 def _in_autocast(x: Tensor) -> bool:
@@ -278,10 +280,10 @@ def gradients_of_inputs() -> Iterator[None]:
         _inputs_only = False
 
 
-def _gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: Any, wanted: int) -> Tensor:
+def _gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: Any, groups: int, wanted: int) -> Tensor:
     """Gradient of a convolution with stride 1: of x (`wanted` 0) or of the weight (1)."""
     mask = [wanted == 0, wanted == 1, False]
-    arguments = (None, [1, 1], list(padding), [1, 1], False, [0, 0], 1, mask)
+    arguments = (None, [1, 1], list(padding), [1, 1], False, [0, 0], groups, mask)
     return torch.ops.aten.convolution_backward(grad, x, weight, *arguments)[wanted]
 
 
@@ -289,33 +291,35 @@ class _Product(Function):
     """y = x * w."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Any, groups: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return torch.conv2d(x, weight, padding=padding)
+        ctx.padding, ctx.groups = padding, groups
+        return torch.conv2d(x, weight, padding=padding, groups=groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        of_x = _InputGradient.apply(grad, weight, x, ctx.padding) if ctx.needs_input_grad[0] else None
+        of_x = _InputGradient.apply(grad, weight, x, ctx.padding, ctx.groups) if ctx.needs_input_grad[0] else None
         wanted = ctx.needs_input_grad[1] and not _inputs_only
-        of_weight = _gradient(grad, x, weight, ctx.padding, 1) if wanted else None
-        return of_x, of_weight, None
+        of_weight = _gradient(grad, x, weight, ctx.padding, ctx.groups, 1) if wanted else None
+        return of_x, of_weight, None, None
 
 
 class _InputGradient(Function):
     """The gradient of x in `_Product`, linear in `grad` and in the weight; x gives only its shape."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, weight: Tensor, x: Tensor, padding: Any) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, weight: Tensor, x: Tensor, padding: Any, groups: int) -> Tensor:
         ctx.save_for_backward(grad, weight)
-        ctx.padding = padding
-        return _gradient(grad, x, weight, padding, 0)
+        ctx.padding, ctx.groups = padding, groups
+        return _gradient(grad, x, weight, padding, groups, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_y, weight = ctx.saved_tensors
-        of_grad = torch.conv2d(grad, weight, padding=ctx.padding) if ctx.needs_input_grad[0] else None
-        of_weight = _gradient(grad_y, grad, weight, ctx.padding, 1) if ctx.needs_input_grad[1] else None
-        return of_grad, of_weight, None, None
+        of_grad = (
+            torch.conv2d(grad, weight, padding=ctx.padding, groups=ctx.groups) if ctx.needs_input_grad[0] else None
+        )
+        of_weight = _gradient(grad_y, grad, weight, ctx.padding, ctx.groups, 1) if ctx.needs_input_grad[1] else None
+        return of_grad, of_weight, None, None, None

@@ -95,6 +95,22 @@ class FirBlur(_Fir):
         return F.conv2d(x, self._weight(C), padding=2, groups=C)
 
 
+class BinomialDownsample(nn.Module):
+    """Pad (1, 1), filter with the outer product of [1, 2, 1] / 4 with itself, take every second pixel."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 2.0, 1.0, 0.0]) / 4  # four, as `Halved` takes them
+        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
+
+    def forward(self, x: Features) -> HalfFeatures:
+        """Halve height and width, which must be even."""
+        x = _as_autocast(x)
+        return Halved.apply(x, self.kernel.to(x.dtype))
+
+
 class MeanDownsample(nn.Module):
     """Mean of 2x2 pixels."""
 

@@ -3,4 +3,5 @@
 Files:
     build    builds the networks of a config, and finds what they have in common
     mlp      perceptrons for 2-D points
+    resnext  a discriminator of ResNeXt blocks
 """

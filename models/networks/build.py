@@ -8,6 +8,7 @@ from models.blocks import ResidualBlock
 from models.discriminator import Discriminator, DiscriminatorConfig, DownBlock
 from models.generator import Generator, GeneratorConfig
 from models.networks.mlp import MlpDiscriminator, MlpGenerator
+from models.networks.resnext import ResNeXtDiscriminator
 from models.shapes import ImageForm
 
 
@@ -32,9 +33,8 @@ def build_generator(
 def build_discriminator(config: DiscriminatorConfig, form: ImageForm) -> nn.Module:
     """A discriminator with fresh weights; see `build_generator`."""
     _refuse_condition(config.kind, form, "discriminator")
-    if config.kind == "mlp":
-        return MlpDiscriminator(config, form)
-    return Discriminator(config, form)
+    kinds = {"mlp": MlpDiscriminator, "resnext": ResNeXtDiscriminator}
+    return kinds.get(config.kind, Discriminator)(config, form)
 
 
 def _refuse_condition(kind: str, form: ImageForm, network: str) -> None:

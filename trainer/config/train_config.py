@@ -279,6 +279,11 @@ def _check_discriminator_start(config: TrainConfig) -> None:
             "discriminator.init_from is generator, but a network of kind mlp has no convolutions: set "
             "discriminator.init_from to null"
         )
+    if config.discriminator.kind == "resnext":
+        raise ValueError(
+            "discriminator.init_from is generator, but discriminator.kind is resnext, whose blocks are of another kind "
+            "than those of the generator: set discriminator.init_from to null, or discriminator.kind to small or large"
+        )
     generator, discriminator = _on_meta(config)
     if not shared_with_encoder(discriminator, generator):
         base, multipliers = config.generator.base_channels, sorted(set(config.generator.channel_multipliers))

@@ -22,11 +22,12 @@ from models.blocks import Attention, ResidualBlock
 from models.discriminator import DecoderBlock, DownBlock
 from models.dropout import Dropout
 from models.layers import Block
+from models.networks.resnext import ResNeXtBlock
 from trainer.engine.compile_cache import CompileCache
 
 log = logging.getLogger(__name__)
 
-BLOCKS = (ResidualBlock, Attention, DownBlock, DecoderBlock)
+BLOCKS = (ResidualBlock, Attention, DownBlock, DecoderBlock, ResNeXtBlock)
 _MAX_VARIANTS = 64
 """Graphs of one kind of block: each size of a micro-batch, with and without gradients, for each feature map size."""
 

@@ -150,8 +150,17 @@ class _FlopCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
+            self.total += formula(*args, **(kwargs or {}), out_val=out) - _beyond_groups(func, args, out)
         return out
+
+
+def _beyond_groups(func: Any, args: Any, out: Any) -> int:
+    """What torch's formula counts too much: it takes the weight's gradient of a grouped convolution for a full one."""
+    if func is not torch.ops.aten.convolution_backward.default or args[-2] == 1 or not args[-1][1]:
+        return 0
+    groups, of_weight = args[-2], [False, True, False]
+    counted = flop_registry[func.overloadpacket](*args[:-1], of_weight, out_val=out)
+    return counted - counted // groups
 
 
 def _count_flops(run: Callable[[], Any]) -> float:

@@ -90,6 +90,12 @@ CONFIGS = {
         "generator.attention_resolutions=[]",
         "training.penalty=finite_difference",
     ),
+    "resnext": (
+        "cifar10",
+        "data.image_size=16",
+        "generator.attention_resolutions=[]",
+        "discriminator.kind=resnext",
+    ),
     "predictions": (
         "cifar10",
         "data.image_size=16",

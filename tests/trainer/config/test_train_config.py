@@ -86,6 +86,15 @@ def test_warmup_as_long_as_the_run_is_refused():
     ]
 
 
+def test_a_resnext_discriminator_is_for_powers_of_two_and_has_nothing_of_the_generators():
+    make(discriminator={"kind": "resnext"})
+    small = {"attention_resolutions": [], "channel_multipliers": [1, 2]}
+    (line,) = refusals(discriminator={"kind": "resnext"}, data={"image_size": 24}, generator=small)
+    assert line.startswith("discriminator.kind is resnext: image_size is 24, but the resnext discriminator halves it")
+    (line,) = refusals(discriminator={"kind": "resnext", "init_from": "generator"})
+    assert "whose blocks are of another kind than those of the generator: set discriminator.init_from to null" in line
+
+
 def test_all_broken_rules_are_reported_together():
     assert len(refusals(scaling={"world_size": 17}, discriminator={"kind": "large"}, data={"image_size": 36})) == 3
 

@@ -151,6 +151,15 @@ def test_recomputed_blocks_save_less_and_cost_one_forward_pass_more():
         assert 1.1 * before.flops_per_image < after.flops_per_image < 4 / 3 * before.flops_per_image
 
 
+@pytest.mark.slow
+def test_grouped_convolutions_count_as_what_they_are():
+    """Backward twice the forward pass, as with all others; torch counts each group's weights for every group."""
+    sets = ("discriminator.kind=resnext", "training.r1_gamma=0", "training.r2_gamma=0", *PLAIN)
+    costs = count_costs(load_config("digits", sets))
+    passes = (costs.update_d.flops_per_image - costs.forward_g) / costs.forward_d
+    assert passes == pytest.approx(6, rel=0.01)
+
+
 def test_counting_draws_no_random_number():
     state = torch.get_rng_state()
     count_costs(load_config("digits"))

@@ -118,6 +118,7 @@ PREDICTING = (
     "training.denoising={start: 1.0, end: 0.0, decay_images: 48}",
     "discriminator.sees=marginal",
     "discriminator.predicts=[x_t, x0]",
+    "discriminator.kind=resnext",
 )
 
 
