@@ -7,6 +7,7 @@ Files:
     dropout              dropout with masks given by the caller
     fused/               fused operators for training on a GPU
     generator            NCSN++ U-Net with adaptive group norm
+    haar_blocks          blocks that hand high frequencies past the levels below
     layers               initialization, group norm, embeddings, convolutions in channels_last
     minibatch_deviation  minibatch standard deviation
     networks/            networks of other kinds, and the choice between all of them

@@ -76,6 +76,7 @@ class ResidualBlock(Block):
         second_norm_adaptive: bool,
         skip_rescale: bool,
         resample: nn.Module | None = None,
+        reshapes: bool = False,
     ) -> None:
         super().__init__()
         self.skip_rescale = skip_rescale
@@ -87,7 +88,7 @@ class ResidualBlock(Block):
         # The only dropout in the networks.
         self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = initialized(nn.Conv2d(c_out, c_out, 3, padding=1), scale=NEAR_ZERO)
-        reshapes = c_in != c_out or resample is not None
+        reshapes = reshapes or c_in != c_out or resample is not None
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1)) if reshapes else nn.Identity()
 
     def forward(self, x: Features, temb: Embedding, zemb: Style) -> Float[Tensor, "b c_out h_out w_out"]:
@@ -95,11 +96,14 @@ class ResidualBlock(Block):
         h = self.norm1(x, zemb, silu=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self.conv1(h) + self.time(temb)[:, :, None, None]
+        return merge(self.shortcut(x), self.second_half(self.conv1(h), temb, zemb), rescale=self.skip_rescale)
+
+    def second_half(self, h: Features, temb: Embedding, zemb: Style) -> Features:
+        """What follows the first convolution: the time, norm, dropout and the second convolution."""
+        h = h + self.time(temb)[:, :, None, None]
         adaptive = isinstance(self.norm2, AdaptiveGroupNorm)
         h = self.norm2(h, zemb, silu=True) if adaptive else self.norm2(h, silu=True)
-        h = self.conv2(self.dropout(h))
-        return merge(self.shortcut(x), h, rescale=self.skip_rescale)
+        return self.conv2(self.dropout(h))
 
 
 class Attention(nn.Module):

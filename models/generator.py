@@ -10,7 +10,7 @@ Shape letters: B batch, C channels, H W height and width. `temb` [B, 4 x base_ch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.blocks import Attention, LatentMapping, NoInput, ResidualBlock, ResidualInput, SkipInput, SkipOutput
 from models.dropout import DropProbability
+from models.haar_blocks import HaarDownBlock, HaarInput, HaarMiddleBlock, HaarUpBlock
 from models.layers import (
     NEAR_ZERO,
     FourierEmbedding,
@@ -56,8 +57,10 @@ class GeneratorConfig:
     dropout: DropProbability = 0.0
     """Probability of dropping a feature before the second convolution of a block, in training only."""
     resample: ResampleKind = "fir"
-    """How the resolution is halved and doubled: with a smoothing filter (`fir`), or by averaging and repeating pixels
-    (`nearest`)."""
+    """How the resolution is halved and doubled: with a smoothing filter (`fir`), by averaging and repeating pixels
+    (`nearest`), or by the Haar transform of features (`haar`), whose high frequencies go past the levels below, as in
+    WaveDiff, meant for data.domain haar. `haar` needs an even side at the last level, no progressive_output, and no
+    progressive_input other than residual."""
     skip_rescale: bool = True
     """Divide the sum of two branches by the square root of 2, which keeps its variance."""
     block_type: Literal["biggan", "biggan_oneadagn"] = "biggan"
@@ -107,16 +110,20 @@ class DownLevel(nn.Module):
 
     def forward(
         self, h: Features, pyramid: Tensor, temb: Embedding, zemb: Style
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return features and input pyramid for the next level, and the skip features for the decoder."""
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Return features and input pyramid for the next level, and skip features and bands for the decoder."""
         skips: list[Tensor] = []
+        bands = None
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             h = attention(block(h, temb, zemb))
             skips.append(h)
         if self.downsample is not None:
-            h, pyramid = self.pyramid(self.downsample(h, temb, zemb), pyramid)
+            h = self.downsample(h, temb, zemb)
+            if isinstance(self.downsample, HaarDownBlock):
+                h, bands = h
+            h, pyramid = self.pyramid(h, pyramid)
             skips.append(h)
-        return h, pyramid, tuple(skips)
+        return h, pyramid, tuple(skips), bands
 
 
 class UpLevel(nn.Module):
@@ -136,16 +143,25 @@ class UpLevel(nn.Module):
         self.upsample = upsample
 
     def forward(
-        self, h: Features, image: Tensor | None, skips: tuple[Tensor, ...], temb: Embedding, zemb: Style
+        self,
+        h: Features,
+        image: Tensor | None,
+        skips: tuple[Tensor, ...],
+        temb: Embedding,
+        zemb: Style,
+        bands: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return features and output image for the next level; `skips` holds one tensor per block."""
+        """Return features and output image for the next level.
+
+        `skips` holds one tensor per block, and `bands` what the mirrored level has split off, if it has.
+        """
         for block, skip in zip(self.blocks, skips, strict=True):
             h = block(torch.cat([h, skip], dim=1), temb, zemb)
         h = self.attention(h)
         if self.to_image is not None:
             image = self.to_image(h, image)
         if self.upsample is not None:
-            h = self.upsample(h, temb, zemb)
+            h = self.upsample(h, temb, zemb, *([] if bands is None else [bands]))
         return h, image
 
 
@@ -170,14 +186,15 @@ class Generator(nn.Module):
         self.config = config
 
         time_channels = 4 * config.base_channels
-        block = partial(
-            ResidualBlock,
-            time_channels=time_channels,
-            latent_channels=config.latent_embedding_dim,
-            dropout=config.dropout,
-            second_norm_adaptive=config.block_type == "biggan",
-            skip_rescale=config.skip_rescale,
-        )
+        options: dict[str, Any] = {
+            "time_channels": time_channels,
+            "latent_channels": config.latent_embedding_dim,
+            "dropout": config.dropout,
+            "second_norm_adaptive": config.block_type == "biggan",
+            "skip_rescale": config.skip_rescale,
+        }
+        block = partial(ResidualBlock, **options)
+        by_haar = config.resample == "haar"
 
         def attention(C: int, resolution: int) -> nn.Module:
             wanted = resolution in config.attention_resolutions
@@ -202,14 +219,18 @@ class Generator(nn.Module):
                 skip_channels.append(C)
             shrink, pyramid = None, NoInput()
             if i < last:
-                shrink = block(C, C, resample=downsample(config.resample))
+                if by_haar:
+                    shrink = HaarDownBlock(C, C, reshapes=True, **options)
+                else:
+                    shrink = block(C, C, resample=downsample(config.resample))
                 pyramid, C, c_pyramid = _input_pyramid(config, c_pyramid, C)
                 skip_channels.append(C)
             self.down.append(DownLevel(blocks, attentions, shrink, pyramid))
 
-        self.middle_block1 = block(C, C)
+        middle = partial(HaarMiddleBlock, **options) if by_haar else block
+        self.middle_block1 = middle(C, C)
         self.middle_attention = Attention(C, skip_rescale=config.skip_rescale)
-        self.middle_block2 = block(C, C)
+        self.middle_block2 = middle(C, C)
 
         self.up = nn.ModuleList()
         for i, (width, resolution) in reversed(list(enumerate(zip(widths, resolutions, strict=True)))):
@@ -219,7 +240,12 @@ class Generator(nn.Module):
                 C = width
             outputs = config.progressive_output == "output_skip"
             to_image = SkipOutput(C, form.channels, resample=config.resample) if outputs else None
-            grow = block(C, C, resample=upsample(config.resample)) if i > 0 else None
+            grow = None
+            if i > 0:
+                if by_haar:
+                    grow = HaarUpBlock(C, widths[i - 1], **options)
+                else:
+                    grow = block(C, C, resample=upsample(config.resample))
             self.up.append(UpLevel(blocks, attention(C, resolution), to_image, grow))
         assert not skip_channels
 
@@ -253,14 +279,18 @@ class Generator(nn.Module):
         h = self.conv_in(seen)
         # Levels return their skips: ZeRO-3's hooks pass copies of lists to a module, so appending to one has no effect.
         skips, pyramid, image = [h], seen, None
+        all_bands: list[Tensor | None] = []
         for level in self.down:
-            h, pyramid, more = level(h, pyramid, temb, zemb)
+            h, pyramid, more, bands = level(h, pyramid, temb, zemb)
             skips += more
+            all_bands.append(bands)
+        all_bands.pop()  # the last level does not halve
         h = self.middle_block1(h, temb, zemb)
         h = self.middle_attention(h)
         h = self.middle_block2(h, temb, zemb)
         for level in cast("list[UpLevel]", list(self.up)):
-            h, image = level(h, image, tuple(skips.pop() for _ in level.blocks), temb, zemb)
+            bands = all_bands.pop() if all_bands else None
+            h, image = level(h, image, tuple(skips.pop() for _ in level.blocks), temb, zemb, bands)
         output = self.conv_out(self.norm_out(h, silu=True)) if image is None else image
         return self.noise.x0_pred(output, x_t, t)
 
@@ -280,6 +310,8 @@ def _step_embedding(config: GeneratorConfig) -> SinusoidalEmbedding | FourierEmb
 
 def _input_pyramid(config: GeneratorConfig, c_pyramid: int, C: int) -> tuple[nn.Module, int, int]:
     """The module that joins pyramid and features [C], and the widths of features and pyramid after it."""
+    if config.progressive_input == "residual" and config.resample == "haar":
+        return HaarInput(c_pyramid, C, skip_rescale=config.skip_rescale), C, C
     if config.progressive_input == "residual":
         module = ResidualInput(c_pyramid, C, resample=config.resample, skip_rescale=config.skip_rescale)
         return module, C, C
@@ -298,6 +330,8 @@ def _level_resolutions(config: GeneratorConfig, image_size: int) -> list[int]:
     """
     multipliers = config.channel_multipliers
     factor = 2 ** (len(multipliers) - 1)
+    if config.resample == "haar":
+        _check_haar(config, image_size)
     if image_size < factor or image_size % factor:
         raise ValueError(
             f"image_size is {image_size}, but channel_multipliers {multipliers} make {len(multipliers)} levels, which "
@@ -312,3 +346,19 @@ def _level_resolutions(config: GeneratorConfig, image_size: int) -> list[int]:
                 f"{resolutions}: choose from these, or give an empty list"
             )
     return resolutions
+
+
+def _check_haar(config: GeneratorConfig, image_size: int) -> None:
+    levels = len(config.channel_multipliers)
+    if config.progressive_output != "none" or config.progressive_input == "input_skip":
+        raise ValueError(
+            f"resample is haar, which has no pyramid of images, but progressive_output is {config.progressive_output} "
+            f"and progressive_input {config.progressive_input}: set progressive_output to none and progressive_input "
+            "to residual or none, or resample to fir"
+        )
+    if image_size % 2**levels:
+        raise ValueError(
+            f"resample is haar, which halves the features of all {levels} levels, the last one in the middle of the "
+            f"network, but image_size is {image_size}, not a multiple of 2 ** {levels} = {2**levels}: give fewer "
+            "channel_multipliers, or set resample to fir"
+        )

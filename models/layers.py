@@ -64,13 +64,13 @@ class Block(nn.Module):
     recomputes = False
     contexts: Contexts = staticmethod(noop_context_fn)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         """The forward pass."""
         if not (self.recomputes and torch.is_grad_enabled()):
             return super().__call__(*inputs)
         masks, run = same_masks(self), super().__call__
 
-        def with_masks(*inputs: Tensor) -> Tensor:
+        def with_masks(*inputs: Tensor) -> Any:
             with masks():
                 return run(*inputs)
 

@@ -16,7 +16,8 @@ from models.fused.fir import Doubled, Halved, fir_double, fir_filter
 from models.fused.operator import can_fuse
 from models.shapes import DoubleFeatures, Features, HalfFeatures
 
-ResampleKind = Literal["fir", "nearest"]
+ResampleKind = Literal["fir", "nearest", "haar"]
+"""`haar` is not a layer, but a kind of block: see `models.haar_blocks`."""
 
 
 class _Fir(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.shapes import Image, ImageForm
+from models.layers import is_channels_last, join
+from models.shapes import DoubleFeatures, Features, Image, ImageForm
 
 Domain = Literal["pixels", "haar"]
 
@@ -22,21 +23,50 @@ def haar(x: Image) -> Float[Tensor, "b 4*c h//2 w//2"]:
     They are p + q + r + s, the lower minus the upper pixels, the right minus the left ones, and p + s minus q + r, all
     divided by 4: half of the orthonormal transform, so that pixels in [-1, 1] give coefficients in [-1, 1].
     """
-    p, q, r, s = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
-    upper, lower, right_upper, right_lower = p + q, r + s, q - p, s - r
-    bands = (upper + lower, lower - upper, right_upper + right_lower, right_lower - right_upper)
-    return torch.cat(bands, dim=1) / 4
+    return join(sums_of_blocks(x)) / 4
+
+
+def sums_of_blocks(x: Image) -> list[Float[Tensor, "b c h//2 w//2"]]:
+    """LL, LH, HL and HH of each block without their factor, each with the channels of the image."""
+    last = is_channels_last(x)
+    B, C, H, W = x.shape
+    inner = C if last else 1  # values of neighbours lie so far apart in memory
+    left, right = _in_memory(x, last).reshape(-1, 2, inner).unbind(1)
+    bands = []
+    for columns in (left + right, right - left):
+        upper, lower = columns.view(-1, 2, W // 2 * inner).unbind(1)
+        bands.append((upper + lower, lower - upper))
+    (ll, lh), (hl, hh) = bands
+    return [_as_image(band, (B, C, H // 2, W // 2), last) for band in (ll, lh, hl, hh)]
 
 
 def inverse_haar(y: Image) -> Float[Tensor, "b c//4 2*h 2*w"]:
     """The image of Haar coefficients."""
-    ll, lh, hl, hh = y.chunk(4, dim=1)
-    upper, lower, right_upper, right_lower = ll - lh, ll + lh, hl - hh, hl + hh
-    rows = [
-        torch.stack([mean - right, mean + right], dim=-1).flatten(-2)
-        for mean, right in ((upper, right_upper), (lower, right_lower))
-    ]
-    return torch.stack(rows, dim=-2).flatten(-3, -2)
+    return from_bands(*y.chunk(4, dim=1))
+
+
+def from_bands(ll: Features, lh: Features, hl: Features, hh: Features) -> DoubleFeatures:
+    """The image of Haar coefficients, which are given one by one."""
+    halves = ((ll - lh, ll + lh), (hl - hh, hl + hh))
+    last = is_channels_last(halves[0][0])
+    B, C, h, w = ll.shape
+    inner = C if last else 1
+    mean, right = (
+        torch.stack([_in_memory(row, last).reshape(-1, w * inner) for row in rows], dim=1).view(-1, inner)
+        for rows in halves
+    )
+    return _as_image(torch.stack((mean - right, mean + right), dim=1), (B, C, 2 * h, 2 * w), last)
+
+
+def _in_memory(x: Tensor, last: bool) -> Tensor:
+    """An image with its dimensions in the order of memory, in which halving and its gradient keep the layout."""
+    return x.permute(0, 2, 3, 1) if last else x
+
+
+def _as_image(values: Tensor, shape: tuple[int, int, int, int], last: bool) -> Tensor:
+    """The image of values in the order of memory."""
+    B, C, H, W = shape
+    return values.view(B, H, W, C).permute(0, 3, 1, 2) if last else values.view(shape)
 
 
 def from_pixels(x: Image, domain: Domain) -> Float[Tensor, "b c_y h_y w_y"]:

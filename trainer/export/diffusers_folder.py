@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from data.storage.errors import UserError
 from models.diffusion import Diffusion, step_betas
 from models.generator import GeneratorConfig
 from trainer.algorithm.methods import make_method
@@ -23,6 +24,18 @@ _DIFFUSERS = "0.42.1"
 """Version of the library that the files were written for."""
 _OF_TRAINING = {"dropout", "fourier_scale"}
 """Settings of a generator that its weights, or its use for inference, make needless."""
+
+
+def check_exportable(config: TrainConfig) -> None:
+    """Refuse, before any work is done, a model that the copied files do not know.
+
+    Raises:
+        UserError: its blocks are of another kind.
+    """
+    if config.generator.kind != "mlp" and config.generator.resample == "haar":
+        raise UserError(
+            "generator.resample is haar, whose blocks the form for diffusers does not have: export --to torch"
+        )
 
 
 def write_diffusers(folder: Path, generator: nn.Module, diffusion: Diffusion, config: TrainConfig) -> None:

@@ -99,7 +99,9 @@ def _onnx_files(config: TrainConfig) -> dict[str, str]:
 
 FORMS = {
     "torch": Form(programs.write_programs, programs.check_exportable, _torch_text, _torch_files),
-    "diffusers": Form(diffusers_folder.write_diffusers, lambda _: None, _diffusers_text, _diffusers_files),
+    "diffusers": Form(
+        diffusers_folder.write_diffusers, diffusers_folder.check_exportable, _diffusers_text, _diffusers_files
+    ),
     "onnx": Form(onnx_graphs.write_onnx, onnx_graphs.check_exportable, _onnx_text, _onnx_files),
 }
 """By the name that the command knows. Weights and config as safetensors and YAML come with every form."""

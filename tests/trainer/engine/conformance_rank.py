@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import Discriminator, DiscriminatorConfig
 from models.generator import Generator, GeneratorConfig
+from models.resample import ResampleKind
 from models.shapes import ImageForm
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.auxiliary import Auxiliary, GradientScale
@@ -51,6 +52,7 @@ GAMES = {
     "transport": Adversarial(auxiliary=Auxiliary(transport=0.5)),
     "predictions": Adversarial(auxiliary=Auxiliary(afd=0.5, denoising=0.5)),
     "frozen": Adversarial(r1_gamma=GAMMA),
+    "haar blocks": Adversarial(),
 }
 
 
@@ -70,8 +72,9 @@ class PlainEngine(Engine):
 
 
 def networks(loss: str = "", form: ImageForm = PLAIN) -> tuple[Generator, Discriminator]:
-    """The same weights each time; with the loss `frozen` some of them are frozen, with `predictions` D predicts."""
-    generator, discriminator = copy.deepcopy(_networks(form, predicts=loss == "predictions"))
+    """The same weights each time. With `frozen` some are frozen, with `predictions` D predicts, and so on."""
+    resample = "haar" if loss == "haar blocks" else "fir"
+    generator, discriminator = copy.deepcopy(_networks(form, resample, predicts=loss == "predictions"))
     if loss == "frozen":
         freeze(generator, "generator", ["generator.down.*", "*.time.*"])
         freeze(discriminator, "discriminator", ["*.conv1.*"])
@@ -79,7 +82,9 @@ def networks(loss: str = "", form: ImageForm = PLAIN) -> tuple[Generator, Discri
 
 
 @cache
-def _networks(form: ImageForm, *, predicts: bool = False) -> tuple[Generator, Discriminator]:
+def _networks(
+    form: ImageForm, resample: ResampleKind = "fir", *, predicts: bool = False
+) -> tuple[Generator, Discriminator]:
     torch.manual_seed(1)
     generator = Generator(
         GeneratorConfig(
@@ -89,6 +94,7 @@ def _networks(form: ImageForm, *, predicts: bool = False) -> tuple[Generator, Di
             attention_resolutions=(8,),
             latent_dim=8,
             latent_embedding_dim=16,
+            resample=resample,
         ),
         form,
     )
@@ -196,6 +202,7 @@ def cases() -> Iterator[tuple[str, int, int, str, str]]:
     for backend, stage_g, stage_d in (("torch", 0, 0), ("deepspeed", 2, 2), ("deepspeed", 3, 2)):
         yield backend, stage_g, stage_d, "transport", "sgd"
         yield backend, stage_g, stage_d, "predictions", "sgd"
+    yield "deepspeed", 3, 2, "haar blocks", "sgd"
     for stage_g, stage_d in ((1, 1), (3, 2)):
         yield "deepspeed", stage_g, stage_d, "frozen", "adam"
     for loss in ("no r1", "finite differences", "transport", "predictions"):  # these differentiate D only once

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from data.storage.errors import UserError
 from models.diffusion import Diffusion, noisy, sample_posterior
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.checkpoint.snapshot import build_generator
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
 from trainer.export.diffusers_folder import write_diffusers
+from trainer.export.forms import FORMS
 from trainer.export.portable.ddgan_generator import DDGANGenerator
 from trainer.export.portable.ddgan_scheduler import DDGANScheduler
 from trainer.export.portable.pipeline import normals
@@ -117,3 +119,10 @@ def test_the_folder_names_everything_that_diffusers_looks_for(tiny, tmp_path):
         lines = [line for line in file.read_text().splitlines() if line.startswith(("import ", "from "))]
         roots = {line.split()[1].split(".")[0] for line in lines}
         assert roots <= {"collections", "dataclasses", "itertools", "math", "typing", "numpy", "torch", "diffusers"}
+
+
+def test_blocks_that_the_copied_files_do_not_have_are_refused(tiny):
+    config = load_config("digits", [*tiny, "run.directory=unused", "generator.resample=haar"])
+    with pytest.raises(UserError, match=r"generator\.resample is haar.*export --to torch"):
+        FORMS["diffusers"].check(config)
+    FORMS["torch"].check(config)
