@@ -226,7 +226,7 @@ def test_predictions_reach_the_trunk_and_all_of_the_decoder_but_not_the_head(
     network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     x_tm1, x_t, t = inputs(B=4, image_channels=3)
     _, predictions = network(*(x.contiguous(memory_format=memory_format) for x in (x_tm1, x_t)), t, predicting=True)
-    sum(x.square().sum() for x in predictions).backward()
+    torch.stack([x.square().sum() for x in predictions]).sum().backward()
     without = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert without == {"conv_out", "head"}
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from models.networks.resnext import ResNeXtBlock, ResNeXtDiscriminator
 from models.resample import BinomialDownsample
 from models.shapes import ImageForm
 
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 D = DiscriminatorConfig(kind="resnext", base_channels=2, time_embedding_dim=4)
 """Width 24 up to 32 px: three groups of 16 in the middle of a block."""
 
 
-def awakened(network: nn.Module) -> nn.Module:
+def awakened(network: NetworkT) -> NetworkT:
     """In float64, without zeros that would hide errors."""
     torch.manual_seed(1)
     for p in network.parameters():
@@ -84,7 +86,8 @@ def test_block_and_resampling_equal_their_formulas() -> None:
     ("size", "base", "widths"), [(4, 2, [24]), (16, 2, [24, 24, 24]), (64, 4, [24, 48, 48, 48, 48])]
 )
 def test_logits_equal_the_formulas_of_the_whole_network(size: int, base: int, widths: list[int]) -> None:
-    network = awakened(build_discriminator(replace(D, base_channels=base), ImageForm(size, 3, num_classes=5)))
+    network = build_discriminator(replace(D, base_channels=base), ImageForm(size, 3, num_classes=5))
+    assert isinstance(awakened(network), ResNeXtDiscriminator)
     x_tm1, x_t, t = inputs(size)
     label, w = torch.tensor([0, 5, 2, 2]), weights(network)
     temb = network.time_embedding(t).detach().numpy()
@@ -127,7 +130,8 @@ def test_r1_has_the_gradient_of_its_finite_difference(memory_format: torch.memor
         return gradient.square().sum(dim=(1, 2, 3)).mean()
 
     x_tm1.requires_grad_()
-    parameters = [network.stages[0][0].conv2.weight, network.stages[1][1].conv1.weight, network.conv_out.weight]
+    names = ("stages.0.0.conv2.weight", "stages.1.1.conv1.weight", "conv_out.weight")
+    parameters = [network.get_parameter(name) for name in names]
     for parameter, gradient in zip(parameters, torch.autograd.grad(r1(), parameters), strict=True):
         direction, values = torch.randn_like(parameter), []
         for sign in (1, -1):
@@ -143,7 +147,7 @@ def test_one_that_sees_the_marginal_is_blind_to_x_t_and_predicts() -> None:
     logits, predictions = network(x_tm1, x_t, t, predicting=True)
     assert torch.equal(logits, network(x_tm1, -x_t, t))
     assert [x.shape for x in predictions] == 2 * [x_tm1.shape]
-    sum(x.square().sum() for x in predictions).backward()
+    torch.stack([x.square().sum() for x in predictions]).sum().backward()
     without = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert without == {"conv_out", "head"}
 

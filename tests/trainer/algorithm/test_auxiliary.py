@@ -187,7 +187,7 @@ def gradient_of(auxiliary: Auxiliary, weights: dict[str, float], scale: Gradient
 
 @pytest.mark.parametrize("name", ["transport", "afd"])
 def test_the_weighted_loss_is_added_to_the_game(name):
-    both = Auxiliary(**{name: 1.0}, denoising=1.0)
+    both = replace(Auxiliary(denoising=1.0), **{name: 1.0})
     without, once, thrice = (gradient_of(both, {name: weight}) for weight in (0.0, 1.0, 3.0))
     assert any(not torch.equal(a, b) for a, b in zip(without, once, strict=True))
     for a, b, c in zip(without, once, thrice, strict=True):
@@ -202,7 +202,7 @@ def scaled(mean_square: float) -> GradientScale:
 
 @pytest.mark.parametrize("name", ["transport", "afd"])
 def test_only_the_games_gradient_is_divided_by_the_root_of_its_mean_square(name):
-    losses = Auxiliary(**{name: 1.0}, denoising=1.0)
+    losses = replace(Auxiliary(denoising=1.0), **{name: 1.0})
     game, auxiliary = gradient_of(Auxiliary(), {}), gradient_of(losses, {name: 1.0}, GradientScale())
     both = gradient_of(losses, {name: 1.0}, scaled(0.25))
     for a, b, c in zip(game, auxiliary, both, strict=True):
