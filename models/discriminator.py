@@ -61,7 +61,7 @@ class DiscriminatorConfig:
     """Width of the time embedding, an even number."""
     sees: Literal["pair", "marginal"] = "pair"
     """What it judges. `pair`: x_tm1 together with the x_t that it was made from, as published. `marginal`: x_tm1 alone,
-    as in SIDDM and AFM; then training.transport or training.reconstruction has to tie x_tm1 to its x_t."""
+    as in SIDDM and AFM; then training.transport, afd or reconstruction has to tie x_tm1 to its x_t."""
     predicts: tuple[Predicted, ...] = ()
     """What it predicts of x_tm1 next to its judgement, as images. `x0`: the clean image of real ones, for
     training.denoising. `x_t`: the noisier image of generated ones, for training.afd. It then has a decoder as well.
@@ -110,7 +110,7 @@ class DownBlock(Block):
 
 
 class DecoderBlock(Block):
-    """Joins features with those from before they were halved, as a feature pyramid does (FPN, 1612.03144, section 3).
+    """Joins features with those from before they were halved, as a feature pyramid does (FPN, 1612.03144).
 
     It is cheaper than a block of the generator's decoder: features are narrowed before they are doubled, and the sum,
     not the concatenation, gets one convolution.

@@ -1,4 +1,4 @@
-"""A discriminator of ResNeXt blocks without any normalization, as in R3GAN (2501.05441, section 4).
+"""A discriminator of ResNeXt blocks without any normalization, as in R3GAN (2501.05441).
 
 A pair (x_tm1, x_t) and the step take the place of R3GAN's image: the embedded time is a bias of each block's first
 convolution. It has no minibatch deviation. Everything here is twice differentiable, as the R1 penalty requires.
@@ -53,7 +53,7 @@ class ResNeXtBlock(Block):
     Args:
         channels: width of x, a multiple of 8.
         time_channels: width of the time embedding.
-        num_blocks: blocks of the network, by which they start smaller, as in Fixup (1901.09321, section 3).
+        num_blocks: blocks of the network, by which they start smaller, as in Fixup (1901.09321).
     """
 
     def __init__(self, channels: int, *, time_channels: int, num_blocks: int) -> None:

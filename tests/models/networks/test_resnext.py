@@ -86,8 +86,8 @@ def test_block_and_resampling_equal_their_formulas() -> None:
     ("size", "base", "widths"), [(4, 2, [24]), (16, 2, [24, 24, 24]), (64, 4, [24, 48, 48, 48, 48])]
 )
 def test_logits_equal_the_formulas_of_the_whole_network(size: int, base: int, widths: list[int]) -> None:
-    network = build_discriminator(replace(D, base_channels=base), ImageForm(size, 3, num_classes=5))
-    assert isinstance(awakened(network), ResNeXtDiscriminator)
+    network = awakened(build_discriminator(replace(D, base_channels=base), ImageForm(size, 3, num_classes=5)))
+    assert isinstance(network, ResNeXtDiscriminator)
     x_tm1, x_t, t = inputs(size)
     label, w = torch.tensor([0, 5, 2, 2]), weights(network)
     temb = network.time_embedding(t).detach().numpy()
