@@ -1,8 +1,8 @@
 """Blocks that halve and double by the Haar transform, and hand high frequencies past the levels below.
 
-They are WaveDiff's frequency-aware blocks (2211.16152). Features x have the orthonormal coefficients LL, LH, HL and HH. What is halved goes on with LL / 2, the mean of 2 x 2
-pixels; LH, HL and HH, side by side along the channels, are its bands. The mirrored block makes features of 2 h and of
-bands.
+They are WaveDiff's frequency-aware blocks (2211.16152). Features x have the orthonormal coefficients LL, LH, HL and HH.
+What is halved goes on with LL / 2, the mean of 2 x 2 pixels; LH, HL and HH, side by side along the channels, are its
+bands. The mirrored block makes features of 2 h and of bands.
 """
 
 from typing import Any
