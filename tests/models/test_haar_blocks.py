@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.generator import Generator, GeneratorConfig
@@ -185,3 +186,22 @@ def test_bands_are_counted_as_three_groups() -> None:
     bands, pixels = 3 * 9 * 4 * 8 * 64, 256 * (9 * 8 * 8 + 9 * 8 * 8 + 8 * 8)
     linear = 5 * 16 + 5 * 16 + 6 * 8  # two norms and the time
     assert counter.get_total_flops() == 2 * (bands + pixels + linear)
+
+
+def test_features_and_gradients_keep_the_layout_channels_last() -> None:
+    last = torch.channels_last
+    network = awakened(Generator(G, FORM)).to(memory_format=last)  # pyright: ignore[reportCallIssue]
+    plain = awakened(Generator(G, FORM))
+    x, z, t = torch.randn(2, 12, 16, 16).double(), torch.randn(2, 4).double(), torch.tensor([0, 3])
+    maps: list[Tensor] = []
+    for module in network.modules():
+        if isinstance(module, (HaarDownBlock, HaarUpBlock, HaarMiddleBlock)):
+            module.register_forward_hook(lambda _, inputs, output: maps.extend(tree_leaves(output)))
+            module.conv1.register_full_backward_hook(
+                lambda _, of_inputs, of_outputs: maps.extend([*of_inputs, *of_outputs])
+            )
+    found, expected = network(x.contiguous(memory_format=last), t, z), plain(x, t, z)
+    found.backward(torch.ones_like(found).contiguous(memory_format=last))
+    assert len(maps) == 2 + 2 + 2 * 2 + 6 * 2
+    assert all(m.is_contiguous(memory_format=last) for m in maps)
+    close(found, expected)
