@@ -89,12 +89,12 @@ def draw_hours(hours: Hours, name: str) -> str:
         width = hours.seconds[key] / hours.wall_s * 1000
         if width > 0:
             title = f"{words}: {hours.seconds[key] / hours.wall_s:.1%}"
-            parts.append(
-                f'<rect class="h{number}" x="{x:.2f}" y="0" width="{width:.2f}" height="34"><title>{title}</title></rect>'
-            )
+            place = f'x="{x:.2f}" y="0" width="{width:.2f}" height="34"'
+            parts.append(f'<rect class="h{number}" {place}><title>{title}</title></rect>')
         x += width
     label = escape(f"Where the hours of {name} went", quote=True)
-    return f'<svg class="bar" viewBox="0 0 1000 34" preserveAspectRatio="none" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    box = 'class="bar" viewBox="0 0 1000 34" preserveAspectRatio="none"'
+    return f'<svg {box} role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _short(value: float) -> str:

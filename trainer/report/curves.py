@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from trainer.config.sections import FIGURES
 
 Points = Sequence[tuple[int, float]]
-GROUPS = ("Losses", "Logits and errors per timestep", "Quality", "Time", "Other curves", "Machines")
+PER_TIMESTEP = "Logits and errors per timestep"
+GROUPS = ("Losses", PER_TIMESTEP, "Quality", "Time", "Other curves", "Machines")
 FOLDED = frozenset({"Other curves", "Machines"})
 """Groups that are shown on request."""
 MAX_BUCKETS = 400
@@ -48,6 +49,8 @@ def charts_of(runs: Sequence[Mapping[str, Points]]) -> list[Chart]:
             shown = thinned([(step, value) for step, value in points if math.isfinite(value)])
             if shown:
                 group, name, part = place_of(curve)
+                if group == PER_TIMESTEP and len(runs) > 1:  # the lines of all runs would hide one another
+                    name, part = curve, ""
                 found.setdefault((group, name), []).append(Line(number, part, shown))
     ordered = sorted(found.items(), key=lambda item: (GROUPS.index(item[0][0]), item[0][1]))
     return [Chart(group, name, tuple(lines)) for (group, name), lines in ordered]
@@ -56,7 +59,7 @@ def charts_of(runs: Sequence[Mapping[str, Points]]) -> list[Chart]:
 def place_of(curve: str) -> tuple[str, str, str]:
     """Group, chart and part of a curve, from its name."""
     if match := _OF_TIMESTEP.fullmatch(curve):
-        return "Logits and errors per timestep", match[1], match[2]
+        return PER_TIMESTEP, match[1], match[2]
     if curve.startswith("system/"):
         where, _, what = curve.removeprefix("system/").rpartition("/")
         return "Machines", what, where
@@ -64,6 +67,8 @@ def place_of(curve: str) -> tuple[str, str, str]:
         return "Time", "seconds of a step", curve.removeprefix("time/").removesuffix("_s")
     if curve in FIGURES:
         return "Quality", curve, ""
+    if curve.startswith("loss_d_"):
+        return "Losses", "loss_d", curve.removeprefix("loss_d_")
     if curve.startswith("loss_") or curve in ("r1", "r2"):
         return "Losses", curve, ""
     return ("Time" if curve in ("images_per_s", "step_time_s") else "Other curves"), curve, ""

@@ -27,8 +27,11 @@ CATEGORIES = {
 }
 """In the order of the report, with what each is called."""
 _OF_PHASE = {
-    **{"data": "data", "sampling": "evaluation", "checkpoint": "checkpoints"},
-    **{"end": "closing", "profile": "closing"},
+    "data": "data",
+    "sampling": "evaluation",
+    "checkpoint": "checkpoints",
+    "end": "closing",
+    "profile": "closing",
 }
 """Categories of rank 0's phases, other than its start; the others are computing."""
 _WORK = frozenset({"computing", "data", "checkpoints", "evaluation", "closing"})

@@ -16,6 +16,8 @@ from trainer.report.tables import NONE, Table, duration, number, tables_of
 
 _FOLDER = Path(__file__).parent / "page"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+FIRST = ("Runs and their conditions", "Where the hours went", "Use of the machines")
+"""Tables above the curves."""
 MAX_ROWS = 12
 """Rows of the table below a chart."""
 
@@ -32,7 +34,10 @@ def page(runs: Sequence[Run], usd_per_gpu_hour: float | None) -> str:
     data = [
         {
             "lines": [[[step * scales[line.run], value] for step, value in line.points] for line in chart.lines],
-            **{"left": LEFT, "right": RIGHT, "width": WIDTH, "axis": axis},
+            "left": LEFT,
+            "right": RIGHT,
+            "width": WIDTH,
+            "axis": axis,
         }
         for chart in charts
     ]
@@ -69,7 +74,8 @@ def _body(
 ) -> Iterator[str]:
     groups = [group for group in GROUPS if any(chart.group == group for chart in charts)]
     grids = "Samples over time" if any(run.grids for run in runs) else None
-    sections = [*list(tables)[:1], *filter(None, [grids]), *groups, *list(tables)[1:], "Configs"]
+    first = [title for title in tables if title in FIRST]
+    sections = [*first, *filter(None, [grids]), *groups, *(title for title in tables if title not in FIRST), "Configs"]
     links = (f'<a href="#s{i}">{escape(title)}</a>' for i, title in enumerate(sections))
     yield f"<nav>{''.join(links)}</nav>"
     for run in runs:
@@ -81,13 +87,14 @@ def _body(
             inner = "".join(_figure(j, chart, runs, scales, axis) for j, chart in shown)
             inner = f'<div class="charts">{inner}</div>'
             if title in FOLDED:
-                yield f'<details id="s{i}"><summary class="group">{title} ({len(shown)} charts)</summary>{inner}</details>'
+                summary = f'<summary class="group">{title} ({len(shown)} charts)</summary>'
+                yield f'<details id="s{i}">{summary}{inner}</details>'
                 continue
             if title == groups[0]:
                 hint = "Point at a chart to read its values, or choose it with Tab and go with the arrow keys."
                 inner = f'<p class="note hint">{hint}</p>{inner}'
         elif title == grids:
-            inner = "".join(_samples(run) for run in runs if run.grids)
+            inner = f'<div class="charts">{"".join(_samples(run) for run in runs if run.grids)}</div>'
         elif title == "Configs":
             inner = "".join(_config(run) for run in runs)
         else:
@@ -138,11 +145,12 @@ def _figure(index: int, chart: Chart, runs: Sequence[Run], scales: Sequence[int]
     ]  # what a reader without a pointer, a script or colours has
     table = _table(Table("", (axis, *names), tuple(rows)))
     label = escape(f"{chart.name} by {axis}; arrow keys read its values", quote=True)
+    caption = f"<figcaption>{escape(chart.name)} <small>by {axis}</small></figcaption>"
     return (
-        f'<figure><figcaption>{escape(chart.name)}</figcaption><div class="chart" tabindex="0" role="group" '
+        f'<figure>{caption}<div class="chart" tabindex="0" role="group" '
         f'aria-label="{label}" data-chart="{index}">{draw(chart, len(runs), scales)}'
         f'<div class="at" aria-live="polite"></div><ul class="legend" aria-live="polite">{"".join(items)}</ul></div>'
-        f"<details><summary>as a table, by {axis}</summary>{table}</details></figure>"
+        f"<details><summary>as a table</summary>{table}</details></figure>"
     )
 
 

@@ -186,7 +186,8 @@ def _data(config: Mapping[str, Any]) -> dict[str, str]:
     height, width, channels = index.pixels_shape
     found |= {
         "data set": index.source,
-        "images": f"{index.num_samples:,} of {height} x {width}, {channels} channels, in {len(index.shards)} shards",
+        "images": f"{index.num_samples:,} of {height} x {width} x {channels}",
+        "shards": f"{len(index.shards):,}",
         "SHA-256 of its index": index.digest,
     }
     if index.num_classes:

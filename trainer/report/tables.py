@@ -95,7 +95,7 @@ def _conditions(runs: Sequence[Run]) -> Table:
         "ranks": _fact("world_size"),
         "precision": _fact("precision"),
         "global batch": lambda run: str(run.config.get("training.global_batch_size", "")),
-        "commit": lambda run: run.tags.get("git_commit"),
+        "commit": lambda run: run.tags.get("git_commit", "")[:12],
         "uncommitted changes": lambda run: {"true": "yes", "false": "no"}.get(run.tags.get("git_dirty", "")),
     }
     libraries = dict.fromkeys(name for run in runs for name in run.tags if name.startswith(_VERSION))
@@ -107,7 +107,7 @@ def _conditions(runs: Sequence[Run]) -> Table:
 def _hours(runs: Sequence[Run]) -> Table:
     def cell(key: str) -> Callable[[Hours], str]:
         return lambda hours: (
-            f"{duration(hours.seconds[key])} ({hours.seconds[key] / hours.wall_s if hours.wall_s else 0:.1%})"
+            f"{duration(hours.seconds[key])} ({hours.seconds[key] / hours.wall_s:.1%})" if hours.seconds[key] else NONE
         )
 
     rows = {words: _of_hours(cell(key)) for key, words in CATEGORIES.items()}
@@ -116,9 +116,10 @@ def _hours(runs: Sequence[Run]) -> Table:
         "Where the hours went",
         _names(runs),
         _by_run(runs, rows),
-        "As rank 0 spent them. Computing includes the wait for a GPU's results. A rank that waits for data may have work "
-        "queued on its GPU. The first step of each start, in which code is compiled, belongs to the start. The end of "
-        "a killed start is known to a thousandth of its time, at best to a second; the rest counts as what follows.",
+        "As rank 0 spent them. Computing includes the wait for a GPU's results. A rank that waits for data may have "
+        "work queued on its GPU. The first step of each start, in which code is compiled, belongs to the start. The "
+        "end of a killed start is known to a thousandth of its time, at best to a second; the rest counts as what "
+        "follows.",
     )
 
 

@@ -42,12 +42,21 @@ def _facts(run: Run, usd_per_gpu_hour: float | None) -> dict[str, Any]:
     account = None
     if hours:
         account = asdict(hours) | {
-            **{"wall_s": hours.wall_s, "held_s": hours.held_s, "goodput": hours.goodput, "step_s": hours.step_s},
+            "wall_s": hours.wall_s,
+            "held_s": hours.held_s,
+            "goodput": hours.goodput,
+            "step_s": hours.step_s,
             "usd": None if usd_per_gpu_hour is None else hours.gpu_seconds / 3600 * usd_per_gpu_hour,
         }
     curves = {name: [point for point in points if math.isfinite(point[1])] for name, points in run.curves.items()}
     return {
-        **{"name": run.name, "state": run.state, "missing": run.missing, "hours": account},
-        **{"config": run.config, "tags": run.tags, "data": run.data, "curves": curves},
+        "name": run.name,
+        "state": run.state,
+        "missing": run.missing,
+        "hours": account,
+        "config": run.config,
+        "tags": run.tags,
+        "data": run.data,
+        "curves": curves,
         "grids": [grid.step for grid in run.grids],
     }

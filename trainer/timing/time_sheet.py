@@ -27,7 +27,9 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 def process_began() -> float:
     """When this process was started, in s since 1970."""
-    return psutil.Process().create_time()
+    # Linux knows it since the boot, and psutil adds the time of the boot, which it knows to a second.
+    since_boot = psutil.Process().create_time() - psutil.boot_time()
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
 
 
 class TimeSheet:

@@ -1,4 +1,4 @@
-"""The time sheet and its event log: phases add up, and no kind of end or disk spoils what was written or stops a run."""
+"""The time sheet and its event log: phases add up, and no end of a process and no disk spoils the log or the run."""
 
 import os
 import signal
