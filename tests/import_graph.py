@@ -157,7 +157,7 @@ COLUMNS = {
     **dict.fromkeys(("trainer/export/portable", "trainer/evaluate/networks"), 2),
     "trainer/plan": 3,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
-    **dict.fromkeys(("data/images", "data/processes"), 4),
+    **dict.fromkeys(("data/images", "data/processes", "trainer/report", "trainer/timing"), 4),
     **dict.fromkeys(("data/prepare", "data/sources"), 5),
 }
 """The position of each folder in its row of the picture, left to right; the row is its floor."""

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, opened as a file: values under the pointer and by keyboard, slider, print, no request."""
+"""The page in a real Chromium, opened as a file: values under the pointer and by keyboard, slider, print, requests."""
 
 from collections.abc import Iterator
 
