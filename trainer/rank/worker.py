@@ -77,6 +77,7 @@ class Worker:
         self.index = load_index(config.data.path)
         limit = BadSampleLimit(max_percent=config.data.max_bad_percent, num_samples=self.index.num_samples)
         self.replaced = ReplacedSamples(Path(config.run.directory), ranks, limit)
+        self.tags = collect_tags(self.index.digest) if ranks.rank == 0 else {}
         self.monitor = SystemMonitor(ranks.device, Path(config.run.directory))
         self.checkpoints = RunCheckpoints(config, ranks)
         self.times = self._open_times(began)  # by the holder of the lease alone
@@ -93,7 +94,6 @@ class Worker:
         if self.ranks.rank != 0:
             return TimeSheet(None)
         config, device = self.config, self.ranks.device
-        tags = collect_tags(self.index.digest)
         return TimeSheet(
             events_file(Path(config.run.directory), "rank-0"),
             since=began,
@@ -104,7 +104,7 @@ class Worker:
             processor=processor(),
             precision=config.training.precision,
             batch=config.training.global_batch_size,
-            tags=redact_values(tags),
+            tags=redact_values(self.tags),
         )
 
     def _make_profile(self) -> StepProfile:
@@ -254,7 +254,7 @@ class Worker:
                 directory,
                 params=flat(self.config),
                 config_yaml=text,
-                tags=collect_tags(self.index.digest),
+                tags=self.tags,
                 run_name=directory.name,
                 last_step=checkpoint.step if checkpoint else None,
                 run_id=checkpoint.manifest.get("mlflow_run_id") if checkpoint else None,

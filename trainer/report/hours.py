@@ -351,14 +351,13 @@ def _split(piece: _Piece, step: int) -> Iterator[_Piece]:
 
 
 def _failures(starts: Sequence[Start], drivers: Sequence[_Driver], running: bool) -> Iterator[Failure]:
-    for number, start in enumerate(starts, start=1):
-        if start.status in ("FINISHED", "KILLED") or (running and number == len(starts)):
-            continue
-        told = [
-            str(event.fields["reason"])
-            for driver in drivers
-            for event in driver.events
-            if "reason" in event.fields and start.began < event.at < start.ended + REASON_S
-        ]
+    dead = [start for start in starts if start.status not in ("FINISHED", "KILLED")]
+    dead = dead[:-1] if running and dead and dead[-1] is starts[-1] else dead
+    told: dict[int, str] = {}
+    for event in (event for driver in drivers for event in driver.events if "reason" in event.fields):
+        before = [i for i, start in enumerate(dead) if start.ended <= event.at <= start.ended + REASON_S]
+        if before:
+            told.setdefault(before[-1], str(event.fields["reason"]))
+    for i, start in enumerate(dead):
         reason = "an error ended it" if start.status else "it was killed, or its machine was lost"
-        yield Failure(at=start.ended, step=start.last_step, reason=told[0] if told else reason)
+        yield Failure(at=start.ended, step=start.last_step, reason=told.get(i, reason))

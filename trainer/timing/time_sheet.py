@@ -65,7 +65,7 @@ class TimeSheet:
         before = 0.0 if since is None else max(0.0, wall_clock() - since)
         self._seconds = {START: before}
         self._log = EventLog(file, lambda: self._record("standing"), self._pause_s) if file else None
-        self._append("start", **facts)
+        self.tell("start", **facts)
 
     def enter(self, phase: str) -> None:
         """Note that the process enters `phase`, or still is in it."""
@@ -76,7 +76,7 @@ class TimeSheet:
             self._starting = self._starting or (self._warms_up and phase == START)
             before, self._phase = self._phase, phase
         if phase in self._recorded and phase != before:
-            self._append("phase")
+            self.tell("phase")
 
     def end_step(self, step: int) -> None:
         """Note that `step` optimizer steps are done."""
@@ -89,23 +89,20 @@ class TimeSheet:
     def resume(self, step: int) -> None:
         """Note that the state after `step` steps has been loaded, or that the run begins, with step 0."""
         self._step = step
-        self._append("resumed")
+        self.tell("resumed")
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """Record what else happened."""
-        self._append(kind, **fields)
+        """Record that something happened, with further fields."""
+        if self._log:
+            self._log.append(self._record(kind) | fields)
 
     def close(self, **facts: Any) -> None:
         """Record the end, with further fields, and wait until it is written; a second call does nothing."""
         if self._log is None:
             return
-        self._append("end", **facts)
+        self.tell("end", **facts)
         self._log.close()
         self._log = None
-
-    def _append(self, kind: str, **fields: Any) -> None:
-        if self._log:
-            self._log.append(self._record(kind) | fields)
 
     def _record(self, kind: str) -> dict[str, Any]:
         with self._lock:

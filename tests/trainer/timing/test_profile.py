@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.launch import run_python, run_ranks
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.config.draft import ConfigError
 
@@ -45,6 +47,32 @@ def test_trace_changes_no_bit_of_the_training(tiny, tmp_path, traced) -> None:
     train(configure(tiny, tmp_path, "training.total_images=128"))
     assert_same_state(state_of(tmp_path, 8), state_of(traced, 8))
     assert not (tmp_path / "profile").exists()
+
+
+@pytest.mark.multirank
+def test_every_rank_writes_a_trace_if_asked(tiny, tmp_path) -> None:
+    sets = (*tiny, f"run.directory={tmp_path}", "training.total_images=32", "engine.backend=torch")
+    sets = (*sets, "tracking.profile_steps=[2, 2]", "tracking.profile_ranks=all")
+    done = run_ranks(2, ["-m", "trainer.worker", "--config", "digits", *(x for o in sets for x in ("--set", o))])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {name: found["update G"] for name, found in ranges(tmp_path).items()} == {
+        "rank-0-steps-2-2.json.gz": 1,
+        "rank-1-steps-2-2.json.gz": 1,
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trace_of_a_gpu_has_kernels_and_comes_with_the_memory(tiny, tmp_path) -> None:
+    more = ("scaling.device=gpu", "training.total_images=48", "tracking.profile_steps=[2, 3]")
+    sets = (*tiny, f"run.directory={tmp_path}", "engine.backend=torch", *more)
+    done = run_python(["-m", "trainer.worker", "--config", "digits", *(x for o in sets for x in ("--set", o))])
+    assert done.returncode == 0, done.stderr[-3000:]
+    trace, memory = sorted((tmp_path / "profile").iterdir(), key=lambda file: file.suffix)
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert sum(event.get("cat") == "kernel" for event in events) > 100
+    assert memory.name == "rank-0-steps-2-3-memory.pickle"
+    assert memory.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("steps", ["[5, 4]", "[1, 21]", "[0, 3]", "[3]", "7", "[]"])
