@@ -1,6 +1,5 @@
 """Curves of several runs, put into charts."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,16 +41,18 @@ class Chart:
 
 
 def charts_of(runs: Sequence[Mapping[str, Points]]) -> list[Chart]:
-    """The charts of all curves of the runs, in the order of their groups and names."""
+    """The charts of all curves of the runs, in the order of their groups and names.
+
+    Args:
+        runs: the curves of each, with finite values and at least one point.
+    """
     found: dict[tuple[str, str], list[Line]] = {}
     for number, curves in enumerate(runs):
         for curve, points in sorted(curves.items()):
-            shown = thinned([(step, value) for step, value in points if math.isfinite(value)])
-            if shown:
-                group, name, part = place_of(curve)
-                if group == PER_TIMESTEP and len(runs) > 1:  # the lines of all runs would hide one another
-                    name, part = curve, ""
-                found.setdefault((group, name), []).append(Line(number, part, shown))
+            group, name, part = place_of(curve)
+            if group == PER_TIMESTEP and len(runs) > 1:  # the lines of all runs would hide one another
+                name, part = curve, ""
+            found.setdefault((group, name), []).append(Line(number, part, thinned(points)))
     ordered = sorted(found.items(), key=lambda item: (GROUPS.index(item[0][0]), item[0][1]))
     return [Chart(group, name, tuple(lines)) for (group, name), lines in ordered]
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Run:
         state: what became of it, in words.
         config: scalars of its config, by dotted name.
         config_text: the config, as the run wrote it.
-        curves: step and value of each point of each curve.
+        curves: step and finite value of each point of each curve.
         grids: its grids of samples.
         num_grids: how many it has drawn.
         hours: where its time went; None: it has no event log.
@@ -103,7 +104,9 @@ def _read(directory: Path, name: str) -> Run:
     text = redact((directory / "config.yaml").read_text(encoding="utf-8", errors="replace"))
     config = redact_values(dict(_flat(parse(text).value, "")))
     running = is_running(directory)
-    hours, curves, missing = read_hours(directory, running=bool(running)), read_curves(directory), []
+    hours, curves, missing = read_hours(directory, running=bool(running)), _curves(directory), list[str]()
+    if not config:
+        missing.append("Settings: config.yaml cannot be read as a config.")
     if hours is None:
         missing.append(
             "Where the hours went: there is no event log in the folder events, so an earlier version made this run."
@@ -128,6 +131,14 @@ def _read(directory: Path, name: str) -> Run:
         data=_data(config),
         missing=tuple(missing),
     )
+
+
+def _curves(directory: Path) -> dict[str, Points]:
+    finite = (
+        (name, [(step, value) for step, value in points if math.isfinite(value)])
+        for name, points in read_curves(directory).items()
+    )
+    return {name: points for name, points in finite if points}
 
 
 def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

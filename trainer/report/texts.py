@@ -1,7 +1,6 @@
 """The report as Markdown, with its tables, and as JSON, with its numbers."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -48,7 +47,6 @@ def _facts(run: Run, usd_per_gpu_hour: float | None) -> dict[str, Any]:
             "step_s": hours.step_s,
             "usd": None if usd_per_gpu_hour is None else hours.gpu_seconds / 3600 * usd_per_gpu_hour,
         }
-    curves = {name: [point for point in points if math.isfinite(point[1])] for name, points in run.curves.items()}
     return {
         "name": run.name,
         "state": run.state,
@@ -57,6 +55,6 @@ def _facts(run: Run, usd_per_gpu_hour: float | None) -> dict[str, Any]:
         "config": run.config,
         "tags": run.tags,
         "data": run.data,
-        "curves": curves,
+        "curves": run.curves,
         "grids": [grid.step for grid in run.grids],
     }

@@ -175,11 +175,22 @@ def test_many_grids_and_points_are_thinned_and_no_extreme_is_lost(tmp_path: Path
 
 
 def test_timesteps_share_a_chart_and_with_several_runs_each_has_its_own() -> None:
-    curves = {f"logit_real/t{t}": [(1, float(t)), (2, float("nan"))] for t in range(3)}
+    curves = {f"logit_real/t{t}": [(1, float(t))] for t in range(3)}
     (chart,) = charts_of([curves])
     assert (chart.name, [line.part for line in chart.lines]) == ("logit_real", ["t0", "t1", "t2"])
     assert [line.points for line in chart.lines] == [[(1, 0.0)], [(1, 1.0)], [(1, 2.0)]]
     assert [chart.name for chart in charts_of([curves, curves])] == ["logit_real/t0", "logit_real/t1", "logit_real/t2"]
+
+
+def test_values_that_are_no_numbers_and_a_config_that_is_none_spoil_nothing(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "a", curves={"fid": [(1, float("nan"))], "loss_g": [(1, 2.5), (2, float("inf"))]})
+    (run / "config.yaml").write_bytes(b"\xff\x00: [")
+    for form in ("html", "md"):
+        assert "config.yaml cannot be read as a config" in report(tmp_path / "r", run, "--format", form).replace(
+            "\\", ""
+        )
+    (facts,) = json.loads(report(tmp_path / "r.json", run, "--format", "json"))
+    assert facts["curves"] == {"loss_g": [[1, 2.5]]}
 
 
 def test_a_damaged_grid_is_left_out(tmp_path: Path) -> None:
