@@ -5,7 +5,6 @@ waited for nodes. The time between two processes belongs to the driver that live
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +37,8 @@ _WORK = frozenset({"computing", "data", "checkpoints", "evaluation", "closing"})
 """What a failure can undo."""
 STOPPED_S = 1.0
 """A process that misses so much of the time on the wall was stopped, or its machine was."""
+LONGEST_S = 1e9
+"""A phase of 30 years is damaged."""
 REASON_S = 120.0
 """How long after its ranks have failed a driver may say so."""
 
@@ -207,7 +208,7 @@ def _by_start(events: Sequence[Event]) -> list[list[Event]]:
 def _seconds(event: Event) -> dict[str, float]:
     found = event.fields.get("seconds")
     pairs = found.items() if isinstance(found, dict) else ()
-    return {phase: float(s) for phase, s in pairs if type(s) in (int, float) and 0 <= s < math.inf}
+    return {phase: float(s) for phase, s in pairs if type(s) in (int, float) and 0 <= s < LONGEST_S}
 
 
 def _step(event: Event, default: int) -> int:

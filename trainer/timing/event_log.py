@@ -10,7 +10,6 @@ at: wall-clock time in s since 1970. start: names the process that wrote it, so 
 
 import json
 import logging
-import math
 import os
 import queue
 import threading
@@ -24,6 +23,8 @@ from typing import Any, Literal
 log = logging.getLogger(__name__)
 
 Writer = Literal["rank-0", "driver"]
+LATEST_S = 1e11
+"""A record of a later time, of the year 5138, is damaged."""
 CLOSE_S = 5.0
 """Longest wait at the end for a disk that does not answer."""
 
@@ -61,7 +62,7 @@ def read_events(file: Path) -> list[Event]:
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             fields = json.loads(line)
             kind, at, start = (fields.pop(name) for name in ("kind", "at", "start"))
-            if isinstance(kind, str) and isinstance(start, str) and type(at) in (int, float) and math.isfinite(at):
+            if isinstance(kind, str) and isinstance(start, str) and type(at) in (int, float) and 0 <= at < LATEST_S:
                 events.append(Event(kind=kind, at=float(at), start=start, fields=fields))
     return events
 
