@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ class Clock:
 class Life:
     """A process of a run that records its phases: it spends time by the clock alone."""
 
-    def __init__(self, directory: Path, clock: Clock, writer: Writer = "rank-0", world_size: int = 2, **facts: object):
+    def __init__(self, directory: Path, clock: Clock, writer: Writer = "rank-0", world_size: int = 2, **facts: Any):
         recorded, starts = ("ranks", "waiting") if writer == "driver" else SLOW, writer == "rank-0"
         facts = {"device": "CPU", "processor": "a processor", "precision": "fp32", "tags": {}} | facts
         self.clock = clock
