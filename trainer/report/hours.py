@@ -225,7 +225,9 @@ class _Life:
 
     @classmethod
     def of(cls, events: list[Event]) -> "_Life | None":
-        events = [event for event in events if _seconds(event)]
+        # By the time of the process itself: a record from time to time can pass one that waits to be written.
+        timed = [event for event in events if _seconds(event)]
+        events = sorted(timed, key=lambda event: sum(_seconds(event).values()))
         if not events:
             return None
         resumed = next((_step(event, 0) for event in events if event.kind == "resumed"), 0)
