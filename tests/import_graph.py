@@ -29,8 +29,8 @@ FLOORS = (
     {"models/networks", "models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
     {"trainer/config", "data"},
-    {"trainer/checkpoint", "trainer/tracking", "trainer/plan"},
-    {"trainer/sample", "trainer/evaluate/networks"},
+    {"trainer/checkpoint", "trainer/tracking", "trainer/plan", "trainer/timing"},
+    {"trainer/sample", "trainer/evaluate/networks", "trainer/report"},
     {"trainer/evaluate", "trainer/demo"},
     {"trainer/rank", "trainer/export"},
     {"trainer/driver", "trainer/bench"},
@@ -158,7 +158,7 @@ COLUMNS = {
     "trainer/plan": 3,
     "models/networks": 2,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
-    **dict.fromkeys(("data/images", "data/processes"), 4),
+    **dict.fromkeys(("data/images", "data/processes", "trainer/report", "trainer/timing"), 4),
     **dict.fromkeys(("data/prepare", "data/sources"), 5),
 }
 """The position of each folder in its row of the picture, left to right; the row is its floor."""

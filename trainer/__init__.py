@@ -20,8 +20,10 @@ Files:
     plan/          size, cost and duration of a run before it starts
     points         quality of samples of the 25 Gaussians, and a picture
     rank/          one rank, from start to end
+    report/        one page about runs, and where their hours went
     run            the command: parse, check, launch on Ray, summarize
     sample/        draws images from a run
+    timing/        where the time of a run goes, recorded while it runs
     tracking/      from rank 0 to the trackers, through a spool
     translate      results of a model of image pairs for given images
     tune/          finds the fastest settings of a config for this machine

@@ -11,20 +11,22 @@ from pathlib import Path
 
 from data.processes.leaving import leave
 from data.storage.errors import OperationError, StoppedError, UserError, as_command
-from data.storage.redaction import redact
+from data.storage.redaction import redact, redact_values
 from trainer.checkpoint.resume import add_resume_argument
-from trainer.config.command_line import add_config_arguments, add_explain_arguments, start_logging
+from trainer.config.command_line import add_config_arguments, add_explain_arguments, add_price_argument, start_logging
 from trainer.config.io import inside_ray_job, load_config, shown_config, with_absolute_paths
 from trainer.config.sections import shown_address
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.driver.environment import set_up_ray
-from trainer.driver.notifier import Notifier
+from trainer.driver.notifier import Event, Notifier
 from trainer.driver.start import check_before_start
 from trainer.plan.gpus import GPUS, gpu_named
 from trainer.plan.plan import make_plan, render
 from trainer.plan.prediction import predict, render_prediction
 from trainer.rank.progress import Outcome
 from trainer.rank.run_folder import outcome_at
+from trainer.timing.event_log import events_file
+from trainer.timing.time_sheet import TimeSheet, process_began
 from trainer.tracking.store import tracker_uris
 
 STOPPED = os.EX_TEMPFAIL
@@ -76,7 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gpu", metavar="|".join(GPUS), help="with --dry-run: predict time and throughput on such GPUs, one per rank"
     )
-    parser.add_argument("--usd-per-gpu-hour", type=_price, metavar="X", help="with --gpu: predict the run's price too")
+    add_price_argument(parser, "with --gpu: predict the run's price too")
     add_explain_arguments(parser)
     options = parser.parse_args(arguments)
     if options.gpu and not options.dry_run:
@@ -86,16 +88,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.gpu:
         gpu_named(options.gpu)
     return options
-
-
-def _price(text: str) -> float:
-    try:
-        price = float(text)
-    except ValueError:
-        price = -1.0
-    if not 0 <= price < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a price: give US dollars, such as 2.50")
-    return price
 
 
 def config_of(options: argparse.Namespace) -> TrainConfig:
@@ -113,23 +105,31 @@ def _launch(config: TrainConfig) -> int:
     from trainer.driver.ray_train import RunDivergedError, RunFailedError, fit  # takes seconds
 
     notifier = Notifier(config.tracking.notify, config.run.directory)
-    notifier.tell("started")
+    log_file = events_file(Path(config.run.directory), "driver")
+    times = TimeSheet(log_file, since=process_began(), recorded=("ranks", "waiting"))
+
+    def tell(event: Event, **facts: str | int) -> None:
+        notifier.tell(event, **facts)
+        times.tell(event, **redact_values(facts))
+
+    tell("started")
     try:
-        outcome = fit(config, lambda reason: notifier.tell("restarted", reason=reason))
-        notifier.tell("finished" if outcome.finished else "stopped", step=outcome.step, images=outcome.images)
+        outcome = fit(config, lambda reason: tell("restarted", reason=reason), times.enter)
+        tell("finished" if outcome.finished else "stopped", step=outcome.step, images=outcome.images)
     except RunFailedError as error:
-        notifier.tell("diverged" if isinstance(error, RunDivergedError) else "failed", reason=_first_line(error))
+        tell("diverged" if isinstance(error, RunDivergedError) else "failed", reason=_first_line(error))
         raise OperationError(f"{error}\nTo resume from the last checkpoint, give the same command again.") from error
     except SystemExit:  # Ray's reaction to SIGTERM before the ranks have started
-        notifier.tell("stopped")
+        tell("stopped")
         raise StoppedError("stopped before the ranks started; the same command resumes", STOPPED) from None
     except KeyboardInterrupt:
-        notifier.tell("stopped")
+        tell("stopped")
         raise StoppedError("stopped at once; the same command resumes from the last checkpoint") from None
     except Exception as error:  # a refusal, or a fault of this program
-        notifier.tell("failed", reason=_first_line(error))
+        tell("failed", reason=_first_line(error))
         raise
     finally:
+        times.close()
         notifier.close()
     print(_summary(config, outcome))
     return 0 if outcome.finished else STOPPED

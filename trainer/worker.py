@@ -18,6 +18,7 @@ from trainer.config.io import load_config
 from trainer.evaluate.during_training import check_evaluation
 from trainer.rank.progress import ProgressBar, SignalDriver
 from trainer.rank.worker import run_rank
+from trainer.timing.time_sheet import process_began
 from trainer.tracking.store import check_trackers
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         bar = stack.enter_context(ProgressBar()) if rank == 0 else None
         try:
-            outcome = run_rank(config, SignalDriver(bar))
+            outcome = run_rank(config, SignalDriver(bar), process_began())
         except ResumeError as error:
             raise ConfigError([str(error)]) from error
     if rank == 0:

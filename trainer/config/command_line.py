@@ -54,6 +54,21 @@ def add_seed_argument(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help=f"{help} (default: 0)")
 
 
+def add_price_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add --usd-per-gpu-hour."""
+    parser.add_argument("--usd-per-gpu-hour", type=_price, metavar="X", help=help)
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a price: give US dollars, such as 2.50")
+    return price
+
+
 class _ShownFormatter(logging.Formatter):
     """Log lines without secrets: libraries put whole URLs into their errors."""
 

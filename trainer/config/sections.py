@@ -38,6 +38,8 @@ FIGURES = frozenset({"fid", "kid", "inception_score", "precision", "recall", "de
 """Curves of an evaluation."""
 
 TrackerName = Literal["mlflow", "tensorboard", "wandb"]
+MAX_PROFILED_STEPS = 20
+"""Most steps in one trace."""
 
 
 if TYPE_CHECKING:
@@ -343,10 +345,23 @@ class TrackingConfig:
     """Web address that gets a small JSON message when `trainer.run` starts a run or restarts its ranks, and when the
     run stops, diverges, fails or finishes; http or https. It is part of no file that a run writes, since such an
     address is often a secret. null: none."""
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
+    """First and last optimizer step, counted from 1, of which a trace for Perfetto is written to run.directory/profile,
+    and on a GPU a snapshot of its memory. At most 20 steps: each takes a few MB, and traced steps are slower. null:
+    none."""
+    profile_ranks: Literal["first", "all"] = "first"
+    """The ranks that write one: `first`, rank 0 alone, or `all`."""
 
     def __post_init__(self) -> None:
-        """Refuse a tracker that is given twice, and an address that none can be."""
+        """Refuse a tracker that is given twice, an address that none can be, and steps that are no range."""
         if self.notify is not None and shown_address(self.notify) is None:
             raise ValueError("notify is no web address; expected is one such as https://hooks.example.org/name")
         if len(set(self.backends)) < len(self.backends):
             raise ValueError(f"backends is {list(self.backends)}, with one of them twice: give each once")
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            if not 0 <= last - first < MAX_PROFILED_STEPS:
+                raise ValueError(
+                    f"profile_steps is [{first}, {last}]; expected are a first and a last step, up to "
+                    f"{MAX_PROFILED_STEPS} steps together, such as [100, 105]"
+                )

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -235,12 +235,17 @@ def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
     return min(places(ray.nodes(), scaling), scaling.world_size)
 
 
-def fit(config: TrainConfig, on_restart: Callable[[str], None] = lambda reason: None) -> Outcome:
+def fit(
+    config: TrainConfig,
+    on_restart: Callable[[str], None] = lambda reason: None,
+    on_phase: Callable[[Literal["ranks", "waiting"]], None] = lambda phase: None,
+) -> Outcome:
     """Run all ranks to the end, or until SIGINT or SIGTERM stops them; shows one progress bar.
 
     Args:
         config: with absolute paths.
         on_restart: is told why the ranks are started again.
+        on_phase: is told, again and again, whether there is room for the ranks or the run waits for nodes.
 
     Raises:
         ClusterError: the cluster cannot run it.
@@ -253,10 +258,16 @@ def fit(config: TrainConfig, on_restart: Callable[[str], None] = lambda reason: 
         state = _start_state_actor()
         scale_up = ScaleUp(partial(_possible_ranks, config.scaling))
         waiting = Waiting(ray.nodes, config.scaling)
+
+        def look() -> None:
+            if news := waiting.news():
+                log.warning("%s", news)
+            on_phase("waiting" if waiting.waits else "ranks")
+
         with _stop_on_signals(state) as stop, ProgressBar() as bar:
             while True:
                 try:
-                    outcome = _fit_group(config, state, scale_up, waiting, bar, on_restart)
+                    outcome = _fit_group(config, state, scale_up, look, bar, on_restart)
                 except RunFailedError as error:
                     raise type(error)(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
@@ -270,7 +281,7 @@ def _fit_group(
     config: TrainConfig,
     state: Any,
     scale_up: ScaleUp,
-    waiting: Waiting,
+    look: Callable[[], None],
     bar: ProgressBar,
     on_restart: Callable[[str], None],
 ) -> Outcome:
@@ -297,8 +308,7 @@ def _fit_group(
             log.warning("%s: starting the ranks again", seen.failure)
             on_restart(str(seen.failure))
             told = seen.failure
-        if news := waiting.news():
-            log.warning("%s", news)
+        look()
         if ranks := scale_up.possible(seen.world_size):
             log.warning("there is room for %d ranks: saving a checkpoint and continuing with them", ranks)
             state.ask_to_stop.remote()

@@ -92,6 +92,11 @@ class Waiting:
         self._since: tuple[float, str] | None = None
         self._told_at: float | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether room was missing when the nodes were last looked at."""
+        return self._since is not None
+
     def news(self) -> str | None:
         """A line for the user, or None: that the run waits, again from time to time, and that it need not any more.
 

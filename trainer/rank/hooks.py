@@ -24,6 +24,8 @@ from trainer.rank.watchdog import Phase
 from trainer.sample.conditions import GRID_COLUMNS, draw_translations
 from trainer.sample.draw import sample_images
 from trainer.sample.images import save_grid
+from trainer.timing.profile import StepProfile
+from trainer.timing.time_sheet import TimeSheet
 from trainer.tracking.system import SystemMonitor, system_curves
 from trainer.tracking.tracker import Tracker
 
@@ -140,6 +142,27 @@ class ReportStatus:
         losses = {name: value for name, value in loop.measured.items() if name.startswith("loss_")}
         rate, total = loop.measured.get("images_per_s", 0.0), self._num_steps * loop.share.global_batch_size
         self._driver.report(RunStatus(loop.step, loop.images, total, rate, losses))
+
+
+class NoteTimes:
+    """Tells the time sheet and the profile of this rank that a step is done."""
+
+    phase: Phase = "log"
+
+    def __init__(self, times: TimeSheet, profile: StepProfile) -> None:
+        self._times, self._profile = times, profile
+
+    def due(self, step: int, images: int, at_end: bool) -> bool:
+        """After every step."""
+        return True
+
+    def run(self, loop: Loop) -> None:
+        """Note it; after the last step of the profile, write that."""
+        self._times.end_step(loop.step)
+        self._profile.end_step()
+        if self._profile.last == loop.step:
+            loop.watchdog.enter("profile")
+            self._profile.close()
 
 
 class DrawGrid:

@@ -28,10 +28,10 @@ from data.storage.files import timestamp
 
 log = logging.getLogger(__name__)
 
-Phase = Literal["start", "data", "d", "g", "log", "sampling", "checkpoint", "end"]
+Phase = Literal["start", "data", "d", "g", "log", "sampling", "checkpoint", "profile", "end"]
 EXIT_CODE = 75
 """Exit code of a rank that its watchdog has ended: EX_TEMPFAIL, so retrying makes sense."""
-SLOW: frozenset[Phase] = frozenset({"start", "sampling", "checkpoint", "end"})
+SLOW: frozenset[Phase] = frozenset({"start", "sampling", "checkpoint", "profile", "end"})
 """Phases that may take long. While rank 0 draws a grid, the others wait for it in their next step, so the allowance
 lasts until the end of the next step."""
 _GRACE_S = 30.0
@@ -49,6 +49,9 @@ class Watchdog:
         rank: this rank, part of the file name.
         directory: run directory, where the file is written.
         clock: monotonic time in seconds.
+
+    Attributes:
+        listeners: are told of each phase that the rank enters.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Watchdog:
         self._sentry: subprocess.Popen[bytes] | None = None
         self._continued_at = -math.inf
         self._slow = True
+        self.listeners: list[Callable[[Phase], None]] = []
         self.enter("start")
 
     def enter(self, phase: Phase) -> None:
@@ -75,6 +79,8 @@ class Watchdog:
         if phase in SLOW:
             self._slow = True
         self._at = (phase, self._clock())  # one assignment, which is atomic for the watching thread
+        for tell in self.listeners:
+            tell(phase)
 
     def end_step(self) -> None:
         """Note that a step is done: the next one gets no allowance, unless a slow phase comes first."""

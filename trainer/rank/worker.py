@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 
 from data.shards.index import load_index
+from data.storage.redaction import redact_values
+from data.storage.surroundings import processor
 from data.stream.batches import BadSampleLimit, Batch, BatchIterator
 from trainer.checkpoint.format import Checkpoint
 from trainer.config.io import flat, shown_config
@@ -23,6 +26,7 @@ from trainer.rank.hooks import (
     DrawGrid,
     Evaluate,
     LogCurves,
+    NoteTimes,
     ReportStatus,
     SaveAverages,
     SaveCheckpoint,
@@ -34,7 +38,10 @@ from trainer.rank.replaced import ReplacedSamples
 from trainer.rank.run_checkpoints import RunCheckpoints
 from trainer.rank.run_folder import make_run_directory, outcome_at
 from trainer.rank.state import TrainingState
-from trainer.rank.watchdog import Watchdog
+from trainer.rank.watchdog import SLOW, Watchdog
+from trainer.timing.event_log import events_file
+from trainer.timing.profile import StepProfile
+from trainer.timing.time_sheet import TimeSheet
 from trainer.tracking.provenance import collect_tags
 from trainer.tracking.spool import Status
 from trainer.tracking.system import SystemMonitor
@@ -46,8 +53,23 @@ log = logging.getLogger(__name__)
 class Worker:
     """One rank of a run, from building the networks to closing them."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, driver: Driver, watchdog: Watchdog | None = None) -> None:
-        """Take the run's lease, find its newest checkpoint, and build the networks of the stage that continues."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        ranks: Ranks,
+        driver: Driver,
+        watchdog: Watchdog | None = None,
+        began: float | None = None,
+    ) -> None:
+        """Take the run's lease, find its newest checkpoint, and build the networks of the stage that continues.
+
+        Args:
+            config: of the run.
+            ranks: the ranks, this one among them.
+            driver: what started this process.
+            watchdog: is told of each phase.
+            began: when this start of the run began, in s since 1970; None: now.
+        """
         config = settle_precision(config, ranks)
         self.config, self.ranks, self.driver = config, ranks, driver
         self.watchdog = watchdog or Watchdog(None)
@@ -55,13 +77,40 @@ class Worker:
         self.index = load_index(config.data.path)
         limit = BadSampleLimit(max_percent=config.data.max_bad_percent, num_samples=self.index.num_samples)
         self.replaced = ReplacedSamples(Path(config.run.directory), ranks, limit)
+        self.tags = collect_tags(self.index.digest) if ranks.rank == 0 else {}
         self.monitor = SystemMonitor(ranks.device, Path(config.run.directory))
         self.checkpoints = RunCheckpoints(config, ranks)
+        self.times = self._open_times(began)  # by the holder of the lease alone
+        self.profile = self._make_profile()
+        self.watchdog.listeners += [self.times.enter, self.profile.enter]
         try:
             self._build(self.checkpoints.newest())
         except BaseException:
             self.checkpoints.release()
+            self.times.close(status="FAILED")
             raise
+
+    def _open_times(self, began: float | None) -> TimeSheet:
+        if self.ranks.rank != 0:
+            return TimeSheet(None)
+        config, device = self.config, self.ranks.device
+        return TimeSheet(
+            events_file(Path(config.run.directory), "rank-0"),
+            since=began,
+            recorded=SLOW,
+            warms_up=True,
+            world_size=self.ranks.world_size,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            processor=processor(),
+            precision=config.training.precision,
+            batch=config.training.global_batch_size,
+            tags=redact_values(self.tags),
+        )
+
+    def _make_profile(self) -> StepProfile:
+        tracking, rank = self.config.tracking, self.ranks.rank
+        steps = tracking.profile_steps if rank == 0 or tracking.profile_ranks == "all" else None
+        return StepProfile(steps, Path(self.config.run.directory) / "profile", rank, self.ranks.device)
 
     def _build(self, checkpoint: Checkpoint | None) -> None:
         """Build the stage that continues from a checkpoint."""
@@ -79,7 +128,9 @@ class Worker:
         config, ranks, checkpoint = self.config, self.ranks, self.checkpoint
         status: Status = "FAILED"
         with ExitStack() as stack:
+            stack.callback(lambda: self.times.close(status=status))
             stack.callback(self.checkpoints.close)
+            stack.callback(self.profile.close)
             loop = self._open_loop()
             self.checkpoints.start(self.state, checkpoint.step if checkpoint else None)
             if ranks.rank == 0:
@@ -117,6 +168,8 @@ class Worker:
         )
         if self.checkpoint:
             self._load(loop, self.checkpoint)
+        else:
+            self._note_start(0)
         return loop
 
     def _hooks(self) -> tuple[Hook, ...]:
@@ -124,6 +177,7 @@ class Worker:
         config, tracker, checkpoint = self.stage.config, self.tracker, self.checkpoint
         curves = Curves(checkpoint.manifest.get("metrics", {}) if checkpoint else {})
         return (
+            NoteTimes(self.times, self.profile),
             LogCurves(
                 config.tracking.log_interval_steps, tracker, curves, self.checkpoints, self.replaced, self.monitor
             ),
@@ -152,6 +206,11 @@ class Worker:
         self.state.load(checkpoint, loop.statistics)
         self.checkpoints.forget_downloads()
         loop.step = checkpoint.step
+        self._note_start(loop.step)
+
+    def _note_start(self, step: int) -> None:
+        self.times.resume(step)
+        self.profile.begin(step)
 
     def _roll_back(self, loop: Loop, diverged: Diverged) -> None:
         """Go back to the last checkpoint, in this process. A collective."""
@@ -183,6 +242,7 @@ class Worker:
         """Finish a save in progress, and release lease and engines."""
         self.checkpoints.close()
         self.learner.close()
+        self.times.close(status="FAILED")
 
     def _open_tracker(self) -> None:
         checkpoint, directory = self.checkpoint, Path(self.config.run.directory)
@@ -194,7 +254,7 @@ class Worker:
                 directory,
                 params=flat(self.config),
                 config_yaml=text,
-                tags=collect_tags(self.index.digest),
+                tags=self.tags,
                 run_name=directory.name,
                 last_step=checkpoint.step if checkpoint else None,
                 run_id=checkpoint.manifest.get("mlflow_run_id") if checkpoint else None,
@@ -211,15 +271,22 @@ def prepare_torch(config: TrainConfig) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def run_rank(config: TrainConfig, driver: Driver) -> Outcome:
-    """Join the group, train, leave the group."""
+def run_rank(config: TrainConfig, driver: Driver, began: float | None = None) -> Outcome:
+    """Join the group, train, leave the group.
+
+    Args:
+        config: of the run.
+        driver: what started this process.
+        began: when this start of the run began, in s since 1970; None: now.
+    """
+    began = time.time() if began is None else began
     prepare_torch(config)
     scaling, rank = config.scaling, int(os.environ.get("RANK", 0))
     directory = make_run_directory(config.run)
     with Watchdog(scaling.watchdog_s, allowance_s=scaling.timeout_s, rank=rank, directory=directory) as watchdog:
         ranks = Ranks.join(scaling.device, scaling.timeout_s)
         try:
-            worker = Worker(config, ranks, driver, watchdog)
+            worker = Worker(config, ranks, driver, watchdog, began)
             try:
                 return worker.run()
             finally:
