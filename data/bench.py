@@ -294,7 +294,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["prepare"]:
         return time_preparing(arguments[1:])
-    parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data.bench",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="A folder called prepare is given as ./prepare.",
+    )
     parser.add_argument("directory", type=location_argument, metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(
         "--workers", type=whole_number(0), nargs="+", default=[0, 1, 2], help="numbers of loader processes"
