@@ -27,6 +27,7 @@ FLOORS = (
     {"models/fused"},
     {"models", "data/storage", "data/images", "trainer/export/portable"},
     {"models/networks", "models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
+    {"data/sets"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
     {"trainer/config", "data"},
     {"trainer/checkpoint", "trainer/tracking", "trainer/plan", "trainer/timing"},
@@ -158,7 +159,7 @@ COLUMNS = {
     "trainer/plan": 3,
     "models/networks": 2,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
-    **dict.fromkeys(("data/images", "data/processes", "trainer/report", "trainer/timing"), 4),
+    **dict.fromkeys(("data/images", "data/processes", "data/sets", "trainer/report", "trainer/timing"), 4),
     **dict.fromkeys(("data/prepare", "data/sources"), 5),
 }
 """The position of each folder in its row of the picture, left to right; the row is its floor."""
