@@ -36,10 +36,12 @@ _EPILOG = """sources:
                        suffix) are pairs; conditions may be smaller, or a folder of .npy files of 1 to 8 channels
   pairs:FOLDER         with --side-by-side: each image holds both
   digits4x             the digits at 16 px, each with itself at 4 px: pairs to try it with
+  parquet:PATH         Parquet or Arrow tables: a file, or a folder, also one of Hugging Face's datasets; a column has
+                       the images as bytes, structs of bytes and path, or paths from the folder of the table
   WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them
 The content of a path shows its kind, except for the three kinds of MNIST, whose files look alike. KIND:PATH gives the
-kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb or webdataset. ./digits, ./inspect and ./verify are
-folders of these names.
+kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset or parquet. ./digits, ./inspect and
+./verify are folders of these names.
 
 other commands:
   inspect DIR          summary and contact sheet of a prepared data set
@@ -149,7 +151,12 @@ def _prepare_parser() -> argparse.ArgumentParser:
         default="auto",
         help="whether folders are classes: if that is clear (auto), each of them, or none",
     )
-    parser.add_argument("--split", choices=("train", "test"), help="part of CIFAR-10 or a kind of MNIST (train)")
+    parser.add_argument(
+        "--split", metavar="NAME", help="part of a source that has several, such as train or test (train)"
+    )
+    parser.add_argument("--subset", metavar="NAME", help="of tables: part that Hugging Face calls subset or config")
+    parser.add_argument("--column", metavar="NAME", help="of tables: column of the images, if several may hold them")
+    parser.add_argument("--label", metavar="NAME", help="of tables: column of the labels, if several may hold them")
     shards = parser.add_mutually_exclusive_group()
     shards.add_argument(
         "--shard-samples", type=whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"

@@ -57,6 +57,9 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
         seed=arguments.seed,
         classes=arguments.classes,
         condition_half=arguments.side_by_side,
+        column=arguments.column,
+        label=arguments.label,
+        subset=arguments.subset,
     )
     refuse_unwritable_names(source)
     job = Preparation(

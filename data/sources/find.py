@@ -4,7 +4,9 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
+from data.formats.tables import is_table
 from data.sources.arrays import ArraySource, PointsSource, Split, digits_source, gaussians25_source
 from data.sources.cifar10 import cifar10_source, find_cifar10
 from data.sources.classes import Classes
@@ -14,16 +16,26 @@ from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
 from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
 from data.sources.pairs import DIGITS, PREFIX, PairsSource, Side, pairs_source, reduced_digits_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError, exists, filled
+from data.sources.tables import TableOptions, TableSource, holds_tables, table_source
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
 from data.storage.location import is_url
 from data.storage.redaction import redact
 
 _AnySource = (
-    FolderSource | ZipSource | ArraySource | StackedMnistSource | LmdbSource | TarSource | PointsSource | PairsSource
+    FolderSource
+    | ZipSource
+    | ArraySource
+    | StackedMnistSource
+    | LmdbSource
+    | TarSource
+    | TableSource
+    | PointsSource
+    | PairsSource
 )
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
-_PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset")
-_CLASSES_KINDS = ("folder", "zip", "webdataset", "pairs")
+_TABLE_KINDS = ("parquet",)
+_PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset", "parquet")
+_CLASSES_KINDS = ("folder", "zip", "webdataset", "pairs", *_TABLE_KINDS)
 _PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", DIGITS, "gaussians25")
@@ -36,24 +48,30 @@ _ALLOWED = (
 def open_source(
     name: str,
     *,
-    split: Split | None = None,
+    split: str | None = None,
     max_images: int | None = None,
     skip_images: int = 0,
     seed: int = 0,
     classes: Classes = "auto",
     condition_half: Side | None = None,
+    column: str | None = None,
+    label: str | None = None,
+    subset: str | None = None,
 ) -> Source:
     """Find the images of a source.
 
     Args:
         name: `digits`, `digits4x` or `gaussians25`; a path, whose kind is found from its content; `KIND:PATH`; or
             `pairs:CONDITIONS:IMAGES`.
-        split: only for CIFAR-10 and the MNIST family, where None means train.
+        split: train or test of CIFAR-10 and the MNIST family, where None means train; any part of tables.
         max_images: keeps that many in the source's order; for StackedMNIST the number of triplets.
         skip_images: leaves out that many first, such as those that another data set has.
         seed: determines the triplets of StackedMNIST and the points of gaussians25; 0 .. 2**64 - 1.
         classes: how the folders of images are taken; only for a folder, a zip, WebDataset shards or pairs.
         condition_half: the half of each image that is given with the other half, for `pairs:PATH`.
+        column: of tables: what holds the images; None to guess.
+        label: of tables: what holds the labels; None to guess.
+        subset: of tables: the part that Hugging Face calls subset or config; None to guess.
 
     Raises:
         SourceError: no such source, or nothing in it can be prepared.
@@ -66,11 +84,19 @@ def open_source(
     if not (path.is_file() or path.is_dir()):
         # A pipe would wait for its writer.
         raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
-    if split is not None and kind not in _SPLIT_KINDS:
+    if split is not None and kind not in (*_SPLIT_KINDS, *_TABLE_KINDS):
         raise SourceError(
             f"source {name}: split {split} is given, but {kind} has no splits; leave it out "
-            f"(kinds with splits: {', '.join(_SPLIT_KINDS)})"
+            f"(kinds with splits: {', '.join((*_SPLIT_KINDS, *_TABLE_KINDS))})"
         )
+    if kind in _SPLIT_KINDS and split not in (None, *get_args(Split)):
+        raise SourceError(f"source {name}: split {split} is given, but the splits of {kind} are train and test")
+    for option, value in (("column", column), ("label", label), ("subset", subset)):
+        if value is not None and kind not in _TABLE_KINDS:
+            raise SourceError(
+                f"source {name}: --{option} {value} is given, but {kind} is no table; leave it out "
+                f"(kinds of tables: {', '.join(_TABLE_KINDS)})"
+            )
     if classes != "auto" and kind not in _CLASSES_KINDS:
         raise SourceError(
             f"source {name}: --classes {classes} is given, but the classes of {kind} do not come from folders; "
@@ -79,8 +105,10 @@ def open_source(
     last = None if max_images is None else skip_images + max_images
     if kind == "pairs":
         source = pairs_source(name, condition_half=condition_half, classes=classes)
+    elif kind in _TABLE_KINDS:
+        source = table_source(path, TableOptions(column, label, subset, split), classes=classes)
     else:
-        source = _open(kind, path, split, last, seed, classes)
+        source = _open(kind, path, cast(Split | None, split), last, seed, classes)
     if len(source.items) <= skip_images:
         raise SourceError(f"source {name}: --skip-images is {skip_images}, but there are {len(source.items)} images")
     return replace(source, items=source.items[skip_images:last])
@@ -179,7 +207,8 @@ def _kind_of_folder(path: Path) -> str:
             f"source {path}: holds {len(databases)} LMDBs; give one of them alone as the source: {path / databases[0]}"
         )
     if not any(entry.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)) for entry in names):
-        return "folder"
+        has_images = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in names)
+        return "parquet" if holds_tables(path) and not has_images else "folder"
     if any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in names):
         raise SourceError(
             f"source {path}: holds tar files next to folders or images; say what to read: webdataset:{path} or "
@@ -205,6 +234,8 @@ def _kind_of_file(path: Path) -> str:
         return "mnist"
     if suffix in (".mdb", ".lmdb"):
         return "lmdb"
+    if is_table(path.name):
+        return "parquet"
     if find_cifar10(path) is not None:
         return "cifar10"
     if path.name.lower().endswith((".tar", *COMPRESSED_SUFFIXES)):

@@ -24,7 +24,7 @@ from tests.launch import ROOT
 
 ALLOWED = (
     r"allowed are: digits, digits4x, gaussians25, a PATH, pairs:CONDITIONS:IMAGES, or KIND:PATH with KIND one of "
-    r"folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset"
+    r"folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset, parquet"
 )
 
 
