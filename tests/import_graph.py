@@ -26,6 +26,7 @@ FLOORS = (
     {"models/fused/kernels"},
     {"models/fused"},
     {"models", "data/storage", "data/images", "data/formats", "trainer/export/portable"},
+    {"data/fetch"},
     {"models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
     {"trainer/config", "data"},
@@ -158,7 +159,7 @@ COLUMNS = {
     "trainer/plan": 3,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
     **dict.fromkeys(("data/images", "data/processes"), 4),
-    **dict.fromkeys(("data/prepare", "data/sources", "data/formats"), 5),
+    **dict.fromkeys(("data/prepare", "data/sources", "data/fetch", "data/formats"), 5),
 }
 """The position of each folder in its row of the picture, left to right; the row is its floor."""
 COLOURS = {"models": "#e3f1e1", "data": "#e1ecf7", "trainer": "#fdf0d9", "cluster": "#f0e6f5"}

@@ -23,6 +23,8 @@ _IMAGES_WORTH_A_WORKER = 500
 _EPILOG = """sources:
   gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
   digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
+  cifar10, mnist, fashionmnist, stackedmnist
+                       fetched from where they are published, verified, and kept in ~/.cache/ddgan/sources
   a folder             of images; its sub-folders, if any, are the classes (ImageNet, CelebA-HQ as files), or the
                        labels are in its dataset.json (StyleGAN, EDM)
   a .zip               of images, in the same form

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from data.prepare.arguments import default_workers, parse_arguments, resolve_options
 from data.prepare.job import Preparation, refuse_unwritable_names
-from data.prepare.terminal import plain_console
+from data.prepare.terminal import downloads, plain_console
 from data.prepare.work import PreparationError, prepare, shorten
 from data.prepare.work_folder import OutputError
 from data.shards.files import LocalShards
@@ -49,18 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
-    source = open_source(
-        arguments.source,
-        split=arguments.split,
-        max_images=arguments.max_images,
-        skip_images=arguments.skip_images or 0,
-        seed=arguments.seed,
-        classes=arguments.classes,
-        condition_half=arguments.side_by_side,
-        column=arguments.column,
-        label=arguments.label,
-        subset=arguments.subset,
-    )
+    with downloads(err) as report:
+        source = open_source(
+            arguments.source,
+            split=arguments.split,
+            max_images=arguments.max_images,
+            skip_images=arguments.skip_images or 0,
+            seed=arguments.seed,
+            classes=arguments.classes,
+            condition_half=arguments.side_by_side,
+            column=arguments.column,
+            label=arguments.label,
+            subset=arguments.subset,
+            report=report,
+        )
     refuse_unwritable_names(source)
     job = Preparation(
         source=source,

@@ -2,9 +2,21 @@
 
 import io
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from data.storage.redaction import escaped
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -28,3 +40,30 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def downloads(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Tells of downloads: a bar for each file, or a line for each where the console is no terminal.
+
+    Yields:
+        What is told the name of a file, the bytes of it that have arrived, and its size, 0 if that is unknown.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    tasks = {}
+
+    def report(name: str, num_bytes: int, size: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(escaped(name), total=size or None)
+            if console.is_terminal:
+                bars.start()
+            else:
+                console.print(f"fetching {escaped(name)} ({size / 1e6:.1f} MB)")
+        bars.update(tasks[name], completed=num_bytes)
+
+    try:
+        yield report
+    finally:
+        if bars.live.is_started:
+            bars.stop()

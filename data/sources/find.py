@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
+from data.fetch.downloads import Report, no_report
+from data.fetch.known import KNOWN, fetch_known
 from data.formats.tables import is_table
 from data.sources.arrays import ArraySource, PointsSource, Split, digits_source, gaussians25_source
 from data.sources.cifar10 import cifar10_source, find_cifar10
@@ -34,13 +36,15 @@ _AnySource = (
 )
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _TABLE_KINDS = ("parquet",)
+_KNOWN_SETS = {**{name: name for name in KNOWN}, "stackedmnist": "mnist"}
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset", "parquet")
 _CLASSES_KINDS = ("folder", "zip", "webdataset", "pairs", *_TABLE_KINDS)
 _PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", DIGITS, "gaussians25")
 _ALLOWED = (
-    f"allowed are: {', '.join(_EMBEDDED)}, a PATH, {PREFIX}CONDITIONS:IMAGES, or KIND:PATH with KIND one of "
+    f"allowed are: {', '.join((*_EMBEDDED, *_KNOWN_SETS))}, a PATH, {PREFIX}CONDITIONS:IMAGES, or KIND:PATH with KIND "
+    "one of "
     f"{', '.join(_PATH_KINDS)}"
 )
 
@@ -57,12 +61,13 @@ def open_source(
     column: str | None = None,
     label: str | None = None,
     subset: str | None = None,
+    report: Report = no_report,
 ) -> Source:
     """Find the images of a source.
 
     Args:
-        name: `digits`, `digits4x` or `gaussians25`; a path, whose kind is found from its content; `KIND:PATH`; or
-            `pairs:CONDITIONS:IMAGES`.
+        name: `digits`, `digits4x` or `gaussians25`; `cifar10`, `mnist`, `fashionmnist` or `stackedmnist`, which are
+            fetched; a path, whose kind is found from its content; `KIND:PATH`; or `pairs:CONDITIONS:IMAGES`.
         split: train or test of CIFAR-10 and the MNIST family, where None means train; any part of tables.
         max_images: keeps that many in the source's order; for StackedMNIST the number of triplets.
         skip_images: leaves out that many first, such as those that another data set has.
@@ -72,6 +77,7 @@ def open_source(
         column: of tables: what holds the images; None to guess.
         label: of tables: what holds the labels; None to guess.
         subset: of tables: the part that Hugging Face calls subset or config; None to guess.
+        report: is told the progress of downloads.
 
     Raises:
         SourceError: no such source, or nothing in it can be prepared.
@@ -80,7 +86,7 @@ def open_source(
         raise SourceError(f"max_images is {max_images}: allowed is 1 or more")
     if condition_half and not name.startswith(PREFIX):
         raise SourceError(f"source {name}: --side-by-side is given, which is for pairs: give {PREFIX}{name}")
-    kind, path = _parse(name)
+    kind, path = _parse(name, report)
     if not (path.is_file() or path.is_dir()):
         # A pipe would wait for its writer.
         raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
@@ -141,7 +147,7 @@ def _open(
     raise AssertionError(kind)
 
 
-def _parse(name: str) -> tuple[str, Path]:
+def _parse(name: str, report: Report) -> tuple[str, Path]:
     """Kind and path; the paths of pairs are in the name."""
     if name.startswith(PREFIX):
         return "pairs", Path()
@@ -149,10 +155,12 @@ def _parse(name: str) -> tuple[str, Path]:
         return name, Path()
     if exists(Path(name)):
         return _recognise(Path(name)), Path(name)
+    if (known := _KNOWN_SETS.get(name)) is not None:
+        return name, fetch_known(known, report)
     # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
     if named is None and (place := filled(name, name)) != name:
-        return _parse(place)
+        return _parse(place, report)
     if named is None:
         raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
     kind, path = named.groups()
