@@ -3,4 +3,5 @@
 Files:
     downloads  a verified copy of a remote file, continued after a stop
     known      CIFAR-10, MNIST and Fashion-MNIST, by their SHA-256
+    mirror     local copies of files at a URL
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from data.storage.files import sha256_of, sync_file
 from data.storage.location import DataError
 from data.storage.redaction import redact
-from data.storage.remote import RemoteFile, Storage
+from data.storage.remote_folder import RemoteFile, RemoteFolder
 
 Report = Callable[[str, int, int], None]
 """Told the name of a file, how many of its bytes have arrived, and how many it has."""
@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def download(
-    storage: Storage,
+    storage: RemoteFolder,
     name: str,
     target: Path,
     *,

@@ -7,7 +7,7 @@ from data.fetch.downloads import Report, download, downloads_folder, locked, no_
 from data.storage.errors import UserError
 from data.storage.files import sha256_of
 from data.storage.location import DataError
-from data.storage.remote import RemoteFile, Storage
+from data.storage.remote_folder import RemoteFile, RemoteFolder
 
 _ATTEMPTS = 2
 """Fewer than usual: without a network the message should come soon, and what has arrived stays."""
@@ -86,7 +86,7 @@ def fetch_known(name: str, report: Report = no_report) -> Path:
     try:
         with locked(folder):
             missing = [file for file in known.files if not _is_there(folder, file)]
-            storage = Storage(known.url, attempts=_ATTEMPTS)
+            storage = RemoteFolder(known.url, attempts=_ATTEMPTS)
             for file in list(missing):
                 remote = RemoteFile(file.num_bytes, "")
                 download(storage, file.name, folder / file.name, remote=remote, sha256=file.sha256, report=report)

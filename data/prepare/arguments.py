@@ -41,6 +41,8 @@ _EPILOG = """sources:
   parquet:PATH         Parquet or Arrow tables: a file, or a folder, also one of Hugging Face's datasets; a column has
                        the images as bytes, structs of bytes and path, or paths from the folder of the table
   WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them
+  a URL                s3://, gs:// or another storage: a folder of images, which are read where they are, or of shards
+                       or tables, which are copied first; http(s)://: an archive, a shard or a table, copied first
 The content of a path shows its kind, except for the three kinds of MNIST, whose files look alike. KIND:PATH gives the
 kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset or parquet. ./digits, ./inspect and
 ./verify are folders of these names.

@@ -29,6 +29,7 @@ from data.shards.index import FORMAT_NAME, FORMAT_VERSION, DataFile, IndexDocume
 from data.sources.source import Item, SourceError, shown_name
 from data.storage.errors import OperationError, StoppedError
 from data.storage.files import sha256_of
+from data.storage.location import DataError
 
 _CHUNK_ITEMS = 32
 """Images per task of a worker."""
@@ -87,7 +88,7 @@ def prepare(job: Preparation, console: Console) -> Outcome:
             raise
         except KeyboardInterrupt:
             raise InterruptedPreparationError(f"interrupted; {_keep(job, work)}") from None
-        except WorkerError as error:
+        except (WorkerError, DataError) as error:  # DataError: the source's storage does not answer any more
             raise PreparationError(f"{error}; {_keep(job, work)}") from None
     return Outcome(index=load_index(job.target), bad=bad, was_there=False)
 

@@ -10,6 +10,7 @@ Files:
     lmdbs    LSUN and CelebA-HQ databases
     mnist    MNIST, Fashion-MNIST, StackedMNIST
     pairs    pairs for image-to-image translation
+    remote   files at a URL
     source   interface of a source
     tables   Parquet and Arrow tables, Hugging Face data sets
     tars     third-party WebDataset shards

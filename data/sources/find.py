@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import NamedTuple, cast, get_args
 
 from data.fetch.downloads import Report, no_report
 from data.fetch.known import KNOWN, fetch_known
@@ -17,11 +17,11 @@ from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
 from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
 from data.sources.pairs import DIGITS, PREFIX, PairsSource, Side, pairs_source, reduced_digits_source
+from data.sources.remote import Listed, RemoteSource, bring, remote_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError, exists, filled
 from data.sources.tables import TableOptions, TableSource, holds_tables, table_source
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
-from data.storage.location import is_url
-from data.storage.redaction import redact
+from data.storage.location import is_remote, is_url, local_path
 
 _AnySource = (
     FolderSource
@@ -30,6 +30,7 @@ _AnySource = (
     | StackedMnistSource
     | LmdbSource
     | TarSource
+    | RemoteSource
     | TableSource
     | PointsSource
     | PairsSource
@@ -86,7 +87,8 @@ def open_source(
         raise SourceError(f"max_images is {max_images}: allowed is 1 or more")
     if condition_half and not name.startswith(PREFIX):
         raise SourceError(f"source {name}: --side-by-side is given, which is for pairs: give {PREFIX}{name}")
-    kind, path = _parse(name, report)
+    options = TableOptions(column, label, subset, split)
+    kind, path, listed = _parse(name, options, report)
     if not (path.is_file() or path.is_dir()):
         # A pipe would wait for its writer.
         raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
@@ -112,7 +114,9 @@ def open_source(
     if kind == "pairs":
         source = pairs_source(name, condition_half=condition_half, classes=classes)
     elif kind in _TABLE_KINDS:
-        source = table_source(path, TableOptions(column, label, subset, split), classes=classes)
+        source = table_source(path, options, classes=classes)
+    elif listed is not None:
+        source = remote_source(listed, classes=classes)
     else:
         source = _open(kind, path, cast(Split | None, split), last, seed, classes)
     if len(source.items) <= skip_images:
@@ -147,20 +151,33 @@ def _open(
     raise AssertionError(kind)
 
 
-def _parse(name: str, report: Report) -> tuple[str, Path]:
-    """Kind and path; the paths of pairs are in the name."""
+class _Place(NamedTuple):
+    """Where a source lies."""
+
+    kind: str
+    path: Path = Path()
+    """The paths of pairs are in the name."""
+    listed: Listed | None = None
+    """Image files at a URL."""
+
+
+def _parse(name: str, options: TableOptions, report: Report) -> _Place:
     if name.startswith(PREFIX):
-        return "pairs", Path()
+        return _Place("pairs")
     if name in _EMBEDDED:
-        return name, Path()
+        return _Place(name)
     if exists(Path(name)):
-        return _recognise(Path(name)), Path(name)
+        return _Place(_recognise(Path(name)), Path(name))
     if (known := _KNOWN_SETS.get(name)) is not None:
-        return name, fetch_known(known, report)
+        return _Place(name, fetch_known(known, report))
     # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
+    if is_remote(name) and is_url(name):
+        return _bring(name, None, options, report)
+    if named and named[1] in _PATH_KINDS and is_remote(named[2]) and is_url(named[2]):
+        return _bring(named[2], named[1], options, report)
     if named is None and (place := filled(name, name)) != name:
-        return _parse(place, report)
+        return _parse(place, options, report)
     if named is None:
         raise SourceError(f"source {name}: no such file or folder; {_ALLOWED}")
     kind, path = named.groups()
@@ -168,13 +185,20 @@ def _parse(name: str, report: Report) -> tuple[str, Path]:
         raise SourceError(f"source {name}: digits come with scikit-learn and have no path; give just: digits")
     if kind not in _PATH_KINDS:
         if is_url(name):
-            raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
+            return _parse(str(local_path(name)), options, report)
         raise SourceError(f"source {name}: unknown kind {kind!r}; {_ALLOWED}")
     # The shell expands a tilde only at the start of a word.
     path = filled(path, name)
     if not path or not exists(Path(path)):
         raise SourceError(f"source {name}: no such file or folder {path!r}; {_ALLOWED}")
-    return kind, Path(path)
+    return _Place(kind, Path(path))
+
+
+def _bring(url: str, kind: str | None, options: TableOptions, report: Report) -> _Place:
+    found = bring(url, kind, options, report)
+    if isinstance(found, Listed):
+        return _Place("folder", listed=found)
+    return _Place(kind or _recognise(found), found)
 
 
 def _recognise(path: Path) -> str:

@@ -108,7 +108,7 @@ def test_what_is_no_file_is_an_error_of_that_image_alone(tmp_path: Path, monkeyp
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "nowhere.png").symlink_to("missing")
     os.mkfifo(tmp_path / "pipe.png")
-    monkeypatch.setattr(data.sources.files, "_MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(data.sources.files, "MAX_FILE_BYTES", 8)
     source = folder_source(tmp_path)
     told: dict[str, str] = {}
     for item in source.items:

@@ -200,7 +200,7 @@ def test_missing_and_unknown_sources_are_refused_with_what_is_allowed(tmp_path: 
     refuse(tmp_path / "go:ne", f"go:ne: no such file or folder; {ALLOWED}")
     refuse(f"lmdb:{tmp_path}/gone", f"no such file or folder '{tmp_path}/gone'; {ALLOWED}")
     refuse("lmdb:", f"no such file or folder ''; {ALLOWED}")
-    refuse("s3://bucket/photos", "is a URL, but sources are read from local files; download it")
+    refuse("http://host/photos", "a web server does not say which files a folder has; give the URL of an archive")
     refuse("s3:photos", f"unknown kind 's3'; {ALLOWED}")
     refuse(f"cifar100:{tmp_path}", f"unknown kind 'cifar100'; {ALLOWED}")
     refuse("x" * 5000, "no such file or folder")
