@@ -42,6 +42,7 @@ class Table(NamedTuple):
     file: Path
     start: int
     """Number of its first row in the source."""
+    num_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,20 +99,25 @@ class TableSource(BaseSource):
         return self._starts[name].start + int(row)
 
     def _cells(self, first: int, last: int) -> Iterator[Cell]:
-        number = 0
-        for table, following in zip(self.tables, (*self.tables[1:], None), strict=True):
-            if following is not None and following.start <= first:
-                number = following.start
+        """The cells of rows `first` to `last`, without that one."""
+        for table in self.tables:
+            number, end = table.start, table.start + table.num_rows
+            if end <= first or number >= last:
                 continue
             try:
                 for cell in read_cells(table.file, self.column):
-                    if number >= last:
-                        return
-                    if number >= first:
+                    if first <= number < last:
                         yield cell
                     number += 1
+                    if number >= last:
+                        break
             except TableError as error:
                 raise SourceError(f"source {table.file}: {error}; get it again") from None
+            if number != min(end, last):
+                raise SourceError(
+                    f"source {table.file}: says that it has {table.num_rows} rows, but column {self.column} has "
+                    f"{number - table.start}; get it again"
+                )
 
 
 def holds_tables(folder: Path) -> bool:
@@ -194,8 +200,8 @@ def rows_source(
             if chosen is not None and picked != chosen:
                 raise TableError(f"its columns are not those of {next(iter(files))}; give the files of one form alone")
             chosen = picked
-            tables.append(Table(table, file, num_rows))
-            num_rows += (count := count_rows(file))
+            tables.append(Table(table, file, num_rows, count := count_rows(file)))
+            num_rows += count
             if chosen.label is not None:
                 found = list(read_labels(file, chosen.label))
                 if len(found) != count:
@@ -205,8 +211,7 @@ def rows_source(
             raise SourceError(f"source {file}: {error}") from None
     if chosen is None or not num_rows:
         raise SourceError(f"source {name}: its {len(files)} tables have no rows; get them again")
-    ends = [table.start for table in tables[1:]] + [num_rows]
-    rows = [f"{table.name}@{row}" for table, end in zip(tables, ends, strict=True) for row in range(end - table.start)]
+    rows = [f"{table.name}@{row}" for table in tables for row in range(table.num_rows)]
     numbers, class_names = (None, None) if chosen.label is None else _numbered(name, chosen, rows, labels)
     return TableSource(
         description=f"{name}:{chosen.image}",
