@@ -58,6 +58,17 @@ def select(parts: Mapping[Part, list[str]], *, subset: str | None, split: str | 
     return part, parts[part]
 
 
+def note_on(part: Part, parts: Iterable[Part]) -> str:
+    """Which part is read of which, for the user."""
+    words = []
+    for kind, taken, there in (
+        ("subset", part.subset, {other.subset for other in parts}),
+        ("split", part.split, {other.split for other in parts if other.subset == part.subset}),
+    ):
+        words += [f", {kind} {taken} of {', '.join(sorted(there))}"] if len(there) > 1 else []
+    return "".join(words)
+
+
 def _one(kind: str, asked: str | None, there: list[str], usual: tuple[str, ...]) -> str:
     named = ", ".join(there[:_SHOWN]) + (f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else "")
     if asked is not None:

@@ -73,8 +73,12 @@ def count_rows(file: Path) -> int:
     """The rows of a table; raises TableError."""
     with _opened(file) as table:
         if isinstance(table, pq.ParquetFile):
-            return table.metadata.num_rows
-        return sum(batch.num_rows for batch in _batches(table, None, _LABEL_ROWS))
+            count = table.metadata.num_rows
+        else:
+            count = sum(batch.num_rows for batch in _batches(table, None, _LABEL_ROWS))
+    if not 0 <= count <= (size := file.stat().st_size):  # no table of images has less than a byte for each
+        raise TableError(f"says that it has {count} rows, in {size} bytes; get it again")
+    return count
 
 
 def read_labels(file: Path, column: str) -> Iterator[int | str | None]:

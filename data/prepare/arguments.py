@@ -40,6 +40,7 @@ _EPILOG = """sources:
   digits4x             the digits at 16 px, each with itself at 4 px: pairs to try it with
   parquet:PATH         Parquet or Arrow tables: a file, or a folder, also one of Hugging Face's datasets; a column has
                        the images as bytes, structs of bytes and path, or paths from the folder of the table
+  hf:OWNER/NAME        tables on the Hugging Face Hub, of the revision OWNER/NAME@REVISION if it is given
   WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them
   a URL                s3://, gs:// or another storage: a folder of images, which are read where they are, or of shards
                        or tables, which are copied first; http(s)://: an archive, a shard or a table, copied first

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, cast, get_args
 
 from data.fetch.downloads import Report, no_report
+from data.fetch.hub import PREFIX as HUB_PREFIX
 from data.fetch.known import KNOWN, fetch_known
 from data.formats.tables import is_table
 from data.sources.arrays import ArraySource, PointsSource, Split, digits_source, gaussians25_source
@@ -19,7 +20,7 @@ from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, st
 from data.sources.pairs import DIGITS, PREFIX, PairsSource, Side, pairs_source, reduced_digits_source
 from data.sources.remote import Listed, RemoteSource, bring, remote_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError, exists, filled
-from data.sources.tables import TableOptions, TableSource, holds_tables, table_source
+from data.sources.tables import TableOptions, TableSource, holds_tables, hub_source, table_source
 from data.sources.tars import COMPRESSED_SUFFIXES, TarSource, tar_source
 from data.storage.location import is_remote, is_url, local_path
 
@@ -36,7 +37,7 @@ _AnySource = (
     | PairsSource
 )
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
-_TABLE_KINDS = ("parquet",)
+_TABLE_KINDS = ("parquet", "hf")
 _KNOWN_SETS = {**{name: name for name in KNOWN}, "stackedmnist": "mnist"}
 _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset", "parquet")
 _CLASSES_KINDS = ("folder", "zip", "webdataset", "pairs", *_TABLE_KINDS)
@@ -44,9 +45,8 @@ _PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|down
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
 _EMBEDDED = ("digits", DIGITS, "gaussians25")
 _ALLOWED = (
-    f"allowed are: {', '.join((*_EMBEDDED, *_KNOWN_SETS))}, a PATH, {PREFIX}CONDITIONS:IMAGES, or KIND:PATH with KIND "
-    "one of "
-    f"{', '.join(_PATH_KINDS)}"
+    f"allowed are: {', '.join((*_EMBEDDED, *_KNOWN_SETS))}, a PATH or URL, {HUB_PREFIX}OWNER/NAME, "
+    f"{PREFIX}CONDITIONS:IMAGES, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
 )
 
 
@@ -113,6 +113,8 @@ def open_source(
     last = None if max_images is None else skip_images + max_images
     if kind == "pairs":
         source = pairs_source(name, condition_half=condition_half, classes=classes)
+    elif kind == "hf":
+        source = hub_source(name, options, classes=classes)
     elif kind in _TABLE_KINDS:
         source = table_source(path, options, classes=classes)
     elif listed is not None:
@@ -164,6 +166,8 @@ class _Place(NamedTuple):
 def _parse(name: str, options: TableOptions, report: Report) -> _Place:
     if name.startswith(PREFIX):
         return _Place("pairs")
+    if name.startswith(HUB_PREFIX):
+        return _Place("hf")
     if name in _EMBEDDED:
         return _Place(name)
     if exists(Path(name)):

@@ -7,14 +7,16 @@ they are prepared in shuffled order.
 
 import errno
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.fetch.hub import PREFIX as HUB_PREFIX
+from data.fetch.hub import fetch_tables
 from data.formats.columns import Chosen, choose
-from data.formats.layout import Part, parts_of, select
+from data.formats.layout import Part, note_on, parts_of, select
 from data.formats.spool import Place, Spool, spool_folder
 from data.formats.tables import Cell, TableError, count_rows, is_table, read_cells, read_labels, read_schema
 from data.sources.classes import MAX_LABEL, Classes
@@ -159,15 +161,20 @@ def table_source(path: Path, options: TableOptions, *, classes: Classes) -> Tabl
     return rows_source(name, files, options, classes=classes, state=state.digest, note=note_on(part, parts))
 
 
-def note_on(part: Part, parts: Iterable[Part]) -> str:
-    """Which part is read of which, for the user."""
-    words = []
-    for kind, taken, there in (
-        ("subset", part.subset, {other.subset for other in parts}),
-        ("split", part.split, {other.split for other in parts if other.subset == part.subset}),
-    ):
-        words += [f", {kind} {taken} of {', '.join(sorted(there))}"] if len(there) > 1 else []
-    return "".join(words)
+def hub_source(name: str, options: TableOptions, *, classes: Classes) -> TableSource:
+    """The tables of a data set on the Hugging Face Hub.
+
+    Args:
+        name: hf:OWNER/NAME or hf:OWNER/NAME@REVISION.
+        options: what to read.
+        classes: as for `table_source`.
+
+    Raises:
+        UserError: it cannot be fetched, or as for `table_source`.
+    """
+    found = fetch_tables(name, subset=options.subset, split=options.split)
+    name = f"{HUB_PREFIX}{found.name}"
+    return rows_source(name, found.files, options, classes=classes, state=found.state, note=found.note)
 
 
 def rows_source(
