@@ -7,6 +7,7 @@ they are prepared in shuffled order.
 
 import errno
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,13 @@ class TableSource(BaseSource):
     def _spool(self) -> tuple[Spool, int]:
         """The open spool of this process, and the number of its first row."""
         if self.place is not None:
-            return Spool.open(self.place), self.first
+            try:
+                return Spool.open(self.place), self.first
+            except OSError as error:
+                raise SourceError(
+                    f"source {self.description}: its images were copied to a file of another machine, which cannot be "
+                    f"read here ({error.strerror}); prepare it on one machine"
+                ) from None
         first, last = self._number(self.items[0]), self._number(self.items[-1]) + 1
         try:
             return Spool.write(self._cells(first, last)), first
@@ -198,7 +205,7 @@ def rows_source(
             f"source {name}: --classes folders is given, but the classes of tables come from a column; say which one "
             "with --label NAME"
         )
-    chosen, tables, labels = None, [], []
+    chosen, has_paths, tables, labels = None, False, [], []
     num_rows = 0
     for table, file in files.items():
         try:
@@ -207,6 +214,7 @@ def rows_source(
             if chosen is not None and picked != chosen:
                 raise TableError(f"its columns are not those of {next(iter(files))}; give the files of one form alone")
             chosen = picked
+            has_paths = any(column.name == chosen.image and column.kind == "text" for column in schema.columns)
             tables.append(Table(table, file, num_rows, count := count_rows(file)))
             num_rows += count
             if chosen.label is not None:
@@ -227,7 +235,8 @@ def rows_source(
         items=tuple(Item(row, 0, label) for row, label in zip(rows, numbers or [None] * len(rows), strict=True)),
         class_names=class_names,
         notes=(f"read: column {chosen.image}, labels {chosen.label or 'none'}{note}",),
-        state=state,
+        # Files that paths lead to may change, and are too many to ask each: then the content is compared.
+        state=f"{state} {time.time_ns()}" if has_paths else state,
     )
 
 

@@ -50,7 +50,8 @@ def image_table(
 def write_parquet(file: Path, table: pa.Table, **options: Any) -> Path:
     """A Parquet file of row groups of ten."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file, **({"row_group_size": 10} | options))
+    given: dict[str, Any] = {"row_group_size": 10} | options
+    pq.write_table(table, file, **given)
     return file
 
 

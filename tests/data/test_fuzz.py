@@ -4,11 +4,13 @@
 """
 
 import io
+import json
 import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -23,7 +25,7 @@ from data.shards.index import ShardIndex, load_index
 from data.sources.find import open_source
 from data.storage.location import DataError
 from tests.data.conftest import open_shard
-from tests.data.fuzz import fuzz
+from tests.data.fuzz import altered, fuzz
 from tests.data.tables import image_table, write_parquet
 
 pytestmark = pytest.mark.fuzz
@@ -122,6 +124,17 @@ def test_arrow(read_source: Callable[[str, bytes], None], pytestconfig: pytest.C
             writer.write_table(table, max_chunksize=7)
         inputs.append(sink.getvalue())
     fuzz(pytestconfig, inputs, lambda content: read_source("a.arrow", content))
+
+
+def test_labels(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    (tmp_path / "1.png").write_bytes(picture(1))
+
+    def read(labels: Any) -> None:
+        (tmp_path / "dataset.json").write_text(json.dumps(labels), encoding="utf-8", errors="surrogatepass")
+        source = open_source(str(tmp_path))
+        assert source.class_names is None or source.items[0].label in range(len(source.class_names))
+
+    fuzz(pytestconfig, [{"labels": [["1.png", 6], ["2.png", 0]]}, {"labels": None}], read, damage=altered)
 
 
 def test_pickle(pytestconfig: pytest.Config) -> None:

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from data.formats.spool import Place
 from data.prepare.command import main
 from data.prepare.encode import PreparedForm, prepare_items
 from data.sources.find import open_source
@@ -73,6 +75,8 @@ def test_table_of_bytes_or_of_paths_is_read(tmp_path: Path, form: str) -> None:
         source = open_source(name)
         assert numbers_of(source) == list(range(12))
         assert source.class_names == ("0", "1", "2")
+        # The files that paths lead to may have changed although the table has not.
+        assert (source.state == open_source(name).state) == (form == "bytes")
 
 
 def test_struct_without_bytes_leads_to_a_file(tmp_path: Path) -> None:
@@ -238,6 +242,14 @@ def test_another_process_reads_the_copy_and_no_file_is_left(tmp_path: Path, monk
     assert copy.items == ()
     assert prepare_items(copy, list(source.items), FORM) == prepare_items(source, list(source.items), FORM)
     assert list((tmp_path / "room").iterdir()) == []
+
+
+def test_copy_on_another_machine_is_refused(tmp_path: Path) -> None:
+    source = open_source(str(write_hub_folder(tmp_path / "pictures")))
+    assert isinstance(source, TableSource)
+    elsewhere = replace(source, place=Place("/proc/self/fd/9999", 0, 25))
+    with pytest.raises(SourceError, match=r"copied to a file of another machine, .*; prepare it on one machine"):
+        elsewhere.read(source.items[0])
 
 
 def test_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
