@@ -7,6 +7,7 @@ from pathlib import Path
 from data.fetch.downloads import Report, download, downloads_folder, locked
 from data.storage.errors import UserError
 from data.storage.location import DataError
+from data.storage.redaction import redact
 from data.storage.remote_folder import RemoteFile, RemoteFolder
 
 
@@ -37,7 +38,7 @@ def mirror_files(storage: RemoteFolder, files: Mapping[str, RemoteFile], report:
     """
     # The place tells two folders of one name apart; the name is what the prepared data set will be called after.
     place = hashlib.sha256(f"{storage.url} {part}".encode()).hexdigest()[:16]
-    folder = downloads_folder() / "urls" / place / storage.url.rpartition("/")[2]
+    folder = downloads_folder() / "urls" / place / redact(storage.url).rpartition("/")[2]
     try:
         with locked(folder.parent):
             for file in folder.rglob("[!.]*"):

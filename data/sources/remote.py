@@ -43,7 +43,7 @@ class RemoteSource(BaseSource):
     @property
     def description(self) -> str:
         """`folder:NAME`, as of a local copy, whose prepared bytes are the same."""
-        return f"folder:{self.url.rpartition('/')[2]}"
+        return f"folder:{redact(self.url).rpartition('/')[2]}"
 
     @cached_property
     def _storage(self) -> RemoteFolder:

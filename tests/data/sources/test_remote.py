@@ -75,6 +75,7 @@ def prepared(source: str, out: Path, *options: str) -> list[bytes]:
     return [file.read_bytes() for file in sorted(out.glob("*.tar"))]
 
 
+@pytest.mark.slow
 def test_bucket_of_images_is_read_in_place_and_gives_the_bytes_of_the_folder(
     s3: S3FileSystem, tmp_path: Path, cache: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_labels_of_dataset_json_in_a_bucket_are_the_classes(s3: S3FileSystem) ->
     assert open_source("s3://sources/edm", classes="none").class_names is None
 
 
+@pytest.mark.slow
 def test_shards_tables_and_arrays_in_a_bucket_are_copied_once(s3: S3FileSystem, tmp_path: Path, cache: Path) -> None:
     (tmp_path / "shards").mkdir()
     for shard in range(2):

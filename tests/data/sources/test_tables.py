@@ -192,7 +192,7 @@ def test_table_beside_images_stays_what_it_was_and_options_of_tables_are_for_tab
 
 
 def test_unusable_rows_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = [picture(number) for number in range(40)]
+    images: list[bytes | None] = [picture(number) for number in range(40)]
     images[3:6] = [b"no image", None, picture(1)[:60]]
     file = write_parquet(tmp_path / "set.parquet", pa.table({"image": images, "path": ["/etc/passwd"] * 40}))
     arguments = [str(file), "--out", str(tmp_path / "out"), "--size", "16", "--max-bad", "10", "--workers", "0"]
@@ -206,6 +206,7 @@ def test_unusable_rows_are_named_and_counted(tmp_path: Path, capsys: pytest.Capt
     assert "does not lead to a file below the folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_processes_nor_on_a_stop(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set" / "a.parquet", image_table(range(200)))
     write_parquet(tmp_path / "set" / "b.parquet", image_table(range(200, 300)), row_group_size=1000)
