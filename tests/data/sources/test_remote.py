@@ -1,5 +1,6 @@
 """Sources at a URL: image files are read in place, the rest is copied first; the bytes are those of local files."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from s3fs import S3FileSystem
 
@@ -128,6 +130,12 @@ def test_shards_tables_and_arrays_in_a_bucket_are_copied_once(s3: S3FileSystem, 
     assert len(open_source(url, split="test").items) == 6
     assert [file.name for file in cache.rglob("*.parquet")] == ["test-00000-of-00001.parquet"]
     assert prepared(url, tmp_path / "c") == prepared(str(tmp_path / "tables"), tmp_path / "d")
+    stream = io.BytesIO()
+    np.savez(stream, images=np.zeros((5, 28, 28), np.uint8), labels=np.arange(5))
+    s3.pipe("sources/arrays/train.npz", stream.getvalue())
+    assert [item.label for item in open_source("mnist:s3://sources/arrays").items] == [0, 1, 2, 3, 4]
+    with pytest.raises(SourceError, match="MNIST and Fashion-MNIST have the same files; say which one this is"):
+        open_source("s3://sources/arrays")
 
 
 def test_what_a_bucket_does_not_hold_is_refused(s3: S3FileSystem) -> None:
