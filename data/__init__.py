@@ -5,8 +5,9 @@ Files are commands, folders are parts.
 Files:
     bench       measures how fast a data set is read
     images/     decodes image files of any kind
-    prepare/    turns images into shards; inspects them
+    prepare/    turns images into shards
     processes/  child processes; they end with their parent
+    sets/       inspects, verifies, copies and joins data sets
     shards/     a prepared data set: index, files, samples
     sources/    image collections that can be prepared
     storage/    files and folders, local or at a URL

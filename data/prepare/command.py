@@ -1,4 +1,4 @@
-"""Turn images into a prepared data set: `python -m data.prepare SOURCE --out DIR`; then `inspect DIR` or `verify DIR`.
+"""Turn images into a prepared data set: `python -m data.prepare SOURCE --out DIR`. Further commands are in data/sets.
 
 The same source and options give the same bytes, for any number of workers and of restarts. The result appears as a
 whole or not at all. If it exists already, the same command does nothing.
@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data.prepare.arguments import default_workers, parse_arguments, resolve_options
+from data.prepare.arguments import parse_arguments, resolve_options
 from data.prepare.job import Preparation, refuse_unwritable_names
-from data.prepare.terminal import plain_console
 from data.prepare.work import PreparationError, prepare, shorten
-from data.prepare.work_folder import OutputError
+from data.sets.command import run as run_set_command
+from data.sets.terminal import plain_console
+from data.sets.work_folder import OutputError
 from data.shards.files import LocalShards
-from data.shards.index import ShardIndex, load_index
+from data.shards.index import ShardIndex
 from data.shards.offsets import read_offsets
 from data.sources.find import open_source
 from data.sources.source import fingerprint, shown_name
 from data.storage.errors import as_command
-from data.storage.location import DataError, is_url
+from data.storage.location import is_url
 from data.storage.redaction import redact
 
 _SHOWN_CLASSES = 20
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _signals_interrupt():
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         try:
-            return {"prepare": _prepare, "inspect": _inspect, "verify": _verify}[arguments.command](arguments, out, err)
+            if arguments.command == "prepare":
+                return _prepare(arguments, out, err)
+            return run_set_command(arguments, out, err)
         except MemoryError:
             raise PreparationError("too little memory; run again with fewer --workers or a smaller --size") from None
         except OSError as error:
@@ -128,26 +131,6 @@ def _target(out: str) -> Path:
         return Path(out).resolve()
     except RuntimeError:
         raise OutputError(f"--out {out} is a circle of links; remove it, or choose another --out") from None
-
-
-def _inspect(arguments: argparse.Namespace, out: Console, err: Console) -> int:
-    # Imported here: a preparation needs neither the reader nor a decoder.
-    from data.prepare.inspect import inspect
-
-    index = load_index(arguments.directory)
-    try:
-        out.print(inspect(index, arguments.sheet, err))
-    except DataError as error:
-        raise PreparationError(str(error)) from error
-    return 0
-
-
-def _verify(arguments: argparse.Namespace, out: Console, err: Console) -> int:
-    from data.prepare.verify import audit
-
-    index = load_index(arguments.directory)
-    workers = default_workers(index.num_samples) if arguments.workers is None else arguments.workers
-    return 0 if audit(index, workers, out, err) else 1
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import PIL
 
 from data.prepare.encode import PreparedForm
-from data.prepare.work_folder import OutputError
+from data.sets.work_folder import OutputError
 from data.shards.index import FORMAT_VERSION, INDEX_NAME, ShardIndex, load_index, verify_present
 from data.sources.source import Source, SourceError, shown_name
 from data.storage.location import DataError

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from rich.console import Console
 
 from data.prepare.job import Preparation
-from data.prepare.terminal import progress_bar
-from data.prepare.work_folder import OutputError
 from data.processes.pool import map_in_order
+from data.sets.terminal import progress_bar
+from data.sets.work_folder import OutputError
 from data.sources.source import HASH_BYTES, Item, Source, hash_of
 from data.storage.files import write_json
 

@@ -10,7 +10,6 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +20,14 @@ from data.prepare.encode import TOO_SMALL, Prepared, PreparedForm, prepare_items
 from data.prepare.job import Preparation, describe_difference, find_prepared
 from data.prepare.journal import Journal, load_journal
 from data.prepare.origin import Origin, content_of, read_content, refuse_other_origin
-from data.prepare.terminal import progress_bar
-from data.prepare.work_folder import WorkFolder, remove_emptied
-from data.prepare.writer import ShardSequence, write_index
 from data.processes.pool import WorkerError, map_in_order
-from data.shards.index import FORMAT_NAME, FORMAT_VERSION, DataFile, IndexDocument, Shard, ShardIndex, load_index
+from data.sets.terminal import progress_bar
+from data.sets.work_folder import WorkFolder, remove_emptied
+from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
+from data.shards.verification import is_intact
+from data.shards.writer import ShardSequence, write_index
 from data.sources.source import Item, SourceError, shown_name
 from data.storage.errors import OperationError, StoppedError
-from data.storage.files import sha256_of
 
 _CHUNK_ITEMS = 32
 """Images per task of a worker."""
@@ -179,7 +178,7 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     num_items = 0
     task = progress.add_task("checking finished shards", total=len(journal.finished), visible=bool(journal.finished))
     for entry in journal.finished:
-        damaged = [work.result / file.name for file in entry.shard.files if not _is_intact(work.result, file)]
+        damaged = [work.result / file.name for file in entry.shard.files if not is_intact(work.result, file)]
         if damaged:
             note(f"{damaged[0]} is damaged; shard {entry.shard.name} and those after it are prepared again")
             break
@@ -198,13 +197,6 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     if intact:
         note(f"continuing after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
     return journal
-
-
-def _is_intact(folder: Path, file: DataFile) -> bool:
-    try:
-        return sha256_of(folder / file.name) == file.sha256
-    except OSError:
-        return False
 
 
 def _refuse_bad(bad: list[str], job: Preparation) -> None:

@@ -18,9 +18,9 @@ from PIL import Image
 import data.prepare.command
 import data.prepare.work
 from data.prepare.command import main
-from data.prepare.writer import write_index
 from data.shards.index import load_index, verify_present
 from data.shards.reader import EncodedSample, samples_in_order
+from data.shards.writer import write_index
 from data.sources.find import open_source
 from data.sources.source import Source
 from data.stream.pipeline import DataConfig, open_batches

@@ -4,7 +4,15 @@ import io
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -16,6 +24,19 @@ def plain_console(*, stderr: bool = False) -> Console:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False)
+
+
+def bytes_bar(console: Console) -> Progress:
+    """A progress bar of bytes with their rate; disabled unless the console is a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def progress_bar(console: Console) -> Progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.prepare.terminal import plain_console, progress_bar
+from data.sets.terminal import plain_console, progress_bar
 from tests.launch import ROOT
 
 

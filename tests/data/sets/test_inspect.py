@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data.prepare.command import main
-from data.prepare.inspect import contact_sheet, sheet_samples
+from data.sets.inspect import contact_sheet, sheet_samples
 from data.shards.index import ShardIndex, load_index
 from tests.launch import ROOT
 
@@ -202,7 +202,7 @@ def test_damaged_shard_is_named_and_no_sheet_is_left(own_copy: ShardIndex, tmp_p
 
 def test_commands_start_without_torch() -> None:
     program = (
-        "import sys; import data.prepare, data.prepare.inspect, data.prepare.verify; "
+        "import sys; import data.prepare, data.sets.inspect, data.sets.verify; "
         "sys.exit(' '.join(sorted({'torch', 'webdataset', 'sklearn'} & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 
-from data.prepare.terminal import progress_bar
-from data.prepare.work_folder import OutputError
+from data.sets.terminal import progress_bar
+from data.sets.work_folder import OutputError
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.grid import lay_out
