@@ -6,6 +6,6 @@ Files:
     encode     crop, resize, encode
     job        the task, and whether it is done
     journal    finished shards, for a restart
-    origin     what a data set was made from
+    origin     whether the source is still the same
     work       runs a preparation
 """

@@ -59,6 +59,8 @@ class Prepared(NamedTuple):
     error: str | None = None
     source_hash: int = 0
     """`hash_of` for the bytes that the source gave."""
+    side: int = 0
+    """Short side of the original in pixels; 0 if there is an error."""
 
 
 def prepare_items(source: Source, items: list[Item], form: PreparedForm) -> list[Prepared]:
@@ -72,7 +74,7 @@ def _prepare_item(source: Source, item: Item, form: PreparedForm) -> Prepared:
         image = source.read(item)
         found = image + (condition := source.read_condition(item))
         content = encode_pair(image, condition, form) if form.condition_channels else encode_image(image, form)
-        return Prepared(item, content, source_hash=hash_of(item, found))
+        return Prepared(item, content, source_hash=hash_of(item, found), side=min(ImageFile(image).size))
     except BadImageError as error:
         reason = str(error)
     except OSError as error:

@@ -1,6 +1,7 @@
 """The journal of a preparation: its job, the finished shards, and the number of source images in them."""
 
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,8 @@ class FinishedShard:
     """A line for each unusable image among them."""
     content: str
     """`content_of` for these images."""
+    sides: dict[str, int] = field(default_factory=dict)
+    """Images of the shard by the short side of their original in pixels."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -56,10 +59,22 @@ class Journal:
         """A line for each unusable image among them."""
         return [line for entry in self.finished for line in entry.bad]
 
-    def extended(self, shard: Shard, *, num_items: int, bad: list[str], content: str) -> "Journal":
-        """Add a shard; `num_items` and `bad` count from the start of the source, `content` from the last shard."""
+    @property
+    def sides(self) -> dict[str, int]:
+        """Images by the short side of their original in pixels, in ascending order."""
+        counts = sum((Counter(entry.sides) for entry in self.finished), Counter[str]())
+        return {side: counts[side] for side in sorted(counts, key=int)}
+
+    def extended(
+        self, shard: Shard, *, num_items: int, bad: list[str], content: str, sides: dict[str, int]
+    ) -> "Journal":
+        """Add a shard; `num_items` and `bad` count from the start of the source, the rest from the last shard."""
         entry = FinishedShard(
-            shard=shard, num_items=num_items - self.num_items, bad=bad[len(self.bad) :], content=content
+            shard=shard,
+            num_items=num_items - self.num_items,
+            bad=bad[len(self.bad) :],
+            content=content,
+            sides=dict(sides),
         )
         return replace(self, finished=[*self.finished, entry])
 

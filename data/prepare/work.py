@@ -6,6 +6,7 @@ A journal lists the finished shards, so that the same command resumes after the 
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,8 +20,9 @@ from rich.progress import Progress
 from data.prepare.encode import TOO_SMALL, Prepared, PreparedForm, prepare_items
 from data.prepare.job import Preparation, describe_difference, find_prepared
 from data.prepare.journal import Journal, load_journal
-from data.prepare.origin import Origin, content_of, read_content, refuse_other_origin
+from data.prepare.origin import content_of, read_content, refuse_other_origin
 from data.processes.pool import WorkerError, map_in_order
+from data.sets.origin import Origin
 from data.sets.terminal import progress_bar
 from data.sets.work_folder import WorkFolder, remove_emptied
 from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
@@ -123,6 +125,7 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
         journal = _resume(job, work, progress)
         bad, done = journal.bad, journal.num_items
         hashes: list[int] = []
+        sides = Counter[str]()
         _refuse_bad(bad, job)
         task = progress.add_task("preparing", total=len(source.items), completed=done)
         with (
@@ -136,6 +139,14 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
             contextlib.closing(_prepared_in_order(job, start=done)) as samples,
         ):
             shard: Shard | None
+
+            def keep(shard: Shard) -> None:
+                nonlocal journal
+                journal = journal.extended(shard, num_items=done, bad=bad, content=content_of(hashes), sides=sides)
+                journal.save(work.journal)
+                hashes.clear()
+                sides.clear()
+
             for number, prepared in samples:
                 done += 1
                 hashes.append(prepared.source_hash)
@@ -143,19 +154,17 @@ def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
                 if prepared.error is not None:
                     bad.append(f"{shown_name(prepared.item.name)} {shown_name(prepared.error)}")
                     _refuse_bad(bad, job)
-                elif shard := shards.write(_key(number, prepared.item), _members(prepared, options.form)):
-                    journal = journal.extended(shard, num_items=done, bad=bad, content=content_of(hashes))
-                    journal.save(work.journal)
-                    hashes.clear()
+                    continue
+                sides[str(prepared.side)] += 1
+                if shard := shards.write(_key(number, prepared.item), _members(prepared, options.form)):
+                    keep(shard)
             if shard := shards.finish():
-                journal = journal.extended(shard, num_items=done, bad=bad, content=content_of(hashes))
-                journal.save(work.journal)
-                hashes.clear()
+                keep(shard)
     if not shards.shards:
         raise PreparationError("no usable image is left:\n" + "\n".join(shorten(bad)))
     # Before the index, which makes the folder a data set.
     finished = (int(entry.content, 16) for entry in journal.finished)
-    Origin(state=journal.state, content=content_of([*finished, *hashes])).save(work.result)
+    Origin(state=journal.state, content=content_of([*finished, *hashes]), sides=journal.sides).save(work.result)
     write_index(work.result, _index_document(job, shards.shards))
     return bad
 

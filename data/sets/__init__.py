@@ -5,6 +5,8 @@ Files:
     command      python -m data.prepare inspect, verify, push, pull, merge
     inspect      summary and contact sheet
     merge        joins data sets of one form
+    near         near-duplicates between two data sets
+    origin       what a data set was made from
     terminal     messages and progress bars
     transfer     copies to and from a URL
     verify       hashes and decodes everything

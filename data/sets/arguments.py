@@ -56,6 +56,13 @@ def _inspect(parser: Parser) -> None:
         metavar="FILE.png",
         help="where the sheet goes (contact-sheet-NAME.png, replaced)",
     )
+    parser.add_argument(
+        "--against",
+        type=location_argument,
+        metavar="DIR",
+        help="look for near-duplicates in this data set, such as a test set, and draw them",
+    )
+    _add_workers(parser, "compare")
 
 
 def _verify(parser: Parser) -> None:

@@ -5,7 +5,7 @@ import argparse
 from rich.console import Console
 
 from data.sets.arguments import default_workers
-from data.shards.index import load_index
+from data.shards.index import ShardIndex, load_index
 from data.storage.errors import OperationError
 from data.storage.location import DataError
 from data.storage.redaction import redact
@@ -29,8 +29,9 @@ def _inspect(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     from data.sets.inspect import inspect
 
     index = load_index(arguments.directory)
+    against = None if arguments.against is None else load_index(arguments.against)
     try:
-        out.print(inspect(index, arguments.sheet, err))
+        out.print(inspect(index, arguments.sheet, err, against=against, workers=_workers(arguments, index)))
     except DataError as error:
         raise OperationError(str(error)) from error
     return 0
@@ -40,8 +41,7 @@ def _verify(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     from data.sets.verify import audit
 
     index = load_index(arguments.directory)
-    workers = default_workers(index.num_samples) if arguments.workers is None else arguments.workers
-    return 0 if audit(index, workers, out, err) else 1
+    return 0 if audit(index, _workers(arguments, index), out, err) else 1
 
 
 def _push(arguments: argparse.Namespace, out: Console, err: Console) -> int:
@@ -77,6 +77,10 @@ def _merge(arguments: argparse.Namespace, out: Console, err: Console) -> int:
         f"{rewritten} written anew for other labels or keys"
     )
     return 0
+
+
+def _workers(arguments: argparse.Namespace, index: ShardIndex) -> int:
+    return default_workers(index.num_samples) if arguments.workers is None else arguments.workers
 
 
 def _tell(place: str, copied: int, num_bytes: int, out: Console) -> None:
