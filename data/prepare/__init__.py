@@ -2,10 +2,13 @@
 
 Files:
     arguments  command-line arguments
+    columns    columns of third-party WebDataset shards
     command    python -m data.prepare
     encode     crop, resize, encode
+    filters    leaves images out
     job        the task, and whether it is done
     journal    finished shards, for a restart
     origin     whether the source is still the same
+    where      conditions on columns
     work       runs a preparation
 """

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
 from data.prepare.encode import PreparedForm
+from data.prepare.filters import Dedup, Filters, aspect
 from data.prepare.job import PrepareOptions
+from data.prepare.where import Condition, ConditionError
 from data.sets.arguments import COMMANDS, MAX_WORKERS, Parser, UsageError, default_workers
 from data.sets.arguments import parser_of as parser_of_set_command
 from data.shards.index import MAX_CONDITION_CHANNELS, MAX_IMAGE_SIZE
@@ -57,6 +59,13 @@ def _source(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("'' is given, expected is a path")
     return text
+
+
+def _condition(text: str) -> str:
+    try:
+        return Condition(text).text
+    except ConditionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _new_path(text: str) -> str:
@@ -138,6 +147,27 @@ def _prepare_parser() -> argparse.ArgumentParser:
         help="whether folders are classes: if that is clear (auto), each of them, or none",
     )
     parser.add_argument("--split", choices=("train", "test"), help="part of CIFAR-10 or a kind of MNIST (train)")
+    filters = parser.add_argument_group(
+        "filters, in the order in which they apply; the summary counts what each took away"
+    )
+    filters.add_argument(
+        "--where",
+        type=_condition,
+        metavar="CONDITION",
+        help="on columns in the .json members of WebDataset shards, such as 'punsafe < 0.1 and original_width >= 512'; "
+        "images without a value are left out",
+    )
+    filters.add_argument(
+        "--min-side", type=whole_number(1), metavar="PIXELS", help="of the short side of the original, at least"
+    )
+    filters.add_argument(
+        "--max-aspect", type=aspect, metavar="RATIO", help="long side divided by short side of the original, at most"
+    )
+    filters.add_argument(
+        "--dedup",
+        choices=get_args(Dedup),
+        help="take the first of equal files (exact), and of near-duplicates (perceptual)",
+    )
     shards = parser.add_mutually_exclusive_group()
     shards.add_argument(
         "--shard-samples", type=whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"
@@ -181,6 +211,12 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
         max_images=arguments.max_images,
         skip_images=arguments.skip_images,
         split=arguments.split,
+        filters=Filters(
+            where=arguments.where,
+            min_side=arguments.min_side,
+            max_aspect=arguments.max_aspect,
+            dedup=arguments.dedup,
+        ),
         max_bad_percent=arguments.max_bad,
         workers=default_workers(len(source.items)) if arguments.workers is None else arguments.workers,
     )

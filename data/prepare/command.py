@@ -92,6 +92,8 @@ def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
     if source.skipped:
         lines = shorten([line.text for line in source.skipped])
         out.print("\n".join([f"files of {shown_name(source.description)} that were left out:", *lines]))
+    if outcome.removed:
+        out.print("\n".join(["images that were filtered out:", *(f"  {line.text}" for line in outcome.removed)]))
     if outcome.bad:
         out.print("\n".join([f"{len(outcome.bad)} unusable images were left out:", *shorten(outcome.bad)]))
     for note in source.notes:

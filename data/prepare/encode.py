@@ -20,6 +20,8 @@ _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
 _NPY = b"\x93NUMPY"
+MAX_PIXELS = 200_000_000
+"""Of an image that is decoded; larger ones are refused."""
 TOO_SMALL = "is too small"
 """Start of the reason that `PreparedForm.upscale` remedies."""
 
@@ -40,7 +42,7 @@ class PreparedForm:
     """Channels of the image that is given with each image, 1 to 8; 0 without."""
     condition_half: Literal["left", "right"] | None = None
     """The half of a file that is given, where the other half is the image; None: it has a file of its own."""
-    max_pixels: int = 200_000_000
+    max_pixels: int = MAX_PIXELS
     """Of an image that is decoded; larger ones are refused."""
 
     @property
@@ -107,7 +109,7 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
     Raises:
         BadImageError: one of them cannot be used.
     """
-    with _refusals(content, form):
+    with refusals(content, form.max_pixels):
         file, mode = ImageFile(content), "L" if form.channels == 1 else "RGB"
         if form.condition_half:
             halves = _halves(_decoded(file, max(form.channels, form.condition_channels), form))
@@ -129,20 +131,20 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
 
 def square_condition(content: bytes, form: PreparedForm) -> npt.NDArray[np.uint8]:
     """What `encode_pair` makes of a condition alone, uint8 [C, H, W]; raises what it raises."""
-    with _refusals(content, form):
+    with refusals(content, form.max_pixels):
         return np.stack([np.asarray(_resize(plane, form)) for plane in _condition_planes(content, form)])
 
 
 def square_image(content: bytes, form: PreparedForm) -> Image.Image:
     """The image that `encode_image` encodes, of mode L or RGB; raises what it raises."""
-    with _refusals(content, form):
+    with refusals(content, form.max_pixels):
         file = ImageFile(content)
         _check_size(file.size, form)
         return _resize(_decoded(file, form.channels, form), form)
 
 
 @contextmanager
-def _refusals(content: bytes, form: PreparedForm) -> Iterator[None]:
+def refusals(content: bytes, max_pixels: int) -> Iterator[None]:
     """Inside, `content` is decoded; whatever is wrong with it becomes a BadImageError."""
     try:
         with warnings.catch_warnings():
@@ -154,7 +156,7 @@ def _refusals(content: bytes, form: PreparedForm) -> Iterator[None]:
     except Image.UnidentifiedImageError:
         raise BadImageError(foreign_kind(content[:START_BYTES]) or "is no image of a known format") from None
     except Image.DecompressionBombError:
-        raise BadImageError(f"has more than {form.max_pixels} pixels") from None
+        raise BadImageError(f"has more than {max_pixels} pixels") from None
     except MemoryError:
         raise
     # On damaged input the decoders raise nearly anything, including TypeError and struct.error.
@@ -189,7 +191,7 @@ def _halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 def _planes_of(condition: bytes, form: PreparedForm) -> list[Image.Image]:
     """The channels of the condition of an image."""
     try:
-        with _refusals(condition, form):
+        with refusals(condition, form.max_pixels):
             return _condition_planes(condition, form)
     except BadImageError as error:
         raise BadImageError(f"its condition {error}") from None

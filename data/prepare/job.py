@@ -1,11 +1,12 @@
 """The task of a `python -m data.prepare` run, and whether it is done already."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import PIL
 
 from data.prepare.encode import PreparedForm
+from data.prepare.filters import Filters
 from data.sets.work_folder import OutputError
 from data.shards.index import FORMAT_VERSION, INDEX_NAME, ShardIndex, load_index, verify_present
 from data.sources.source import Source, SourceError, shown_name
@@ -32,6 +33,8 @@ class PrepareOptions:
     """Number of images at its start that are left out, None for none."""
     split: str | None = None
     """Requested part of the source, None if not given."""
+    filters: Filters = field(default_factory=Filters)
+    """Which of the source's images are taken."""
     max_bad_percent: float
     """Percentage of images that may be unusable."""
     workers: int
@@ -56,6 +59,7 @@ class PrepareOptions:
             "shard_mb": self.shard_mb,
             "seed": self.seed,
             **{name: value for name, value in part.items() if value is not None},
+            **self.filters.recorded(),
         }
 
 
@@ -64,9 +68,9 @@ class Preparation:
     """The task: source, its fingerprint, options, target."""
 
     source: Source
-    """The images."""
+    """The images, those that filters leave out included."""
     fingerprint: str
-    """Identifies the list of images."""
+    """Identifies the list of images, those that filters leave out included."""
     options: PrepareOptions
     """How they are prepared."""
     target: Path

@@ -5,10 +5,12 @@ The names and sizes in index.json do not tell two folders of equal names and siz
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
 
+from data.prepare.filters import Removed, apply_filters
 from data.prepare.job import Preparation
 from data.processes.pool import map_in_order
 from data.sets.origin import load_origin
@@ -47,6 +49,14 @@ def _hash_items(source: Source, items: Sequence[Item]) -> list[int]:
     return hashes
 
 
+def filtered(job: Preparation, console: Console) -> tuple[Preparation, list[Removed]]:
+    """The task with the images that its filters leave, and what each filter took away; see `apply_filters`."""
+    if not job.options.filters:
+        return job, []
+    source, removed = apply_filters(job.source, job.options.filters, job.options.workers, console)
+    return replace(job, source=source), removed
+
+
 def refuse_other_origin(job: Preparation, console: Console) -> None:
     """Check that a prepared data set was made from these images.
 
@@ -61,6 +71,7 @@ def refuse_other_origin(job: Preparation, console: Console) -> None:
     # Earlier data sets have none.
     if origin is None or origin.state == job.source.state:
         return
+    job, _ = filtered(job, console)
     if origin.content != read_content(job.source, job.source.items, job.options.workers, console):
         raise OutputError(
             f"--out {job.target} holds a data set of other images: their names and sizes are the same, their content "

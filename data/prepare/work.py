@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 
@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.prepare.encode import TOO_SMALL, Prepared, PreparedForm, prepare_items
+from data.prepare.filters import Removed
 from data.prepare.job import Preparation, describe_difference, find_prepared
 from data.prepare.journal import Journal, load_journal
-from data.prepare.origin import content_of, read_content, refuse_other_origin
+from data.prepare.origin import content_of, filtered, read_content, refuse_other_origin
 from data.processes.pool import WorkerError, map_in_order
 from data.sets.origin import Origin
 from data.sets.terminal import progress_bar
@@ -53,6 +54,8 @@ class Outcome:
     """Index of the data set."""
     bad: list[str]
     """A line for each skipped image."""
+    removed: list[Removed] = field(default_factory=list)
+    """What the filters took away."""
     was_there: bool
     """It was prepared already."""
 
@@ -81,6 +84,7 @@ def prepare(job: Preparation, console: Console) -> Outcome:
             work.remove()
             return Outcome(index=index, bad=[], was_there=True)
         try:
+            job, removed = filtered(job, console)
             bad = _write(job, work, console)
             work.publish()
         except (PreparationError, SourceError, OSError):
@@ -90,7 +94,7 @@ def prepare(job: Preparation, console: Console) -> Outcome:
             raise InterruptedPreparationError(f"interrupted; {_keep(job, work)}") from None
         except WorkerError as error:
             raise PreparationError(f"{error}; {_keep(job, work)}") from None
-    return Outcome(index=load_index(job.target), bad=bad, was_there=False)
+    return Outcome(index=load_index(job.target), bad=bad, removed=removed, was_there=False)
 
 
 def _find_prepared(job: Preparation, console: Console) -> ShardIndex | None:
