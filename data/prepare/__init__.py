@@ -8,6 +8,7 @@ Files:
     filters    leaves images out
     job        the task, and whether it is done
     journal    finished shards, for a restart
+    rates      how long each part takes
     origin     whether the source is still the same
     where      conditions on columns
     work       runs a preparation

@@ -94,7 +94,7 @@ def encode_image(content: bytes, form: PreparedForm) -> bytes:
     Raises:
         BadImageError: unreadable, truncated, too small, or without a plain grey or RGB form.
     """
-    return _encode(square_image(content, form), form)
+    return encoded(square_image(content, form), form)
 
 
 def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
@@ -112,18 +112,18 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
     with refusals(content, form.max_pixels):
         file, mode = ImageFile(content), "L" if form.channels == 1 else "RGB"
         if form.condition_half:
-            halves = _halves(_decoded(file, max(form.channels, form.condition_channels), form))
+            halves = _halves(decoded(file, max(form.channels, form.condition_channels), form))
             given, image = halves if form.condition_half == "left" else halves[::-1]
             image, planes = image.convert(mode), _bands(given, form.condition_channels)
             _check_size(image.size, form)
         else:
             _check_size(file.size, form)
-            image, planes = _decoded(file, form.channels, form), _planes_of(condition, form)
+            image, planes = decoded(file, form.channels, form), _planes_of(condition, form)
     (W, H), (w, h) = image.size, planes[0].size
     # Rounding of half a pixel, of the image or of the condition, is no other shape.
     if abs(W * h - H * w) > max(W, H, w, h) / 2:
         raise BadImageError(f"its condition has another shape: {w}x{h}, the image has {W}x{H}")
-    squares = [_resize(plane, form) for plane in (*image.split(), *planes)]
+    squares = [resized(plane, form) for plane in (*image.split(), *planes)]
     stream = io.BytesIO()
     Image.fromarray(np.concatenate([np.asarray(square) for square in squares])).save(stream, "PNG")
     return stream.getvalue()
@@ -132,7 +132,7 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
 def square_condition(content: bytes, form: PreparedForm) -> npt.NDArray[np.uint8]:
     """What `encode_pair` makes of a condition alone, uint8 [C, H, W]; raises what it raises."""
     with refusals(content, form.max_pixels):
-        return np.stack([np.asarray(_resize(plane, form)) for plane in _condition_planes(content, form)])
+        return np.stack([np.asarray(resized(plane, form)) for plane in _condition_planes(content, form)])
 
 
 def square_image(content: bytes, form: PreparedForm) -> Image.Image:
@@ -140,7 +140,7 @@ def square_image(content: bytes, form: PreparedForm) -> Image.Image:
     with refusals(content, form.max_pixels):
         file = ImageFile(content)
         _check_size(file.size, form)
-        return _resize(_decoded(file, form.channels, form), form)
+        return resized(decoded(file, form.channels, form), form)
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def refusals(content: bytes, max_pixels: int) -> Iterator[None]:
         raise BadImageError(f"is damaged: {error}") from None
 
 
-def _decoded(file: ImageFile, channels: int, form: PreparedForm) -> Image.Image:
+def decoded(file: ImageFile, channels: int, form: PreparedForm) -> Image.Image:
     """The whole image with a number of channels."""
     width, height = file.size
     if width * height > form.max_pixels:
@@ -203,7 +203,7 @@ def _condition_planes(content: bytes, form: PreparedForm) -> list[Image.Image]:
     if not content.startswith(_NPY):
         if C not in (1, 3):
             raise BadImageError(f"is no .npy file, which alone can hold {C} channels; image files have 1 or 3")
-        return _bands(_decoded(ImageFile(content), C, form), C)
+        return _bands(decoded(ImageFile(content), C, form), C)
     array = _array(content, C, form)
     return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
 
@@ -231,7 +231,8 @@ def _bands(image: Image.Image, channels: int) -> list[Image.Image]:
     return list(image.convert("L" if channels == 1 else "RGB").split())
 
 
-def _resize(image: Image.Image, form: PreparedForm) -> Image.Image:
+def resized(image: Image.Image, form: PreparedForm) -> Image.Image:
+    """The square in the middle at the wanted size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = (left, top, left + side, top + side)
@@ -242,7 +243,8 @@ def _resize(image: Image.Image, form: PreparedForm) -> Image.Image:
     return image.resize((form.size, form.size), filtering, box=square)
 
 
-def _encode(image: Image.Image, form: PreparedForm) -> bytes:
+def encoded(image: Image.Image, form: PreparedForm) -> bytes:
+    """A prepared image as the file that goes into a shard."""
     stream = io.BytesIO()
     if form.extension == "jpg":
         image.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
