@@ -8,8 +8,10 @@ Files:
     filters    leaves images out
     job        the task, and whether it is done
     journal    finished shards, for a restart
-    rates      how long each part takes
+    on_ray     does the work on a Ray cluster
     origin     whether the source is still the same
+    places     where the result goes
+    rates      how long each part takes
     where      conditions on columns
     work       runs a preparation
 """

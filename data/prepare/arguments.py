@@ -106,7 +106,11 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", type=_source, metavar="SOURCE", help="where the images are, see below")
     parser.add_argument(
-        "--out", required=True, type=_new_path, metavar="DIR", help="new or empty folder for the prepared data set"
+        "--out",
+        required=True,
+        type=_new_path,
+        metavar="DIR",
+        help="new or empty folder for the data set; --ray: or a URL",
     )
     parser.add_argument(
         "--size",
@@ -178,6 +182,11 @@ def _prepare_parser() -> argparse.ArgumentParser:
         type=whole_number(0, MAX_WORKERS),
         metavar="N",
         help="processes that encode (default: by CPUs and images)",
+    )
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="work on the Ray cluster in RAY_ADDRESS, or a local Ray; --out is a URL, or a folder that all nodes have",
     )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"

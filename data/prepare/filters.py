@@ -7,7 +7,7 @@ source, so that it depends neither on their number nor on restarts.
 import argparse
 import contextlib
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -20,7 +20,6 @@ from data.images.perceptual import near_pairs, perceptual_hash
 from data.prepare.columns import ShardImages, by_shard, rows_of, with_columns
 from data.prepare.encode import MAX_PIXELS, refusals
 from data.prepare.where import Condition, MissingError
-from data.processes.pool import map_in_order
 from data.sets.terminal import progress_bar
 from data.sources.source import Item, Source, SourceError, shown_name
 from data.sources.tars import TarSource
@@ -29,6 +28,8 @@ Dedup = Literal["exact", "perceptual"]
 _CHUNK_ITEMS = 32
 _LISTED_COLUMNS = 40
 _T = TypeVar("_T")
+MapInOrder = Callable[[Callable[[Any], Any], Iterable[Any]], Generator[Any, None, None]]
+"""Does picklable tasks and yields the results in their order, such as `map_in_order`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def aspect(text: str) -> float:
     return value
 
 
-def apply_filters(source: Source, filters: Filters, workers: int, console: Console) -> tuple[Source, list[Removed]]:
+def apply_filters(source: Source, filters: Filters, run: MapInOrder, console: Console) -> tuple[Source, list[Removed]]:
     """The source with the images that are taken, and what each filter took away.
 
     Images that cannot be read or decoded stay: they are unusable, which `--max-bad` is about.
@@ -103,7 +104,7 @@ def apply_filters(source: Source, filters: Filters, workers: int, console: Conso
     Args:
         source: the images, all of which are read unless only `where` is set.
         filters: what to leave out.
-        workers: processes that look at images; 0: this process does.
+        run: does the tasks that look at images.
         console: shows the progress bar.
 
     Raises:
@@ -111,9 +112,9 @@ def apply_filters(source: Source, filters: Filters, workers: int, console: Conso
     """
     items, removed = list(source.items), list[Removed]()
     if filters.where is not None:
-        items = _filter_rows(with_columns(source), Condition(filters.where), items, removed, workers, console)
+        items = _filter_rows(with_columns(source), Condition(filters.where), items, removed, run, console)
     if filters.min_side or filters.max_aspect or filters.dedup:
-        seen = _look(source, filters.dedup, items, workers, console)
+        seen = _look(source, filters.dedup, items, run, console)
         items = _filter_images(filters, items, seen, removed)
     if not items:
         told = "; ".join(line.text for line in removed)
@@ -123,12 +124,17 @@ def apply_filters(source: Source, filters: Filters, workers: int, console: Conso
 
 
 def _filter_rows(
-    source: TarSource, condition: Condition, items: list[Item], removed: list[Removed], workers: int, console: Console
+    source: TarSource,
+    condition: Condition,
+    items: list[Item],
+    removed: list[Removed],
+    run: MapInOrder,
+    console: Console,
 ) -> list[Item]:
     tasks = list(by_shard(items))
     verdicts: list[bool | None] = []
     columns: set[str] = set()
-    for found, seen in _results(partial(_judge, source, condition), tasks, workers, "reading columns", console):
+    for found, seen in _results(partial(_judge, source, condition), tasks, run, "reading columns", console):
         verdicts += found
         columns |= seen
     if unknown := [name for name in condition.columns if name not in columns]:
@@ -154,11 +160,13 @@ def _judge(source: TarSource, condition: Condition, images: ShardImages) -> tupl
     return verdicts, columns
 
 
-def _look(source: Source, dedup: Dedup | None, items: list[Item], workers: int, console: Console) -> list[_Seen | None]:
+def _look(
+    source: Source, dedup: Dedup | None, items: list[Item], run: MapInOrder, console: Console
+) -> list[_Seen | None]:
     """What is seen of each image; None for one that cannot be used."""
     chunks = [items[place : place + _CHUNK_ITEMS] for place in range(0, len(items), _CHUNK_ITEMS)]
     work = partial(_look_at_items, source, dedup)
-    return [seen for some in _results(work, chunks, workers, "looking at images", console) for seen in some]
+    return [seen for some in _results(work, chunks, run, "looking at images", console) for seen in some]
 
 
 def _look_at_items(source: Source, dedup: Dedup | None, items: list[Item]) -> list[_Seen | None]:
@@ -226,7 +234,7 @@ def _far_firsts(hashes: dict[int, int]) -> set[int]:
 
 
 def _results(
-    work: Callable[[_T], Any], tasks: Sequence[_T], workers: int, title: str, console: Console
+    work: Callable[[_T], Any], tasks: Sequence[_T], run: MapInOrder, title: str, console: Console
 ) -> Generator[Any, None, None]:
-    with progress_bar(console) as progress, contextlib.closing(map_in_order(work, tasks, workers)) as results:
+    with progress_bar(console) as progress, contextlib.closing(run(work, tasks)) as results:
         yield from progress.track(results, total=len(tasks), description=title)

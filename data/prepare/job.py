@@ -74,7 +74,7 @@ class Preparation:
     options: PrepareOptions
     """How they are prepared."""
     target: Path
-    """Folder of the result, absolute."""
+    """Folder of the result, absolute; not looked at when the result goes to a URL."""
 
     def identity(self) -> dict[str, Option]:
         """Everything that determines the bytes of the result."""
@@ -122,6 +122,19 @@ def refuse_unwritable_names(source: Source) -> None:
             ) from None
 
 
+def refuse_difference(job: Preparation, index: ShardIndex) -> None:
+    """Refuse a prepared data set that is not the result of this task.
+
+    Raises:
+        OutputError: it differs.
+    """
+    if difference := job.difference_from(index):
+        raise OutputError(
+            f"--out {index.shown_location} holds another prepared data set ({difference}); choose another --out, or "
+            "remove it yourself"
+        )
+
+
 def find_prepared(job: Preparation) -> ShardIndex | None:
     """The index of this data set if it exists already; None if the target is free.
 
@@ -142,8 +155,7 @@ def find_prepared(job: Preparation) -> ShardIndex | None:
         raise OutputError(f"--out {target} holds other files; {advice}")
     try:
         index = load_index(target)
-        if difference := job.difference_from(index):
-            raise OutputError(f"--out {target} holds another prepared data set ({difference}); {advice}")
+        refuse_difference(job, index)
         verify_present(index)
     except DataError as error:
         raise OutputError(f"--out {target} holds a damaged data set: {error}") from None

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError, with_config
 
 from data.shards.index import Shard
-from data.storage.files import write_json
+from data.storage.files import json_bytes, write_json
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -82,6 +82,10 @@ class Journal:
         """Write it; after a crash the file is the old or the new one."""
         write_json(file, asdict(self))
 
+    def content(self) -> bytes:
+        """What `save` writes."""
+        return json_bytes(asdict(self))
+
 
 _JOURNAL = TypeAdapter(Journal)
 
@@ -89,6 +93,14 @@ _JOURNAL = TypeAdapter(Journal)
 def load_journal(file: Path) -> Journal | None:
     """Read a journal; None if it is missing, or this program did not write it."""
     try:
-        return _JOURNAL.validate_json(file.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return parse_journal(file.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parse_journal(content: bytes) -> Journal | None:
+    """A journal from its bytes; None if this program did not write it."""
+    try:
+        return _JOURNAL.validate_json(content)
+    except ValidationError:
         return None

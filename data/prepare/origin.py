@@ -10,7 +10,7 @@ from functools import partial
 
 from rich.console import Console
 
-from data.prepare.filters import Removed, apply_filters
+from data.prepare.filters import MapInOrder, Removed, apply_filters
 from data.prepare.job import Preparation
 from data.processes.pool import map_in_order
 from data.sets.origin import load_origin
@@ -49,11 +49,11 @@ def _hash_items(source: Source, items: Sequence[Item]) -> list[int]:
     return hashes
 
 
-def filtered(job: Preparation, console: Console) -> tuple[Preparation, list[Removed]]:
+def filtered(job: Preparation, run: MapInOrder, console: Console) -> tuple[Preparation, list[Removed]]:
     """The task with the images that its filters leave, and what each filter took away; see `apply_filters`."""
     if not job.options.filters:
         return job, []
-    source, removed = apply_filters(job.source, job.options.filters, job.options.workers, console)
+    source, removed = apply_filters(job.source, job.options.filters, run, console)
     return replace(job, source=source), removed
 
 
@@ -71,7 +71,7 @@ def refuse_other_origin(job: Preparation, console: Console) -> None:
     # Earlier data sets have none.
     if origin is None or origin.state == job.source.state:
         return
-    job, _ = filtered(job, console)
+    job, _ = filtered(job, partial(map_in_order, workers=job.options.workers), console)
     if origin.content != read_content(job.source, job.source.items, job.options.workers, console):
         raise OutputError(
             f"--out {job.target} holds a data set of other images: their names and sizes are the same, their content "

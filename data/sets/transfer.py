@@ -72,9 +72,10 @@ def push(directory: str, url: str, *, workers: int, check: Literal["hash", "size
             if check == "size" or _arrived(target, file, stop, advance):
                 return False
             advance(-file.num_bytes)
-        target.retried(file.name, lambda: _upload(target, index.directory, file, stop, advance), stop)
-        if check == "hash" and not _arrived(target, file, stop, lambda _: None):
-            raise OperationError(f"{file.title}: what arrived at {target.url} differs; give the command again")
+        if check == "hash":
+            send(target, index.directory, file, stop, advance)
+        else:
+            target.retried(file.name, lambda: _upload(target, index.directory, file, stop, advance), stop)
         return True
 
     copied = _in_parallel(copy, index.files, workers, "pushing", console)
@@ -82,6 +83,33 @@ def push(directory: str, url: str, *, workers: int, check: Literal["hash", "size
         target.retried(INDEX_NAME, lambda: target.put(INDEX_NAME, content))
         target.remove([MARK_NAME])
     return copied
+
+
+def send(
+    target: WritableStorage,
+    folder: Path,
+    file: DataFile,
+    stop: threading.Event,
+    advance: Advance = lambda num_bytes: None,
+) -> None:
+    """Copy a file to a URL, and read it back.
+
+    Args:
+        target: where it goes, under its name.
+        folder: where it is.
+        file: its size and hash.
+        stop: ends the transfer when set.
+        advance: told of the bytes that are sent.
+
+    Raises:
+        DataError: the file is not what its hash says.
+        StorageError: it could not be written or read.
+        OperationError: something else arrived.
+        AbandonedError: `stop` was set.
+    """
+    target.retried(file.name, lambda: _upload(target, folder, file, stop, advance), stop)
+    if not _arrived(target, file, stop, lambda _: None):
+        raise OperationError(f"{file.title}: what arrived at {target.url} differs; give the command again")
 
 
 def pull(url: str, directory: str, *, workers: int, console: Console) -> Copied:

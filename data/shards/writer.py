@@ -128,6 +128,13 @@ class ShardSequence:
         file.write(bytes(-len(content) % tarfile.BLOCKSIZE))
 
 
+def sample_bytes(members: dict[str, bytes]) -> int:
+    """Bytes that a sample takes of its shard."""
+    return sum(
+        tarfile.BLOCKSIZE - (-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE for content in members.values()
+    )
+
+
 def write_offsets(directory: Path, shard: Shard) -> Offsets:
     """Write the offsets of a finished shard, as a scan finds them, so that readers need none.
 

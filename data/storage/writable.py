@@ -80,7 +80,8 @@ class WritableStorage(Storage):
         with self._explained(f"cannot read {name}"):
             with self._connecting:
                 filesystem, root = self._connect()
-            with filesystem.open(f"{root}/{name}", "rb", cache_type="none") as file:
+            file: Any = filesystem.open(f"{root}/{name}", "rb", cache_type="none")
+            with file:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
