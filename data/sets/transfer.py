@@ -79,9 +79,12 @@ def push(directory: str, url: str, *, workers: int, check: Literal["hash", "size
         return True
 
     copied = _in_parallel(copy, index.files, workers, "pushing", console)
-    if not is_whole:
-        target.retried(INDEX_NAME, lambda: target.put(INDEX_NAME, content))
-        target.remove([MARK_NAME])
+    try:
+        if not is_whole:
+            target.retried(INDEX_NAME, lambda: target.put(INDEX_NAME, content))
+            target.retried(MARK_NAME, lambda: target.remove([MARK_NAME]))
+    except StorageError as error:
+        raise OperationError(f"{error}; the same command continues") from error
     return copied
 
 
