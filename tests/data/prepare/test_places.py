@@ -69,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def objects(s3: S3FileSystem, folder: str) -> dict[str, bytes]:
+def objects(s3: S3FileSystem, folder: str) -> dict[str, Any]:
     return {name.rpartition("/")[2]: s3.cat_file(name) for name in s3.find(folder)}
 
 
