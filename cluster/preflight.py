@@ -20,12 +20,11 @@ from typing import Any
 from cluster.node_checks import NodeReport, examine
 from cluster.pair_check import all_reduce, rounds
 from cluster.request import job_config
+from data.processes.ray_environment import ray_folder, set_up_ray
 from data.storage.arguments import whole_number
-from data.storage.errors import as_command
+from data.storage.errors import UserError, as_command
 from trainer.config.command_line import add_config_arguments, start_logging
-from trainer.config.draft import ConfigError
 from trainer.config.train_config import TrainConfig
-from trainer.driver.environment import ray_folder, set_up_ray
 from trainer.rank.run_folder import make_run_directory
 
 log = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ def check_machine(config: TrainConfig) -> list[Line]:
     """Run all checks that need no cluster."""
     try:
         ray_folder()
-    except ConfigError as error:
+    except UserError as error:
         return [Line("environment", False, str(error))]
     gpus = config.scaling.world_size if config.scaling.device == "gpu" else 0
     return summarize([examine(config, None, gpus)])
@@ -181,7 +180,7 @@ def check_cluster(config: TrainConfig, nodes: int | None, join_timeout_s: float)
     """Run all checks on all nodes of the cluster at RAY_ADDRESS."""
     try:
         set_up_ray()
-    except ConfigError as error:
+    except UserError as error:
         return [Line("nodes", False, str(error))]
     import ray
 

@@ -7,8 +7,9 @@ Files:
     fetch/      brings data sets from elsewhere to this disk
     formats/    files of other programs, read safely
     images/     decodes image files of any kind
-    prepare/    turns images into shards; inspects them
+    prepare/    turns images into shards
     processes/  child processes; they end with their parent
+    sets/       inspects, verifies, copies and joins data sets
     shards/     a prepared data set: index, files, samples
     sources/    image collections that can be prepared
     storage/    files and folders, local or at a URL

@@ -1,4 +1,4 @@
-"""How fast a prepared data set is read: `python -m data.bench DIR`.
+"""How fast a prepared data set is read: `python -m data.bench DIR`; or prepared: `python -m data.bench prepare SOURCE`.
 
 Prints images per second of a bare decoder loop, of this project's reader with several numbers of loader processes, of
 plain WebDataset and of a torch Dataset over image files. All read the same images and take turns within one run.
@@ -29,6 +29,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from webdataset.compat import WebDataset
 
+from data.prepare.rates import time_preparing
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.index import ShardIndex, load_index
@@ -290,6 +291,9 @@ def _show(index: ShardIndex, rates: Sequence[Rate], shuffle: ShuffleQuality | No
 @as_command(name="data.bench")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Exit code 1: failed; 2: wrong arguments or data."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["prepare"]:
+        return time_preparing(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m data.bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=location_argument, metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(

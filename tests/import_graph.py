@@ -28,6 +28,7 @@ FLOORS = (
     {"models", "data/storage", "data/images", "data/formats", "trainer/export/portable"},
     {"data/fetch"},
     {"models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
+    {"data/sets"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
     {"trainer/config", "data"},
     {"trainer/checkpoint", "trainer/tracking", "trainer/plan"},
@@ -158,7 +159,7 @@ COLUMNS = {
     **dict.fromkeys(("trainer/export/portable", "trainer/evaluate/networks"), 2),
     "trainer/plan": 3,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
-    **dict.fromkeys(("data/images", "data/processes"), 4),
+    **dict.fromkeys(("data/images", "data/processes", "data/sets"), 4),
     **dict.fromkeys(("data/prepare", "data/sources", "data/fetch", "data/formats"), 5),
 }
 """The position of each folder in its row of the picture, left to right; the row is its floor."""

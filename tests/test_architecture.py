@@ -35,7 +35,7 @@ DOORS = {
     "huggingface_hub": {"data/fetch/hub.py", "trainer/export/hub.py"},
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
     "pynvml": {"trainer/tracking/system.py"},
-    "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py"},
+    "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py", "data/prepare/on_ray.py"},
     "onnxruntime": {"trainer/export/onnx_graphs.py"},
     "starlette": {"trainer/demo/server.py"},
     "tensorboardX": {"trainer/tracking/tensorboard_sink.py"},

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.processes.leaving import leave
+from data.processes.ray_environment import set_up_ray
 from data.storage.errors import OperationError, StoppedError, UserError, as_command
 from data.storage.redaction import redact
 from trainer.checkpoint.resume import add_resume_argument
@@ -17,7 +18,6 @@ from trainer.config.command_line import add_config_arguments, add_explain_argume
 from trainer.config.io import inside_ray_job, load_config, shown_config, with_absolute_paths
 from trainer.config.sections import shown_address
 from trainer.config.train_config import TrainConfig, num_steps
-from trainer.driver.environment import set_up_ray
 from trainer.driver.notifier import Notifier
 from trainer.driver.start import check_before_start
 from trainer.plan.gpus import GPUS, gpu_named

@@ -1,16 +1,17 @@
-"""Turns images into shards; inspects and verifies them. Independent of how training reads them.
+"""Turns images into shards. Independent of how training reads them.
 
 Files:
-    arguments    command-line arguments
-    command      python -m data.prepare
-    encode       crop, resize, encode
-    inspect      summary and contact sheet
-    job          the task, and whether it is done
-    journal      finished shards, for a restart
-    origin       what a data set was made from
-    terminal     messages and progress bars
-    verify       hashes and decodes everything
-    work         runs a preparation
-    work_folder  hidden folder of unfinished work, and its lock
-    writer       writes tar shards and the index
+    arguments  command-line arguments
+    columns    columns of third-party WebDataset shards
+    command    python -m data.prepare
+    encode     crop, resize, encode
+    filters    leaves images out
+    job        the task, and whether it is done
+    journal    finished shards, for a restart
+    on_ray     does the work on a Ray cluster
+    origin     whether the source is still the same
+    places     where the result goes
+    rates      how long each part takes
+    where      conditions on columns
+    work       runs a preparation
 """

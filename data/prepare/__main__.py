@@ -3,6 +3,10 @@
 import sys
 
 from data.prepare.command import main
+from data.processes.leaving import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "ray" in sys.modules:
+        leave(code)
+    sys.exit(code)

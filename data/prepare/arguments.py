@@ -1,25 +1,24 @@
-"""Arguments of `python -m data.prepare` and of its commands `inspect` and `verify`."""
+"""Arguments of `python -m data.prepare SOURCE`; those of its other commands are in data/sets."""
 
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Literal, NoReturn, cast, get_args
+from typing import Literal, cast, get_args
 
 from data.prepare.encode import PreparedForm
+from data.prepare.filters import Dedup, Filters, aspect
 from data.prepare.job import PrepareOptions
+from data.prepare.where import Condition, ConditionError
+from data.sets.arguments import COMMANDS, MAX_WORKERS, Parser, UsageError, default_workers
+from data.sets.arguments import parser_of as parser_of_set_command
 from data.shards.index import MAX_CONDITION_CHANNELS, MAX_IMAGE_SIZE
 from data.sources.pairs import Side
 from data.sources.source import Source
 from data.storage.arguments import whole_number
-from data.storage.errors import UserError
 from data.storage.paths import location_argument
 
-COMMANDS = ("inspect", "verify")
 _MIN_SIZE = 4
-_MAX_WORKERS = 1024
 _DEFAULT_SHARD_SAMPLES = 4096
-_IMAGES_WORTH_A_WORKER = 500
-"""Starting a process takes about as long as a few hundred images."""
 _EPILOG = """sources:
   gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
   digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
@@ -46,11 +45,15 @@ _EPILOG = """sources:
                        or tables, which are copied first; http(s)://: an archive, a shard or a table, copied first
 The content of a path shows its kind, except for the three kinds of MNIST, whose files look alike. KIND:PATH gives the
 kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset or parquet. ./digits, ./inspect and
-./verify are folders of these names.
+the like are folders of these names.
 
 other commands:
   inspect DIR          summary and contact sheet of a prepared data set
   verify DIR           hash every shard and decode every image of a prepared data set
+  push DIR URL         copy a prepared data set to s3:// or other storage
+  pull URL DIR         copy a prepared data set from there, or from a web server
+  merge DIR DIR --out DIR
+                       join prepared data sets of one form
 
 A command that was stopped or killed continues after its last finished shard when it is given again. The result is the
 same, bit for bit.
@@ -58,22 +61,18 @@ same, bit for bit.
 exit codes: 0 done or already there, 1 failed (bad images, full disk), 2 wrong arguments, 130 interrupted"""
 
 
-class UsageError(UserError):
-    """Wrong arguments; the message says what, where, what is allowed and what to do."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports errors in one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
 def _source(text: str) -> str:
     # Its path is filled in when its kind is known. An unset variable of the shell would mean the current folder.
     if not text:
         raise argparse.ArgumentTypeError("'' is given, expected is a path")
     return text
+
+
+def _condition(text: str) -> str:
+    try:
+        return Condition(text).text
+    except ConditionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _new_path(text: str) -> str:
@@ -93,22 +92,20 @@ def _percent(text: str) -> float:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments; `command` is "prepare", "inspect" or "verify".
+    """Parse the arguments; `command` is "prepare" or one of `COMMANDS`.
 
     Raises:
         UsageError: they are wrong.
     """
-    command = argv[0] if argv and argv[0] in COMMANDS else "prepare"
-    parser = {"prepare": _prepare_parser, "inspect": _inspect_parser, "verify": _verify_parser}[command]()
-    return parser.parse_args(argv if command == "prepare" else argv[1:], argparse.Namespace(command=command))
+    if argv and (command := argv[0]) in COMMANDS:
+        return parser_of_set_command(command).parse_args(argv[1:], argparse.Namespace(command=command))
+    return _prepare_parser().parse_args(argv, argparse.Namespace(command="prepare"))
 
 
 def _prepare_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m data.prepare",
-        usage="%(prog)s SOURCE --out DIR [options]\n"
-        "       %(prog)s inspect DIR [--sheet FILE.png]\n"
-        "       %(prog)s verify DIR [--workers N]",
+        usage="%(prog)s SOURCE --out DIR [options]\n       %(prog)s inspect|verify|push|pull|merge ...",
         description="Turn images into tar shards and an index for training.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,7 +113,11 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", type=_source, metavar="SOURCE", help="where the images are, see below")
     parser.add_argument(
-        "--out", required=True, type=_new_path, metavar="DIR", help="new or empty folder for the prepared data set"
+        "--out",
+        required=True,
+        type=_new_path,
+        metavar="DIR",
+        help="new or empty folder for the data set; --ray: or a URL",
     )
     parser.add_argument(
         "--size",
@@ -162,6 +163,27 @@ def _prepare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset", metavar="NAME", help="of tables: part that Hugging Face calls subset or config")
     parser.add_argument("--column", metavar="NAME", help="of tables: column of the images, if several may hold them")
     parser.add_argument("--label", metavar="NAME", help="of tables: column of the labels, if several may hold them")
+    filters = parser.add_argument_group(
+        "filters, in the order in which they apply; the summary counts what each took away"
+    )
+    filters.add_argument(
+        "--where",
+        type=_condition,
+        metavar="CONDITION",
+        help="on columns in the .json members of WebDataset shards, such as 'punsafe < 0.1 and original_width >= 512'; "
+        "images without a value are left out",
+    )
+    filters.add_argument(
+        "--min-side", type=whole_number(1), metavar="PIXELS", help="of the short side of the original, at least"
+    )
+    filters.add_argument(
+        "--max-aspect", type=aspect, metavar="RATIO", help="long side divided by short side of the original, at most"
+    )
+    filters.add_argument(
+        "--dedup",
+        choices=get_args(Dedup),
+        help="take the first of equal files (exact), and of near-duplicates (perceptual)",
+    )
     shards = parser.add_mutually_exclusive_group()
     shards.add_argument(
         "--shard-samples", type=whole_number(1), metavar="N", help=f"images of a shard ({_DEFAULT_SHARD_SAMPLES})"
@@ -169,50 +191,20 @@ def _prepare_parser() -> argparse.ArgumentParser:
     shards.add_argument("--shard-mb", type=whole_number(1), metavar="N", help="or: its size in 10^6 bytes")
     parser.add_argument(
         "--workers",
-        type=whole_number(0, _MAX_WORKERS),
+        type=whole_number(0, MAX_WORKERS),
         metavar="N",
         help="processes that encode (default: by CPUs and images)",
+    )
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="work on the Ray cluster in RAY_ADDRESS, or a local Ray; --out is a URL, or a folder that all nodes have",
     )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**64 - 1), default=0, help="decides on the order of the samples"
     )
     parser.add_argument(
         "--max-bad", type=_percent, default=1.0, metavar="PERCENT", help="unusable images to leave out at most (1)"
-    )
-    return parser
-
-
-def _inspect_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m data.prepare inspect",
-        description="Print a summary of a prepared data set and write a contact sheet of 64 of its images.",
-        epilog="A folder called inspect is prepared as ./inspect.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("directory", type=location_argument, metavar="DIR", help="folder or URL of a prepared data set")
-    parser.add_argument(
-        "--sheet",
-        type=location_argument,
-        metavar="FILE.png",
-        help="where the sheet goes (contact-sheet-NAME.png, replaced)",
-    )
-    return parser
-
-
-def _verify_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m data.prepare verify",
-        description="Hash every shard and decode every image of a prepared data set; name all that is wrong.",
-        epilog="Exit codes: 0 all is well, 1 something is wrong, 2 wrong arguments, 130 interrupted. "
-        "A folder called verify is prepared as ./verify.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("directory", type=location_argument, metavar="DIR", help="folder or URL of a prepared data set")
-    parser.add_argument(
-        "--workers",
-        type=whole_number(0, _MAX_WORKERS),
-        metavar="N",
-        help="processes that decode (default: by CPUs and images)",
     )
     return parser
 
@@ -240,6 +232,12 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
         max_images=arguments.max_images,
         skip_images=arguments.skip_images,
         split=arguments.split,
+        filters=Filters(
+            where=arguments.where,
+            min_side=arguments.min_side,
+            max_aspect=arguments.max_aspect,
+            dedup=arguments.dedup,
+        ),
         max_bad_percent=arguments.max_bad,
         workers=default_workers(len(source.items)) if arguments.workers is None else arguments.workers,
     )
@@ -255,9 +253,3 @@ def _condition_channels(arguments: argparse.Namespace, source: Source) -> int:
     if asked and arguments.side_by_side and asked not in (1, 3):
         raise UsageError(f"--condition-channels {asked} is given; halves of image files have 1 or 3")
     return asked or default
-
-
-def default_workers(num_images: int) -> int:
-    """One process per CPU, fewer for few images; 0 instead of 1."""
-    workers = min(len(os.sched_getaffinity(0)), num_images // _IMAGES_WORTH_A_WORKER)
-    return 0 if workers <= 1 else workers

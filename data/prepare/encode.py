@@ -20,6 +20,8 @@ _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
 _NPY = b"\x93NUMPY"
+MAX_PIXELS = 200_000_000
+"""Of an image that is decoded; larger ones are refused."""
 TOO_SMALL = "is too small"
 """Start of the reason that `PreparedForm.upscale` remedies."""
 
@@ -40,7 +42,7 @@ class PreparedForm:
     """Channels of the image that is given with each image, 1 to 8; 0 without."""
     condition_half: Literal["left", "right"] | None = None
     """The half of a file that is given, where the other half is the image; None: it has a file of its own."""
-    max_pixels: int = 200_000_000
+    max_pixels: int = MAX_PIXELS
     """Of an image that is decoded; larger ones are refused."""
 
     @property
@@ -59,6 +61,8 @@ class Prepared(NamedTuple):
     error: str | None = None
     source_hash: int = 0
     """`hash_of` for the bytes that the source gave."""
+    side: int = 0
+    """Short side of the original in pixels; 0 if there is an error."""
 
 
 def prepare_items(source: Source, items: list[Item], form: PreparedForm) -> list[Prepared]:
@@ -72,7 +76,7 @@ def _prepare_item(source: Source, item: Item, form: PreparedForm) -> Prepared:
         image = source.read(item)
         found = image + (condition := source.read_condition(item))
         content = encode_pair(image, condition, form) if form.condition_channels else encode_image(image, form)
-        return Prepared(item, content, source_hash=hash_of(item, found))
+        return Prepared(item, content, source_hash=hash_of(item, found), side=min(ImageFile(image).size))
     except BadImageError as error:
         reason = str(error)
     except OSError as error:
@@ -90,7 +94,7 @@ def encode_image(content: bytes, form: PreparedForm) -> bytes:
     Raises:
         BadImageError: unreadable, truncated, too small, or without a plain grey or RGB form.
     """
-    return _encode(square_image(content, form), form)
+    return encoded(square_image(content, form), form)
 
 
 def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
@@ -105,21 +109,21 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
     Raises:
         BadImageError: one of them cannot be used.
     """
-    with _refusals(content, form):
+    with refusals(content, form.max_pixels):
         file, mode = ImageFile(content), "L" if form.channels == 1 else "RGB"
         if form.condition_half:
-            halves = _halves(_decoded(file, max(form.channels, form.condition_channels), form))
+            halves = _halves(decoded(file, max(form.channels, form.condition_channels), form))
             given, image = halves if form.condition_half == "left" else halves[::-1]
             image, planes = image.convert(mode), _bands(given, form.condition_channels)
             _check_size(image.size, form)
         else:
             _check_size(file.size, form)
-            image, planes = _decoded(file, form.channels, form), _planes_of(condition, form)
+            image, planes = decoded(file, form.channels, form), _planes_of(condition, form)
     (W, H), (w, h) = image.size, planes[0].size
     # Rounding of half a pixel, of the image or of the condition, is no other shape.
     if abs(W * h - H * w) > max(W, H, w, h) / 2:
         raise BadImageError(f"its condition has another shape: {w}x{h}, the image has {W}x{H}")
-    squares = [_resize(plane, form) for plane in (*image.split(), *planes)]
+    squares = [resized(plane, form) for plane in (*image.split(), *planes)]
     stream = io.BytesIO()
     Image.fromarray(np.concatenate([np.asarray(square) for square in squares])).save(stream, "PNG")
     return stream.getvalue()
@@ -127,20 +131,20 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
 
 def square_condition(content: bytes, form: PreparedForm) -> npt.NDArray[np.uint8]:
     """What `encode_pair` makes of a condition alone, uint8 [C, H, W]; raises what it raises."""
-    with _refusals(content, form):
-        return np.stack([np.asarray(_resize(plane, form)) for plane in _condition_planes(content, form)])
+    with refusals(content, form.max_pixels):
+        return np.stack([np.asarray(resized(plane, form)) for plane in _condition_planes(content, form)])
 
 
 def square_image(content: bytes, form: PreparedForm) -> Image.Image:
     """The image that `encode_image` encodes, of mode L or RGB; raises what it raises."""
-    with _refusals(content, form):
+    with refusals(content, form.max_pixels):
         file = ImageFile(content)
         _check_size(file.size, form)
-        return _resize(_decoded(file, form.channels, form), form)
+        return resized(decoded(file, form.channels, form), form)
 
 
 @contextmanager
-def _refusals(content: bytes, form: PreparedForm) -> Iterator[None]:
+def refusals(content: bytes, max_pixels: int) -> Iterator[None]:
     """Inside, `content` is decoded; whatever is wrong with it becomes a BadImageError."""
     try:
         with warnings.catch_warnings():
@@ -152,7 +156,7 @@ def _refusals(content: bytes, form: PreparedForm) -> Iterator[None]:
     except Image.UnidentifiedImageError:
         raise BadImageError(foreign_kind(content[:START_BYTES]) or "is no image of a known format") from None
     except Image.DecompressionBombError:
-        raise BadImageError(f"has more than {form.max_pixels} pixels") from None
+        raise BadImageError(f"has more than {max_pixels} pixels") from None
     except MemoryError:
         raise
     # On damaged input the decoders raise nearly anything, including TypeError and struct.error.
@@ -160,7 +164,7 @@ def _refusals(content: bytes, form: PreparedForm) -> Iterator[None]:
         raise BadImageError(f"is damaged: {error}") from None
 
 
-def _decoded(file: ImageFile, channels: int, form: PreparedForm) -> Image.Image:
+def decoded(file: ImageFile, channels: int, form: PreparedForm) -> Image.Image:
     """The whole image with a number of channels."""
     width, height = file.size
     if width * height > form.max_pixels:
@@ -187,7 +191,7 @@ def _halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 def _planes_of(condition: bytes, form: PreparedForm) -> list[Image.Image]:
     """The channels of the condition of an image."""
     try:
-        with _refusals(condition, form):
+        with refusals(condition, form.max_pixels):
             return _condition_planes(condition, form)
     except BadImageError as error:
         raise BadImageError(f"its condition {error}") from None
@@ -199,7 +203,7 @@ def _condition_planes(content: bytes, form: PreparedForm) -> list[Image.Image]:
     if not content.startswith(_NPY):
         if C not in (1, 3):
             raise BadImageError(f"is no .npy file, which alone can hold {C} channels; image files have 1 or 3")
-        return _bands(_decoded(ImageFile(content), C, form), C)
+        return _bands(decoded(ImageFile(content), C, form), C)
     array = _array(content, C, form)
     return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
 
@@ -227,7 +231,8 @@ def _bands(image: Image.Image, channels: int) -> list[Image.Image]:
     return list(image.convert("L" if channels == 1 else "RGB").split())
 
 
-def _resize(image: Image.Image, form: PreparedForm) -> Image.Image:
+def resized(image: Image.Image, form: PreparedForm) -> Image.Image:
+    """The square in the middle at the wanted size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = (left, top, left + side, top + side)
@@ -238,7 +243,8 @@ def _resize(image: Image.Image, form: PreparedForm) -> Image.Image:
     return image.resize((form.size, form.size), filtering, box=square)
 
 
-def _encode(image: Image.Image, form: PreparedForm) -> bytes:
+def encoded(image: Image.Image, form: PreparedForm) -> bytes:
+    """A prepared image as the file that goes into a shard."""
     stream = io.BytesIO()
     if form.extension == "jpg":
         image.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)

@@ -1,12 +1,13 @@
 """The task of a `python -m data.prepare` run, and whether it is done already."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import PIL
 
 from data.prepare.encode import PreparedForm
-from data.prepare.work_folder import OutputError
+from data.prepare.filters import Filters
+from data.sets.work_folder import OutputError
 from data.shards.index import FORMAT_VERSION, INDEX_NAME, ShardIndex, load_index, verify_present
 from data.sources.source import Source, SourceError, shown_name
 from data.storage.location import DataError
@@ -32,6 +33,8 @@ class PrepareOptions:
     """Number of images at its start that are left out, None for none."""
     split: str | None = None
     """Requested part of the source, None if not given."""
+    filters: Filters = field(default_factory=Filters)
+    """Which of the source's images are taken."""
     max_bad_percent: float
     """Percentage of images that may be unusable."""
     workers: int
@@ -56,6 +59,7 @@ class PrepareOptions:
             "shard_mb": self.shard_mb,
             "seed": self.seed,
             **{name: value for name, value in part.items() if value is not None},
+            **self.filters.recorded(),
         }
 
 
@@ -64,13 +68,13 @@ class Preparation:
     """The task: source, its fingerprint, options, target."""
 
     source: Source
-    """The images."""
+    """The images, those that filters leave out included."""
     fingerprint: str
-    """Identifies the list of images."""
+    """Identifies the list of images, those that filters leave out included."""
     options: PrepareOptions
     """How they are prepared."""
     target: Path
-    """Folder of the result, absolute."""
+    """Folder of the result, absolute; not looked at when the result goes to a URL."""
 
     def identity(self) -> dict[str, Option]:
         """Everything that determines the bytes of the result."""
@@ -118,6 +122,19 @@ def refuse_unwritable_names(source: Source) -> None:
             ) from None
 
 
+def refuse_difference(job: Preparation, index: ShardIndex) -> None:
+    """Refuse a prepared data set that is not the result of this task.
+
+    Raises:
+        OutputError: it differs.
+    """
+    if difference := job.difference_from(index):
+        raise OutputError(
+            f"--out {index.shown_location} holds another prepared data set ({difference}); choose another --out, or "
+            "remove it yourself"
+        )
+
+
 def find_prepared(job: Preparation) -> ShardIndex | None:
     """The index of this data set if it exists already; None if the target is free.
 
@@ -138,8 +155,7 @@ def find_prepared(job: Preparation) -> ShardIndex | None:
         raise OutputError(f"--out {target} holds other files; {advice}")
     try:
         index = load_index(target)
-        if difference := job.difference_from(index):
-            raise OutputError(f"--out {target} holds another prepared data set ({difference}); {advice}")
+        refuse_difference(job, index)
         verify_present(index)
     except DataError as error:
         raise OutputError(f"--out {target} holds a damaged data set: {error}") from None

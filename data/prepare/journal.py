@@ -1,13 +1,14 @@
 """The journal of a preparation: its job, the finished shards, and the number of source images in them."""
 
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError, with_config
 
 from data.shards.index import Shard
-from data.storage.files import write_json
+from data.storage.files import json_bytes, write_json
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -23,6 +24,8 @@ class FinishedShard:
     """A line for each unusable image among them."""
     content: str
     """`content_of` for these images."""
+    sides: dict[str, int] = field(default_factory=dict)
+    """Images of the shard by the short side of their original in pixels."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -56,16 +59,32 @@ class Journal:
         """A line for each unusable image among them."""
         return [line for entry in self.finished for line in entry.bad]
 
-    def extended(self, shard: Shard, *, num_items: int, bad: list[str], content: str) -> "Journal":
-        """Add a shard; `num_items` and `bad` count from the start of the source, `content` from the last shard."""
+    @property
+    def sides(self) -> dict[str, int]:
+        """Images by the short side of their original in pixels, in ascending order."""
+        counts = sum((Counter(entry.sides) for entry in self.finished), Counter[str]())
+        return {side: counts[side] for side in sorted(counts, key=int)}
+
+    def extended(
+        self, shard: Shard, *, num_items: int, bad: list[str], content: str, sides: dict[str, int]
+    ) -> "Journal":
+        """Add a shard; `num_items` and `bad` count from the start of the source, the rest from the last shard."""
         entry = FinishedShard(
-            shard=shard, num_items=num_items - self.num_items, bad=bad[len(self.bad) :], content=content
+            shard=shard,
+            num_items=num_items - self.num_items,
+            bad=bad[len(self.bad) :],
+            content=content,
+            sides=dict(sides),
         )
         return replace(self, finished=[*self.finished, entry])
 
     def save(self, file: Path) -> None:
         """Write it; after a crash the file is the old or the new one."""
         write_json(file, asdict(self))
+
+    def content(self) -> bytes:
+        """What `save` writes."""
+        return json_bytes(asdict(self))
 
 
 _JOURNAL = TypeAdapter(Journal)
@@ -74,6 +93,14 @@ _JOURNAL = TypeAdapter(Journal)
 def load_journal(file: Path) -> Journal | None:
     """Read a journal; None if it is missing, or this program did not write it."""
     try:
-        return _JOURNAL.validate_json(file.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return parse_journal(file.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parse_journal(content: bytes) -> Journal | None:
+    """A journal from its bytes; None if this program did not write it."""
+    try:
+        return _JOURNAL.validate_json(content)
+    except ValidationError:
         return None

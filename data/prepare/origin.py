@@ -5,45 +5,20 @@ The names and sizes in index.json do not tell two folders of equal names and siz
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from rich.console import Console
 
+from data.prepare.filters import MapInOrder, Removed, apply_filters
 from data.prepare.job import Preparation
-from data.prepare.terminal import progress_bar
-from data.prepare.work_folder import OutputError
 from data.processes.pool import map_in_order
+from data.sets.origin import load_origin
+from data.sets.terminal import progress_bar
+from data.sets.work_folder import OutputError
 from data.sources.source import HASH_BYTES, Item, Source, hash_of
-from data.storage.files import write_json
 
-ORIGIN_NAME = "origin.json"
 _CHUNK_ITEMS = 32
-
-
-@with_config(ConfigDict(extra="forbid", strict=True))
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Content of origin.json, next to index.json. Only a repeated preparation needs it."""
-
-    format: Literal["ddgan-origin"] = "ddgan-origin"
-    """Identifies the file format."""
-    version: Literal[1] = 1
-    """Version of the format."""
-    state: str
-    """The source's `state` when its images were listed."""
-    content: str
-    """Hash of the images, see `content_of`."""
-
-    def save(self, folder: Path) -> None:
-        """Write it to the folder of a data set."""
-        write_json(folder / ORIGIN_NAME, asdict(self))
-
-
-_ORIGIN = TypeAdapter(Origin)
 
 
 def content_of(hashes: Iterable[int]) -> str:
@@ -74,6 +49,14 @@ def _hash_items(source: Source, items: Sequence[Item]) -> list[int]:
     return hashes
 
 
+def filtered(job: Preparation, run: MapInOrder, console: Console) -> tuple[Preparation, list[Removed]]:
+    """The task with the images that its filters leave, and what each filter took away; see `apply_filters`."""
+    if not job.options.filters:
+        return job, []
+    source, removed = apply_filters(job.source, job.options.filters, run, console)
+    return replace(job, source=source), removed
+
+
 def refuse_other_origin(job: Preparation, console: Console) -> None:
     """Check that a prepared data set was made from these images.
 
@@ -84,13 +67,11 @@ def refuse_other_origin(job: Preparation, console: Console) -> None:
     Raises:
         OutputError: it was made from others.
     """
-    try:
-        origin = _ORIGIN.validate_json((job.target / ORIGIN_NAME).read_bytes())
+    origin = load_origin(job.target)
     # Earlier data sets have none.
-    except (OSError, ValidationError):
+    if origin is None or origin.state == job.source.state:
         return
-    if origin.state == job.source.state:
-        return
+    job, _ = filtered(job, partial(map_in_order, workers=job.options.workers), console)
     if origin.content != read_content(job.source, job.source.items, job.options.workers, console):
         raise OutputError(
             f"--out {job.target} holds a data set of other images: their names and sizes are the same, their content "

@@ -6,11 +6,13 @@ A journal lists the finished shards, so that the same command resumes after the 
 import contextlib
 import math
 import re
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +20,21 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.prepare.encode import TOO_SMALL, Prepared, PreparedForm, prepare_items
+from data.prepare.filters import Removed
 from data.prepare.job import Preparation, describe_difference, find_prepared
 from data.prepare.journal import Journal, load_journal
-from data.prepare.origin import Origin, content_of, read_content, refuse_other_origin
-from data.prepare.terminal import progress_bar
-from data.prepare.work_folder import WorkFolder, remove_emptied
-from data.prepare.writer import ShardSequence, write_index
+from data.prepare.origin import content_of, filtered, read_content, refuse_other_origin
+from data.prepare.places import FolderPlace, Place, UrlPlace
 from data.processes.pool import WorkerError, map_in_order
-from data.shards.index import FORMAT_NAME, FORMAT_VERSION, DataFile, IndexDocument, Shard, ShardIndex, load_index
+from data.sets.origin import Origin
+from data.sets.terminal import progress_bar
+from data.sets.work_folder import WorkFolder, remove_emptied
+from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard, ShardIndex, load_index
+from data.shards.writer import ShardSequence
 from data.sources.source import Item, SourceError, shown_name
 from data.storage.errors import OperationError, StoppedError
-from data.storage.files import sha256_of
 from data.storage.location import DataError
+from data.storage.redaction import redact
 
 _CHUNK_ITEMS = 32
 """Images per task of a worker."""
@@ -53,16 +58,52 @@ class Outcome:
     """Index of the data set."""
     bad: list[str]
     """A line for each skipped image."""
+    removed: list[Removed] = field(default_factory=list)
+    """What the filters took away."""
     was_there: bool
     """It was prepared already."""
 
 
-def prepare(job: Preparation, console: Console) -> Outcome:
+class Chunk(NamedTuple):
+    """Images that are prepared by one task."""
+
+    numbers: list[int]
+    """Their numbers in the source."""
+    items: list[Item]
+
+
+class Cut(NamedTuple):
+    """Where a shard ends."""
+
+    num_items: int
+    """Images of the source up to there, unusable ones included."""
+    num_bad: int
+    """Of these, unusable ones."""
+    content: str
+    """`content_of` for the images since the last shard."""
+    sides: dict[str, int]
+    """Images since the last shard, by the short side of the original."""
+
+
+class Way(Protocol):
+    """Who does the work. Every way gives the same bytes."""
+
+    def map_in_order(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Generator[Any, None, None]:
+        """The results of picklable tasks, in their order."""
+        ...
+
+    def write_shards(self, job: Preparation, place: Place, journal: Journal, tally: "Tally") -> Journal:
+        """Write the shards after those of the journal; return the journal with them."""
+        ...
+
+
+def prepare(job: Preparation, console: Console, *, way: Way | None = None) -> Outcome:
     """Run or resume a preparation.
 
     Args:
         job: the task.
         console: shows notes and the progress bar.
+        way: who does the work; None: processes of this machine.
 
     Raises:
         OutputError: the target holds something else, or another process prepares it.
@@ -81,7 +122,9 @@ def prepare(job: Preparation, console: Console) -> Outcome:
             work.remove()
             return Outcome(index=index, bad=[], was_there=True)
         try:
-            bad = _write(job, work, console)
+            way = way or LocalWay(job.options.workers)
+            job, removed = filtered(job, way.map_in_order, console)
+            bad = write(job, FolderPlace(work), way, console)
             work.publish()
         except (PreparationError, SourceError, OSError):
             work.remove()
@@ -90,7 +133,33 @@ def prepare(job: Preparation, console: Console) -> Outcome:
             raise InterruptedPreparationError(f"interrupted; {_keep(job, work)}") from None
         except (WorkerError, DataError) as error:  # DataError: the source's storage does not answer any more
             raise PreparationError(f"{error}; {_keep(job, work)}") from None
-    return Outcome(index=load_index(job.target), bad=bad, was_there=False)
+    return Outcome(index=load_index(job.target), bad=bad, removed=removed, was_there=False)
+
+
+def prepare_at_url(job: Preparation, place: UrlPlace, console: Console, *, way: Way) -> Outcome:
+    """Run or resume a preparation whose shards are written to a URL.
+
+    Args:
+        job: the task; its target is not used.
+        place: the URL.
+        console: shows notes and the progress bar.
+        way: who does the work.
+
+    Raises:
+        OutputError: something else is at the URL.
+        PreparationError: too many unusable images.
+        InterruptedPreparationError: Ctrl-C.
+        StorageError: the URL could not be written; finished shards are kept, here and above.
+    """
+    index = place.find(job)
+    if index is not None:
+        return Outcome(index=index, bad=[], was_there=True)
+    try:
+        job, removed = filtered(job, way.map_in_order, console)
+        bad = write(job, place, way, console)
+    except KeyboardInterrupt:
+        raise InterruptedPreparationError(f"interrupted; the same command continues at {place.shown}") from None
+    return Outcome(index=load_index(place.location), bad=bad, removed=removed, was_there=False)
 
 
 def _find_prepared(job: Preparation, console: Console) -> ShardIndex | None:
@@ -118,61 +187,115 @@ def _keep(job: Preparation, work: WorkFolder) -> str:
     return f"{len(journal.finished)} finished shards are kept in {work.path}: the same command continues after them"
 
 
-def _write(job: Preparation, work: WorkFolder, console: Console) -> list[str]:
-    """Write the missing shards and the index; return a line for each skipped image."""
-    source, options = job.source, job.options
-    with progress_bar(console) as progress:
-        journal = _resume(job, work, progress)
-        bad, done = journal.bad, journal.num_items
-        hashes: list[int] = []
-        _refuse_bad(bad, job)
-        task = progress.add_task("preparing", total=len(source.items), completed=done)
+class Tally:
+    """What has been done, image by image, in the order of the preparation."""
+
+    def __init__(self, job: Preparation, journal: Journal, advance: Callable[[], None]) -> None:
+        self._job = job
+        self._advance = advance
+        self.done = journal.num_items
+        """Images of the source that are done, unusable ones included."""
+        self.bad = journal.bad
+        """A line for each unusable image."""
+        self.hashes: list[int] = []
+        """Of the images since the last shard."""
+        self._sides = Counter[str]()
+
+    def take(self, prepared: Prepared) -> bool:
+        """Count an image; return whether it goes into a shard.
+
+        Raises:
+            PreparationError: too many are unusable.
+        """
+        self.done += 1
+        self.hashes.append(prepared.source_hash)
+        self._advance()
+        if prepared.error is not None:
+            self.bad.append(f"{shown_name(prepared.item.name)} {shown_name(prepared.error)}")
+            _refuse_bad(self.bad, self._job)
+            return False
+        self._sides[str(prepared.side)] += 1
+        return True
+
+    def cut(self) -> Cut:
+        """What a shard that ends here has in the journal."""
+        cut = Cut(self.done, len(self.bad), content_of(self.hashes), dict(self._sides))
+        self.hashes, self._sides = [], Counter()
+        return cut
+
+    def extended(self, journal: Journal, shard: Shard, cut: Cut) -> Journal:
+        """The journal with a shard."""
+        bad = self.bad[: cut.num_bad]
+        return journal.extended(shard, num_items=cut.num_items, bad=bad, content=cut.content, sides=cut.sides)
+
+
+class LocalWay:
+    """Encodes in processes of this machine and writes here."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def map_in_order(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Generator[Any, None, None]:
+        """See `Way`."""
+        return map_in_order(work, tasks, self._workers)
+
+    def write_shards(self, job: Preparation, place: Place, journal: Journal, tally: Tally) -> Journal:
+        """See `Way`."""
+        options = job.options
+        work = partial(prepare_items, job.source, form=options.form)
         with (
             ShardSequence(
-                work.result,
+                Path(place.location),
                 shard_samples=options.shard_samples,
                 shard_bytes=None if options.shard_mb is None else options.shard_mb * 10**6,
                 finished=journal.shards,
             ) as shards,
             # Close it here, as it holds the worker processes: a traceback could keep it alive.
-            contextlib.closing(_prepared_in_order(job, start=done)) as samples,
+            contextlib.closing(
+                self.map_in_order(work, (chunk.items for chunk in chunks_of(job, tally.done)))
+            ) as results,
         ):
             shard: Shard | None
-            for number, prepared in samples:
-                done += 1
-                hashes.append(prepared.source_hash)
-                progress.advance(task)
-                if prepared.error is not None:
-                    bad.append(f"{shown_name(prepared.item.name)} {shown_name(prepared.error)}")
-                    _refuse_bad(bad, job)
-                elif shard := shards.write(_key(number, prepared.item), _members(prepared, options.form)):
-                    journal = journal.extended(shard, num_items=done, bad=bad, content=content_of(hashes))
-                    journal.save(work.journal)
-                    hashes.clear()
+            for chunk, prepared in zip(chunks_of(job, tally.done), results, strict=True):
+                for number, sample in zip(chunk.numbers, prepared, strict=True):
+                    if not tally.take(sample):
+                        continue
+                    if shard := shards.write(key_of(number, sample.item), members_of(sample, options.form)):
+                        journal = tally.extended(journal, shard, tally.cut())
+                        place.save(journal)
             if shard := shards.finish():
-                journal = journal.extended(shard, num_items=done, bad=bad, content=content_of(hashes))
-                journal.save(work.journal)
-                hashes.clear()
-    if not shards.shards:
-        raise PreparationError("no usable image is left:\n" + "\n".join(shorten(bad)))
-    # Before the index, which makes the folder a data set.
+                journal = tally.extended(journal, shard, tally.cut())
+                place.save(journal)
+        return journal
+
+
+def write(job: Preparation, place: Place, way: Way, console: Console) -> list[str]:
+    """Write the missing shards and the index; return a line for each skipped image. Raises what `prepare` raises."""
+    with progress_bar(console) as progress:
+        journal = _resume(job, place, progress)
+        task = progress.add_task("preparing", total=len(job.source.items), completed=journal.num_items)
+        tally = Tally(job, journal, partial(progress.advance, task))
+        _refuse_bad(tally.bad, job)
+        journal = way.write_shards(job, place, journal, tally)
+    if not journal.finished:
+        raise PreparationError("no usable image is left:\n" + "\n".join(shorten(tally.bad)))
     finished = (int(entry.content, 16) for entry in journal.finished)
-    Origin(state=journal.state, content=content_of([*finished, *hashes])).save(work.result)
-    write_index(work.result, _index_document(job, shards.shards))
-    return bad
+    origin = Origin(state=journal.state, content=content_of([*finished, *tally.hashes]), sides=journal.sides)
+    place.finish(origin, _index_document(job, journal.shards))
+    return tally.bad
 
 
-def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
+def _resume(job: Preparation, place: Place, progress: Progress) -> Journal:
     """The finished, intact shards of this job; everything else in the folder is removed."""
 
     def note(message: str) -> None:
         progress.console.print(f"data.prepare: {message}", markup=False, highlight=False)
 
     identity = job.identity()
-    journal = load_journal(work.journal)
+    journal = place.load()
     if journal is None or journal.job != identity:
         if journal is not None and journal.finished:
-            note(f"other unfinished work in {work.path} is discarded ({describe_difference(identity, journal.job)})")
+            note(f"other unfinished work in {place.shown} is discarded ({describe_difference(identity, journal.job)})")
         journal = Journal(job=identity, state=job.source.state, finished=[])
     intact = 0
     order = _order(job)
@@ -180,9 +303,10 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     num_items = 0
     task = progress.add_task("checking finished shards", total=len(journal.finished), visible=bool(journal.finished))
     for entry in journal.finished:
-        damaged = [work.result / file.name for file in entry.shard.files if not _is_intact(work.result, file)]
+        damaged = [file.name for file in entry.shard.files if not place.is_intact(file)]
         if damaged:
-            note(f"{damaged[0]} is damaged; shard {entry.shard.name} and those after it are prepared again")
+            where = f"{redact(place.location)}/{damaged[0]}"
+            note(f"{where} is damaged; shard {entry.shard.name} and those after it are prepared again")
             break
         items = [job.source.items[number] for number in order[num_items : num_items + entry.num_items].tolist()]
         if not is_same and read_content(job.source, items, job.options.workers, progress.console) != entry.content:
@@ -194,18 +318,11 @@ def _resume(job: Preparation, work: WorkFolder, progress: Progress) -> Journal:
     progress.remove_task(task)
     journal = replace(journal, state=job.source.state, finished=journal.finished[:intact])
     # The journal first: it never lists missing shards.
-    journal.save(work.journal)
-    work.discard(keep=frozenset(file.name for shard in journal.shards for file in shard.files))
+    place.save(journal)
+    place.discard(keep=frozenset(file.name for shard in journal.shards for file in shard.files))
     if intact:
         note(f"continuing after {intact} finished shards, {journal.num_items} of {len(job.source.items)} images")
     return journal
-
-
-def _is_intact(folder: Path, file: DataFile) -> bool:
-    try:
-        return sha256_of(folder / file.name) == file.sha256
-    except OSError:
-        return False
 
 
 def _refuse_bad(bad: list[str], job: Preparation) -> None:
@@ -238,29 +355,26 @@ def _index_document(job: Preparation, shards: list[Shard]) -> IndexDocument:
     )
 
 
-def _key(number: int, item: Item) -> str:
+def key_of(number: int, item: Item) -> str:
     """The number in the source makes it unique; the end of the name makes error messages readable."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", item.name.rpartition(".")[0] or item.name)[-_KEY_NAME_LENGTH:]
     return f"{number:09d}-{readable}"
 
 
-def _members(prepared: Prepared, form: PreparedForm) -> dict[str, bytes]:
+def members_of(prepared: Prepared, form: PreparedForm) -> dict[str, bytes]:
+    """The members of a sample in its shard, by extension."""
     members = {form.extension: prepared.content}
     if prepared.item.label is not None:
         members["cls"] = str(prepared.item.label).encode()
     return members
 
 
-def _prepared_in_order(job: Preparation, *, start: int) -> Generator[tuple[int, Prepared], None, None]:
-    """The prepared images with their numbers in the source, in shuffled order from position `start`."""
-    items = job.source.items
-    order = _order(job)
-    places = range(start, len(order), _CHUNK_ITEMS)
-    chunks = ([items[number] for number in order[place : place + _CHUNK_ITEMS].tolist()] for place in places)
-    work = partial(prepare_items, job.source, form=job.options.form)
-    with contextlib.closing(map_in_order(work, chunks, job.options.workers)) as results:
-        for place, prepared in zip(places, results, strict=True):
-            yield from zip(order[place : place + _CHUNK_ITEMS].tolist(), prepared, strict=True)
+def chunks_of(job: Preparation, start: int) -> Iterator[Chunk]:
+    """The images of the source in shuffled order from position `start`, some at a time."""
+    items, order = job.source.items, _order(job)
+    for place in range(start, len(order), _CHUNK_ITEMS):
+        numbers: list[int] = order[place : place + _CHUNK_ITEMS].tolist()
+        yield Chunk(numbers, [items[number] for number in numbers])
 
 
 def _order(job: Preparation) -> npt.NDArray[np.intp]:

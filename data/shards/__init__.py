@@ -9,4 +9,5 @@ Files:
     offsets       where the samples of a shard are
     reader        random access to samples
     verification  checks hashes and sizes before training
+    writer        writes tar shards and the index
 """

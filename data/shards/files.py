@@ -14,7 +14,7 @@ from data.shards.cache import CacheDirectory, DownloadingError, NoRoomError, cac
 from data.shards.index import DataFile, Offsets, Shard, ShardIndex
 from data.storage.files import sha256_of
 from data.storage.location import DataError
-from data.storage.remote import AbandonedError, Storage
+from data.storage.remote import AbandonedError, Advance, Storage
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class CachedShards:
         """See `ShardFiles`. Download the file, or wait for another process to do so."""
         descriptor = self._cache.open(file)
         if descriptor is None:
-            descriptor = self._cache.add(file, partial(self._download, file), needed=self._wanted)
+            descriptor = self._cache.add(file, partial(fetch, self._storage, file), needed=self._wanted)
         return descriptor
 
     def prefetch(self, shards: Sequence[Shard]) -> None:
@@ -142,7 +142,7 @@ class CachedShards:
         if file in self._failed or self._cache.holds(file):
             return True
         try:
-            fill = partial(self._download, file, stop=self._closed)
+            fill = partial(fetch, self._storage, file, stop=self._closed)
             os.close(self._cache.add(file, fill, needed=wanted, wait=False))
         except DownloadingError:
             pass
@@ -153,20 +153,43 @@ class CachedShards:
             log.warning("fetching ahead: %s. It is tried again when it is read", error)
         return True
 
-    def _download(self, file: DataFile, target: Path, *, stop: threading.Event | None = None) -> None:
-        """Download a file to `target` and check its hash."""
-        found = ""
-        for attempt in range(_DOWNLOADS):
-            self._storage.download(file.name, target, num_bytes=file.num_bytes, stop=stop)
-            found = sha256_of(target)
-            if found == file.sha256:
-                return
-            if attempt + 1 < _DOWNLOADS:
-                log.warning("%s: what arrived has another SHA-256 than the index says; once more", file.title)
-        raise DataError(
-            f"{file.title}: {self._storage.url}/{file.name} was altered: its SHA-256 is {found}, the "
-            f"index says {file.sha256}; upload it again"
-        )
+
+def fetch(
+    storage: Storage,
+    file: DataFile,
+    target: Path,
+    *,
+    stop: threading.Event | None = None,
+    advance: Advance | None = None,
+) -> None:
+    """Download a file of a data set and check its hash.
+
+    Args:
+        storage: folder of the data set.
+        file: its entry in the index.
+        target: local file, overwritten; it may be incomplete if this fails.
+        stop: ends the transfer when set.
+        advance: told of the bytes.
+
+    Raises:
+        DataError: it cannot be read, or is not what the index says.
+        AbandonedError: `stop` was set.
+        OSError: the local file cannot be written.
+    """
+    found = ""
+    for attempt in range(_DOWNLOADS):
+        storage.download(file.name, target, num_bytes=file.num_bytes, stop=stop, advance=advance)
+        found = sha256_of(target)
+        if found == file.sha256:
+            return
+        if advance is not None:
+            advance(-file.num_bytes)
+        if attempt + 1 < _DOWNLOADS:
+            log.warning("%s: what arrived has another SHA-256 than the index says; once more", file.title)
+    raise DataError(
+        f"{file.title}: {storage.url}/{file.name} was altered: its SHA-256 is {found}, the "
+        f"index says {file.sha256}; upload it again"
+    )
 
 
 def shard_files(index: ShardIndex, *, cache_directory: str | None, cache_gb: float) -> ShardFiles:

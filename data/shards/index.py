@@ -255,6 +255,19 @@ def load_index(path: str | Path) -> ShardIndex:
     else:
         directory = local_path(path)
         location, content = str(directory), _read_local(directory)
+    return parse_index(content, location)
+
+
+def parse_index(content: bytes, location: str) -> ShardIndex:
+    """The index of a data set from the bytes of its index.json.
+
+    Args:
+        content: the bytes.
+        location: absolute folder or URL of the data set.
+
+    Raises:
+        DataError: it is wrong.
+    """
     document = _parse(content, f"{location}/{INDEX_NAME}")
     return ShardIndex(
         location=location,

@@ -1,6 +1,7 @@
 """Random access to the samples of local tar shards, so that a rank reads only the images of its share."""
 
 import contextlib
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
@@ -75,11 +76,7 @@ class ShardReader:
             or member.size != size
             or len(content) != BLOCK + size
         ):
-            offsets = self._shard.offsets
-            problem = "the file changed while it was read" if offsets is None else f"it does not match {offsets.name}"
-            raise DataError(
-                f"shard {self._shard.name} at byte {block * BLOCK}: {problem}; copy it again or prepare the data again"
-            )
+            raise self._mismatch(block)
         if label == NO_NUMBER + 1:
             digits = pread(self._descriptor, self._shard, BLOCK, (block - 1) * BLOCK).rstrip(b"\0")
             raise BadSampleError(
@@ -89,11 +86,35 @@ class ShardReader:
             self._shard.name, member.key, member.extension, content[BLOCK:], None if label == 0 else label - 1
         )
 
+    def keys(self) -> Iterator[str]:
+        """The key of each sample, in archive order; the images are not read.
+
+        Raises:
+            DataError: the file cannot be read, or does not match its offsets.
+        """
+        for block in self.table[:, 0].tolist():
+            member = parse_header(pread(self._descriptor, self._shard, BLOCK, block * BLOCK))
+            if member is None:
+                raise self._mismatch(block)
+            yield member.key
+
+    def _mismatch(self, block: int) -> DataError:
+        offsets = self._shard.offsets
+        problem = "the file changed while it was read" if offsets is None else f"it does not match {offsets.name}"
+        return DataError(
+            f"shard {self._shard.name} at byte {block * BLOCK}: {problem}; copy it again or prepare the data again"
+        )
+
     def close(self) -> None:
         """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def key_hash(key: str) -> int:
+    """A hash of 64 bits for the key of a sample: the keys themselves would take hundreds of megabytes."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
 
 
 def samples_in_order(shards: Sequence[Shard], open_file: OpenFile) -> Iterator[EncodedSample]:

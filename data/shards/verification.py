@@ -73,6 +73,16 @@ def verify_shards(
             record.write({name: [*stamp, read_at[name]] for name, stamp in stamps.items()})
 
 
+def is_intact(directory: Path, file: DataFile) -> bool:
+    """Whether a folder has a file as the index says, by its size and hash."""
+    try:
+        return (directory / file.name).stat().st_size == file.num_bytes and (
+            sha256_of(directory / file.name) == file.sha256
+        )
+    except OSError:
+        return False
+
+
 def _stamp(file: DataFile, path: Path) -> Stamp:
     try:
         found = path.stat()

@@ -194,7 +194,7 @@ def _list_shards(
 def _list_shard(shard: Path, skips: _Skips, *, has_dots: bool) -> list[Item]:
     samples: dict[str, _Sample] = {}
     seen_json = False
-    for member in _members(shard):
+    for member in members_of(shard):
         if member.isdir():
             continue
         path = PurePosixPath(member.name)
@@ -241,7 +241,7 @@ def _start_of(shard: Path, member: tarfile.TarInfo) -> bytes:
         return os.pread(stream.fileno(), min(member.size, START_BYTES), member.offset_data)
 
 
-def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
+def members_of(shard: Path) -> Iterator[tarfile.TarInfo]:
     """The members of a shard in order; checks that they lie within it and have safe names."""
     where = f"source {shard}"
     try:

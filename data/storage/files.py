@@ -48,7 +48,12 @@ def replaced(path: Path, *, durable: bool = False, draft: str | None = None) -> 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write or replace a JSON file, atomically and durably."""
     with replaced(file, durable=True, draft=f"{file.name}.unfinished") as draft:
-        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_note(file: Path, parse: Callable[[bytes], T]) -> T | None:

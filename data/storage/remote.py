@@ -35,6 +35,8 @@ STALL_S = 30.0
 _POLL_S = 0.1
 _PARALLEL_REQUESTS = 16
 _T = TypeVar("_T")
+Advance = Callable[[int], None]
+"""Told of bytes as they are copied, for a progress bar."""
 
 
 class AbandonedError(Exception):
@@ -102,7 +104,13 @@ class Storage:
         return found
 
     def download(
-        self, name: str, target: Path, *, num_bytes: int | None = None, stop: threading.Event | None = None
+        self,
+        name: str,
+        target: Path,
+        *,
+        num_bytes: int | None = None,
+        stop: threading.Event | None = None,
+        advance: Advance | None = None,
     ) -> None:
         """Copy a file to a local file, which may be incomplete if this fails.
 
@@ -111,6 +119,7 @@ class Storage:
             target: local file, overwritten.
             num_bytes: expected size; the transfer of a longer file is aborted.
             stop: ends the transfer when set.
+            advance: told of every byte that arrives, and of those that were in vain, as a negative number.
 
         Raises:
             DataError: it cannot be read, or has another size.
@@ -119,13 +128,17 @@ class Storage:
         """
 
         def transfer() -> None:
-            progress = _Progress(num_bytes, stop)
-            self._call("get_file", name, str(target), callback=progress, progress=progress)
-            found = target.stat().st_size
-            if num_bytes is not None and found != num_bytes:
-                if found == progress.size:
-                    raise WrongSizeError(found, num_bytes)
-                raise FailureError(f"it ended after {found} of {num_bytes} bytes", passing=True)
+            progress = _Progress(num_bytes, stop, advance)
+            try:
+                self._call("get_file", name, str(target), callback=progress, progress=progress)
+                found = target.stat().st_size
+                if num_bytes is not None and found != num_bytes:
+                    if found == progress.size:
+                        raise WrongSizeError(found, num_bytes)
+                    raise FailureError(f"it ended after {found} of {num_bytes} bytes", passing=True)
+            except BaseException:
+                progress.take_back()
+                raise
 
         try:
             self._retry(name, transfer, stop)
@@ -238,11 +251,12 @@ class WrongSizeError(FailureError):
 class _Progress(Callback):
     """Counts the bytes of a transfer, and ends it when it should not continue."""
 
-    def __init__(self, num_bytes: int | None, stop: threading.Event | None) -> None:
+    def __init__(self, num_bytes: int | None, stop: threading.Event | None, advance: Advance | None = None) -> None:
         super().__init__()
         self._num_bytes = num_bytes
         self._stop = stop
-        self._received = 0
+        self._advance = advance
+        self._received = self._told = 0
         self._last = time.monotonic()
 
     def relative_update(self, inc: int = 1) -> None:
@@ -252,6 +266,14 @@ class _Progress(Callback):
             raise WrongSizeError(None, self._num_bytes)
         if self._stop is not None and self._stop.is_set():
             raise AbandonedError
+        if self._advance is not None:
+            self._advance(inc)
+            self._told += inc
+
+    def take_back(self) -> None:
+        """The bytes so far were in vain."""
+        if self._advance is not None:
+            self._advance(-self._told)
 
     def reason_to_end(self) -> Exception | None:
         """None if it may continue."""

@@ -1,12 +1,16 @@
 """A writable remote folder: files appear atomically, and a conditional write needs the latest version."""
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from data.storage.failures import FailureError, explain
 from data.storage.redaction import redact
 from data.storage.remote import Storage
+
+_CHUNK_BYTES = 2**23
+_T = TypeVar("_T")
 
 
 class StorageError(OSError):
@@ -17,7 +21,7 @@ class StorageError(OSError):
 
 
 class WritableStorage(Storage):
-    """One remote folder. Each call is tried once: the caller decides whether and when to retry."""
+    """One remote folder. Each call is tried once: the caller decides whether to retry, with `retried`."""
 
     @property
     def has_versions(self) -> bool:
@@ -65,6 +69,45 @@ class WritableStorage(Storage):
                 file.closed = True  # otherwise its destructor would store the partial content
                 raise
             file.close()
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The content of a file, piece by piece.
+
+        Raises:
+            StorageError: it cannot be read.
+            FileNotFoundError: it is missing.
+        """
+        with self._explained(f"cannot read {name}"):
+            with self._connecting:
+                filesystem, root = self._connect()
+            file: Any = filesystem.open(f"{root}/{name}", "rb", cache_type="none")
+            with file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+
+    def retried(self, name: str, action: Callable[[], _T], stop: threading.Event | None = None) -> _T:
+        """Try again what fails for a while only; the other methods try once.
+
+        Args:
+            name: of the file, for the log.
+            action: calls other methods.
+            stop: ends the pauses and attempts when set.
+
+        Raises:
+            StorageError: it failed in the end.
+            AbandonedError: `stop` was set.
+        """
+
+        def attempt() -> _T:
+            try:
+                return action()
+            except StorageError as error:
+                raise error.__cause__ or error from error
+
+        try:
+            return self._retry(name, attempt, stop)
+        except FailureError as failure:
+            raise StorageError(f"{self.url}/{name}: {failure}") from failure
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file in one request.

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.prepare.writer import ShardSequence, write_index
 from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, load_index
+from data.shards.writer import ShardSequence, write_index
 from data.stream.pipeline import DataConfig, open_batches
 from tests.data.servers import serve
 

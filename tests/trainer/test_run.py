@@ -28,7 +28,7 @@ def no_ray(monkeypatch):
     def reached() -> None:
         raise AssertionError("did not end before the start of Ray")
 
-    monkeypatch.setattr("trainer.driver.environment.set_up_ray", reached)
+    monkeypatch.setattr("trainer.run.set_up_ray", reached)
 
 
 @pytest.mark.parametrize(

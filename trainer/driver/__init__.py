@@ -2,7 +2,6 @@
 
 Files:
     children      child processes that outlive the terminal but not the driver
-    environment   makes the environment fit for Ray, or refuses it
     forked_ranks  a group of ranks without Ray, forked from a loaded process
     notifier      tells a web address what becomes of a run
     ray_output    which lines of Ray's processes a user sees

@@ -2,7 +2,7 @@
 
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended. Each rank gets its place in the
 group from Ray Train's environment and talks to the driver through a small actor, `StateActor`, without waiting for it.
-Ray reads its settings from the environment at import, so `driver.environment.set_up_ray` must be called first.
+Ray reads its settings from the environment at import, so `set_up_ray` must be called first.
 
 Ray Train restarts a group that fails, with as many ranks as there is room for. To enlarge a group, Ray would also kill
 a healthy one and lose the work since the last checkpoint. So Ray's own check is switched off: the driver asks the ranks

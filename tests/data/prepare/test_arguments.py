@@ -1,6 +1,7 @@
 """Arguments of the command: what its help says, and what each mistake is told before anything is read."""
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def test_out_that_is_a_url_is_refused_and_not_taken_for_a_folder(
 def test_out_that_is_a_circle_of_links_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "set").symlink_to("set")
     assert f"--out {tmp_path}/set is a circle of links" in refusal("digits", "--out", tmp_path / "set")
+
+
+def test_ray_that_does_not_answer_is_told_before_anything_is_made(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        told = refusal(class_folder, "--out", tmp_path / "set", "--size", 8, "--ray")
+    assert f"RAY_ADDRESS is {address}, but nothing answers there" in told
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_needs_a_size(class_folder: Path, tmp_path: Path, refusal: Refusal) -> None:

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 import data.prepare.command
-import data.prepare.work
+import data.prepare.places
 from data.prepare.command import main
-from data.prepare.writer import write_index
 from data.shards.index import load_index, verify_present
 from data.shards.reader import EncodedSample, samples_in_order
+from data.shards.writer import write_index
 from data.sources.find import open_source
 from data.sources.source import Source
 from data.stream.pipeline import DataConfig, open_batches
@@ -300,7 +300,7 @@ def test_folder_that_appears_meanwhile_is_not_replaced(
         out.mkdir()
         (out / "other.txt").write_text("mine")
 
-    monkeypatch.setattr(data.prepare.work, "write_index", write_index_late)
+    monkeypatch.setattr(data.prepare.places, "write_index", write_index_late)
     assert "Directory not empty" in refusal(class_folder, "--out", out, "--size", 8, code=1)
     assert [file.name for file in tmp_path.rglob("*")] == ["set", "other.txt"]
 

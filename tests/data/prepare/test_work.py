@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 import data.prepare.work
-import data.prepare.work_folder
+import data.sets.work_folder
 from data.prepare.encode import PreparedForm
 from data.prepare.job import Preparation, PrepareOptions
 from data.prepare.journal import load_journal
@@ -332,7 +332,7 @@ def test_interrupt_after_the_last_moment_says_that_it_is_finished(
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data.prepare.work_folder, "sync_folder", interrupt)
+    monkeypatch.setattr(data.sets.work_folder, "sync_folder", interrupt)
     with pytest.raises(InterruptedPreparationError, match=f"interrupted; {tmp_path}/set was just finished"):
         prepare(job(tmp_path / "set"), console)
     assert [file.name for file in tmp_path.iterdir()] == ["set"]

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 
-from data.prepare.terminal import progress_bar
-from data.prepare.work_folder import OutputError
+from data.sets.near import describe_near, draw_near, find_near
+from data.sets.origin import original_sides
+from data.sets.terminal import progress_bar
+from data.sets.work_folder import OutputError
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
 from data.shards.grid import lay_out
@@ -27,16 +30,21 @@ _SHEET_WIDTH_PIXELS = 512
 """Small images are enlarged until the sheet is at least this wide."""
 _LISTED_CLASSES = 18
 _CACHE_GB = 50.0
+_BAR_WIDTH = 30
 _FORMS = {1: "grey", 2: "points of the plane", 3: "RGB"}
 
 
-def inspect(index: ShardIndex, sheet: str | None, console: Console) -> str:
+def inspect(
+    index: ShardIndex, sheet: str | None, console: Console, *, against: ShardIndex | None = None, workers: int = 0
+) -> str:
     """Summarize a data set and write its contact sheet.
 
     Args:
         index: the data set.
         sheet: file of the sheet, replaced if it exists; None: `contact-sheet-NAME.png` in the current folder.
         console: where the progress bar goes.
+        against: a data set in which near-duplicates are looked for; they go to a second sheet, `-pairs.png`.
+        workers: processes that compare.
 
     Returns:
         The summary, some lines of text.
@@ -48,7 +56,16 @@ def inspect(index: ShardIndex, sheet: str | None, console: Console) -> str:
     file = _sheet_file(index, sheet)
     images, labels = _read(index, console)
     _write(file, contact_sheet(images))
-    return "\n".join([*_summary(index, labels), f"sheet         {file} ({len(images)} images)"])
+    lines = [*_summary(index, labels), f"sheet         {file} ({len(images)} images)"]
+    if against is not None:
+        pairs = find_near(index, against, workers, console)
+        lines += describe_near(index, against, pairs)
+        pairs_file = file.with_name(f"{file.stem}-pairs.png")
+        if pairs:
+            with _explained(pairs_file):
+                shown = draw_near(index, against, pairs, pairs_file)
+            lines.append(f"pairs         {pairs_file} ({shown} pairs)")
+    return "\n".join(lines)
 
 
 def sheet_samples(num_samples: int) -> list[int]:
@@ -128,9 +145,14 @@ def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _write(file: Path, sheet: npt.NDArray[np.uint8]) -> None:
+    with _explained(file), replaced(file) as draft:
+        _picture(sheet).save(draft, "PNG")
+
+
+@contextlib.contextmanager
+def _explained(file: Path) -> Iterator[None]:
     try:
-        with replaced(file) as draft:
-            _picture(sheet).save(draft, "PNG")
+        yield
     except OSError as error:
         raise OutputError(f"--sheet {file} cannot be written: {error.strerror or error}; choose another") from None
 
@@ -148,11 +170,31 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
         f"form          {index.image_size}x{index.image_size}, {_FORMS[index.image_channels]}",
         *([f"condition     {given} channel{'s' * (given > 1)}"] if (given := index.condition_channels) else []),
         *_class_lines(index, labels),
+        *_side_lines(index),
         f"shards        {len(samples)} of {of_each}",
         f"bytes         {num_bytes}, {num_bytes / index.num_samples:.0f} per image with its tar header",
         f"format        {FORMAT_NAME} version {index.version}",
         f"digest        {index.digest}",
     ]
+
+
+def _side_lines(index: ShardIndex) -> list[str]:
+    """A histogram of the short sides of the source's images, if they were recorded."""
+    sides = {} if index.is_remote else original_sides(index.directory)
+    if not sides:
+        return []
+    ordered = np.repeat(list(sides), list(sides.values()))
+    ordered.sort()
+    count = len(ordered)
+    of_all = "" if count == index.num_samples else f" of {count} images"
+    lines = [f"originals     short side {ordered[0]} to {ordered[-1]} px, median {ordered[count // 2]}{of_all}"]
+    edge = 2 ** int(math.log2(ordered[0]))
+    while edge <= ordered[-1]:
+        within = int(np.count_nonzero((ordered >= edge) & (ordered < 2 * edge)))
+        bar = "#" * math.ceil(_BAR_WIDTH * within / count)
+        lines.append(f"  {edge:>6} to {2 * edge - 1:<6} {within:>9} ({within / count:6.1%})  {bar}".rstrip())
+        edge *= 2
+    return lines
 
 
 def _class_lines(index: ShardIndex, labels: Counter[int]) -> list[str]:

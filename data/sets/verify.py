@@ -1,7 +1,6 @@
 """`python -m data.prepare verify DIR`: hash every file, decode every image, and report all faults."""
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -11,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from data.prepare.terminal import progress_bar
 from data.processes.pool import map_in_order
+from data.sets.terminal import progress_bar
 from data.shards.decode import decode_into
 from data.shards.files import ShardFiles, shard_files
 from data.shards.index import Shard, ShardIndex
 from data.shards.offsets import Table, read_offsets, scan
-from data.shards.reader import EncodedSample, ShardReader
+from data.shards.reader import EncodedSample, ShardReader, key_hash
 from data.storage.files import sha256_of
 from data.storage.location import DataError
 from data.storage.redaction import escaped
@@ -101,7 +100,7 @@ def _check_shard(index: ShardIndex, number: int) -> _Findings:
         for place in range(shard.num_samples):
             try:
                 sample = reader.read(place)
-                hashes[place] = _key_hash(sample.key)
+                hashes[place] = key_hash(sample.key)
                 decode_into(pixels, sample)
                 _check_label(index, sample)
             except DataError as error:
@@ -140,10 +139,6 @@ def _check_label(index: ShardIndex, sample: EncodedSample) -> None:
         raise DataError(f"{where}: it has no label, the index has {index.num_classes} classes")
     if index.num_classes is not None and sample.label is not None and sample.label >= index.num_classes:
         raise DataError(f"{where}: its label is {sample.label}, the index allows 0 to {index.num_classes - 1}")
-
-
-def _key_hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
 
 
 def _repeated_keys(index: ShardIndex, hashes: list[npt.NDArray[np.uint64]]) -> Iterator[str]:

@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from data.prepare.command import main
-from data.prepare.writer import ShardSequence
 from data.shards.index import Shard, ShardIndex, load_index, offsets_name
+from data.shards.writer import ShardSequence
 from tests.launch import ROOT
 
 Verify = Callable[..., list[str]]

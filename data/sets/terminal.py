@@ -30,6 +30,19 @@ def plain_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False)
 
 
+def bytes_bar(console: Console) -> Progress:
+    """A progress bar of bytes with their rate; disabled unless the console is a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 def progress_bar(console: Console) -> Progress:
     """A progress bar with counts and remaining time; disabled unless the console is a terminal."""
     return Progress(

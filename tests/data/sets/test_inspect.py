@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data.prepare.command import main
-from data.prepare.inspect import contact_sheet, sheet_samples
+from data.sets.inspect import contact_sheet, sheet_samples
 from data.shards.index import ShardIndex, load_index
 from tests.launch import ROOT
 
@@ -48,6 +49,8 @@ def test_summary_says_what_was_prepared(
         "classes       2",
         "       0  cat: 20 (50.0%)",
         "       1  dog: 20 (50.0%)",
+        "originals     short side 20 to 22 px, median 21",
+        "      16 to 31            40 (100.0%)  " + 30 * "#",
         "shards        8 of 5 images each",
         f"bytes         {num_bytes}, {num_bytes / 40:.0f} per image with its tar header",
         "format        ddgan-shards version 2",
@@ -61,6 +64,7 @@ def test_data_set_of_version_1_has_the_same_summary_but_for_its_version(
     prepared: ShardIndex, version_1: ShardIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = []
+    shutil.copy(prepared.directory / "origin.json", version_1.directory)
     for index in (prepared, version_1):
         assert main(["inspect", str(index.directory), "--sheet", str(tmp_path / "sheet.png")]) == 0
         shown.append(capsys.readouterr().out.replace(index.location, "DIR"))
@@ -158,7 +162,7 @@ def test_many_classes_are_summed_up(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines[first + 1] == "       0  class00: 3 (5.0%)"
     assert lines[first + 18] == "      17  class17: 2 (3.3%)"
     assert lines[first + 19] == "  and 7 more with 2 to 2 images each"
-    assert lines[first + 20].startswith("shards ")
+    assert lines[first + 20].startswith("originals ")
 
 
 def test_data_set_without_classes_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +206,7 @@ def test_damaged_shard_is_named_and_no_sheet_is_left(own_copy: ShardIndex, tmp_p
 
 def test_commands_start_without_torch() -> None:
     program = (
-        "import sys; import data.prepare, data.prepare.inspect, data.prepare.verify; "
+        "import sys; import data.prepare, data.sets.inspect, data.sets.verify; "
         "sys.exit(' '.join(sorted({'torch', 'webdataset', 'sklearn'} & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.prepare.writer import ShardSequence
 from data.shards.index import Shard
+from data.shards.writer import ShardSequence
 from data.storage.files import write_json
 
 SAMPLES = [(f"{number:09d}-x", {"png": bytes([number]) * (number * 97), "cls": b"%d" % number}) for number in range(25)]

@@ -15,7 +15,8 @@ from data.storage.files import sync_folder
 
 _LOCK_NAME = "lock"
 _OWN_NAMES = re.compile(
-    r"lock|journal\.json(\.unfinished)?|set(/(\d{5,}\.(tar|offsets)|(index|origin)\.json(\.unfinished)?))?"
+    r"lock|journal\.json(\.unfinished)?"
+    r"|set(/((\d{5,}\.(tar|offsets)|(index|origin)\.json)(\.unfinished)?|\.\d{5,}\.(tar|offsets)\.[0-9a-f]{16}\.tmp))?"
 )
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """Errors of a file system without locks, such as Lustre by default."""

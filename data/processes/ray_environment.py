@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from data.processes.sockets import LONGEST_FOLDER
+from data.storage.errors import UserError
 from data.storage.redaction import redact
-from trainer.config.draft import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def set_up_ray() -> None:
     """Set the environment variables that Ray reads when it is imported.
 
     Raises:
-        ConfigError: RAY_ADDRESS or RAY_TMPDIR cannot be used.
+        UserError: RAY_ADDRESS or RAY_TMPDIR cannot be used.
     """
     if os.environ.get("RAY_ADDRESS") == "local":
         del os.environ["RAY_ADDRESS"]
@@ -68,17 +68,17 @@ def ray_folder() -> str:
     That is RAY_TMPDIR itself, else the first of TMPDIR, /tmp, /var/tmp and /dev/shm that fits.
 
     Raises:
-        ConfigError: RAY_TMPDIR does not fit; or nothing does.
+        UserError: RAY_TMPDIR does not fit; or nothing does.
     """
     advice = f"Set RAY_TMPDIR to a folder that you can write, with a path of at most {_longest_folder()} bytes"
     if given := os.environ.get("RAY_TMPDIR"):
         if problem := _folder_problem(given):
-            raise ConfigError([f"RAY_TMPDIR is {given}, {problem}. {advice}, or unset it"])
+            raise UserError(f"RAY_TMPDIR is {given}, {problem}. {advice}, or unset it")
         return given
     for place in filter(None, (os.environ.get("TMPDIR"), *_PLACES)):
         if not _folder_problem(place):
             return place
-    raise ConfigError([f"Ray finds no folder for its sockets and logs: {', '.join(_PLACES)} do not fit. {advice}"])
+    raise UserError(f"Ray finds no folder for its sockets and logs: {', '.join(_PLACES)} do not fit. {advice}")
 
 
 def _longest_folder() -> int:
@@ -103,27 +103,27 @@ def check_ray_address(address: str) -> None:
     """Refuse an address at which no Ray answers; Ctrl-C ends the wait.
 
     Raises:
-        ConfigError: says what is wrong with RAY_ADDRESS, and what to do.
+        UserError: says what is wrong with RAY_ADDRESS, and what to do.
     """
     advice = "Give the host:port of a running Ray, or unset RAY_ADDRESS to have a Ray started on this machine"
     if "://" in address:
         what = "the address of a Ray client server" if address.startswith("ray://") else "a URL"
-        raise ConfigError([f"RAY_ADDRESS is {redact(address)}, {what}, which a run cannot use. {advice}"])
+        raise UserError(f"RAY_ADDRESS is {redact(address)}, {what}, which cannot be used. {advice}")
     if address == "auto":
         return
     parts = re.fullmatch(r"\[?([^\[\]]+)\]?:(\d{1,5})", address)
     if not parts or not 0 < int(parts[2]) < 2**16:
-        raise ConfigError([f"RAY_ADDRESS is {address}, which is no host:port. {advice}"])
+        raise UserError(f"RAY_ADDRESS is {address}, which is no host:port. {advice}")
     try:
         with socket.create_connection((parts[1], int(parts[2])), timeout=ANSWER_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(connection):
-                raise ConfigError([f"RAY_ADDRESS is {address}, but what answers there is not Ray. {advice}"])
+                raise UserError(f"RAY_ADDRESS is {address}, but what answers there is not Ray. {advice}")
     except TimeoutError:
         reason = f"no Ray answers within {ANSWER_S:g} s"
-        raise ConfigError([f"RAY_ADDRESS is {address}, but {reason}. {advice}"]) from None
+        raise UserError(f"RAY_ADDRESS is {address}, but {reason}. {advice}") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError([f"RAY_ADDRESS is {address}, but nothing answers there: {reason}. {advice}"]) from None
+        raise UserError(f"RAY_ADDRESS is {address}, but nothing answers there: {reason}. {advice}") from None
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:

@@ -101,7 +101,7 @@ class ShardSequence:
             num_bytes=self._file.num_bytes,
             sha256=self._file.sha256,
         )
-        shard = replace(shard, offsets=self._write_offsets(shard))
+        shard = replace(shard, offsets=write_offsets(self._directory, shard))
         sync_folder(self._directory)
         self.shards.append(shard)
         self._file, self._num_samples = None, 0
@@ -117,22 +117,6 @@ class ShardSequence:
     def _next_name(self) -> str:
         return f"{len(self.shards):05d}.tar"
 
-    def _write_offsets(self, shard: Shard) -> Offsets:
-        """Write what a scan of the finished shard finds, so that readers need none."""
-        descriptor = os.open(self._directory / shard.name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            table = scan(descriptor, shard)
-        finally:
-            os.close(descriptor)
-        file = HashingFile(self._directory / offsets_name(shard.name))
-        try:
-            file.write(table.tobytes())
-            file.close()
-        except BaseException:
-            file.discard()
-            raise
-        return Offsets(name=offsets_name(shard.name), num_bytes=file.num_bytes, sha256=file.sha256)
-
     @staticmethod
     def _write_member(file: HashingFile, name: str, content: bytes) -> None:
         header = tarfile.TarInfo(name)
@@ -142,6 +126,34 @@ class ShardSequence:
         file.write(header.tobuf(tarfile.USTAR_FORMAT))
         file.write(content)
         file.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+
+
+def sample_bytes(members: dict[str, bytes]) -> int:
+    """Bytes that a sample takes of its shard."""
+    return sum(
+        tarfile.BLOCKSIZE - (-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE for content in members.values()
+    )
+
+
+def write_offsets(directory: Path, shard: Shard) -> Offsets:
+    """Write the offsets of a finished shard, as a scan finds them, so that readers need none.
+
+    Raises:
+        DataError: the shard does not match its entry.
+    """
+    descriptor = os.open(directory / shard.name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        table = scan(descriptor, shard)
+    finally:
+        os.close(descriptor)
+    file = HashingFile(directory / offsets_name(shard.name))
+    try:
+        file.write(table.tobytes())
+        file.close()
+    except BaseException:
+        file.discard()
+        raise
+    return Offsets(name=offsets_name(shard.name), num_bytes=file.num_bytes, sha256=file.sha256)
 
 
 def write_index(directory: Path, document: IndexDocument) -> None:

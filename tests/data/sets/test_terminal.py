@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data.prepare.terminal import downloads, plain_console, progress_bar
+from data.sets.terminal import downloads, plain_console, progress_bar
 from tests.launch import ROOT
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.prepare.work_folder import OutputError, WorkFolder, remove_emptied
+from data.sets.work_folder import OutputError, WorkFolder, remove_emptied
 
 
 def everything(folder: Path) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from trainer.config.draft import ConfigError
-from trainer.driver import environment
-from trainer.driver.environment import check_ray_address, ray_folder, set_up_ray
+from data.processes import ray_environment
+from data.processes.ray_environment import check_ray_address, ray_folder, set_up_ray
+from data.storage.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(address: str) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         check_ray_address(address)
     return str(caught.value)
 
@@ -30,8 +30,8 @@ def refused(address: str) -> str:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("ray://127.0.0.1:10001", "the address of a Ray client server, which a run cannot use. Give the host:port"),
-        ("http://127.0.0.1:8265", "a URL, which a run cannot use"),
+        ("ray://127.0.0.1:10001", "the address of a Ray client server, which cannot be used. Give the host:port"),
+        ("http://127.0.0.1:8265", "a URL, which cannot be used"),
         ("nonsense", "which is no host:port"),
         ("localhost:", "which is no host:port"),
         ("localhost:65536", "which is no host:port"),
@@ -50,7 +50,7 @@ def test_address_where_nothing_listens_is_refused():
 
 
 def test_address_where_something_else_listens_is_refused(monkeypatch):
-    monkeypatch.setattr(environment, "ANSWER_S", 0.2)
+    monkeypatch.setattr(ray_environment, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         told = refused(f"127.0.0.1:{silent.getsockname()[1]}")
     assert "but no Ray answers within 0.2 s. Give the host:port of a running Ray, or unset RAY_ADDRESS" in told
@@ -88,7 +88,7 @@ def test_folder_of_ray_that_is_given_is_used_or_refused(monkeypatch, tmp_path: P
         (Path("x"), "a relative path"),
     ):
         monkeypatch.setenv("RAY_TMPDIR", str(folder))
-        with pytest.raises(ConfigError, match=f"^RAY_TMPDIR is {folder}, {problem}. Set RAY_TMPDIR to a"):
+        with pytest.raises(UserError, match=f"^RAY_TMPDIR is {folder}, {problem}. Set RAY_TMPDIR to a"):
             ray_folder()
 
 
