@@ -4,6 +4,8 @@ Files are commands, folders are parts.
 
 Files:
     bench       measures how fast a data set is read
+    fetch/      brings data sets from elsewhere to this disk
+    formats/    files of other programs, read safely
     images/     decodes image files of any kind
     prepare/    turns images into shards
     processes/  child processes; they end with their parent

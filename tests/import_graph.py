@@ -25,7 +25,8 @@ ARROWS = {
 FLOORS = (
     {"models/fused/kernels"},
     {"models/fused"},
-    {"models", "data/storage", "data/images", "trainer/export/portable"},
+    {"models", "data/storage", "data/images", "data/formats", "trainer/export/portable"},
+    {"data/fetch"},
     {"models/networks", "models/published", "trainer/engine", "data/shards", "data/sources", "data/processes"},
     {"data/sets"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
@@ -160,7 +161,7 @@ COLUMNS = {
     "models/networks": 2,
     **dict.fromkeys(("data", "data/stream", "data/shards", "data/storage"), 3),
     **dict.fromkeys(("data/images", "data/processes", "data/sets", "trainer/report", "trainer/timing"), 4),
-    **dict.fromkeys(("data/prepare", "data/sources"), 5),
+    **dict.fromkeys(("data/prepare", "data/sources", "data/fetch", "data/formats"), 5),
 }
 """The position of each folder in its row of the picture, left to right; the row is its floor."""
 COLOURS = {"models": "#e3f1e1", "data": "#e1ecf7", "trainer": "#fdf0d9", "cluster": "#f0e6f5"}

@@ -8,7 +8,7 @@ import pytest
 from tests.import_graph import python_files
 
 ALLOWED = {
-    ("data/sources/cifar10_pickle.py", "pickle"): "an unpickler that refuses every name but those of plain arrays",
+    ("data/formats/cifar10_pickle.py", "pickle"): "an unpickler that refuses every name but those of plain arrays",
     ("trainer/evaluate/networks/features.py", "torch.jit.load"): "a network that the user names; docs/evaluation.md",
 }
 """File and what it uses, with the reason."""

@@ -22,6 +22,8 @@ _DEFAULT_SHARD_SAMPLES = 4096
 _EPILOG = """sources:
   gaussians25          25,000 points of a mixture of 25 Gaussians in the plane, drawn by --seed
   digits               1,797 handwritten digits of scikit-learn, 8x8 grey, enlarged to 16x16 without --size
+  cifar10, mnist, fashionmnist, stackedmnist
+                       fetched from where they are published, verified, and kept in ~/.cache/ddgan/sources
   a folder             of images; its sub-folders, if any, are the classes (ImageNet, CelebA-HQ as files), or the
                        labels are in its dataset.json (StyleGAN, EDM)
   a .zip               of images, in the same form
@@ -35,10 +37,15 @@ _EPILOG = """sources:
                        suffix) are pairs; conditions may be smaller, or a folder of .npy files of 1 to 8 channels
   pairs:FOLDER         with --side-by-side: each image holds both
   digits4x             the digits at 16 px, each with itself at 4 px: pairs to try it with
+  parquet:PATH         Parquet or Arrow tables: a file, or a folder, also one of Hugging Face's datasets; a column has
+                       the images as bytes, structs of bytes and path, or paths from the folder of the table
+  hf:OWNER/NAME        tables on the Hugging Face Hub, of the revision OWNER/NAME@REVISION if it is given
   WebDataset shards    made by others, such as img2dataset's: a .tar, or a folder of them
+  a URL                s3://, gs:// or another storage: a folder of images, which are read where they are, or of shards
+                       or tables, which are copied first; http(s)://: an archive, a shard or a table, copied first
 The content of a path shows its kind, except for the three kinds of MNIST, whose files look alike. KIND:PATH gives the
-kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb or webdataset. ./digits, ./inspect and the like are
-folders of these names.
+kind: folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset or parquet. ./digits, ./inspect and
+the like are folders of these names.
 
 other commands:
   inspect DIR          summary and contact sheet of a prepared data set
@@ -150,7 +157,12 @@ def _prepare_parser() -> argparse.ArgumentParser:
         default="auto",
         help="whether folders are classes: if that is clear (auto), each of them, or none",
     )
-    parser.add_argument("--split", choices=("train", "test"), help="part of CIFAR-10 or a kind of MNIST (train)")
+    parser.add_argument(
+        "--split", metavar="NAME", help="part of a source that has several, such as train or test (train)"
+    )
+    parser.add_argument("--subset", metavar="NAME", help="of tables: part that Hugging Face calls subset or config")
+    parser.add_argument("--column", metavar="NAME", help="of tables: column of the images, if several may hold them")
+    parser.add_argument("--label", metavar="NAME", help="of tables: column of the labels, if several may hold them")
     filters = parser.add_argument_group(
         "filters, in the order in which they apply; the summary counts what each took away"
     )

@@ -21,7 +21,7 @@ from data.prepare.job import Preparation, refuse_unwritable_names
 from data.prepare.places import UrlPlace
 from data.prepare.work import Outcome, PreparationError, prepare, prepare_at_url, shorten
 from data.sets.command import run as run_set_command
-from data.sets.terminal import plain_console
+from data.sets.terminal import downloads, plain_console
 from data.sets.work_folder import OutputError
 from data.shards.files import shard_files
 from data.shards.index import ShardIndex
@@ -55,15 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(arguments: argparse.Namespace, out: Console, err: Console) -> int:
-    source = open_source(
-        arguments.source,
-        split=arguments.split,
-        max_images=arguments.max_images,
-        skip_images=arguments.skip_images or 0,
-        seed=arguments.seed,
-        classes=arguments.classes,
-        condition_half=arguments.side_by_side,
-    )
+    with downloads(err) as report:
+        source = open_source(
+            arguments.source,
+            split=arguments.split,
+            max_images=arguments.max_images,
+            skip_images=arguments.skip_images or 0,
+            seed=arguments.seed,
+            classes=arguments.classes,
+            condition_half=arguments.side_by_side,
+            column=arguments.column,
+            label=arguments.label,
+            subset=arguments.subset,
+            report=report,
+        )
     refuse_unwritable_names(source)
     job = Preparation(
         source=source,

@@ -33,6 +33,7 @@ from data.shards.index import FORMAT_NAME, FORMAT_VERSION, IndexDocument, Shard,
 from data.shards.writer import ShardSequence
 from data.sources.source import Item, SourceError, shown_name
 from data.storage.errors import OperationError, StoppedError
+from data.storage.location import DataError
 from data.storage.redaction import redact
 
 _CHUNK_ITEMS = 32
@@ -130,7 +131,7 @@ def prepare(job: Preparation, console: Console, *, way: Way | None = None) -> Ou
             raise
         except KeyboardInterrupt:
             raise InterruptedPreparationError(f"interrupted; {_keep(job, work)}") from None
-        except WorkerError as error:
+        except (WorkerError, DataError) as error:  # DataError: the source's storage does not answer any more
             raise PreparationError(f"{error}; {_keep(job, work)}") from None
     return Outcome(index=load_index(job.target), bad=bad, removed=removed, was_there=False)
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from data.formats.cifar10_pickle import PickledArray, as_text, load_restricted
 from data.sources.arrays import ArraySource, LabelledPixels, Split, array_source
-from data.sources.cifar10_pickle import PickledArray, as_text, load_restricted
 from data.sources.source import FormDefaults, SourceError
 
 _FOLDER = "cifar-10-batches-py"

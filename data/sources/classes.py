@@ -153,16 +153,25 @@ def labels_of(where: str, content: bytes) -> dict[str, int] | None:
     labels = document["labels"]
     if labels is None:
         return {}
+    without = "add --classes none to take all images without classes"
     numbers: dict[str, Any]
     try:
         numbers = {str(name).replace("\\", "/"): label for name, label in labels}
     except (TypeError, ValueError):
-        numbers = {"labels": None}
+        raise SourceError(
+            f"{where}: its {LABELS_NAME} is damaged: its labels are no list of [name, class number]; mend it, or "
+            f"{without}"
+        ) from None
     for name, label in numbers.items():
+        if isinstance(label, list):
+            raise SourceError(
+                f"{where}: its {LABELS_NAME} gives {shown_name(name)} a list of {len(label)} numbers, but classes are "
+                f"numbers of 0 to {MAX_LABEL}; conditions of several numbers are not read; {without}"
+            )
         if type(label) is not int or not 0 <= label <= MAX_LABEL:
             raise SourceError(
                 f"{where}: its {LABELS_NAME} has no class number of 0 to {MAX_LABEL} for {shown_name(name)}; "
-                "mend it, or add --classes none to take all images without classes"
+                f"mend it, or {without}"
             )
     return numbers
 

@@ -13,7 +13,8 @@ from data.sources.kinds import HIDDEN, PREPARED, REPLACED, START_BYTES, SYSTEM, 
 from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, State, points_outside
 from data.sources.tars import COMPRESSED_SUFFIXES
 
-_MAX_FILE_BYTES = 512 * 2**20
+MAX_FILE_BYTES = 512 * 2**20
+"""Of an image."""
 _MAX_ZIP_RATIO = 200
 """Images hardly compress: a member that grows by more than this factor is not an image."""
 _RATIO_MATTERS_BYTES = 16 * 2**20
@@ -40,8 +41,8 @@ class FolderSource(BaseSource):
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no regular file")
-        if status.st_size > _MAX_FILE_BYTES:
-            raise OSError(f"it has {status.st_size} bytes, allowed are {_MAX_FILE_BYTES}")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(f"it has {status.st_size} bytes, allowed are {MAX_FILE_BYTES}")
         return file.read_bytes()
 
 
@@ -121,7 +122,7 @@ def folder_source(root: Path, *, classes: Classes = "auto") -> FolderSource:
     if (file := root / LABELS_NAME).is_file() and classes == "auto":
         state.add(file)
         labels = _read_start(file, _MAX_LABELS_BYTES)
-    labelled = _classify(
+    labelled = classify_files(
         f"source {root}",
         files,
         skips,
@@ -182,7 +183,7 @@ def zip_source(file: Path, *, classes: Classes = "auto") -> ZipSource:
     # A damaged directory raises nearly anything, e.g. NotImplementedError for an unknown version.
     except Exception as error:
         raise SourceError(f"source {file}: not a readable zip archive ({error}); download or pack it again") from None
-    labelled = _classify(
+    labelled = classify_files(
         f"source {file}",
         files,
         skips,
@@ -279,14 +280,14 @@ def _refuse_dangerous(file: Path, member: zipfile.ZipInfo) -> None:
     if member.flag_bits & 0x1:
         raise SourceError(f"{where} is encrypted; pack the images again without a password")
     ratio = member.file_size / max(member.compress_size, 1)
-    if member.file_size > _MAX_FILE_BYTES or (member.file_size > _RATIO_MATTERS_BYTES and ratio > _MAX_ZIP_RATIO):
+    if member.file_size > MAX_FILE_BYTES or (member.file_size > _RATIO_MATTERS_BYTES and ratio > _MAX_ZIP_RATIO):
         raise SourceError(
             f"{where} would unpack to {member.file_size} bytes from {member.compress_size}, which no photograph does; "
             "remove it from the archive"
         )
 
 
-def _classify(
+def classify_files(
     where: str,
     files: dict[str, int],
     skips: Skips,
@@ -297,6 +298,21 @@ def _classify(
     give_part: Callable[[str], str],
     path_of: Callable[[str], str] = str,
 ) -> Labelled:
+    """The images of a folder or an archive in order, with their classes.
+
+    Args:
+        where: the source, for messages.
+        files: size of each image by name.
+        skips: the other files.
+        classes: how folders are taken.
+        folders: paths of all folders, to name those without images.
+        labels: content of dataset.json, if there is one.
+        give_part: what to do to give a folder alone as the source, for a message.
+        path_of: the path of a name, with `/`.
+
+    Raises:
+        SourceError: there are no images, more would be lost than kept, or the classes are not clear.
+    """
     skips.refuse_losses(where, len(files), sum(files.values()))
     if not files:
         raise SourceError(

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from data.sources import lmdb_reader
+from data.formats import lmdb_reader
+from data.formats.lmdb_reader import LENGTH, Answer, Request
 from data.sources.kinds import is_image_start
-from data.sources.lmdb_reader import LENGTH, Answer, Request
 from data.sources.source import BaseSource, FormDefaults, Item, SourceError, State, pixel_file
 
 DATA_NAME = "data.mdb"

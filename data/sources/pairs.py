@@ -148,7 +148,7 @@ def pairs_source(name: str, *, condition_half: Side | None, classes: Classes) ->
 def _split(name: str) -> tuple[Path, Path]:
     """The two folders of pairs:CONDITIONS:IMAGES; their names may hold colons."""
     if "://" in name:
-        raise SourceError(f"source {redact(name)}: is a URL, but sources are read from local files; download it")
+        raise SourceError(f"source {redact(name)}: is a URL, but pairs are read from local files; download them")
     parts = name.removeprefix(PREFIX).split(":")
     if len(parts) < 2 or not all(parts):
         raise SourceError(

@@ -50,6 +50,10 @@ class FaultyServer:
     """Bound on what all connections together carry; None: none."""
     gets: Counter[str] = field(default_factory=Counter)
     """GET requests by file name."""
+    ranges: list[str | None] = field(default_factory=list)
+    """The header Range of each GET request."""
+    ignores_ranges: bool = False
+    """Sends whole files only."""
     authorizations: set[str | None] = field(default_factory=set)
     """The headers of that name."""
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -105,11 +109,21 @@ def serve(folder: Path) -> Iterator[FaultyServer]:
             file = state.folder / name
             status = fault.status or (200 if file.is_file() and place in _PLACES else 404)
             content = (fault.content or file.read_bytes()) if status == 200 else b"no"
+            place_in_file = ""
+            if is_get:
+                state.ranges.append(asked := self.headers.get("Range"))
+                if asked and status == 200 and not state.ignores_ranges:
+                    first, last = asked.removeprefix("bytes=").split("-")
+                    start, end = int(first), int(last or len(content) - 1) + 1
+                    place_in_file = f"bytes {start}-{min(end, len(content)) - 1}/{len(content)}"
+                    status, content = 206, content[start:end]
             if fault.altered:
                 content = content[:600] + bytes([content[600] ^ 1]) + content[601:]
             time.sleep(state.delay_s)
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
+            if status == 206:
+                self.send_header("Content-Range", place_in_file)
             self.end_headers()
             if not is_get:
                 return

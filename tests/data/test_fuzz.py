@@ -4,25 +4,29 @@
 """
 
 import io
+import json
 import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageCms
 
+from data.formats.cifar10_pickle import load_restricted
 from data.prepare.encode import BadImageError, PreparedForm, encode_image, prepare_items
 from data.shards.decode import decode_into
 from data.shards.index import ShardIndex, load_index
-from data.sources.cifar10_pickle import load_restricted
 from data.sources.find import open_source
 from data.storage.location import DataError
 from tests.data.conftest import open_shard
-from tests.data.fuzz import fuzz
+from tests.data.fuzz import altered, fuzz
+from tests.data.tables import image_table, write_parquet
 
 pytestmark = pytest.mark.fuzz
 FORM = PreparedForm(size=16, channels=3, upscale=True)
@@ -102,6 +106,35 @@ def test_lmdb(read_source: Callable[[str, bytes], None], pytestconfig: pytest.Co
     # Each input starts a process or two.
     good = database(tmp_path / "database")
     fuzz(pytestconfig, [good], lambda content: read_source("a.lmdb", content), num_inputs=20)
+
+
+def test_parquet(read_source: Callable[[str, bytes], None], pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    table, inputs = image_table(range(30)), []
+    for kind in ("snappy", "none", "zstd"):
+        inputs.append(write_parquet(tmp_path / "good", table, compression=kind).read_bytes())
+    inputs.append(write_parquet(tmp_path / "good", image_table(range(30), names=None)).read_bytes())
+    fuzz(pytestconfig, inputs, lambda content: read_source("a.parquet", content))
+
+
+def test_arrow(read_source: Callable[[str, bytes], None], pytestconfig: pytest.Config) -> None:
+    table, inputs = image_table(range(30)), []
+    for new in (pa.ipc.new_stream, pa.ipc.new_file):
+        sink = io.BytesIO()
+        with new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+        inputs.append(sink.getvalue())
+    fuzz(pytestconfig, inputs, lambda content: read_source("a.arrow", content))
+
+
+def test_labels(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    (tmp_path / "1.png").write_bytes(picture(1))
+
+    def read(labels: Any) -> None:
+        (tmp_path / "dataset.json").write_text(json.dumps(labels), encoding="utf-8", errors="surrogatepass")
+        source = open_source(str(tmp_path))
+        assert source.class_names is None or source.items[0].label in range(len(source.class_names))
+
+    fuzz(pytestconfig, [{"labels": [["1.png", 6], ["2.png", 0]]}, {"labels": None}], read, damage=altered)
 
 
 def test_pickle(pytestconfig: pytest.Config) -> None:

@@ -55,7 +55,7 @@ def test_help_names_the_other_commands_and_kinds(command: list[str], capsys: pyt
             ["digits", "--workers", "9" * 12],
             "--workers: '999999999999' is given, allowed is a whole number of 0 to 1024",
         ),
-        (["s3://me:secret@bucket/x", "--size", "8"], "source s3://***@bucket/x: is a URL, but sources are read from"),
+        (["s3://me:secret@bucket/x", "--size", "8"], "cannot list s3://***@bucket/x: "),
         ([""], "SOURCE: '' is given, expected is a path"),
         (["digits", "--out", ""], "--out: '' is given, expected is a path"),
         (["digits", "--size", "big"], "--size: 'big' is given"),

@@ -4,11 +4,13 @@ import os
 import pty
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from data.sets.terminal import plain_console, progress_bar
+from data.sets.terminal import downloads, plain_console, progress_bar
 from tests.launch import ROOT
 
 
@@ -55,3 +57,22 @@ def test_no_bar_goes_to_what_is_no_terminal(capsys: pytest.CaptureFixture[str]) 
     with progress_bar(plain_console(stderr=True)) as progress:
         progress.advance(progress.add_task("preparing", total=2))
     assert capsys.readouterr() == ("", "")
+
+
+def test_downloads_are_bars_on_a_terminal_and_lines_elsewhere() -> None:
+    shown = {}
+    for is_terminal in (True, False):
+        console = Console(file=StringIO(), force_terminal=is_terminal, width=100)
+        with downloads(console) as report:
+            for num_bytes in (0, 10**6, 3 * 10**6):
+                report("a.zip", num_bytes, 3 * 10**6)
+            report("unknown", 5, 0)
+        assert isinstance(console.file, StringIO)
+        shown[is_terminal] = console.file.getvalue()
+    assert "a.zip" in shown[True] and "3.0/3.0 MB" in shown[True]
+    assert shown[False] == "fetching a.zip (3.0 MB)\nfetching unknown (0.0 MB)\n"
+    console = Console(file=StringIO(), force_terminal=True)
+    with downloads(console):
+        pass
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue() == ""

@@ -1,6 +1,7 @@
 """What a folder or a zip of images holds, in which order, and what is refused."""
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -107,7 +108,7 @@ def test_what_is_no_file_is_an_error_of_that_image_alone(tmp_path: Path, monkeyp
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "nowhere.png").symlink_to("missing")
     os.mkfifo(tmp_path / "pipe.png")
-    monkeypatch.setattr(data.sources.files, "_MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(data.sources.files, "MAX_FILE_BYTES", 8)
     source = folder_source(tmp_path)
     told: dict[str, str] = {}
     for item in source.items:
@@ -292,6 +293,40 @@ def test_labels_of_dataset_json_are_the_classes(tmp_path: Path) -> None:
     (root / "dataset.json").write_text('{"labels": [["00000/1.png", 2]]}')
     with pytest.raises(SourceError, match=r"dataset\.json has no label for 1 of 2 images, such as 00001/2\.png"):
         folder_source(root)
+
+
+def test_zip_of_stylegan_is_labelled_and_its_numbered_folders_are_no_classes(tmp_path: Path) -> None:
+    names = ("00000/img00000000.png", "00000/img00000001.png", "00001/img00001000.png")
+    for labels, labelled in (([6, 0, 6], True), (None, False)):
+        file = pack(tmp_path / f"{labelled}.zip", *names)
+        with zipfile.ZipFile(file, "a") as archive:
+            pairs = labels and [[name, label] for name, label in zip(names, labels, strict=True)]
+            archive.writestr("dataset.json", json.dumps({"labels": pairs}))
+        source = zip_source(file)
+        assert [item.label for item in source.items] == (labels or [None] * 3)
+        assert source.class_names == (tuple("0123456") if labelled else None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([["1.png", [0.5, 1.0]]], r"gives 1\.png a list of 2 numbers, but classes are numbers of 0 to 100000"),
+        ([["1.png", 0.5]], r"has no class number of 0 to 100000 for 1\.png; mend it, or add --classes none"),
+        ([["1.png", True]], r"has no class number of 0 to 100000 for 1\.png"),
+        ([["1.png", -1]], r"has no class number of 0 to 100000 for 1\.png"),
+        ({"1.png": 3}, r"is damaged: its labels are no list of \[name, class number\]; mend it"),
+        (["1.png"], "is damaged: its labels are no list"),
+        (7, "is damaged: its labels are no list"),
+    ],
+)
+def test_labels_of_dataset_json_that_are_no_class_numbers_are_refused(
+    tmp_path: Path, labels: object, words: str
+) -> None:
+    root = make(tmp_path, "1.png")
+    (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(SourceError, match=rf"dataset\.json {words}"):
+        folder_source(root)
+    assert folder_source(root, classes="none").class_names is None
 
 
 def test_backslashes_of_a_zip_separate_folders_and_system_folders_are_left_out(tmp_path: Path) -> None:

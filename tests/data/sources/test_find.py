@@ -23,8 +23,9 @@ from data.sources.source import Source, SourceError, fingerprint
 from tests.launch import ROOT
 
 ALLOWED = (
-    r"allowed are: digits, digits4x, gaussians25, a PATH, pairs:CONDITIONS:IMAGES, or KIND:PATH with KIND one of "
-    r"folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset"
+    r"allowed are: digits, digits4x, gaussians25, cifar10, mnist, fashionmnist, stackedmnist, a PATH or URL, "
+    r"hf:OWNER/NAME, pairs:CONDITIONS:IMAGES, or KIND:PATH with KIND one of "
+    r"folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset, parquet"
 )
 
 
@@ -199,7 +200,7 @@ def test_missing_and_unknown_sources_are_refused_with_what_is_allowed(tmp_path: 
     refuse(tmp_path / "go:ne", f"go:ne: no such file or folder; {ALLOWED}")
     refuse(f"lmdb:{tmp_path}/gone", f"no such file or folder '{tmp_path}/gone'; {ALLOWED}")
     refuse("lmdb:", f"no such file or folder ''; {ALLOWED}")
-    refuse("s3://bucket/photos", "is a URL, but sources are read from local files; download it")
+    refuse("http://host/photos", "a web server does not say which files a folder has; give the URL of an archive")
     refuse("s3:photos", f"unknown kind 's3'; {ALLOWED}")
     refuse(f"cifar100:{tmp_path}", f"unknown kind 'cifar100'; {ALLOWED}")
     refuse("x" * 5000, "no such file or folder")

@@ -92,7 +92,7 @@ def test_two_conditions_of_one_name_are_refused(tmp_path):
         ("pairs:{0}/a", "expected is pairs:CONDITIONS:IMAGES"),
         ("pairs:{0}/a:{0}/nowhere", "no such file or folder '{0}/nowhere'"),
         ("pairs:{0}/a:" + "x" * 300, "no such file or folder 'xxx"),
-        ("pairs:s3://bucket/a:s3://bucket/b", "is a URL, but sources are read from local files; download it"),
+        ("pairs:s3://bucket/a:s3://bucket/b", "is a URL, but pairs are read from local files; download them"),
     ],
 )
 def test_a_source_that_is_not_two_folders_is_refused(tmp_path, name, told):

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from data.sources.cifar10_pickle import as_text, load_restricted
+from data.formats.cifar10_pickle import as_text, load_restricted
 
 NESTED = b"(t" + b"".join(b"q%c(h%ch%ct" % (n, n, n) for n in range(60))
 """A tuple that holds the one before it twice, sixty times over: 2**60 parts if each were counted."""
