@@ -139,6 +139,27 @@ def square_image(content: bytes, form: PreparedForm) -> Image.Image:
         return _resize(_decoded(file, form.channels, form), form)
 
 
+def whole_image(content: bytes, form: PreparedForm) -> Image.Image:
+    """The whole image, of mode L or RGB, enlarged if a side is shorter than the wanted size; raises the same."""
+    with _refusals(content, form):
+        image = _decoded(ImageFile(content), form.channels, form)
+        return resized(image, enlarged(image.size, form.size))
+
+
+def enlarged(size: tuple[int, int], least: int) -> tuple[int, int]:
+    """Width and height, enlarged in proportion if one is less than `least`."""
+    short = min(size)
+    width, height = (max(least, round(side * least / short)) for side in size)
+    return (width, height) if short < least else size
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image at another size, filtered as prepared images are."""
+    if image.size == size:
+        return image
+    return image.resize(size, _filtering(image.width, size[0]))
+
+
 @contextmanager
 def _refusals(content: bytes, form: PreparedForm) -> Iterator[None]:
     """Inside, `content` is decoded; whatever is wrong with it becomes a BadImageError."""
@@ -233,9 +254,12 @@ def _resize(image: Image.Image, form: PreparedForm) -> Image.Image:
     square = (left, top, left + side, top + side)
     if side == form.size:
         return image.crop(square)
+    return image.resize((form.size, form.size), _filtering(side, form.size), box=square)
+
+
+def _filtering(side: int, new: int) -> Image.Resampling:
     # Lanczos widens with the reduction, so it averages over dropped pixels.
-    filtering = Image.Resampling.LANCZOS if side > form.size else Image.Resampling.BICUBIC
-    return image.resize((form.size, form.size), filtering, box=square)
+    return Image.Resampling.LANCZOS if side > new else Image.Resampling.BICUBIC
 
 
 def _encode(image: Image.Image, form: PreparedForm) -> bytes:

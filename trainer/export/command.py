@@ -107,11 +107,6 @@ def export(
         raise UserError(f"--out is {out}, which exists and is not an empty folder: give a new one, or empty it")
     cards = [read_card(file) for file in figures]
     (generator, diffusion, config), facts = _load(run, choice, cards)
-    if config.data.condition_channels:
-        raise UserError(
-            "this run translates images, which no form that is exported does yet: give the folder of a snapshot, which "
-            "trainer.translate takes as --run"
-        )
     judge = _discriminator(run, facts.step) if discriminator else None
     for form in forms:
         FORMS[form].check(config)

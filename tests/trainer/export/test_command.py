@@ -1,8 +1,6 @@
 """An exported model draws, without this project, what the training program draws."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 
 from data.storage.errors import OperationError
 from tests.launch import run_python
+from tests.trainer.export.elsewhere import run_elsewhere
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.storage import storage_of_run
 from trainer.export import onnx_graphs
@@ -102,11 +101,8 @@ def exported(run, figures, tmp_path_factory) -> Path:
 
 def drawn_elsewhere(code: str, model: Path, folder: Path) -> tuple[dict[int, torch.Tensor], str]:
     """What a process that cannot import this project draws with seed 3, for each of `NUMS`; and what it prints."""
-    line = [sys.executable, "-P", "-c", code, str(model), str(folder), *map(str, NUMS)]
-    env = {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return {int(file.stem): torch.from_numpy(np.load(file)) for file in folder.glob("*.npy")}, done.stdout
+    said = run_elsewhere(code, str(model), str(folder), *map(str, NUMS), folder=folder)
+    return {int(file.stem): torch.from_numpy(np.load(file)) for file in folder.glob("*.npy")}, said
 
 
 def test_a_process_with_nothing_but_torch_draws_the_same_images_pixel_for_pixel(run, exported, tmp_path):
@@ -125,7 +121,7 @@ def test_a_process_with_diffusers_draws_the_same_images_pixel_for_pixel(run, exp
     assert torch.equal(drawn[7], sample_run(run, 7, seed=3, classes=[7]))
     assert said.splitlines() == [
         "labels are [10]; allowed: 0 to 9",
-        "guidance_scale is given, but this model never saw an image without its label",
+        "guidance_scale is given, but this model never saw an image without its label or condition",
         "output_type is latent; allowed: pil, np, pt",
     ]
 
