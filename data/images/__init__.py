@@ -4,4 +4,5 @@ Files:
     colour    colour profiles to sRGB
     decode    decodes; refuses what would come out wrong
     metadata  separates pixels from metadata
+    tiff      TIFF files of any number of channels
 """

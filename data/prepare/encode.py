@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from data.images.decode import BadImageError, ImageFile
+from data.images.tiff import STARTS as TIFF_STARTS
+from data.images.tiff import read_channels
 from data.shards.offsets import PLANES_EXTENSION
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.source import Item, Source, hash_of
@@ -99,7 +101,8 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
     Args:
         content: an image file, see `encode_image`.
         condition: an image file or the same array [H, W] or [H, W, C] in a .npy file, of the same shape up to scale; it
-            may be smaller, and is then enlarged. It has no effect with `form.condition_half`.
+            may be smaller, and is then enlarged. A TIFF may have any number of channels. It has no effect with
+            `form.condition_half`.
         form: form of the result.
 
     Raises:
@@ -217,11 +220,19 @@ def _planes_of(condition: bytes, form: PreparedForm) -> list[Image.Image]:
 def _condition_planes(content: bytes, form: PreparedForm) -> list[Image.Image]:
     """The channels of a condition, each of mode L."""
     C = form.condition_channels
-    if not content.startswith(_NPY):
-        if C not in (1, 3):
-            raise BadImageError(f"is no .npy file, which alone can hold {C} channels; image files have 1 or 3")
+    if content.startswith(_NPY):
+        array = _array(content, C, form)
+    elif content.startswith(TIFF_STARTS) and (C not in (1, 3) or ImageFile(content).has_wide_planes):
+        array = read_channels(content, max_pixels=form.max_pixels)
+        if array.shape[2] != C:
+            raise BadImageError(f"has {array.shape[2]} channels, expected are {C}")
+    elif C in (1, 3):
         return _bands(_decoded(ImageFile(content), C, form), C)
-    array = _array(content, C, form)
+    else:
+        bands = _decoded(ImageFile(content), 2, form).split()  # with alpha as one of them
+        if len(bands) != C:
+            raise BadImageError(f"has {len(bands)} channels, expected are {C}; TIFF and .npy files can hold them")
+        return list(bands)
     return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
 
 
