@@ -43,6 +43,7 @@ def run(tiny, tmp_path_factory) -> Path:
     line = ["digits4x", "--out", str(pairs), "--size", "8", "--max-images", "50", "--workers", "0"]
     assert prepare.main(line) == 0
     smaller = ("generator.num_res_blocks=1", "diffusion.num_timesteps=2", f"data.path={pairs}")
+    smaller += ("generator.channel_multipliers=[1]", "generator.attention_resolutions=[]")
     train(configure(tiny, directory, *smaller, "data.condition_channels=1", "training.learning_rate_g.peak=0.05"))
     return directory
 
