@@ -352,15 +352,16 @@ def fetch_for_ranks(
 
     Raises:
         CheckpointError: on every rank: `refusal` if rank 0 finds none that can be used, or if a host cannot get it.
+        OSError: on every rank, if the storage fails now.
     """
-    found = ranks.all_do(lambda: find() if ranks.rank == 0 else None, refusal)
+    found = ranks.all_do(lambda: find() if ranks.rank == 0 else None, refusal, OSError)
     # Only the name is the same on all hosts.
     name, manifest = ranks.broadcast((found.path.name, found.manifest) if found else (None, {}))
     if name is None:
         return None
     if storage.copies:
         wanted, fetches = Checkpoint(Path(name), manifest), ranks.rank > 0 and ranks.is_first_of_host
-        ranks.all_do(lambda: storage.fetch(wanted) if fetches else None, CheckpointError)
+        ranks.all_do(lambda: storage.fetch(wanted) if fetches else None, CheckpointError, OSError)
     return Checkpoint(storage.place(name), manifest)
 
 
