@@ -148,8 +148,15 @@ def test_what_can_be_done_with_a_model_is_done_by_the_commands(models, capsys, c
 @pytest.mark.slow
 def test_the_page_is_served_by_the_command(models):
     line = [sys.executable, *arguments(README, "trainer.demo")]
-    started = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": default_signals}
-    with subprocess.Popen(line, cwd=models, env=environment(), **started) as process:
+    with subprocess.Popen(
+        line,
+        cwd=models,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
+    ) as process:
         assert process.stdout
         address = process.stdout.readline().split()[0]
         with urllib.request.urlopen(f"{address}model", timeout=30) as answer:

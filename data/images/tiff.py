@@ -45,7 +45,7 @@ def read_channels(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8]:
         pages = [page for page in series.pages if page is not None]
         first = pages[0].aspage()
         if first.photometric not in (_MINISBLACK, _RGB):
-            raise BadImageError(f"is a TIFF of the colours {first.photometric.name}; store plain channels")
+            raise BadImageError(f"is a TIFF of the colours {tifffile.PHOTOMETRIC(first.photometric).name}; store grey")
         orientation = first.tags.get(_ORIENTATION)
         if orientation is not None and orientation.value != _UPRIGHT:
             raise BadImageError("is a TIFF that is not upright; turn it")
@@ -60,9 +60,8 @@ def read_channels(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8]:
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-            raise BadImageError(
-                f"is a TIFF compressed by {first.compression.name}; store it uncompressed or with Deflate"
-            ) from None
+            kind = tifffile.COMPRESSION(first.compression).name
+            raise BadImageError(f"is a TIFF compressed by {kind}; store it uncompressed or with Deflate") from None
     if array.size != math.prod(series.shape):
         raise BadImageError("is damaged: pixels are missing")
     if C == 1:

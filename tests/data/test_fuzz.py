@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -144,12 +145,13 @@ def test_tiff_of_many_channels(pytestconfig: pytest.Config) -> None:
         assert planes.shape == (5, 16, 16)
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 5), dtype=np.uint8)
-    inputs = []
-    for array, options in (
+    layouts: list[tuple[np.ndarray, dict[str, Any]]] = [
         (pixels, {"planarconfig": "contig", "rowsperstrip": 7}),
         (pixels.transpose(2, 0, 1), {"planarconfig": "separate", "compression": "zlib"}),
         (pixels.transpose(2, 0, 1).astype(">u2"), {"metadata": None}),
-    ):
+    ]
+    inputs = []
+    for array, options in layouts:
         stream = io.BytesIO()
         tifffile.imwrite(stream, array, photometric="minisblack", **options)
         inputs.append(stream.getvalue())

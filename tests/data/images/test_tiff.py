@@ -1,10 +1,12 @@
 """TIFF files of any number of channels: read in every layout, and refused where pixels would be missing or guessed."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from data.images import tiff
 from data.images.decode import BadImageError
@@ -15,7 +17,7 @@ MANY = 10**6
 PLAIN = np.random.default_rng(0).integers(0, 2**16, (19, 23, 8), dtype=np.uint16)
 
 
-def written(array: np.ndarray, **options: object) -> bytes:
+def written(array: np.ndarray, **options: Any) -> bytes:
     stream = io.BytesIO()
     tifffile.imwrite(stream, array, **{"photometric": "minisblack", **options})
     return stream.getvalue()
@@ -73,6 +75,13 @@ def test_strips_that_are_too_short_are_no_pixels(tmp_path, options):
     form = PreparedForm(size=16, channels=3, upscale=True, condition_channels=8)
     with pytest.raises(BadImageError, match="is damaged"):
         square_condition(file.read_bytes(), form)
+
+
+def test_a_compression_that_needs_more_libraries_is_named():
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9, 2), np.uint8)).save(stream, "TIFF", compression="tiff_lzw")
+    with pytest.raises(BadImageError, match="is a TIFF compressed by LZW; store it uncompressed or with Deflate"):
+        read_channels(stream.getvalue(), max_pixels=MANY)
 
 
 def test_without_tifffile_the_extra_is_named(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from data.storage.errors import UserError
 from models.diffusion import Diffusion, noisy, sample_posterior
@@ -75,7 +76,7 @@ def test_the_network_of_an_export_computes_the_same_bits(tiny, tmp_path, name):
     generator, diffusion, read = written(config, tmp_path)
     x_t, z = torch.randn(5, *config.network_form.shape), torch.randn(5, config.generator.latent_dim)
     t = torch.arange(5) % diffusion.num_timesteps
-    label = (torch.arange(5) * 2,) if config.data.num_classes else ()
+    label: tuple[Tensor | None, ...] = (torch.arange(5) * 2,) if config.data.num_classes else ()
     if given := config.network_form.condition_channels:
         label = (None, torch.randn(5, given, *config.network_form.shape[1:]))
     expected = generator(x_t, t, torch.zeros_like(z) if name in ("denoiser", "noise") else z, *label)
@@ -96,7 +97,9 @@ def test_the_pipeline_of_an_export_translates_as_the_training_program_does(tiny,
     generator, diffusion, read = written(config, tmp_path)
     scheduler = DDGANScheduler.from_pretrained(tmp_path / "scheduler")
     index = json.loads((tmp_path / "model_index.json").read_text())
-    pipeline = DDGANPipeline(read, scheduler, *(index[name] for name in ("domain", "guidable", "hides_conditions")))
+    pipeline: Any = DDGANPipeline(
+        read, scheduler, *(index[name] for name in ("domain", "guidable", "hides_conditions"))
+    )
     pipeline.set_progress_bar_config(disable=True)
     size = config.data.image_size
     pixels = torch.randint(0, 256, (23, 3, size, size), dtype=torch.uint8)
@@ -139,7 +142,8 @@ def test_the_pipeline_of_an_export_names_conditions_that_it_cannot_take(tiny, tm
     config = load_config("digits", [*tiny, "run.directory=x", "data.condition_channels=2", "data.num_classes=10"])
     *_, read = written(config, tmp_path)
     with pytest.raises(ValueError, match=told):
-        DDGANPipeline(read, DDGANScheduler.from_pretrained(tmp_path / "scheduler"))(**wrong)
+        pipeline: Any = DDGANPipeline(read, DDGANScheduler.from_pretrained(tmp_path / "scheduler"))
+        pipeline(**wrong)
 
 
 @torch.no_grad()

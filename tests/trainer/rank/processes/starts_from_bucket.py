@@ -22,7 +22,7 @@ def main() -> None:
         downloaded.append(name)
         download(storage, name, *more, **named)
 
-    WritableStorage.download = counted
+    WritableStorage.download = counted  # type: ignore[method-assign]
     config, ranks = load_config("digits", sys.argv[1:]), Ranks.join("cpu", 120)
     networks, error = new_networks(config), ""
     try:
