@@ -117,11 +117,18 @@ def _onnx_files(config: TrainConfig) -> dict[str, str]:
     }
 
 
+def _safetensors_text(_: TrainConfig) -> str:
+    return """The weights alone, by their names in the training program, which takes this folder as `--run` and as
+`--init-from`."""
+
+
 FORMS = {
+    "safetensors": Form(lambda *_: None, lambda _: None, _safetensors_text, lambda _: {}),
     "torch": Form(programs.write_programs, programs.check_exportable, _torch_text, _torch_files),
     "diffusers": Form(
         diffusers_folder.write_diffusers, diffusers_folder.check_exportable, _diffusers_text, _diffusers_files
     ),
     "onnx": Form(onnx_graphs.write_onnx, onnx_graphs.check_exportable, _onnx_text, _onnx_files),
 }
-"""By the name that the command knows. Weights and config as safetensors and YAML come with every form."""
+"""By the name that the command knows. Weights and config as safetensors and YAML come with every form, and are all of
+the first one."""

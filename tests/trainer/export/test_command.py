@@ -193,6 +193,17 @@ def test_the_folder_is_a_snapshot_for_the_other_commands(run, exported, tmp_path
     assert (tmp_path / "again" / weights).read_bytes() == (exported / weights).read_bytes()
 
 
+def test_weights_alone_are_a_model_for_the_training_program(run, tmp_path):
+    assert main(["--run", str(run), "--to", "safetensors", "--out", str(tmp_path / "model")]) == 0
+    assert {file.name for file in (tmp_path / "model").iterdir()} == {
+        "README.md",
+        "config.yaml",
+        "generator.safetensors",
+    }
+    assert "takes this folder as `--run`" in (tmp_path / "model" / "README.md").read_text()
+    assert torch.equal(sample_run(tmp_path / "model", 4, seed=1), sample_run(run, 4, seed=1))
+
+
 def test_the_card_says_what_is_known_and_leaves_blanks_for_what_is_not(run, exported, figures):
     card = (exported / "README.md").read_text()
     *_, checkpoint = storage_of_run(run).list()
@@ -215,7 +226,7 @@ def test_the_card_says_what_is_known_and_leaves_blanks_for_what_is_not(run, expo
 def test_a_wrong_form_and_a_card_of_something_else_are_refused(run, figures, tiny_digits, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--run", str(run), "--out", str(tmp_path / "new"), "--to", "torch,keras"])
-    assert "'keras' is no form; allowed: torch, diffusers, onnx" in capsys.readouterr().err
+    assert "'keras' is no form; allowed: safetensors, torch, diffusers, onnx" in capsys.readouterr().err
     # Figures of the same step, but of the live weights.
     live = measured(run, tiny_digits, tmp_path, "--weights", "live")
     capsys.readouterr()
