@@ -198,7 +198,7 @@ def _mask(options: argparse.Namespace, config: TrainConfig) -> Mask:
         whole, pixels = whole_image(content, replace(form, size=1)), np.array(square_image(content, form))
     except (BadImageError, OSError) as error:
         raise UserError(f"--mask is {file}, which cannot be used: {error}") from None
-    if (whole.getextrema()[0] if options.tiles else pixels.min()) >= 128:
+    if (np.asarray(whole) if options.tiles else pixels).min() >= 128:
         raise UserError(f"--mask is {file}, which has no black part to fill")
     return Mask(whole, torch.from_numpy(pixels >= 128)[None].float())
 
