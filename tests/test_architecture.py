@@ -38,6 +38,7 @@ DOORS = {
     "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py", "data/prepare/on_ray.py"},
     "onnxruntime": {"trainer/export/onnx_graphs.py"},
     "starlette": {"trainer/demo/server.py"},
+    "tifffile": {"data/images/tiff.py"},
     "tensorboardX": {"trainer/tracking/tensorboard_sink.py"},
     "triton": {f"models/fused/kernels/{name}.py" for name in ("elementwise", "fir", "norm")},
     "uvicorn": {"trainer/demo/server.py"},
@@ -325,6 +326,7 @@ def test_what_is_imported_is_declared() -> None:
     # What has an extra.
     parts = {
         "data/fetch/hub.py": "hub",
+        "data/images/tiff.py": "tiff",
         "trainer/export/": "export",
         "trainer/demo/": "demo",
         "trainer/sample/video.py": "video",

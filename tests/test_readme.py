@@ -3,8 +3,13 @@
 import argparse
 import ast
 import importlib
+import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.launch import ROOT, run_python
+from data.prepare import command as prepare
+from tests.launch import ROOT, default_signals, environment, run_python
+from tests.trainer.bench.in_process import InProcess
+from tests.trainer.demo.served import untrained
 from tests.trainer.runs import configure, train
+from trainer.bench.trial import Ended
+from trainer.checkpoint.snapshot import save_snapshot
 from trainer.config.io import config_names, load_config
 from trainer.evaluate import command as evaluate
 from trainer.plan.cost import count_costs
+from trainer.tune import command as tune
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
@@ -77,8 +88,8 @@ def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
     for i in range(3):
         noise = np.random.default_rng(i).integers(0, 256, (8, 9, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((290, 260)).save(photographs / f"{i}.jpg")
-    prepare = [a.replace("~/photographs", str(photographs)) for a in arguments(README, "data.prepare")]
-    done = run_python(prepare, cwd=tmp_path)
+    line = [a.replace("~/photographs", str(photographs)) for a in arguments(README, "data.prepare")]
+    done = run_python(line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     inspected = run_python(arguments(README, "data.prepare", 1), cwd=tmp_path)
     assert inspected.returncode == 0, inspected.stderr
@@ -101,6 +112,72 @@ def test_samples_are_drawn_and_measured_by_the_commands(tiny, tiny_digits, tmp_p
     monkeypatch.chdir(tmp_path)
     assert evaluate.main(arguments(EVALUATION, "trainer.evaluate")[2:]) == 0
     assert "samples    500 images, from runs/digits" in capsys.readouterr().out
+
+
+@pytest.fixture
+def models(tiny, tmp_path, monkeypatch) -> Path:
+    """A folder with untrained models of the names in README, and with images."""
+    for name, more in (("mine", ()), ("pairs256", ("data.condition_channels=3",))):
+        small = ("generator.channel_multipliers=[1]", "generator.attention_resolutions=[]")
+        sets = ("diffusion.num_timesteps=2", "generator.num_res_blocks=1", *small, *more)
+        generator, _, config = untrained([*tiny, *sets])
+        save_snapshot(tmp_path / "runs" / name, generator.state_dict(), config, step=0)
+    for name in ("drawings", "maps"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(tmp_path / name / "1.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("export", ("model/README.md", "model/model_index.json", "model/images.onnx")),
+        ("edit", ("edited/1.png",)),
+        ("translate", ("translated/1-3.png", "translated/1-mean.png", "translated/1-std.png")),
+    ],
+)
+def test_what_can_be_done_with_a_model_is_done_by_the_commands(models, capsys, command, written):
+    module = f"trainer.{command}.command" if command == "export" else f"trainer.{command}"
+    assert importlib.import_module(module).main(arguments(README, f"trainer.{command}")[2:]) == 0
+    assert capsys.readouterr().err == ""
+    assert all((models / name).is_file() for name in written)
+
+
+@pytest.mark.slow
+def test_the_page_is_served_by_the_command(models):
+    line = [sys.executable, *arguments(README, "trainer.demo")]
+    with subprocess.Popen(
+        line,
+        cwd=models,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
+    ) as process:
+        assert process.stdout
+        address = process.stdout.readline().split()[0]
+        with urllib.request.urlopen(f"{address}model", timeout=30) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+
+
+@pytest.mark.slow
+def test_the_fastest_settings_are_found_and_written_by_the_command(tmp_path, monkeypatch, capsys):
+    """The measurements, which take hours on a GPU, are made up."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (256, 256)).save(tmp_path / "1.png")
+    assert prepare.main([str(tmp_path), "--size", "256", "--out", "datasets/mine", "--workers", "0"]) == 0
+    found = {"mfu": 0.5, "peak_memory_gib": 2.0, "first_step_s": 3.0, "images_per_s": 9.0}
+    found |= {"time/data_s": 0.0, "time/d_s": 1.0}
+    InProcess(monkeypatch).fails = lambda _: Ended(0, json.dumps(found), 1.0)
+    assert tune.main(arguments(README, "trainer.tune")[2:]) == 0
+    assert "train with them: python -m trainer.run --config ./best.yaml" in capsys.readouterr().out
+    assert Path(load_config("best.yaml").data.path).resolve() == tmp_path / "datasets/mine"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Every way of editing noises an image and denoises it again. --stroke turns a drawing into an image; --variations makes
 images like one; --mask fills what a mask leaves open; --colorize and --upscale keep the grey values, or the means of
-blocks. Results are FOLDER/NAME.png, or NAME-0.png, NAME-1.png ... with --num.
+blocks. Results are FOLDER/NAME.png, or NAME-0.png, NAME-1.png ... with --num. Images are cropped and resized to the
+size of the model, or, with --tiles, edited whole.
 
 Exit codes: 0, done; 1, some images could not be used, the others are done; 2, the command or the run is wrong.
 """
@@ -18,11 +19,12 @@ from typing import get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
 from data.images.decode import BadImageError, ImageFile
-from data.prepare.encode import PreparedForm, square_image
+from data.prepare.encode import PreparedForm, square_image, whole_image
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
@@ -36,7 +38,7 @@ from trainer.sample.draw import (
     load_run,
 )
 from trainer.sample.edit import Way, edit_of, edited, known_pixels
-from trainer.sample.given import given_image, opaque_pixels
+from trainer.sample.given import given_image, known_of_mask, opaque_pixels
 from trainer.sample.images import check_destination, image_files, save_picture
 
 ALPHA = "alpha"
@@ -61,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ways.add_argument("--colorize", action="store_true", help="invent colours, and keep the grey values")
     ways.add_argument(
         "--upscale", type=whole_number(2, 64), metavar="S", help="invent details, and keep the mean of S x S pixels"
+    )
+    parser.add_argument(
+        "--tiles",
+        action="store_true",
+        help="edit images in their own size, in tiles of the model's size that overlap; with --upscale results are S "
+        "times as large as the image",
     )
     parser.add_argument(
         "--start-step",
@@ -96,7 +104,7 @@ class Job:
 
     Attributes:
         name: of its file.
-        given: the image, float32 [C, H, W] in [-1, 1].
+        given: the image, float32 [C, H, W] in [-1, 1]; all have the same size unless they are edited in tiles.
         known: 1 where a pixel stays, float32 [1, H, W]; None without a mask.
         number: of the result among those of its image.
     """
@@ -121,18 +129,21 @@ def _edit(options: argparse.Namespace) -> int:
     )
     files, bad = image_files("--image", options.image), list[str]()
     jobs, done = _jobs(files, options, config, bad), 0
-    size = images_at_once(config.data.image_size)
+    # With tiles, the tiles of an image are the batch.
+    size = 1 if options.tiles else images_at_once(config.data.image_size)
     batches = iter(lambda: list(islice(jobs, size)), [])
     total = -(-len(files) * options.num // size)
     for batch in track(batches, "editing", total=total, disable=not sys.stderr.isatty()):
-        given, numbers = torch.stack([job.given for job in batch]), torch.tensor([job.number for job in batch])
-        known = [job.known for job in batch if job.known is not None]
+        # Always as many at once: another batch size changes the order of float sums.
+        filled = batch + batch[-1:] * (size - len(batch))
+        given, numbers = torch.stack([job.given for job in filled]), torch.tensor([job.number for job in filled])
+        known = [job.known for job in filled if job.known is not None]
         if known:
             edit = replace(edit, keep=known_pixels(torch.stack(known).to(device)))
-        label = None if options.label is None else torch.full((len(batch),), options.label, device=device)
+        label = None if options.label is None else torch.full((size,), options.label, device=device)
         results = edited(generator, diffusion, config, edit, given.to(device), numbers.to(device), label)
         options.out.mkdir(parents=True, exist_ok=True)
-        for job, result in zip(batch, results.cpu(), strict=True):
+        for job, result in zip(batch, results.cpu(), strict=False):
             save_picture(options.out / f"{job.name}.png", result)
         done += len(batch)
     print(f"{done} images: {options.out}")
@@ -147,17 +158,17 @@ def _way(options: argparse.Namespace) -> Way:
 
 def _jobs(files: Sequence[Path], options: argparse.Namespace, config: TrainConfig, bad: list[str]) -> Iterator[Job]:
     """The results to make; what cannot be used of the files is added to `bad`."""
-    file_of_mask = None if options.mask is None or options.mask == ALPHA else Path(options.mask)
-    common = None if file_of_mask is None else _mask(file_of_mask, config)
-    shape = None if file_of_mask is None else _size(file_of_mask)
+    mask = None if options.mask is None or options.mask == ALPHA else _mask(options, config)
     same = len({file.stem for file in files}) < len(files)
     for place, file in enumerate(files):
         try:
             content = file.read_bytes()
-            image = given_image(content, config, factor=options.upscale or 1)
-            known = opaque_pixels(content, config) if options.mask == ALPHA else common
-            if shape is not None:
-                _check_shape(_size(file), shape)
+            image = given_image(content, config, factor=options.upscale or 1, whole=options.tiles)
+            known = opaque_pixels(content, config, whole=options.tiles) if options.mask == ALPHA else None
+            if mask is not None:
+                size = ImageFile(content).decode(keep_alpha=True).size  # of the upright image
+                _check_shape(size, mask.whole.size)
+                known = known_of_mask(mask.whole, config, size) if options.tiles else mask.square
         except (BadImageError, OSError) as error:
             bad.append(f"{file}: {error}")
             continue
@@ -166,21 +177,30 @@ def _jobs(files: Sequence[Path], options: argparse.Namespace, config: TrainConfi
             yield Job(f"{name}-{number}" if options.num > 1 else name, image, known, number)
 
 
-def _mask(file: Path, config: TrainConfig) -> Tensor:
-    """1 where a mask is light: float32 [1, H, W]."""
+@dataclass(frozen=True)
+class Mask:
+    """A mask for all images.
+
+    Attributes:
+        whole: its file, grey.
+        square: 1 where it is light once it is cropped and resized as images are, float32 [1, H, W].
+    """
+
+    whole: Image.Image
+    square: Tensor
+
+
+def _mask(options: argparse.Namespace, config: TrainConfig) -> Mask:
+    file = Path(options.mask)
     form = PreparedForm(size=config.data.image_size, channels=1, upscale=True)
     try:
-        pixels = np.array(square_image(file.read_bytes(), form))
+        content = file.read_bytes()
+        whole, pixels = whole_image(content, replace(form, size=1)), np.array(square_image(content, form))
     except (BadImageError, OSError) as error:
         raise UserError(f"--mask is {file}, which cannot be used: {error}") from None
-    if pixels.min() >= 128:
+    if (np.asarray(whole) if options.tiles else pixels).min() >= 128:
         raise UserError(f"--mask is {file}, which has no black part to fill")
-    return torch.from_numpy(pixels >= 128)[None].float()
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """Width and height of the upright image."""
-    return ImageFile(file.read_bytes()).decode(keep_alpha=True).size
+    return Mask(whole, torch.from_numpy(pixels >= 128)[None].float())
 
 
 def _check_shape(image: tuple[int, int], mask: tuple[int, int]) -> None:

@@ -5,4 +5,5 @@ Files:
     decode      decodes; refuses what would come out wrong
     metadata    separates pixels from metadata
     perceptual  near-duplicates by a hash of 64 bits
+    tiff        TIFF files of any number of channels
 """

@@ -46,6 +46,11 @@ class ImageFile:
         self.size = self._image.size
         """Width and height in pixels."""
 
+    @property
+    def has_wide_planes(self) -> bool:
+        """Whether it is a TIFF with separate planes of more than 8 bits, which is refused here."""
+        return self._image.format == "TIFF" and _has_wide_planes(self._image)
+
     def decode(self, *, keep_colours: bool = False, keep_alpha: bool = False) -> Image.Image:
         """Decode the pixels, and turn them upright.
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from data.images.decode import BadImageError, ImageFile
+from data.images.tiff import STARTS as TIFF_STARTS
+from data.images.tiff import read_channels
 from data.shards.offsets import PLANES_EXTENSION
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.source import Item, Source, hash_of
@@ -103,7 +105,8 @@ def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
     Args:
         content: an image file, see `encode_image`.
         condition: an image file or the same array [H, W] or [H, W, C] in a .npy file, of the same shape up to scale; it
-            may be smaller, and is then enlarged. It has no effect with `form.condition_half`.
+            may be smaller, and is then enlarged. A TIFF may have any number of channels. It has no effect with
+            `form.condition_half`.
         form: form of the result.
 
     Raises:
@@ -141,6 +144,27 @@ def square_image(content: bytes, form: PreparedForm) -> Image.Image:
         file = ImageFile(content)
         _check_size(file.size, form)
         return resized(decoded(file, form.channels, form), form)
+
+
+def whole_image(content: bytes, form: PreparedForm) -> Image.Image:
+    """The whole image, of mode L or RGB, enlarged if a side is shorter than the wanted size; raises the same."""
+    with refusals(content, form.max_pixels):
+        image = decoded(ImageFile(content), form.channels, form)
+        return scaled(image, enlarged(image.size, form.size))
+
+
+def enlarged(size: tuple[int, int], least: int) -> tuple[int, int]:
+    """Width and height, enlarged in proportion if one is less than `least`."""
+    short = min(size)
+    width, height = (max(least, round(side * least / short)) for side in size)
+    return (width, height) if short < least else size
+
+
+def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image at another size, filtered as prepared images are."""
+    if image.size == size:
+        return image
+    return image.resize(size, _filtering(image.width, size[0]))
 
 
 @contextmanager
@@ -200,11 +224,19 @@ def _planes_of(condition: bytes, form: PreparedForm) -> list[Image.Image]:
 def _condition_planes(content: bytes, form: PreparedForm) -> list[Image.Image]:
     """The channels of a condition, each of mode L."""
     C = form.condition_channels
-    if not content.startswith(_NPY):
-        if C not in (1, 3):
-            raise BadImageError(f"is no .npy file, which alone can hold {C} channels; image files have 1 or 3")
+    if content.startswith(_NPY):
+        array = _array(content, C, form)
+    elif content.startswith(TIFF_STARTS) and (C not in (1, 3) or ImageFile(content).has_wide_planes):
+        array = read_channels(content, max_pixels=form.max_pixels)
+        if array.shape[2] != C:
+            raise BadImageError(f"has {array.shape[2]} channels, expected are {C}")
+    elif C in (1, 3):
         return _bands(decoded(ImageFile(content), C, form), C)
-    array = _array(content, C, form)
+    else:
+        bands = decoded(ImageFile(content), 2, form).split()  # with alpha as one of them
+        if len(bands) != C:
+            raise BadImageError(f"has {len(bands)} channels, expected are {C}; TIFF and .npy files can hold them")
+        return list(bands)
     return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
 
 
@@ -238,9 +270,12 @@ def resized(image: Image.Image, form: PreparedForm) -> Image.Image:
     square = (left, top, left + side, top + side)
     if side == form.size:
         return image.crop(square)
+    return image.resize((form.size, form.size), _filtering(side, form.size), box=square)
+
+
+def _filtering(side: int, new: int) -> Image.Resampling:
     # Lanczos widens with the reduction, so it averages over dropped pixels.
-    filtering = Image.Resampling.LANCZOS if side > form.size else Image.Resampling.BICUBIC
-    return image.resize((form.size, form.size), filtering, box=square)
+    return Image.Resampling.LANCZOS if side > new else Image.Resampling.BICUBIC
 
 
 def encoded(image: Image.Image, form: PreparedForm) -> bytes:

@@ -9,6 +9,7 @@ import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import lmdb
 import numpy as np
 import pyarrow as pa
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from data.formats.cifar10_pickle import load_restricted
-from data.prepare.encode import BadImageError, PreparedForm, encode_image, prepare_items
+from data.prepare.encode import BadImageError, PreparedForm, encode_image, prepare_items, square_condition
 from data.shards.decode import decode_into
 from data.shards.index import ShardIndex, load_index
 from data.sources.find import open_source
@@ -164,6 +166,28 @@ def test_image(pytestconfig: pytest.Config) -> None:
     inputs += [picture(1, kind) for kind in ("BMP", "GIF", "PPM")]
     inputs += [picture(1, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]
     fuzz(pytestconfig, inputs, read, num_inputs=1500)
+
+
+def test_tiff_of_many_channels(pytestconfig: pytest.Config) -> None:
+    def read(content: bytes) -> None:
+        try:
+            planes = square_condition(content, replace(FORM, condition_channels=5))
+        except BadImageError as error:
+            raise DataError(str(error)) from None
+        assert planes.shape == (5, 16, 16)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 5), dtype=np.uint8)
+    layouts: list[tuple[np.ndarray, dict[str, Any]]] = [
+        (pixels, {"planarconfig": "contig", "rowsperstrip": 7}),
+        (pixels.transpose(2, 0, 1), {"planarconfig": "separate", "compression": "zlib"}),
+        (pixels.transpose(2, 0, 1).astype(">u2"), {"metadata": None}),
+    ]
+    inputs = []
+    for array, options in layouts:
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, array, photometric="minisblack", **options)
+        inputs.append(stream.getvalue())
+    fuzz(pytestconfig, inputs, read, num_inputs=1000)
 
 
 def test_index(own_copy: ShardIndex, pytestconfig: pytest.Config) -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,7 @@ from trainer.checkpoint.format import (
 )
 from trainer.config.io import load_stored
 from trainer.config.train_config import TrainConfig
+from trainer.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -215,8 +216,12 @@ def storage_of(config: TrainConfig) -> CheckpointStorage:
     return open_storage(config.checkpoint.directory or Path(config.run.directory) / "checkpoints", owner="run")
 
 
-def storage_of_run(run: Path) -> CheckpointStorage:
+def storage_of_run(run: Path, *, owner: str | None = None) -> CheckpointStorage:
     """Where the checkpoints of the run in a directory are stored, according to its config.
+
+    Args:
+        run: the directory.
+        owner: as in `open_storage`.
 
     Raises:
         CheckpointError: it is not the directory of a run.
@@ -229,7 +234,7 @@ def storage_of_run(run: Path) -> CheckpointStorage:
     elsewhere = load_stored(run / "config.yaml").checkpoint.directory
     if elsewhere is None:
         raise CheckpointError(f"{run} holds no checkpoint yet")
-    return open_storage(elsewhere)
+    return open_storage(elsewhere, owner=owner)
 
 
 def shown_checkpoint(config: TrainConfig, step: int) -> str:
@@ -329,6 +334,42 @@ def find_checkpoint(storage: CheckpointStorage, step: int | None) -> Checkpoint:
     if step not in found:
         raise CheckpointError(f"{storage.shown} has no checkpoint of step {step}; it has {sorted(found) or 'none'}")
     return storage.fetch(found[step])
+
+
+def fetch_for_ranks(
+    storage: CheckpointStorage,
+    find: Callable[[], Checkpoint | None],
+    ranks: Ranks,
+    refusal: type[CheckpointError] = CheckpointError,
+) -> Checkpoint | None:
+    """What rank 0 finds, in a folder that this rank can read; a copy is made once on each host. A collective.
+
+    Args:
+        storage: of the checkpoints; of remote ones, the ranks of a host share their copy by the same `owner`.
+        find: finds and fetches the checkpoint, on rank 0.
+        ranks: that will read it.
+        refusal: what `find` raises.
+
+    Raises:
+        CheckpointError: on every rank: `refusal` if rank 0 finds none that can be used, or if a host cannot get it.
+        OSError: on every rank, if the storage fails now.
+    """
+    found = ranks.all_do(lambda: find() if ranks.rank == 0 else None, refusal, OSError)
+    # Only the name is the same on all hosts.
+    name, manifest = ranks.broadcast((found.path.name, found.manifest) if found else (None, {}))
+    if name is None:
+        return None
+    if storage.copies:
+        wanted, fetches = Checkpoint(Path(name), manifest), ranks.rank > 0 and ranks.is_first_of_host
+        ranks.all_do(lambda: storage.fetch(wanted) if fetches else None, CheckpointError, OSError)
+    return Checkpoint(storage.place(name), manifest)
+
+
+def forget_for_ranks(storage: CheckpointStorage, ranks: Ranks) -> None:
+    """Remove the copies of `fetch_for_ranks`, once every rank has read them. A collective."""
+    ranks.gather(None)
+    if ranks.is_first_of_host:
+        storage.forget()
 
 
 def _write_durably(file: Path, chunks: Iterable[memoryview]) -> None:

@@ -1,10 +1,10 @@
 """This process's place among the ranks, and small CPU collectives that keep the ranks in sync."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from trainer.engine import messages
 from trainer.engine.rendezvous import init_group, job_secret, prove_membership
 from trainer.engine.zero import forget_group
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -72,6 +74,35 @@ class Ranks:
         self.cpu_group = None
         forget_group()
         dist.destroy_process_group()
+
+    @property
+    def is_first_of_host(self) -> bool:
+        """Whether this rank does what has to be done once on each host."""
+        return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+    def all_do(self, action: Callable[[], T], *failures: type[Exception]) -> T:
+        """Do something on every rank, so that a failure of one is one of all. A collective.
+
+        Args:
+            action: what this rank does; no collective.
+            failures: the expected exceptions, each with a text as its only argument, subclasses before their bases.
+
+        Returns:
+            The result of this rank's action.
+
+        Raises:
+            Exception: on every rank, the failure of the first rank that had one.
+        """
+        result, failed = None, None
+        try:
+            result = action()
+        except failures as error:
+            failed = next(i for i, kind in enumerate(failures) if isinstance(error, kind)), str(error)
+        for of_rank in self.gather(failed):
+            if of_rank is not None:
+                kind, text = of_rank
+                raise failures[kind](text)
+        return cast("T", result)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank: JSON values and tensors, see `messages.encode`. Tuples become lists."""

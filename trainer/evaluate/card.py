@@ -1,6 +1,7 @@
 """A card: figures in a JSON file, with hashes of all that they follow from, so that others can compute them again."""
 
 import argparse
+import hashlib
 import json
 import math
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.storage.errors import UserError
 from data.storage.files import replaced
@@ -89,6 +91,15 @@ def make_card(
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         },
     }
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a generator's state: names and float32 values in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_card(file: Path, card: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -10,13 +11,15 @@ from torch import nn
 from data.shards.index import load_index
 from data.storage.errors import UserError
 from models.diffusion import Diffusion
+from trainer.config.sections import RENAMED_FIGURES
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.judges import CLASSIFIER, open_network
-from trainer.evaluate.kept import cache_folder
+from trainer.evaluate.kept import cache_folder, load_statistics
 from trainer.evaluate.networks.features import FeatureNetwork
 from trainer.evaluate.quality import named
 from trainer.evaluate.reference import (
+    FAILURES,
     FeaturesError,
     Reference,
     evaluate_against,
@@ -27,6 +30,9 @@ from trainer.sample.draw import sample_batches
 
 log = logging.getLogger(__name__)
 
+NEED_IMAGES = {"kid", *(names["kid"] for names in RENAMED_FIGURES.values())}
+NEED_IMAGES |= {"precision", "recall", "density", "coverage"}
+"""Figures that compare samples with the images of a reference, not only with their statistics."""
 SEED = 0
 """Seed of samples, classifier and subsets: fixed throughout a run, so that its curve shows only the weights."""
 
@@ -40,14 +46,20 @@ def check_evaluation(config: TrainConfig) -> None:
     """Refuse at the start what would fail at the first evaluation.
 
     Raises:
-        UserError: network or reference cannot be used, or the data set has no labels to train a classifier with.
+        UserError: network or reference cannot be used, they give no figure of the name of checkpoint.keep_best, or the
+            data set has no labels to train a classifier with.
     """
-    settings, form = config.evaluation, config.image_form
+    settings, form, best = config.evaluation, config.image_form, config.checkpoint.keep_best
     if settings.interval_images is None:
         return
     if settings.network not in (None, CLASSIFIER):
         network = open_network(settings.network, Path(config.data.path), seed=SEED)
-        network(torch.zeros(2, *form.shape, dtype=torch.uint8))
+        seen = network(torch.zeros(2, *form.shape, dtype=torch.uint8))
+        if seen.logits is None and best == "inception_score":
+            raise UserError(
+                f"checkpoint.keep_best is {best}, which evaluation.network {settings.network} does not measure, as it "
+                "knows no classes: keep the best by another figure"
+            )
     elif load_index(config.data.path).num_classes is None:
         raise UserError(
             f"{config.data.path} has no labels, so no classifier can be trained to evaluate with: give "
@@ -57,6 +69,13 @@ def check_evaluation(config: TrainConfig) -> None:
         raise UserError(
             f"evaluation.reference is {settings.reference}, which does not exist: name a prepared data set, a folder "
             "of PNGs or an .npz, or set it to null for the data set of the run"
+        )
+    only_statistics = settings.reference is not None and settings.reference.endswith(".npz")
+    if only_statistics and best in NEED_IMAGES and load_statistics(Path(settings.reference or "")) is not None:
+        raise UserError(
+            f"checkpoint.keep_best is {best}, which needs the images of the reference, but evaluation.reference "
+            f"{settings.reference} holds their statistics alone: name the images, or keep the best by a Fréchet "
+            "distance"
         )
 
 
@@ -73,11 +92,15 @@ class RunEvaluation:
         Args:
             generator: holds the averaged weights, the same on every rank.
             diffusion: this process's tables.
+
+        Raises:
+            UserError, OperationError, OSError: on every rank, if one cannot read the data set or the reference.
         """
         network, reference = self._held = self._held or self._prepare()
         settings, ranks = self._config.evaluation, self._ranks
         try:
-            with given_pairs(self._config) as given:
+            with ExitStack() as opened:
+                given = ranks.all_do(lambda: opened.enter_context(given_pairs(self._config)), *FAILURES)
                 drawn = sample_batches(
                     generator,
                     diffusion,
@@ -99,5 +122,6 @@ class RunEvaluation:
     def _prepare(self) -> tuple[FeatureNetwork, Reference]:
         settings, path = self._config.evaluation, self._config.data.path
         # Every rank trains the classifier: the result depends only on the data and the seed.
-        network = open_network(settings.network or CLASSIFIER, Path(path), seed=SEED, device=self._ranks.device)
+        name, device = settings.network or CLASSIFIER, self._ranks.device
+        network = self._ranks.all_do(lambda: open_network(name, Path(path), seed=SEED, device=device), *FAILURES)
         return network, load_reference(Path(settings.reference or path), network, self._ranks, cache_folder())

@@ -1,7 +1,6 @@
 """The command with a network: samples of a file or of checkpoints, measured on all ranks that torchrun started."""
 
 import argparse
-import hashlib
 import itertools
 import json
 import sys
@@ -22,7 +21,7 @@ from trainer.checkpoint.snapshot import is_snapshot
 from trainer.checkpoint.storage import storage_of_run
 from trainer.config.command_line import check_group
 from trainer.engine.ranks import Ranks
-from trainer.evaluate.card import differences, make_card, read_card, write_card
+from trainer.evaluate.card import differences, make_card, read_card, weights_sha256, write_card
 from trainer.evaluate.judges import open_network
 from trainer.evaluate.kept import keep_beside, statistics_file
 from trainer.evaluate.neighbours import Neighbours, draw_neighbours, find_neighbours
@@ -251,12 +250,8 @@ class DrawnSamples:
         self.fidelity = Fidelity()
 
     def sha256(self) -> str:
-        """Of the weights: names and float32 values in the order of the names."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self._loaded[0].state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Of the weights."""
+        return weights_sha256(self._loaded[0].state_dict())
 
     def batches(self, ranks: Ranks | None) -> Numbered:
         """This rank's batches with their numbers over all ranks."""

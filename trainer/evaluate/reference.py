@@ -16,7 +16,8 @@ from data.shards.files import shard_files
 from data.shards.index import INDEX_NAME, ShardIndex, load_index
 from data.shards.reader import samples_in_order
 from data.shards.verification import verify_shards
-from data.storage.errors import UserError
+from data.storage.errors import OperationError, UserError
+from data.storage.location import DataError
 from data.stream.pipeline import DataConfig
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
@@ -36,6 +37,8 @@ from trainer.sample.images import StoredImages, open_images
 
 BATCH_SIZE = 64
 Numbered = Iterable[tuple[int, Uint8Image]]
+FAILURES: tuple[type[Exception], ...] = (DataError, UserError, OperationError, OSError)
+"""What one rank alone may meet where it reads or makes images."""
 
 
 class FeaturesError(UserError):
@@ -120,12 +123,15 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
     if path.suffix == ".npz" and (statistics := load_statistics(path)):
         key = hashlib.sha256(path.read_bytes()).hexdigest()
         return Reference(seen=statistics, num_images=statistics.num_images, key=key)
-    index = load_index(path) if is_prepared(path) else None
-    if index:
-        batches, digest, num_images = _prepared(index), index.digest, index.num_samples
-    else:
+
+    def opened() -> tuple[ShardIndex | None, Numbered, str, int]:
+        if is_prepared(path):
+            index = load_index(path)
+            return index, _prepared(index), index.digest, index.num_samples
         images = open_images(path)
-        batches, digest, num_images = enumerate(images.batches(BATCH_SIZE)), pixels_sha256(images), images.num
+        return None, enumerate(images.batches(BATCH_SIZE)), pixels_sha256(images), images.num
+
+    index, batches, digest, num_images = ranks.all_do(opened, *FAILURES) if ranks else opened()
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
     file = cache / f"{digest[:24]}-{network.key[:24]}.npz"
     features = load_beside(path, digest, network) if index and rank == 0 else None
@@ -212,8 +218,16 @@ def measure(
 
 
 def see_over_ranks(network: FeatureNetwork, batches: Numbered, ranks: Ranks | None) -> Seen:
-    """Features of all ranks' batches in the order of their numbers. A collective; every rank gets the result."""
-    mine = [(number, network(images)) for number, images in batches]
+    """Features of all ranks' batches in the order of their numbers. A collective; every rank gets the result.
+
+    Raises:
+        UserError, OperationError, OSError: on every rank, if one cannot make or read its images.
+    """
+
+    def see() -> list[tuple[int, Seen]]:
+        return [(number, network(images)) for number, images in batches]
+
+    mine = ranks.all_do(see, *FAILURES) if ranks else see()
     if ranks:
         sent = [(number, seen.features, seen.logits) for number, seen in mine]
         mine = [(number, Seen(x, logits)) for of_rank in ranks.gather(sent) for number, x, logits in of_rank]

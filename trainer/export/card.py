@@ -38,10 +38,13 @@ def model_card(name: str, config: TrainConfig, facts: Facts, forms: Sequence[str
         facts: what else is known.
         forms: names of the forms in the folder.
     """
-    lines = ["---", "pipeline_tag: unconditional-image-generation"]
+    translates = bool(config.data.condition_channels)
+    lines = ["---", f"pipeline_tag: {'image-to-image' if translates else 'unconditional-image-generation'}"]
     lines += ["library_name: diffusers"] if "diffusers" in forms else []
     lines += ["tags:", "- denoising-diffusion-gan", "---", f"# {name}", ""]
     lines += ["A generator of a Denoising Diffusion GAN (Xiao, Kreis, Vahdat, ICLR 2022).", ""]
+    if translates:
+        lines += [f"It translates: each image is drawn for a given one, its condition, {_condition(config)}.", ""]
     files: dict[str, str] = {}
     for form in forms:
         lines += [FORMS[form].describe(config), ""]
@@ -50,6 +53,19 @@ def model_card(name: str, config: TrainConfig, facts: Facts, forms: Sequence[str
     lines += ["| file | what it is |", "|---|---|", *(f"| {file} | {text} |" for file, text in files.items()), ""]
     lines += ["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in _known(config, facts).items()), ""]
     return "\n".join(lines + _measured(facts))
+
+
+def _condition(config: TrainConfig) -> str:
+    """What a condition of a model that translates is."""
+    channels, size = config.data.condition_channels, config.data.image_size
+    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    return f"{colours} of 8 bits, the square centre of the given image at {size} x {size} px"
+
+
+def _given_in(source: str | None) -> str:
+    """Which part of the source of pairs, pairs:CONDITIONS:IMAGES, the conditions were."""
+    kind, *names = (source or "").split(":")
+    return f"; in training those of {names[0]}" if kind == "pairs" and len(names) == 2 else ""
 
 
 def _known(config: TrainConfig, facts: Facts) -> dict[str, str]:
@@ -65,6 +81,7 @@ def _known(config: TrainConfig, facts: Facts) -> dict[str, str]:
     source = f"prepared from {facts.source}; its licence: {_BLANK}" if facts.source else f"source and licence {_BLANK}"
     known = {
         "images": f"{form.size} x {form.size} px, {colours}{classes}",
+        "condition": _condition(config) + _given_in(facts.source) if form.condition_channels else "",
         "method": f"{config.training.objective}, {config.diffusion.num_timesteps} steps of denoising",
         "trained": ", ".join(trained),
         "data": "; ".join([*digest, source]),

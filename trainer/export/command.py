@@ -22,7 +22,7 @@ from trainer.checkpoint.snapshot import DISCRIMINATOR, is_snapshot, load_weights
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import trained_discriminator
 from trainer.config.train_config import TrainConfig
-from trainer.evaluate.card import read_card
+from trainer.evaluate.card import read_card, weights_sha256
 from trainer.export.card import Facts, model_card
 from trainer.export.forms import FORMS
 from trainer.export.hub import check_hub, push
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="FILE",
-        help="a card of trainer.evaluate --card, whose figures the README.md of the model shows; may be repeated",
+        help="a card of trainer.evaluate --card, whose figures of these very weights the README.md of the model shows; "
+        "may be repeated",
     )
     parser.add_argument("--out", type=path_argument, required=True, help="folder to make; it may exist and be empty")
     parser.add_argument(
@@ -107,11 +108,6 @@ def export(
         raise UserError(f"--out is {out}, which exists and is not an empty folder: give a new one, or empty it")
     cards = [read_card(file) for file in figures]
     (generator, diffusion, config), facts = _load(run, choice, cards)
-    if config.data.condition_channels:
-        raise UserError(
-            "this run translates images, which no form that is exported does yet: give the folder of a snapshot, which "
-            "trainer.translate takes as --run"
-        )
     judge = _discriminator(run, facts.step) if discriminator else None
     for form in forms:
         FORMS[form].check(config)
@@ -137,17 +133,31 @@ def _load(run: Path, choice: Choice | None, figures: list[dict]) -> tuple[Loaded
     else:
         loaded, checkpoint = load_checkpoint(storage_of_run(run), "latest" if choice is None else choice)
         step, manifest = checkpoint.step, checkpoint.manifest
-    for result in (result for card in figures for result in card["results"]):
-        if None not in (step, result.get("step")) and result["step"] != step:
-            raise UserError(f"--figures: a card measures step {result['step']}, but step {step} is exported")
+    measured = _of_weights(figures, weights_sha256(loaded[0].state_dict()))
     commit = collect_tags("")["git_commit"]
     return loaded, Facts(
         step=step,
         manifest=manifest,
         source=_source(loaded[2], manifest.get("data")),
         commit=None if commit == "unknown" else commit,
-        figures=figures,
+        figures=measured,
     )
+
+
+def _of_weights(cards: Sequence[dict], sha256: str) -> list[dict]:
+    """The cards, each with the results of these weights alone."""
+    found = []
+    for number, card in enumerate(cards, start=1):
+        results = [result for result in card["results"] if result.get("weights_sha256") == sha256]
+        if not results:
+            steps = [str(result["step"]) for result in card["results"] if result.get("step") is not None]
+            of = f"of step {', '.join(steps)}" if steps else "of other weights or of samples"
+            raise UserError(
+                f"--figures: card {number} has no figures of the weights that are exported, but {of}: measure these "
+                "weights with trainer.evaluate --run RUN --card FILE"
+            )
+        found.append({**card, "results": results})
+    return found
 
 
 def _discriminator(run: Path, step: int | None) -> Mapping[str, Tensor]:

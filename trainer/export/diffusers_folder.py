@@ -55,6 +55,7 @@ def write_diffusers(folder: Path, generator: nn.Module, diffusion: Diffusion, co
         SCHEDULER: ["ddgan_scheduler", "DDGANScheduler"],
         "domain": domain,
         "guidable": bool(config.training.label_dropout),
+        "hides_conditions": bool(config.training.condition_dropout),
     }
     _write_json(folder / "model_index.json", index)
     _copy(PIPELINE, folder)
@@ -68,6 +69,7 @@ def write_diffusers(folder: Path, generator: nn.Module, diffusion: Diffusion, co
         "sample_size": form.size,
         "channels": form.channels,
         "num_classes": form.num_classes,
+        "condition_channels": form.condition_channels,
         "noise_levels": diffusion.noise_levels.tolist(),
     }
     _write_json(part / "config.json", {"_class_name": "DDGANGenerator", "_diffusers_version": _DIFFUSERS, **settings})

@@ -32,36 +32,54 @@ class Form:
 
 
 def _torch_text(config: TrainConfig) -> str:
-    form, classes = config.image_form, config.data.num_classes
-    call = "draw(torch.tensor(seed), torch.arange(64)" + (", label)" if classes else ")")
+    form, classes, given = config.image_form, config.data.num_classes, config.data.condition_channels
+    more = (", label" if classes else "") + (", condition=condition" if given else "")
+    call = f"draw(torch.tensor(seed), torch.arange(64){more})"
     text = f"""With nothing but PyTorch:
 
     import torch
     draw = torch.export.load("{programs.IMAGES}").module()
     images = {call}  # uint8 [64, {form.channels}, {form.size}, {form.size}]
 
-Image i of a seed is always the same, the same as the training program's `trainer.sample` draws on a CPU."""
-    return text + (f" `label` is int64 [64], 0 to {classes - 1}." if classes else "")
+Image i of a seed is always the same, the same as the training program's `{_command(config)}` draws on a CPU."""
+    text += f" `label` is int64 [64], 0 to {classes - 1}." if classes else ""
+    return text + (f" `condition` is uint8 [64, {given}, {form.size}, {form.size}]." if given else "")
+
+
+def _command(config: TrainConfig) -> str:
+    """The command of the training program that draws the same."""
+    return "trainer.translate" if config.data.condition_channels else "trainer.sample"
 
 
 def _torch_files(config: TrainConfig) -> dict[str, str]:
-    label = " and label" if config.data.num_classes else ""
-    return {
-        programs.IMAGES: "maps a seed and numbers of images to the images; random numbers and all steps included",
-        programs.GENERATOR: f"maps x_t, t, z{label} to the network's output",
-    }
+    images = "maps a seed and numbers of images to the images; random numbers and all steps included"
+    return {programs.IMAGES: images, programs.GENERATOR: f"maps {_inputs('x_t, t, z', config)} to the network's output"}
+
+
+def _inputs(names: str, config: TrainConfig) -> str:
+    """Names of inputs, with those that only some models have."""
+    more = {"label": config.data.num_classes, "condition": config.data.condition_channels}
+    return ", ".join([names, *(name for name, number in more.items() if number)])
 
 
 def _diffusers_text(config: TrainConfig) -> str:
     labels = f", labels={[0, 1][: config.data.num_classes]}" if config.data.num_classes else ""
+    size, given = config.data.image_size, config.data.condition_channels
+    call = f"num_images=16, seed=0{labels}"
+    what = f"Image i of a seed is that of\n`{_command(config)}`, pixel for pixel in float32 on a CPU."
+    if given:
+        call = f"conditions=conditions, num_images=4, seed=0{labels}"
+        kinds = f"numpy arrays of uint8 [{size}, {size}, {given}]"
+        if given in (1, 3):
+            kinds = f"PIL images, which are cropped and resized as in training, or {kinds}"
+        what += f"\n\n`conditions` is a list of what is translated, 4 images each: {kinds}."
     return f"""With [diffusers](https://huggingface.co/docs/diffusers):
 
     from diffusers import DiffusionPipeline
     pipeline = DiffusionPipeline.from_pretrained("FOLDER_OR_REPOSITORY", trust_remote_code=True)
-    images = pipeline(num_images=16, seed=0{labels}).images
+    images = pipeline({call}).images
 
-`trust_remote_code` runs the three Python files of this folder; read them first. Image i of a seed is that of
-`trainer.sample`, pixel for pixel in float32 on a CPU."""
+`trust_remote_code` runs the three Python files of this folder; read them first. {what}"""
 
 
 def _diffusers_files(_: TrainConfig) -> dict[str, str]:
@@ -77,6 +95,9 @@ def _onnx_text(config: TrainConfig) -> str:
     inputs = {"noise_T": f"[B, {shape}]", "z": f"[B, {steps}, {latent}]", "noise": f"[B, {steps}, {shape}]"}
     lines = [f'        "{name}": standard_normal({shape}),' for name, shape in inputs.items()]
     lines += [f'        "label": int64 [B], 0 to {form.num_classes - 1},'] if form.num_classes else []
+    if given := config.data.condition_channels:
+        size = config.data.image_size
+        lines.append(f'        "condition": float32 [B, {given}, {size}, {size}] in [-1, 1],')
     inside = "\n".join(lines)
     return f"""With any runtime of ONNX, such as onnxruntime:
 
@@ -90,18 +111,24 @@ than {onnx_graphs.MAX_DIFFERENCE:g}."""
 
 
 def _onnx_files(config: TrainConfig) -> dict[str, str]:
-    label = " and label" if config.data.num_classes else ""
     return {
-        onnx_graphs.LOOP: f"maps noise{label} to images: all steps",
-        onnx_graphs.GENERATOR: f"maps x_t, t, z{label} to the network's output",
+        onnx_graphs.LOOP: f"maps {_inputs('noise', config)} to images: all steps",
+        onnx_graphs.GENERATOR: f"maps {_inputs('x_t, t, z', config)} to the network's output",
     }
 
 
+def _safetensors_text(_: TrainConfig) -> str:
+    return """The weights alone, by their names in the training program, which takes this folder as `--run` and as
+`--init-from`."""
+
+
 FORMS = {
+    "safetensors": Form(lambda *_: None, lambda _: None, _safetensors_text, lambda _: {}),
     "torch": Form(programs.write_programs, programs.check_exportable, _torch_text, _torch_files),
     "diffusers": Form(
         diffusers_folder.write_diffusers, diffusers_folder.check_exportable, _diffusers_text, _diffusers_files
     ),
     "onnx": Form(onnx_graphs.write_onnx, onnx_graphs.check_exportable, _onnx_text, _onnx_files),
 }
-"""By the name that the command knows. Weights and config as safetensors and YAML come with every form."""
+"""By the name that the command knows. Weights and config as safetensors and YAML come with every form, and are all of
+the first one."""

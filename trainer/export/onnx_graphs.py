@@ -5,6 +5,7 @@ Each graph is run once with onnxruntime on 16 images and compared with torch bef
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.export import ExportedProgram
 
 from data.storage.errors import OperationError, UserError
 from models.diffusion import Diffusion, sample
-from models.wavelets import Domain, to_pixels
+from models.wavelets import Domain, from_pixels, to_pixels
 from trainer.algorithm.methods import make_method
 from trainer.config.train_config import TrainConfig
 from trainer.export import programs
@@ -37,7 +38,14 @@ class DenoisingLoop(nn.Module):
         self._domain: Domain = config.data.domain
         self._method = make_method(config.training, config.generator)
 
-    def forward(self, noise_T: Tensor, z: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        noise_T: Tensor,
+        z: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """Draw images.
 
         Args:
@@ -45,13 +53,15 @@ class DenoisingLoop(nn.Module):
             z: standard normal [B, T, Z]; entry t is for step t.
             noise: standard normal [B, T, C, H, W]; entry 0 has no effect.
             label: int64 [B]; only with classes.
+            condition: pixels in [-1, 1], float32 [B, K, H, W]; only of a model that translates.
 
         Returns:
             Pixels in [-1, 1], float32 [B, C, H, W].
         """
-
-        def generate(x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
-            return self.generator(x_t, t, z) if label is None else self.generator(x_t, t, z, label)
+        present = {} if label is None else {"label": label}
+        if condition is not None:
+            present["condition"] = from_pixels(condition, self._domain)
+        generate = partial(self.generator, **present)
 
         def draw(t: int) -> tuple[Tensor, Tensor]:
             return z[:, t], noise[:, t]
@@ -83,13 +93,18 @@ def write_onnx(folder: Path, generator: nn.Module, diffusion: Diffusion, config:
         OperationError: onnxruntime computes something else than torch.
     """
     shape, steps = config.network_form.shape, diffusion.num_timesteps
-    x_t, t, z, *label = programs.generator_arguments(config, CHECKED_IMAGES)
-    names = ("x_t", "t", "z", *(["label"] if label else []))
-    write_graph(folder / GENERATOR, generator, dict(zip(names, (x_t, t, z, *label), strict=True)), "output")
+    of_generator = programs.generator_inputs(config, CHECKED_IMAGES)
+    write_graph(folder / GENERATOR, generator, of_generator, "output")
 
-    noise_T, noise = torch.randn(CHECKED_IMAGES, *shape), torch.randn(CHECKED_IMAGES, steps, *shape)
-    z = torch.randn(CHECKED_IMAGES, steps, config.generator.latent_dim)
-    inputs = {"noise_T": noise_T, "z": z, "noise": noise, **({"label": label[0]} if label else {})}
+    inputs = {
+        "noise_T": torch.randn(CHECKED_IMAGES, *shape),
+        "z": torch.randn(CHECKED_IMAGES, steps, config.generator.latent_dim),
+        "noise": torch.randn(CHECKED_IMAGES, steps, *shape),
+        **{name: value for name, value in of_generator.items() if name == "label"},
+    }
+    if config.data.condition_channels:
+        form = (config.data.condition_channels, config.data.image_size, config.data.image_size)
+        inputs[programs.CONDITION] = torch.randn(CHECKED_IMAGES, *form)
     write_graph(folder / LOOP, DenoisingLoop(generator, diffusion, config), inputs, "images")
 
 
@@ -99,16 +114,16 @@ def write_graph(file: Path, module: nn.Module, inputs: dict[str, Tensor], output
     Args:
         file: where to.
         module: its forward pass takes the inputs in their order.
-        inputs: by name; their first dimension may have any length later.
+        inputs: by name, as in `programs.as_arguments`; their first dimension may have any length later.
         output: name of the output.
 
     Raises:
         OperationError: onnxruntime computes something else than torch for these inputs.
     """
-    arguments = tuple(inputs.values())
-    program = programs.export_module(module.eval(), arguments, (programs.BATCH,) * len(arguments))
+    program = programs.export_module(module.eval(), inputs)
+    arguments, named = programs.as_arguments(inputs)
     with torch.no_grad():
-        expected = module(*arguments)
+        expected = module(*arguments, **named)
     _save(program, file, list(inputs), output)
     difference = (_run(file)(inputs) - expected).abs().max().item()
     if not difference <= MAX_DIFFERENCE:

@@ -1,6 +1,7 @@
 """Builds everything that learns: the networks in their engines, the average, and the guard over their updates."""
 
 import logging
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from trainer.checkpoint.snapshot import (
     load_matching,
     trains_with_latent,
 )
-from trainer.checkpoint.storage import find_checkpoint, storage_of_run
+from trainer.checkpoint.storage import fetch_for_ranks, find_checkpoint, forget_for_ranks, storage_of_run
 from trainer.checkpoint.whole import trained_discriminator, trained_generator
 from trainer.config.train_config import TrainConfig, split_batch
 from trainer.engine.compile_cache import CompileCache
@@ -185,7 +186,7 @@ def load_start(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: R
 
     Raises:
         WeightsError: weights cannot be read, or are of other networks.
-        CheckpointError: the run has no valid checkpoint.
+        CheckpointError: the run has no valid checkpoint, or a host cannot get it; on all ranks.
     """
     source, from_encoder = Path(config.run.init_from or ""), config.discriminator.init_from is not None
     judge = networks.get("d") if config.run.init_from_discriminator and not from_encoder else None
@@ -197,14 +198,15 @@ def load_start(networks: Mapping[Part, nn.Module], config: TrainConfig, ranks: R
                 load_initial_weights(judge, source / DISCRIMINATOR, "discriminator")
         unused = knows_no_latent(file)
     else:
-        storage = storage_of_run(source)
-        newest = find_checkpoint(storage, None).step if ranks.rank == 0 else 0
+        # Their host's copies belong to the ranks of this start alone.
+        storage = storage_of_run(source, owner=ranks.broadcast(uuid.uuid4().hex[:8]))
         try:
-            checkpoint = find_checkpoint(storage, ranks.broadcast(newest))
+            checkpoint = fetch_for_ranks(storage, lambda: find_checkpoint(storage, None), ranks)
+            assert checkpoint is not None
             state, trained = trained_generator(checkpoint)
             judged = trained_discriminator(checkpoint)
         finally:
-            storage.forget()
+            forget_for_ranks(storage, ranks)
         load_matching(networks["g"], state, str(source), "generator")
         if judge is not None and judged is not None:
             with _advice_for_discriminator():

@@ -1,25 +1,20 @@
 """The checkpoints of one run, as a rank sees them: holding the lease, finding the newest one, saving the next."""
 
 import math
-import os
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TypeVar
 
 from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.lease import LeaseError, launch_id
 from trainer.checkpoint.lease_places import Claim, claim
 from trainer.checkpoint.resume import ResumeError, newest_to_resume, note_saved
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.storage import storage_of
+from trainer.checkpoint.storage import fetch_for_ranks, forget_for_ranks, storage_of
 from trainer.checkpoint.writer import CheckpointWriter
 from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.rank.metrics import StatisticsSum
 from trainer.rank.state import TrainingState
-
-T = TypeVar("T")
 
 
 class RunCheckpoints:
@@ -38,10 +33,12 @@ class RunCheckpoints:
         self._ranks, self._config, self._checkpoint = ranks, config, config.checkpoint
         self.storage = storage_of(config)
         self._claim: Claim | None = None
+        error = ""
         if ranks.rank == 0:
-            self._claim, error = _attempt(lambda: claim(config, launch_id()), LeaseError)
-        else:
-            error = ""
+            try:
+                self._claim = claim(config, launch_id())
+            except LeaseError as raised:
+                error = str(raised)
         if error := ranks.broadcast(error):
             raise LeaseError([error])
         self._timeout_s = config.scaling.timeout_s
@@ -59,33 +56,23 @@ class RunCheckpoints:
         """
         if self._writer:
             self._writer.finish()
-        found, error = None, ""
-        if self._ranks.rank == 0:
-            found, error = _attempt(lambda: newest_to_resume(self._config, fetch=True), CheckpointError)
-        # Only the name is the same on all hosts.
-        name, manifest, error = self._ranks.broadcast(
-            (found.path.name if found else None, found.manifest if found else {}, error)
-        )
-        if error:
-            raise ResumeError(error)
-        if name is None:
+        found = fetch_for_ranks(self.storage, self._find, self._ranks, ResumeError)
+        if found is None:
             return None
-        found = Checkpoint(self.storage.place(name), manifest)
-        if self.storage.copies and self._ranks.rank > 0 and self._is_first_of_its_host():
-            seen = Checkpoint(Path(found.path.name), found.manifest)
-            _, error = _attempt(lambda: self.storage.fetch(seen), (CheckpointError, OSError))
-        if errors := [e for e in self._ranks.gather(error) if e]:
-            raise CheckpointError(errors[0])
         self._metrics = dict(found.manifest.get("metrics", {}))
         if self._writer:
             self._writer.newest_step = found.step
         return found
 
+    def _find(self) -> Checkpoint | None:
+        try:
+            return newest_to_resume(self._config, fetch=True)
+        except CheckpointError as error:
+            raise ResumeError(str(error)) from error
+
     def forget_downloads(self) -> None:
         """Delete what `newest` downloaded, once every rank has read it."""
-        self._ranks.gather(None)
-        if self._is_first_of_its_host():
-            self.storage.forget()
+        forget_for_ranks(self.storage, self._ranks)
 
     def start(self, state: TrainingState, newest_step: int | None) -> None:
         """Prepare to save.
@@ -157,14 +144,3 @@ class RunCheckpoints:
         """Release the lease; a second call does nothing."""
         if self._claim:
             self._claim.release()
-
-    def _is_first_of_its_host(self) -> bool:
-        return int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
-def _attempt(action: Callable[[], T], expected: type[Exception] | tuple[type[Exception], ...]) -> tuple[T | None, str]:
-    """The result, or the text of an expected error for the other ranks."""
-    try:
-        return action(), ""
-    except expected as error:
-        return None, str(error)

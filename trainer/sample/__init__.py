@@ -9,6 +9,7 @@ Files:
     given       image files in the form of a run's images
     images      reads and writes grids, folders and npz files
     scatter     draws 2-D points as a picture
+    tiles       images larger than a model's
     video       writes .mp4 files
     walk        frames between samples
 """

@@ -21,8 +21,9 @@ from models.wavelets import from_pixels, to_pixels
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.randomness import Draws, Purpose
 from trainer.config.train_config import TrainConfig
-from trainer.sample.draw import NEEDS_CONDITIONS
+from trainer.sample.draw import NEEDS_CONDITIONS, images_at_once
 from trainer.sample.images import to_uint8
+from trainer.sample.tiles import in_tiles
 
 Keep = Callable[[Image], Image]
 """A linear projector on images in pixels: the part of an image that stays."""
@@ -129,21 +130,25 @@ def edited(
 ) -> Uint8Image:
     """One result for each given image, uint8 [B, C, H, W]: a function of weights, seed, image and number.
 
+    With images larger than the run's, the generator sees tiles of them; see `trainer.sample.tiles`.
+
     Args:
         generator: in evaluation mode, on the device of the images.
         diffusion: tables on the same device.
         config: the run's config.
         edit: what to do, from a step that the diffusion has.
-        given: pixels in [-1, 1], float32, of the size and channels of the run.
+        given: pixels in [-1, 1], float32, of the channels of the run, and of its size or larger.
         samples: a number for each result, which keys its noise.
         label: classes of the results; only with classes.
     """
-    T, domain, shape = diffusion.num_timesteps, config.data.domain, config.network_form.shape
+    T, domain, size = diffusion.num_timesteps, config.data.domain, config.network_form.size
     method, y = make_method(config.training, config.generator), from_pixels(given, domain)
+    is_larger = max(y.shape[2:]) > size
+    generate = in_tiles(generator, size, images_at_once(config.data.image_size)) if is_larger else generator
     arguments = {} if label is None else {"label": label}
-    predictor = method.x0_predictor(lambda x_t, t, z: generator(x_t, t, z, **arguments), diffusion)
+    predictor = method.x0_predictor(lambda x_t, t, z: generate(x_t, t, z, **arguments), diffusion)
 
-    def normals(step: int, purpose: Purpose, shape: tuple[int, ...] = shape) -> Tensor:
+    def normals(step: int, purpose: Purpose, shape: tuple[int, ...] = tuple(y.shape[1:])) -> Tensor:
         return Draws(edit.seed, step, samples).normals(purpose, shape)
 
     if edit.start == T:

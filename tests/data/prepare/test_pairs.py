@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from data.prepare.command import main
@@ -87,6 +88,35 @@ def test_conditions_of_five_channels_of_16_bits_are_arrays(tmp_path):
     assert prepare(source, "--out", out, "--size", 16, "--channels", 1, "--condition-channels", 5) == 0
     (planes,) = first_batch(out, 1, condition_channels=5, image_channels=1)
     assert np.array_equal(planes[1:].transpose(1, 2, 0), given >> 8)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 8])
+def test_conditions_of_many_channels_are_tiff_files(tmp_path, channels):
+    (tmp_path / "a").mkdir()
+    given = np.random.default_rng(0).integers(0, 2**16, (16, 16, channels), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a/1.tif", given, photometric="minisblack", planarconfig="contig")
+    save(tmp_path / "b/1.png", noise(1, 16, 16, 3))
+    out, source = tmp_path / "out", f"pairs:{tmp_path}/a:{tmp_path}/b"
+    assert prepare(source, "--out", out, "--size", 16, "--condition-channels", channels) == 0
+    (planes,) = first_batch(out, 1, condition_channels=channels)
+    assert np.array_equal(planes[3:].transpose(1, 2, 0), given >> 8)
+
+
+def test_three_planes_of_16_bits_and_an_alpha_channel_are_channels_of_conditions(tmp_path, capsys):
+    (tmp_path / "planes").mkdir()
+    wide = np.random.default_rng(0).integers(0, 2**16, (3, 16, 16), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "planes/1.tif", wide, photometric="rgb", planarconfig="separate")
+    save(tmp_path / "alpha/1.png", noise(2, 16, 16, 4))
+    save(tmp_path / "b/1.png", noise(1, 16, 16, 3))
+    wanted = {"planes": wide >> 8, "alpha": noise(2, 16, 16, 4).transpose(2, 0, 1)}
+    for name, planes in wanted.items():
+        out, source, number = tmp_path / f"out-{name}", f"pairs:{tmp_path}/{name}:{tmp_path}/b", len(planes)
+        assert prepare(source, "--out", out, "--size", 16, "--condition-channels", number) == 0
+        assert np.array_equal(first_batch(out, 1, condition_channels=number)[0, 3:], planes)
+    source = f"pairs:{tmp_path}/alpha:{tmp_path}/b"
+    assert prepare(source, "--out", tmp_path / "new", "--size", 16, "--condition-channels", 5) == 1
+    told = "1.png its condition has 4 channels, expected are 5; TIFF and .npy files can hold them"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_other_host_completes_what_a_killed_start_had_downloaded_and_reads_its_o
     half.parent.parent.chmod(0o700)
     (half / "rank-00000.safetensors").write_bytes(b"half")
     config = configure(tiny, tmp_path / "run", f"checkpoint.directory={URL}")
-    found = RunCheckpoints(config, OnAnotherHost(["", ("step-00000007", listed.manifest, "")])).newest()
+    found = RunCheckpoints(config, OnAnotherHost(["", ("step-00000007", listed.manifest)])).newest()
     assert found and found.path == half
     found.verify()
     assert found.section("generator").read("parameter", "layer.weight", 2, 5).tolist() == [2, 3, 4]

@@ -13,6 +13,7 @@ from trainer.evaluate.command import main
 from trainer.evaluate.quality import Quality
 from trainer.evaluate.reference import Measured
 from trainer.evaluate.report import render_checkpoints
+from trainer.export.command import export
 from trainer.sample.draw import load_run, sample_images
 from trainer.sample.images import save_npz
 
@@ -136,6 +137,16 @@ def test_the_samples_of_seeds_are_measured_and_a_card_keeps_them(
     ):
         assert main(wrong) == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_measured_like_its_run(
+    run: Path, basis: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(run, 8, tmp_path / "model", forms=("diffusers",))
+    of_model = printed(["--run", str(tmp_path / "model"), *basis[2:]], capsys)
+    (of_run,) = printed([*basis, "--checkpoints", "8"], capsys)["checkpoints"]
+    assert [of_model[name] for name in ("fid", "kid")] == [of_run[name] for name in ("fid", "kid")]
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """An exported model draws, without this project, what the training program draws."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,11 @@ import torch
 
 from data.storage.errors import OperationError
 from tests.launch import run_python
+from tests.trainer.evaluate.scripted_networks import Plain, scripted
+from tests.trainer.export.elsewhere import run_elsewhere
 from tests.trainer.runs import configure, train
 from trainer.checkpoint.storage import storage_of_run
+from trainer.evaluate import command as evaluate
 from trainer.export import onnx_graphs
 from trainer.export.command import main
 from trainer.export.programs import GENERATOR, IMAGES
@@ -66,28 +67,18 @@ def run(tiny, tmp_path_factory) -> Path:
     return trained(tiny, tmp_path_factory.mktemp("run"), "data.num_classes=10", "diffusion.num_timesteps=2", SAVES)
 
 
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory) -> Path:
+def measured(run: Path, reference: Path, folder: Path, *more: str) -> Path:
     """A card of trainer.evaluate."""
-    file = tmp_path_factory.mktemp("figures") / "card.json"
-    result = {
-        "step": 10,
-        "images": 160,
-        "weights_sha256": "0",
-        "num_samples": 64,
-        "figures": {"kid": 0.125, "recall": None},
-    }
-    card = {
-        "format": 1,
-        "command": "python -m trainer.evaluate --run runs/digits --num 64",
-        "settings": {"run": "runs/digits", "num": 64},
-        "network": {"name": "a classifier", "sha256": "0"},
-        "reference": {"num_images": 1797, "sha256": "0"},
-        "results": [result],
-        "made": {"date": "2026-11-29", "device": "cpu"},
-    }
-    file.write_text(json.dumps(card))
-    return file
+    network = scripted(Plain(), folder / "network.pt")
+    line = ["--run", str(run), "--reference", str(reference), "--network", str(network), "--num", "64"]
+    assert evaluate.main([*line, "--card", str(folder / "card.json"), *more]) == 0
+    return folder / "card.json"
+
+
+@pytest.fixture(scope="module")
+def figures(run, tiny_digits, tmp_path_factory) -> Path:
+    """The figures of both checkpoints of the run."""
+    return measured(run, tiny_digits, tmp_path_factory.mktemp("figures"), "--checkpoints", "all")
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +93,8 @@ def exported(run, figures, tmp_path_factory) -> Path:
 
 def drawn_elsewhere(code: str, model: Path, folder: Path) -> tuple[dict[int, torch.Tensor], str]:
     """What a process that cannot import this project draws with seed 3, for each of `NUMS`; and what it prints."""
-    line = [sys.executable, "-P", "-c", code, str(model), str(folder), *map(str, NUMS)]
-    env = {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return {int(file.stem): torch.from_numpy(np.load(file)) for file in folder.glob("*.npy")}, done.stdout
+    said = run_elsewhere(code, str(model), str(folder), *map(str, NUMS), folder=folder)
+    return {int(file.stem): torch.from_numpy(np.load(file)) for file in folder.glob("*.npy")}, said
 
 
 def test_a_process_with_nothing_but_torch_draws_the_same_images_pixel_for_pixel(run, exported, tmp_path):
@@ -125,7 +113,7 @@ def test_a_process_with_diffusers_draws_the_same_images_pixel_for_pixel(run, exp
     assert torch.equal(drawn[7], sample_run(run, 7, seed=3, classes=[7]))
     assert said.splitlines() == [
         "labels are [10]; allowed: 0 to 9",
-        "guidance_scale is given, but this model never saw an image without its label",
+        "guidance_scale is given, but this model never saw an image without its label or condition",
         "output_type is latent; allowed: pil, np, pt",
     ]
 
@@ -205,7 +193,18 @@ def test_the_folder_is_a_snapshot_for_the_other_commands(run, exported, tmp_path
     assert (tmp_path / "again" / weights).read_bytes() == (exported / weights).read_bytes()
 
 
-def test_the_card_says_what_is_known_and_leaves_blanks_for_what_is_not(run, exported):
+def test_weights_alone_are_a_model_for_the_training_program(run, tmp_path):
+    assert main(["--run", str(run), "--to", "safetensors", "--out", str(tmp_path / "model")]) == 0
+    assert {file.name for file in (tmp_path / "model").iterdir()} == {
+        "README.md",
+        "config.yaml",
+        "generator.safetensors",
+    }
+    assert "takes this folder as `--run`" in (tmp_path / "model" / "README.md").read_text()
+    assert torch.equal(sample_run(tmp_path / "model", 4, seed=1), sample_run(run, 4, seed=1))
+
+
+def test_the_card_says_what_is_known_and_leaves_blanks_for_what_is_not(run, exported, figures):
     card = (exported / "README.md").read_text()
     *_, checkpoint = storage_of_run(run).list()
     assert "| trained | 10 steps, 160 images seen, averaged weights |" in card
@@ -216,17 +215,25 @@ def test_the_card_says_what_is_known_and_leaves_blanks_for_what_is_not(run, expo
     assert '"noise": standard_normal([B, 2, 1, 8, 8]),' in card
     assert "its licence: not stated" in card and "| intended use | not stated" in card
     assert "- loss_g: " in card
-    assert "- kid (step 10): 0.125\n" in card and "recall" not in card
-    assert "--run runs/digits --num 64" in card
+    earlier, last = json.loads(figures.read_text())["results"]
+    assert (earlier["step"], last["step"]) == (8, 10)
+    assert f"- kid (step 10): {last['figures']['kid']:.4g}\n" in card
+    assert "inception_score" not in card  # which this network cannot measure
+    assert "(step 8)" not in card
+    assert json.loads(figures.read_text())["command"] in card
 
 
-def test_a_wrong_form_and_a_card_of_something_else_are_refused(run, figures, tmp_path, capsys):
+def test_a_wrong_form_and_a_card_of_something_else_are_refused(run, figures, tiny_digits, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--run", str(run), "--out", str(tmp_path / "new"), "--to", "torch,keras"])
-    assert "'keras' is no form; allowed: torch, diffusers, onnx" in capsys.readouterr().err
-    words = ["--figures", str(figures), "--checkpoint", "8"]
+    assert "'keras' is no form; allowed: safetensors, torch, diffusers, onnx" in capsys.readouterr().err
+    # Figures of the same step, but of the live weights.
+    live = measured(run, tiny_digits, tmp_path, "--weights", "live")
+    capsys.readouterr()
+    words = ["--figures", str(figures), "--figures", str(live)]
     assert main(["--run", str(run), "--out", str(tmp_path / "new"), *words]) == 2
-    assert "measures step 10, but step 8 is exported" in capsys.readouterr().err
+    told = "--figures: card 2 has no figures of the weights that are exported, but of step 10: measure these weights"
+    assert told in capsys.readouterr().err
     (tmp_path / "card.json").write_text("{}")
     words = ["--figures", str(tmp_path / "card.json")]
     assert main(["--run", str(run), "--out", str(tmp_path / "new"), *words]) == 2

@@ -1,11 +1,15 @@
 """The networks, tables and random numbers that an export carries are those of training, bit for bit."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from data.storage.errors import UserError
 from models.diffusion import Diffusion, noisy, sample_posterior
@@ -17,7 +21,8 @@ from trainer.export.diffusers_folder import write_diffusers
 from trainer.export.forms import FORMS
 from trainer.export.portable.ddgan_generator import DDGANGenerator
 from trainer.export.portable.ddgan_scheduler import DDGANScheduler
-from trainer.export.portable.pipeline import normals
+from trainer.export.portable.pipeline import DDGANPipeline, normals
+from trainer.sample.conditions import read_condition, translations
 
 NETWORKS = {
     "digits": (),
@@ -36,6 +41,8 @@ NETWORKS = {
     "no latent": ("generator.latent=false",),
     "denoiser": ("training.objective=gaussian",),
     "noise": ("training.objective=gaussian", "training.prediction=epsilon", "generator.output_tanh=false"),
+    "given": ("data.condition_channels=2",),
+    "given input skip": ("data.condition_channels=1", "generator.progressive_input=input_skip"),
     "haar": ("data.domain=haar", "data.image_size=16"),
     "perceptron": ("generator.kind=mlp", "discriminator.kind=mlp"),
     "perceptron of noise levels": (
@@ -69,10 +76,74 @@ def test_the_network_of_an_export_computes_the_same_bits(tiny, tmp_path, name):
     generator, diffusion, read = written(config, tmp_path)
     x_t, z = torch.randn(5, *config.network_form.shape), torch.randn(5, config.generator.latent_dim)
     t = torch.arange(5) % diffusion.num_timesteps
-    label = (torch.arange(5) * 2,) if config.data.num_classes else ()
+    label: tuple[Tensor | None, ...] = (torch.arange(5) * 2,) if config.data.num_classes else ()
+    if given := config.network_form.condition_channels:
+        label = (None, torch.randn(5, given, *config.network_form.shape[1:]))
     expected = generator(x_t, t, torch.zeros_like(z) if name in ("denoiser", "noise") else z, *label)
     assert torch.equal(read(x_t, t, z, *label).sample, expected)
     assert len(expected.unique()) > 100
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("data.domain=haar", "data.image_size=16"),
+        ("data.num_classes=10", "training.label_dropout=0.1", "training.condition_dropout=0.1"),
+    ],
+)
+def test_the_pipeline_of_an_export_translates_as_the_training_program_does(tiny, tmp_path, more):
+    config = load_config("digits", [*tiny, "run.directory=unused", "data.condition_channels=3", *more])
+    generator, diffusion, read = written(config, tmp_path)
+    scheduler = DDGANScheduler.from_pretrained(tmp_path / "scheduler")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    pipeline: Any = DDGANPipeline(
+        read, scheduler, *(index[name] for name in ("domain", "guidable", "hides_conditions"))
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    size = config.data.image_size
+    pixels = torch.randint(0, 256, (23, 3, size, size), dtype=torch.uint8)
+    labels, scale = (range(10), 3.0) if config.data.num_classes else (None, 1.0)
+    inputs = [(image[None], i % 10 if labels else None) for i, image in enumerate(pixels)]
+    loaded = generator, diffusion, config
+    with torch.no_grad():
+        expected = torch.cat(list(translations(loaded, inputs, num=3, seed=5, guidance=scale)))
+    line = {"num_images": 3, "seed": 5, "labels": labels, "guidance_scale": scale, "output_type": "pt"}
+    assert torch.equal(pipeline(conditions=list(pixels), **line).images, expected)
+    assert len(expected.unique()) > 50
+    arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+    assert torch.equal(pipeline(conditions=arrays, **line).images, expected)
+    later = pipeline(conditions=pixels[0], **{**line, "num_images": 1}, first=2).images
+    assert torch.equal(later, expected[2:3])
+    # A picture of another shape and size is cropped and resized as `trainer.translate` does.
+    stream = io.BytesIO()
+    picture = Image.fromarray(torch.randint(0, 256, (31, 42, 3), dtype=torch.uint8).numpy())
+    picture.save(stream, "PNG")
+    condition = read_condition(stream.getvalue(), config)
+    with torch.no_grad():
+        given = [(condition, 0 if labels else None)]
+        (expected,) = translations(loaded, given, num=3, seed=5, guidance=scale)
+    assert torch.equal(pipeline(conditions=picture, **line).images, expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({}, "conditions must be given: this model translates images of 2 channels"),
+        ({"conditions": Image.new("L", (8, 8))}, "arrays of 2 channels, but a PIL image has 1 or 3"),
+        ({"conditions": []}, "conditions are empty"),
+        ({"conditions": np.zeros((8, 8, 2))}, r"expected is uint8 \[2, 8, 8\]"),
+        ({"conditions": np.zeros((4, 8, 2), np.uint8)}, r"width \[2, 4, 8\]; expected"),
+        ({"conditions": np.zeros((8, 8, 2), np.uint8)}, "labels must be given: this model has the classes 0 to 9"),
+        ({"conditions": np.zeros((8, 8, 2), np.uint8), "labels": 1, "guidance_scale": 2.0}, "never saw an image"),
+    ],
+)
+def test_the_pipeline_of_an_export_names_conditions_that_it_cannot_take(tiny, tmp_path, wrong, told):
+    config = load_config("digits", [*tiny, "run.directory=x", "data.condition_channels=2", "data.num_classes=10"])
+    *_, read = written(config, tmp_path)
+    with pytest.raises(ValueError, match=told):
+        pipeline: Any = DDGANPipeline(read, DDGANScheduler.from_pretrained(tmp_path / "scheduler"))
+        pipeline(**wrong)
 
 
 @torch.no_grad()
@@ -118,7 +189,17 @@ def test_the_folder_names_everything_that_diffusers_looks_for(tiny, tmp_path):
     for file in tmp_path.rglob("*.py"):
         lines = [line for line in file.read_text().splitlines() if line.startswith(("import ", "from "))]
         roots = {line.split()[1].split(".")[0] for line in lines}
-        assert roots <= {"collections", "dataclasses", "itertools", "math", "typing", "numpy", "torch", "diffusers"}
+        assert roots <= {
+            "collections",
+            "dataclasses",
+            "itertools",
+            "math",
+            "typing",
+            "numpy",
+            "PIL",
+            "torch",
+            "diffusers",
+        }
 
 
 def test_blocks_that_the_copied_files_do_not_have_are_refused(tiny):

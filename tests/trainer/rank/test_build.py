@@ -1,6 +1,8 @@
 """How a run settles `training.precision: auto`, records it and keeps it; and the layout of its weights."""
 
+import json
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -9,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.data.buckets import bucket
+from tests.launch import run_ranks
 from tests.trainer.runs import Stopper, assert_same_state, configure, state_of, train
 from trainer.checkpoint.snapshot import WeightsError, load_snapshot
 from trainer.checkpoint.storage import find_checkpoint, storage_of, storage_of_run
@@ -157,6 +161,30 @@ def test_a_run_starts_both_networks_from_another_run_or_from_its_export(tiny, tm
         assert torch.equal(states["d"]["blocks.0.conv1.weight"], expected["g"]["down.0.blocks.0.conv1.weight"])
     states = started(f"run.init_from={tmp_path / 'model' / 'generator.safetensors'}")
     assert equal(states, "g") and not equal(states, "d")
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+def test_ranks_of_a_host_download_the_checkpoint_that_they_start_from_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    more = ("training.total_images=32", "generator.num_res_blocks=1")
+    with bucket("training", monkeypatch) as filesystem:
+        train(configure(tiny, tmp_path / "first", *more, "checkpoint.directory=s3://training/first"))
+        sets = [*tiny, *more, f"run.directory={tmp_path / 'second'}", f"run.init_from={tmp_path / 'first'}"]
+        line = ["-m", "tests.trainer.rank.processes.starts_from_bucket", *sets, "scaling.world_size=2"]
+        done = run_ranks(2, line)
+        assert done.returncode == 0, done.stderr
+        (number, first, error), (others, second, other_error) = json.loads(done.stdout)
+        assert (number, others) == (1, 0)  # one rank wrote one part
+        assert (error, other_error) == ("", "")
+        assert first == second
+        assert not list(tmp_path.glob("ddgan-checkpoints-*/*"))
+        # A checkpoint that is gone since the start was checked ends both ranks at once.
+        filesystem.rm("training/first", recursive=True)
+        done = run_ranks(2, line)
+        (_, _, error), (_, _, other_error) = json.loads(done.stdout)
+        assert error == other_error == "s3://training/first holds no valid checkpoint yet"
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ class DDGANGenerator(ModelMixin, ConfigMixin):
         sample_size: side of x_t: that of the images, or half of it for wavelet coefficients.
         channels: of x_t.
         num_classes: labels are 0 .. num_classes - 1, and num_classes means none; 0: no labels.
+        condition_channels: of the image that is given with x_t, joined to it; 0: none is.
         noise_levels: sigma of the input of each step.
         base_channels, channel_multipliers, num_res_blocks, attention_resolutions: sizes of the network.
         resample: `fir` or `nearest`.
@@ -59,6 +60,7 @@ class DDGANGenerator(ModelMixin, ConfigMixin):
         sample_size: int = 32,
         channels: int = 3,
         num_classes: int = 0,
+        condition_channels: int = 0,
         noise_levels: Sequence[float] = (),
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1, 2, 2, 2),
@@ -88,6 +90,7 @@ class DDGANGenerator(ModelMixin, ConfigMixin):
         timestep: Tensor | int,
         z: Tensor,
         class_labels: Tensor | None = None,
+        condition: Tensor | None = None,
         return_dict: bool = True,
     ) -> DDGANGeneratorOutput | tuple[Tensor]:
         """Predict.
@@ -97,11 +100,15 @@ class DDGANGenerator(ModelMixin, ConfigMixin):
             timestep: T-1 .. 0; one for all, or int64 [B].
             z: standard normal, [B, latent_dim].
             class_labels: int64 [B]; required if the model has classes.
+            condition: what is given, [B, condition_channels, H, W]; required if the model translates.
             return_dict: return an object with `sample` instead of a tuple.
         """
         t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         seen = self.levels[t] if self.config["time_embedding"] == "log_sigma" else t
-        output = self.network(sample, seen, z if self.config["latent"] else torch.zeros_like(z), class_labels)
+        if (condition is None) != (not self.config["condition_channels"]):
+            raise ValueError(f"condition must have {self.config['condition_channels']} channels; 0: leave it out")
+        x = sample if condition is None else torch.cat([sample, condition], dim=1)
+        output = self.network(x, seen, z if self.config["latent"] else torch.zeros_like(z), class_labels)
         prediction = self._meant(output, sample, t)
         return DDGANGeneratorOutput(sample=prediction) if return_dict else (prediction,)
 
@@ -152,9 +159,9 @@ class UNet(nn.Module):
         cat = config.progressive_input == "input_skip" and config.progressive_combine == "cat"
         self.time_embedding = TimeEmbedding(config, 4 * config.base_channels)
         self.mapping = LatentMapping(config)
-        C = config.base_channels
-        self.conv_in = nn.Conv2d(config.channels, C, 3, padding=1)
-        skips, c_pyramid = [C], config.channels
+        C, c_pyramid = config.base_channels, config.channels + config.condition_channels
+        self.conv_in = nn.Conv2d(c_pyramid, C, 3, padding=1)
+        skips = [C]
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             self.down.append(DownLevel(config, i, c_pyramid, C, width, shrinks=i < last))

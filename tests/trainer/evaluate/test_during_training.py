@@ -1,0 +1,60 @@
+"""Evaluations of a run: what cannot be measured is refused at its start, and ranks end together."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.prepare import command as prepare
+from data.storage.errors import UserError
+from tests.launch import run_ranks
+from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
+from tests.trainer.runs import configure
+from trainer.evaluate.during_training import check_evaluation
+
+EVERY = ("evaluation.interval_images=16", "checkpoint.save_interval_steps=1")
+
+
+def test_the_best_by_a_figure_that_the_network_does_not_give_is_refused_at_the_start(tiny, tmp_path):
+    best = "checkpoint.keep_best=inception_score"
+    for module, name in ((Plain(), "plain"), (WithClasses(), "classes")):
+        file = scripted(module, tmp_path / f"{name}.pt")
+        config = configure(tiny, tmp_path / name, *EVERY, best, f"evaluation.network={file}")
+        if name == "classes":
+            check_evaluation(config)
+            continue
+        with pytest.raises(UserError, match=r"keep_best is inception_score, which .*plain\.pt does not measure, as it"):
+            check_evaluation(config)
+        check_evaluation(configure(tiny, tmp_path / name, *EVERY, f"evaluation.network={file}"))
+
+
+def test_the_best_by_a_figure_that_statistics_do_not_allow_is_refused_at_the_start(tiny, tmp_path):
+    file = tmp_path / "statistics.npz"
+    np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
+    sets = (*EVERY, f"evaluation.reference={file}")
+    for best in ("kid", "coverage"):
+        with pytest.raises(UserError, match=f"keep_best is {best}, which needs the images of the reference"):
+            check_evaluation(configure(tiny, tmp_path / "run", *sets, f"checkpoint.keep_best={best}"))
+    check_evaluation(configure(tiny, tmp_path / "run", *sets, "checkpoint.keep_best=fid"))
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+@pytest.mark.parametrize("lacks", ["index.json", "00000.tar"])
+def test_pairs_that_one_rank_cannot_read_end_all_ranks_with_one_error(tiny, tmp_path, lacks):
+    pairs, elsewhere = tmp_path / "pairs", tmp_path / "elsewhere"
+    line = ["digits4x", "--out", str(pairs), "--size", "8", "--max-images", "40", "--workers", "0"]
+    assert prepare.main(line) == 0
+    shutil.copytree(pairs, elsewhere)
+    Path(elsewhere, lacks).unlink()
+    file = scripted(Plain(), tmp_path / "plain.pt")
+    places = [str(file), str(pairs), str(elsewhere)]
+    overrides = [*tiny, "data.condition_channels=1", f"run.directory={tmp_path / 'run'}"]
+    # A rank that waited for the other one would do so for 300 s.
+    done = run_ranks(2, ["-m", "tests.trainer.evaluate.one_rank_cannot_read", *places, *overrides], timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert first == second
+    assert first.startswith("DataError: ") and str(elsewhere) in first
