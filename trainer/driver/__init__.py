@@ -4,6 +4,7 @@ Files:
     children      child processes that outlive the terminal but not the driver
     environment   makes the environment fit for Ray, or refuses it
     forked_ranks  a group of ranks without Ray, forked from a loaded process
+    gauges        which curves Ray shows to Prometheus
     notifier      tells a web address what becomes of a run
     ray_output    which lines of Ray's processes a user sees
     ray_train     Ray Train, signals, communication between workers and driver
