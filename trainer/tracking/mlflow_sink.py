@@ -275,7 +275,7 @@ def _save_pyfunc(snapshot: Path, model: Path) -> None:
     from numpy import dtype
 
     root = Path(__file__).resolve().parents[2]
-    columns = [ColSpec("long", "seed"), ColSpec("long", "class", required=False)]
+    columns: list[ColSpec | TensorSpec] = [ColSpec("long", "seed"), ColSpec("long", "class", required=False)]
     images = TensorSpec(dtype("uint8"), (-1, -1, -1, -1), "images")
     mlflow.pyfunc.save_model(
         str(model),

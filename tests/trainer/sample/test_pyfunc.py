@@ -37,9 +37,9 @@ def drawn(run: Path, out: Path, *more: str) -> np.ndarray:
 
 @pytest.mark.slow
 def test_registered_snapshot_draws_without_this_checkout_what_sample_draws(
-    tiny: tuple[str, ...], database: str, tmp_path: Path
+    tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run, database = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
     train(configure(tiny, run, "training.learning_rate_g.peak=0.05", "data.num_classes=10"))
     (snapshot,) = (run / "snapshots").iterdir()
     sink = MlflowSink(database, run)
