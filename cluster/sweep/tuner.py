@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from cluster.sweep.combinations import SweepRun
 from cluster.sweep.table import note_stopped, progress_of
-from data.processes.signals import handle_stop_signals
+from data.processes.signals import StopRequest, handle_stop_signals
 from trainer.config.sections import FIGURES
 from trainer.driver.ray_train import connected
 from trainer.driver.room import check_room, places
@@ -45,15 +45,18 @@ _OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 class Sweeping(tune.Trainable):
     """A trial: one run."""
 
-    def setup(self, config: dict[str, Any], runs: Sequence[SweepRun], environment: Mapping[str, str]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, config: dict[str, Any], runs: Sequence[SweepRun], stop_file: Path, environment: Mapping[str, str]
+    ) -> None:
         """Start the run.
 
         Args:
             config: its number in `runs`.
             runs: all.
+            stop_file: is there when the sweep is to stop.
             environment: variables for its process.
         """
-        self._run = runs[config["run"]]
+        self._run, self._stop_file, self._asked = runs[config["run"]], stop_file, False
         kept = {name: value for name, value in os.environ.items() if name not in _OF_A_WORKER}
         kept |= {**environment, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
         cwd = environment["PWD"]
@@ -70,9 +73,14 @@ class Sweeping(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Wait a moment; the figures of the newest checkpoint, and at the end the exit code."""
+        if self._stop_file.exists() and not self._asked:
+            self._asked = True  # a second signal would end the run before it has saved
+            self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_LOOK_S)
         code, progress = self._process.poll(), progress_of(self._run)
+        if self._asked and code == -signal.SIGTERM:  # before it had begun
+            code = STOPPED
         figures = {name: value for name, value in progress.metrics.items() if name in FIGURES}
         return {IMAGES: progress.images, "done": code is not None, "code": code, **figures}
 
@@ -150,13 +158,16 @@ def sweep(runs: Sequence[SweepRun], folder: Path, asha: str | None, say: Callabl
     """
     # Ray Tune reads these. Its own files and tables are not needed, and trials stay in the folder they start in.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0"}
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would kill the runs after 5 s
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those files
     with connected():
         at_once = side_by_side(ray.nodes(), runs)
         say(f"{len(runs)} runs, {at_once} at a time")
         told = _Told(runs, asha, say)
+        stop_file = folder / "ray" / f"stop-{os.getpid()}"
+        stop_file.parent.mkdir(exist_ok=True)
         environment = {"PWD": os.getcwd()} | {name: os.environ[name] for name in (_OF_A_JOB,) if name in os.environ}
-        trainable: Any = tune.with_parameters(Sweeping, runs=list(runs), environment=environment)
+        trainable: Any = tune.with_parameters(Sweeping, runs=list(runs), stop_file=stop_file, environment=environment)
         # A trial must reserve something: a byte of memory, which leaves all CPUs and GPUs to the ranks.
         trainable = tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}]))
         tuner = tune.Tuner(
@@ -171,14 +182,31 @@ def sweep(runs: Sequence[SweepRun], folder: Path, asha: str | None, say: Callabl
                 callbacks=[told],
             ),
         )
-        # Ray Tune ends its trials at SIGINT, which it handles itself; the other signals ask for the same.
-        before = handle_stop_signals(lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        try:
+        with _stop_on_signals(stop_file, say):
             tuner.fit()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return told.codes
+
+
+@contextmanager
+def _stop_on_signals(stop_file: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, a signal has all runs save and stop, by a file that the trials look for; a second ends all at once."""
+    stop = StopRequest()
+
+    def ask(number: int, _frame: object) -> None:
+        was_asked = stop.asked
+        if stop.note():
+            raise KeyboardInterrupt
+        if not was_asked:
+            say(f"{signal.Signals(number).name}: the runs write checkpoints and stop; again to stop at once")
+            stop_file.touch()
+
+    before = handle_stop_signals(ask)
+    try:
+        yield
+    finally:
+        stop_file.unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _scheduler(runs: Sequence[SweepRun], figure: str | None) -> Any:
