@@ -1,16 +1,15 @@
 """How far each run of a sweep is, with the figures of its newest checkpoint."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cluster.sweep.combinations import SweepRun
 from data.storage.files import read_note, replaced, write_json
 from trainer.checkpoint.format import CheckpointError
 from trainer.checkpoint.storage import newest_seen, storage_of
 from trainer.config.sections import FIGURES
-from trainer.config.strict_yaml import parse
 from trainer.config.train_config import num_steps
 
 TABLE = "sweep.md"
@@ -60,12 +59,7 @@ def progress_of(run: SweepRun) -> Progress:
 
 def stopped_by_asha(run: SweepRun) -> bool:
     """Whether an earlier call with --asha has stopped the run."""
-
-    def read(content: bytes) -> bool:
-        note: Any = parse(content.decode()).value
-        return bool(note["images"])
-
-    return (run.directory / _STOPPED).is_file() and bool(read_note(run.directory / _STOPPED, read))
+    return bool(read_note(run.directory / _STOPPED, lambda content: json.loads(content)["images"]))
 
 
 def note_stopped(run: SweepRun, figure: str, value: float, images: int) -> None:
