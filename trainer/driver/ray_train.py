@@ -41,6 +41,7 @@ from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
 from trainer.driver.children import independent_children
 from trainer.driver.gauges import GAUGES, TAGS, gauges_of
+from trainer.driver.preemption import PreemptionNotice
 from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.room import ClusterError, Waiting, check_room, places
 from trainer.driver.scale_up import ScaleUp
@@ -73,6 +74,8 @@ class RayDriver:
     def __init__(self, state: Any, group: str, run: str) -> None:
         self._state, self._group, self._run = state, group, run
         self._gauges: dict[str, Gauge] = {}
+        watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+        self._notice = PreemptionNotice(ray.train.get_preemption_info) if watched else None
         self._sent_at = float("-inf")
         self._stop_asked = state.stop_asked.remote()
         self.step: int | None = None
@@ -92,8 +95,8 @@ class RayDriver:
             self._gauges[name].set(value, tags)
 
     def stop_requested(self) -> bool:
-        """Whether the driver wants to stop. A dead driver cannot ask; Ray itself then ends the worker."""
-        return self.wait_for_stop(timeout_s=0)
+        """Whether the driver wants to stop, or a node goes. A dead driver cannot ask; Ray then ends the worker."""
+        return self.wait_for_stop(timeout_s=0) or (self._notice is not None and self._notice.given)
 
     def wait_for_stop(self, timeout_s: float) -> bool:
         """Wait for a stop request, at most `timeout_s`."""
@@ -271,7 +274,7 @@ def fit(config: TrainConfig, on_restart: Callable[[str], None] = lambda reason: 
                     raise type(error)(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
                     return outcome
-                ray.get(state.withdraw_stop.remote())  # it stopped because there is room for more ranks
+                ray.get(state.withdraw_stop.remote())  # it stopped for more ranks, or because a node goes
                 if stop.asked:  # meanwhile; withdraw_stop may have cleared the request
                     return outcome
 

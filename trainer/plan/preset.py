@@ -201,8 +201,11 @@ def _refusal(config: TrainConfig, tried: Sequence[Plan], given: set[str], gpus: 
     least = min(tried, key=_needed)
     wanted = -(-_needed(least) // int(PLANNED_SHARE * 1e9))
     size = least.batch.micro_batch_size
-    what = f"--gpu-memory is {memory_gb}, but {size} images in a pass are planned with {_gb(_needed(least))} GB, and "
-    what += f"{PLANNED_SHARE:.0%} of a GPU's memory may be planned: give GPUs of {wanted} GB or more"
+    what = f"{memory_gb} GB of GPU memory are too little: {size} images in a pass are planned with "
+    what += (
+        f"{_gb(_needed(least))} GB, and {PLANNED_SHARE:.0%} of the memory may be planned: give GPUs of {wanted} GB or "
+    )
+    what += "more"
     advice = []
     if _MICRO in given:
         advice.append(f"leave --set {_MICRO} out, which lets a smaller one be chosen")
