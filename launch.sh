@@ -3,7 +3,7 @@
 # the virtual environment. The code of the commands is in cluster/, trainer/, data/ and tests/.
 set -euo pipefail
 
-readonly COMMANDS="quickstart, train, slurm, ray, kubernetes, status, logs, stop, test, ui, help"
+readonly COMMANDS="quickstart, train, sweep, slurm, ray, kubernetes, status, logs, stop, test, ui, help"
 # A finished environment with the CPU build of torch takes 2.3 GB, and pip unpacks 0.6 GB of downloads on the way.
 readonly NEEDED_GB=4
 # What pip prints when it fails for a cause that can be named.
@@ -32,6 +32,8 @@ print_help() {
   quickstart        set up, prepare the embedded digits, train on 2 CPU cores, evaluate the samples
   train ARGUMENTS   set up, then preflight and python -m trainer.run ARGUMENTS, such as: train --config digits --dry-run
                     (train --help lists them; the same command again resumes a run)
+  sweep ARGUMENTS   train with each combination of some settings: sweep --config digits --vary training.r1_gamma=0.02,0.1
+                    --vary run.seed=0-2 (on the Ray in RAY_ADDRESS, or one of its own; the same command goes on)
   slurm ARGUMENTS   submit a job: slurm --config lsun256 --nodes 2 --gpus-per-node 8 --time 24:00:00
   ray ARGUMENTS     submit a job to a Ray cluster: ray --address http://127.0.0.1:8265 --config lsun256
   kubernetes ARGUMENTS
@@ -74,7 +76,7 @@ main() {
             case ${1:-} in -h | --help) print_help && return ;; esac
             ;;
         train) [[ $# -gt 0 ]] || fail "train needs arguments, such as: ./launch.sh train --config digits" 2 ;;
-        slurm | ray | kubernetes) [[ $# -gt 0 ]] || fail "$command needs arguments: ./launch.sh $command --help" 2 ;;
+        sweep | slurm | ray | kubernetes) [[ $# -gt 0 ]] || fail "$command needs arguments: ./launch.sh $command --help" 2 ;;
         status | logs | stop) [[ $# -gt 0 ]] || fail "$command needs a run, such as: ./launch.sh $command runs/mine" 2 ;;
         -*) fail "unknown option $command; first comes a command: $COMMANDS" 2 ;;
         *) fail "unknown command $command; allowed are $COMMANDS" 2 ;;
@@ -89,6 +91,7 @@ main() {
     case $command in
         quickstart) quickstart ;;
         train | slurm | ray | kubernetes | status | logs | stop) exec "$venv_python" -m cluster.launch "$command" "$@" ;;
+        sweep) exec "$venv_python" -m cluster.sweep "$@" ;;
         test) check_and_test "$@" ;;
         ui) exec "$venv_python" -m cluster.store_ui --port "$port" ;;
     esac

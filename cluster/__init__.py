@@ -12,6 +12,7 @@ Files:
     request         what a launcher asks a cluster for
     slurm/          training as a Slurm job
     store_ui        MLflow's pages of the runs, behind a password
+    sweep/          runs of one config with varied settings
     tracking_check  the tracking server, before a run
 """
 

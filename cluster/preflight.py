@@ -25,6 +25,7 @@ from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
 from trainer.config.command_line import add_config_arguments, start_logging
 from trainer.config.train_config import TrainConfig
+from trainer.plan.preset import add_preset_arguments, preset_words
 from trainer.rank.run_folder import make_run_directory
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m cluster.preflight", description=__doc__)
     add_config_arguments(parser)
+    add_preset_arguments(parser)
     parser.add_argument("--init-from", help=argparse.SUPPRESS)  # accepts all arguments of trainer.run
     parser.add_argument("--resume", help=argparse.SUPPRESS)
     parser.add_argument("--nodes", type=whole_number(1), help="number of nodes to wait for")
     parser.add_argument("--join-timeout", type=float, default=300.0, metavar="S", help="seconds to wait (default: 300)")
     options = parser.parse_args(arguments)
     start_logging(0)
-    config = job_config(["--config", options.config, *(word for text in options.set for word in ("--set", text))])
+    overrides = (word for text in options.set for word in ("--set", text))
+    config = job_config(["--config", options.config, *overrides, *preset_words(options)])
     directory = Path(config.run.directory)
     is_new = not directory.exists()
     make_run_directory(config.run)

@@ -73,6 +73,14 @@ def make_request(
     options = parse_arguments(arguments)
     if options.dry_run:
         raise ConfigError(["--dry-run is given after --: give it before --, as an argument of launch.sh"])
+    if nodes and gpus_per_node and options.gpus not in (None, nodes * gpus_per_node):
+        made = nodes * gpus_per_node
+        raise ConfigError(
+            [
+                f"--gpus is {options.gpus}, but {nodes} nodes with {gpus_per_node} GPUs make {made}: omit --gpus, or "
+                "change it, --nodes or --gpus-per-node"
+            ]
+        )
     wanted = config_of(options)
     scaling = wanted.scaling
     if nodes is not None:

@@ -8,7 +8,20 @@ import pytest
 from tests.front_door import Machine, script
 from tests.launch import ROOT
 
-COMMANDS = ("quickstart", "train", "slurm", "ray", "kubernetes", "status", "logs", "stop", "test", "ui", "help")
+COMMANDS = (
+    "quickstart",
+    "train",
+    "sweep",
+    "slurm",
+    "ray",
+    "kubernetes",
+    "status",
+    "logs",
+    "stop",
+    "test",
+    "ui",
+    "help",
+)
 LISTED = ", ".join(COMMANDS)
 
 
@@ -42,6 +55,7 @@ def test_help_explains_every_command_without_set_up(machine: Machine, arguments:
         (["--config", "digits"], f"unknown option --config; first comes a command: {LISTED}"),
         (["quickstart", "--fast"], "quickstart takes no arguments, but --fast is given"),
         (["train"], "train needs arguments, such as: ./launch.sh train --config digits"),
+        (["sweep"], "sweep needs arguments: ./launch.sh sweep --help"),
         (["slurm"], "slurm needs arguments: ./launch.sh slurm --help"),
         (["stop"], "stop needs a run, such as: ./launch.sh stop runs/mine"),
         (["ui", "--prt", "5001"], "ui does not know --prt; allowed is --port PORT"),
@@ -109,6 +123,11 @@ def test_test_fails_with_each_of_its_checks(ready: Machine, failing: str) -> Non
     assert code == 1
     assert f"{failing} says no" in output + errors
     assert any("[pytest]" in call for call in ready.calls()) == (failing != "ruff")
+
+
+def test_sweep_is_passed_on(ready: Machine) -> None:
+    ready.launch("sweep", "--config", "digits", "--vary", "run.seed=0-2", RECORD="1")
+    assert ready.calls()[-1] == f"{ready.checkout}: [cluster.sweep] [--config] [digits] [--vary] [run.seed=0-2]"
 
 
 @pytest.mark.parametrize("command", ["train", "slurm", "ray", "kubernetes", "status", "logs", "stop"])

@@ -23,6 +23,7 @@ from trainer.driver.start import check_before_start
 from trainer.plan.gpus import GPUS, gpu_named
 from trainer.plan.plan import make_plan, render
 from trainer.plan.prediction import predict, render_prediction
+from trainer.plan.preset import Preset, add_preset_arguments, make_preset
 from trainer.rank.progress import Outcome
 from trainer.rank.run_folder import outcome_at
 from trainer.timing.event_log import events_file
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, plan, launch on Ray, close."""
     options = parse_arguments(arguments)
     start_logging(0)
+    if preset := preset_of(options):
+        print(f"{preset.words}\n", flush=True)
     config = config_of(options)
     if options.dry_run:
         plan = make_plan(config)
@@ -74,6 +77,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--init-from", metavar="WHERE", help="start from the weights of a run, an exported model, or a file"
     )
+    add_preset_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, then exit")
     parser.add_argument(
         "--gpu", metavar="|".join(GPUS), help="with --dry-run: predict time and throughput on such GPUs, one per rank"
@@ -96,8 +100,21 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
     Raises:
         ConfigError: the config is wrong.
     """
-    overrides = [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
-    return load_config(options.config, overrides)
+    preset = preset_of(options)
+    return preset.config if preset else load_config(options.config, _overrides(options))
+
+
+def preset_of(options: argparse.Namespace) -> Preset | None:
+    """What `--gpus` chooses; None without it.
+
+    Raises:
+        ConfigError: the config is wrong, or does not fit.
+    """
+    return make_preset(options.config, _overrides(options), options)
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    return [*options.set, *([f"run.init_from={options.init_from}"] if options.init_from else [])]
 
 
 def _launch(config: TrainConfig) -> int:

@@ -2,6 +2,7 @@
 
 Files:
     cluster.yaml      a cluster for Ray's cluster launcher
+    grafana.json      a dashboard of the gauges of runs
     runtime_env.yaml  files and environment of a job
     submit            submits and controls it with ray job
 """

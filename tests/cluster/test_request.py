@@ -20,6 +20,13 @@ def test_ranks_are_nodes_times_gpus():
     assert wider.cpus_per_node == 8
 
 
+def test_a_preset_is_chosen_where_the_run_starts():
+    preset = ("--gpus", "1", "--gpu-memory", "24", *ON_SHARED)
+    request = make_request("cifar10", preset, nodes=1, gpus_per_node=1, elsewhere=True)
+    assert (request.config.scaling.world_size, request.config.training.micro_batch_size) == (1, 256)
+    assert request.arguments == ("--config", "cifar10", *preset)
+
+
 def test_ranks_on_cpus_are_the_configs_spread_over_the_nodes():
     request = make_request("digits", (), nodes=2, gpus_per_node=None, elsewhere=False)
     assert (request.config.scaling.world_size, request.gpus_per_node, request.cpus_per_node) == (2, 0, 1)
@@ -38,6 +45,12 @@ def test_ranks_on_cpus_are_the_configs_spread_over_the_nodes():
             ("--set", "scaling.world_size=4"),
             {"nodes": 2, "gpus_per_node": 4},
             "scaling.world_size is 4, but 2 nodes with 4 GPUs make 8 ranks: omit that --set",
+        ),
+        (
+            "lsun256",
+            ("--gpus", "1", "--gpu-memory", "24"),
+            {"nodes": 2, "gpus_per_node": 4},
+            "--gpus is 1, but 2 nodes with 4 GPUs make 8: omit --gpus",
         ),
         ("digits", ("--dry-run",), {"nodes": 1, "gpus_per_node": None}, "--dry-run is given after --"),
     ],

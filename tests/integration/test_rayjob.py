@@ -1,5 +1,6 @@
 """What the RayJob says, done by hand on this machine: its nodes, its command, and what comes before the head's end."""
 
+import json
 import os
 import re
 import secrets
@@ -7,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -36,13 +38,16 @@ class Pods:
         manifest: the RayJob.
         overrides: of its config.
         env: of the containers.
-        dashboard: its address.
+        dashboard, address: where the dashboard and Ray itself are.
+        scratch: folder for the files of nodes.
     """
 
     manifest: dict[str, Any]
     overrides: tuple[str, ...]
     env: dict[str, str]
     dashboard: str
+    address: str
+    scratch: str
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(words, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=300)
@@ -86,7 +91,7 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
                     ["bash", "-c", f"ray start {options}"], env=env, capture_output=True, text=True, timeout=120
                 )
                 assert started.returncode == 0, started.stdout + started.stderr
-            yield Pods(manifest, sets, env, f"http://{POD_IP}:{dashboard}")
+            yield Pods(manifest, sets, env, f"http://{POD_IP}:{dashboard}", f"{POD_IP}:{port}", scratch)
         finally:
             killed = []
             for process in psutil.process_iter():
@@ -140,3 +145,56 @@ def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(
     assert (tmp_path / "run" / "samples" / "step-00000100.png").exists()
     assert (tmp_path / "run" / "snapshots" / "step-00000100" / "generator.safetensors").exists()
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].manifest["world_size"] == 2
+
+
+def metrics_of(pods: Pods, name: str) -> set[tuple[str, ...]]:
+    """Labels (run, node, gpu) of a gauge on the metrics ports of all nodes."""
+    found = set()
+    (listed,) = Path(pods.scratch, "1").glob("prom_metrics_service_discovery.json")
+    for target in (target for group in json.loads(listed.read_text()) for target in group["targets"]):
+        with suppress(OSError), urlopen(f"http://{target}/metrics", timeout=10) as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith(f"{name}{{"):
+                    labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+                    found.add(tuple(labels.get(label, "") for label in ("run", "node", "gpu")))
+    return found
+
+
+def test_a_node_that_is_taken_back_costs_no_step_and_curves_are_at_the_metrics_port(pods, tmp_path):
+    run = tmp_path / "spot"
+    more = ("training.total_images=10_000_000", "checkpoint.save_interval_steps=null", f"run.directory={run}")
+    sets = [word for text in (*pods.overrides, *more) for word in ("--set", text)]
+    job = ["ray", "job", "submit", "--address", pods.dashboard, "--submission-id", "spot", "--no-wait"]
+    submitted = pods.call(*job, "--working-dir", ".", "--", "python", "-m", "trainer.run", "--config", "digits", *sets)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+
+    def logs() -> str:
+        return pods.call("ray", "job", "logs", "--address", pods.dashboard, "spot").stdout
+
+    def wait_for(what: Callable[[], object], timeout_s: float = 240) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not what():
+            assert time.monotonic() < deadline, logs()[-3000:]
+            time.sleep(1)
+
+    wait_for(lambda: metrics_of(pods, "ray_ddgan_images_per_s") == {("spot", "", "")})
+    assert metrics_of(pods, "ray_ddgan_node_cpu_percent") == {("spot", "0", "")}
+
+    nodes = json.loads(pods.call(sys.executable, "-c", NODES, pods.address).stdout.splitlines()[-1])
+    (first,) = (node["NodeID"] for node in nodes if node["Resources"].get("CPU"))
+    worker = ["ray", "start", "--address", pods.address, "--node-ip-address", POD_IP, "--num-cpus", "2"]
+    joined = pods.call(*worker, "--temp-dir", f"{pods.scratch}/3", "--disable-usage-stats")
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert not list_checkpoints(run / "checkpoints")
+    drain = ["ray", "drain-node", "--address", pods.address, "--node-id", first, "--reason-message", "spot"]
+    drained = pods.call(*drain, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "300")
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    wait_for(lambda: logs().count("training on 2 ranks") == 2)
+    text = logs()
+    assert re.search(r"the nodes of ranks 0, 1 are taken back in \d+ s: saving a checkpoint", text), text
+    (saved,) = list_checkpoints(run / "checkpoints")
+    assert f"resuming from {saved.path}" in text
+    assert "starting the ranks again" not in text  # no failure was counted
+
+
+NODES = "import json, ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(json.dumps(ray.nodes()))"

@@ -53,6 +53,8 @@ class StopAt:
 
     def report(self, status: RunStatus) -> None: ...
 
+    def show(self, curves: Mapping[str, float]) -> None: ...
+
     def stop_requested(self) -> bool:
         self._begun += 1
         return self._begun == self._step

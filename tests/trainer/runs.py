@@ -20,10 +20,13 @@ class Stopper:
     """A driver that requests a stop during step `at`, and records what is reported to it."""
 
     def __init__(self, at: int | None = None) -> None:
-        self.at, self.asked, self.seen = at, 0, []
+        self.at, self.asked, self.seen, self.shown = at, 0, [], []
 
     def report(self, status: RunStatus) -> None:
         self.seen.append(status)
+
+    def show(self, curves: Mapping[str, float]) -> None:
+        self.shown.append(dict(curves))
 
     def stop_requested(self) -> bool:
         self.asked += 1
@@ -42,7 +45,7 @@ class Recorder:
         self.metrics[step] = dict(metrics)
 
     def log_image(self, step: int, key: str, path: Path) -> None: ...
-    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
+    def log_artifact(self, path: Path, folder: str | None = None, register_as: str | None = None) -> None: ...
     def close(self, status: str) -> None: ...
 
 

@@ -238,3 +238,12 @@ def test_help_explains_the_command():
     assert done.returncode == 0
     for word in ("--config", "--set", "--resume", "--dry-run", "--init-from"):
         assert word in done.stdout
+
+
+def test_dry_run_says_what_is_chosen_for_a_gpu(tiny, tmp_path, capsys):
+    data = next(words for words in tiny if words.startswith("data.path="))
+    command = ["--config", "digits", "--gpus", "1", "--gpu-memory", "24", "--set", data, "--set", "data.image_size=8"]
+    assert main([*command, "--set", f"run.directory={tmp_path / 'run'}", "--dry-run"]) == 0
+    words = capsys.readouterr().out
+    assert words.startswith("settings for 1 GPU of 24 GB\n  scaling.world_size=1; the global batch stays 32\n")
+    assert "world_size: 1" in words and "micro_batch_size: 32" in words and "precision: bf16" in words

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
@@ -32,6 +32,9 @@ class _Driver:
     """A driver that neither reports nor stops."""
 
     def report(self, status: RunStatus) -> None:
+        """Do nothing."""
+
+    def show(self, curves: Mapping[str, float]) -> None:
         """Do nothing."""
 
     def stop_requested(self) -> bool:

@@ -335,6 +335,10 @@ class TrackingConfig:
     run.directory."""
     experiment: str = "ddgan"
     """Name of the MLflow experiment, and of the project in Weights & Biases, that the run belongs to."""
+    register_as: str | None = None
+    """Name of a model in MLflow's registry, of which the snapshot at the end of the run becomes a version: a pyfunc
+    that draws images of given seeds and classes. It is registered later, like all records, if the server is down.
+    null: none."""
     log_interval_steps: PositiveInt = 50
     """Optimizer steps between two points of the curves. Values leave the device only at these steps."""
     flush_timeout_s: Annotated[float, Field(ge=0, le=86_400, description="that is a day")] = 30.0
@@ -354,6 +358,14 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         """Refuse a tracker that is given twice, an address that none can be, and steps that are no range."""
+        if self.register_as is not None:
+            if not self.register_as.strip() or set(self.register_as) & set("/:"):
+                raise ValueError("register_as is no name of a model: it may not be empty, or hold / or :")
+            if "mlflow" not in self.backends:
+                raise ValueError(
+                    f"register_as is {self.register_as}, but backends is {list(self.backends)}: MLflow has the "
+                    "registry, so add mlflow to backends, or set register_as to null"
+                )
         if self.notify is not None and shown_address(self.notify) is None:
             raise ValueError("notify is no web address; expected is one such as https://hooks.example.org/name")
         if len(set(self.backends)) < len(self.backends):

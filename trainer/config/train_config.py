@@ -64,7 +64,7 @@ class TrainConfig:
         """Check the rules that need more than one section; every broken rule is a line of one ValueError."""
         problems: list[str] = []
         rules = (split_batch, _check_method, _check_keep_best, _check_warmup, _check_networks, _check_zero)
-        for rule in (*rules, _check_stages):
+        for rule in (*rules, _check_stages, _check_registered):
             try:
                 rule(self)
             except ValueError as error:
@@ -321,6 +321,15 @@ def _check_zero(config: TrainConfig) -> None:
             "engine.zero_stage_d is 3, but training.penalty is exact: R1 and R2 differentiate twice through the "
             "discriminator, which DeepSpeed cannot do with partitioned parameters. Set engine.zero_stage_d to 0, 1 or "
             "2, or training.penalty to finite_difference"
+        )
+
+
+def _check_registered(config: TrainConfig) -> None:
+    if config.tracking.register_as is not None and config.data.condition_channels:
+        raise ValueError(
+            f"tracking.register_as is {config.tracking.register_as}, but data.condition_channels is "
+            f"{config.data.condition_channels}: a registered model draws from seeds and classes alone, so set "
+            "tracking.register_as to null"
         )
 
 

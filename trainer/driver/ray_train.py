@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend as RayTorchBackend  # pyright: ignore[reportPrivateUsage]
+from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.processes.signals import StopRequest, handle_stop_signals
@@ -39,6 +40,8 @@ from trainer.config.draft import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
 from trainer.driver.children import independent_children
+from trainer.driver.gauges import GAUGES, TAGS, gauges_of
+from trainer.driver.preemption import PreemptionNotice
 from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.room import ClusterError, Waiting, check_room, places
 from trainer.driver.scale_up import ScaleUp
@@ -68,8 +71,11 @@ class RunDivergedError(RunFailedError):
 class RayDriver:
     """A worker's connection to the state actor: sends at most a few times a second, never waits for the answer."""
 
-    def __init__(self, state: Any, group: str) -> None:
-        self._state, self._group = state, group
+    def __init__(self, state: Any, group: str, run: str) -> None:
+        self._state, self._group, self._run = state, group, run
+        self._gauges: dict[str, Gauge] = {}
+        watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+        self._notice = PreemptionNotice(ray.train.get_preemption_info) if watched else None
         self._sent_at = float("-inf")
         self._stop_asked = state.stop_asked.remote()
         self.step: int | None = None
@@ -81,9 +87,16 @@ class RayDriver:
             self._state.post.remote(self._group, status)
             self._sent_at = time.monotonic()
 
+    def show(self, curves: Mapping[str, float]) -> None:
+        """Set the gauges that the node's metrics port shows to Prometheus; Ray collects them later."""
+        for name, tags, value in gauges_of(curves, self._run):
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(name, GAUGES[name], TAGS)
+            self._gauges[name].set(value, tags)
+
     def stop_requested(self) -> bool:
-        """Whether the driver wants to stop. A dead driver cannot ask; Ray itself then ends the worker."""
-        return self.wait_for_stop(timeout_s=0)
+        """Whether the driver wants to stop, or a node goes. A dead driver cannot ask; Ray then ends the worker."""
+        return self.wait_for_stop(timeout_s=0) or (self._notice is not None and self._notice.given)
 
     def wait_for_stop(self, timeout_s: float) -> bool:
         """Wait for a stop request, at most `timeout_s`."""
@@ -126,7 +139,7 @@ def _train_rank(arguments: dict[str, Any]) -> None:
     config = replace(config, scaling=replace(config.scaling, world_size=world_size))
     start_logging(rank)
     group = os.environ[GROUP_VARIABLE]
-    driver = RayDriver(state, group)
+    driver = RayDriver(state, group, Path(config.run.directory).name)
     if rank == 0 and not _await_turn(driver, state, group, world_size):  # the others wait for its store
         return _await_the_end()
     if rank == 0:
@@ -272,7 +285,7 @@ def fit(
                     raise type(error)(f"{error}\nRay's logs of all processes are in {logs}") from error
                 if outcome.finished or stop.asked:
                     return outcome
-                ray.get(state.withdraw_stop.remote())  # it stopped because there is room for more ranks
+                ray.get(state.withdraw_stop.remote())  # it stopped for more ranks, or because a node goes
                 if stop.asked:  # meanwhile; withdraw_stop may have cleared the request
                     return outcome
 

@@ -8,5 +8,6 @@ Files:
     on_meta        networks and batches on the meta device
     plan           the dry run
     prediction     the time of a run on a named GPU
+    preset         settings of a config for GPUs of a given memory
     step_traffic   bytes and FLOPs of a whole training step
 """

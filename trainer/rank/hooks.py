@@ -83,8 +83,9 @@ class LogCurves:
         checkpoints: RunCheckpoints,
         replaced: ReplacedSamples,
         monitor: SystemMonitor,
+        driver: Driver,
     ) -> None:
-        self._interval_steps, self._tracker, self._curves = interval_steps, tracker, curves
+        self._interval_steps, self._tracker, self._curves, self._driver = interval_steps, tracker, curves, driver
         self._checkpoints, self._replaced, self._monitor = checkpoints, replaced, monitor
         self._logit_gap = LogitGap()
 
@@ -97,10 +98,12 @@ class LogCurves:
         metrics = self._curves.metrics = loop.take_metrics(self._monitor.measure())
         saves = {f"checkpoint/{name}": seconds for name, seconds in self._checkpoints.take_times().items()}
         failures = {"checkpoint_failures": float(self._checkpoints.take_failures())}
-        self._tracker.log_metrics(loop.step, metrics | failures | saves | machine_curves(loop.of_ranks))
+        values = metrics | failures | saves | machine_curves(loop.of_ranks)
+        self._tracker.log_metrics(loop.step, values)
         if metrics["replaced_samples"]:  # a sum over the ranks, so all of them call the collective
             self._replaced.publish(self._tracker)
         if loop.ranks.rank == 0:
+            self._driver.show(values)
             self._logit_gap.check(loop.step - loop.stage.first_step, metrics)
         loop.learner.skipped.check(loop.step, loop.ranks)
 
@@ -294,12 +297,25 @@ class SaveCheckpoint:
         self._checkpoints.save(self._state, loop.statistics, loop.step, self._tracker.run_id)
 
 
-def write_snapshot(config: TrainConfig, averaged: AveragedGenerator, ranks: Ranks, tracker: Tracker, step: int) -> None:
-    """Write the averaged generator and its config at the end of a stage. A collective."""
+def write_snapshot(
+    config: TrainConfig, averaged: AveragedGenerator, ranks: Ranks, tracker: Tracker, step: int, *, is_final: bool
+) -> None:
+    """Write the averaged generator and its config at the end of a stage. A collective.
+
+    Args:
+        config: of the stage.
+        averaged: the generator.
+        ranks: the group.
+        tracker: gets the files.
+        step: of the run.
+        is_final: it is the end of the run; with tracking.register_as the snapshot is registered.
+    """
     generator = averaged.filled()
     if generator is None or ranks.rank != 0:
         return
     folder = Path(config.run.directory) / "snapshots" / f"step-{step:08d}"
     save_snapshot(folder, generator.state_dict(), config, step)
-    for file in sorted(folder.iterdir()):
+    *files, last = sorted(folder.iterdir())
+    for file in files:
         tracker.log_artifact(file, "snapshot")
+    tracker.log_artifact(last, "snapshot", config.tracking.register_as if is_final else None)

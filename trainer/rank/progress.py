@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -65,6 +65,10 @@ class Driver(Protocol):
 
     def report(self, status: RunStatus) -> None:
         """Called on rank 0 after each step; must return at once."""
+        ...
+
+    def show(self, curves: Mapping[str, float]) -> None:
+        """Called on rank 0 with the curves of a log point; must return at once."""
         ...
 
     def stop_requested(self) -> bool:
@@ -134,6 +138,9 @@ class SignalDriver:
         """Update the bar."""
         if self._bar:
             self._bar.show(status)
+
+    def show(self, curves: Mapping[str, float]) -> None:
+        """Nothing: the trackers have them."""
 
     def stop_requested(self) -> bool:
         """Whether a signal was received."""

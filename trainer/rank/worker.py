@@ -151,7 +151,8 @@ class Worker:
         ended = self._train(loop)
         self.watchdog.enter("end")
         if ended:  # before the last checkpoint, which marks the stage as done
-            write_snapshot(self.stage.config, self.averaged, self.ranks, self.tracker, loop.step)
+            is_final = loop.step >= num_steps(self.config)
+            write_snapshot(self.stage.config, self.averaged, self.ranks, self.tracker, loop.step, is_final=is_final)
         self.checkpoints.save_last(lambda: hooks[-1].run(loop), loop.step)
         return ended
 
@@ -179,7 +180,13 @@ class Worker:
         return (
             NoteTimes(self.times, self.profile),
             LogCurves(
-                config.tracking.log_interval_steps, tracker, curves, self.checkpoints, self.replaced, self.monitor
+                config.tracking.log_interval_steps,
+                tracker,
+                curves,
+                self.checkpoints,
+                self.replaced,
+                self.monitor,
+                self.driver,
             ),
             ReportStatus(self.driver, num_steps(self.config)),
             DrawGrid(config, self.averaged, tracker, self.index.class_names or ()),

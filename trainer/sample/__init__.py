@@ -8,6 +8,7 @@ Files:
     fidelity    PSNR and SSIM of translations
     given       image files in the form of a run's images
     images      reads and writes grids, folders and npz files
+    pyfunc      a snapshot as a model of MLflow's registry
     scatter     draws 2-D points as a picture
     tiles       images larger than a model's
     video       writes .mp4 files

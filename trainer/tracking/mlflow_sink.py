@@ -19,6 +19,7 @@ from trainer.tracking.store import database_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 
 MAX_VALUE_LENGTH = 6000  # of a param; MLflow allows 8000 for tags
@@ -27,6 +28,16 @@ MAX_LABELS = 100  # params or tags per request
 MAX_POINTS = 500  # per request, which is limited to 1000 entities and 1 MB
 THUMBNAIL_PIXELS = 256
 UID_TAG = "run_uid"
+SNAPSHOT_TAG = "snapshot"
+MODEL_CODE = "trainer.sample.pyfunc"
+"""Module that MLflow calls to load a registered snapshot."""
+MODEL_PACKAGES = ("models", "data", "trainer")
+"""Our packages that it imports."""
+MODEL_NEEDS = (
+    *("annotated-types", "fsspec", "jaxtyping", "numpy", "pillow", "pydantic", "pyyaml", "rich", "safetensors"),
+    *("simplejpeg", "tenacity", "torch", "webdataset"),
+)
+"""Distributions that it imports."""
 
 
 class MlflowSink:
@@ -146,6 +157,34 @@ class MlflowSink:
         with self._translated():
             self._client.log_artifact(self._run_id, str(file), folder)
 
+    def register_model(self, snapshot: Path, name: str) -> None:
+        """Upload the snapshot with the code that draws, and make it a version. The code is loaded without a pickle."""
+        with self._translated():
+            if any(
+                version.run_id == self._run_id and version.tags.get(SNAPSHOT_TAG) == snapshot.name
+                for version in self._versions(name)
+            ):
+                return
+            folder = f"model-{snapshot.name}"
+            with tempfile.TemporaryDirectory() as temporary:
+                model = Path(temporary) / "model"
+                _save_pyfunc(snapshot, model)
+                self._client.log_artifacts(self._run_id, str(model), folder)
+            source = f"{self._client.get_run(self._run_id).info.artifact_uri}/{folder}"
+            tags = {SNAPSHOT_TAG: snapshot.name}
+            self._client.create_model_version(name, source, self._run_id, tags, await_creation_for=0)
+
+    def _versions(self, name: str) -> "Sequence[ModelVersion]":
+        """The versions of a model that belong to this run; makes the model if it is not there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self._client.search_model_versions(f"name='{name}' and run_id='{self._run_id}'")
+
     @property
     def _client(self) -> "MlflowClient":
         if self._connected is None:
@@ -224,6 +263,28 @@ class MlflowSink:
             if error.error_code == "INVALID_PARAMETER_VALUE" and self._exists(self._run_id):
                 raise RefusedError(str(error)) from error
             raise
+
+
+def _save_pyfunc(snapshot: Path, model: Path) -> None:
+    """Write the snapshot as a model of the flavour pyfunc, whose code is `trainer.sample.pyfunc`."""
+    from importlib.metadata import version
+
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema, TensorSpec
+    from numpy import dtype
+
+    root = Path(__file__).resolve().parents[2]
+    columns: list[ColSpec | TensorSpec] = [ColSpec("long", "seed"), ColSpec("long", "class", required=False)]
+    images = TensorSpec(dtype("uint8"), (-1, -1, -1, -1), "images")
+    mlflow.pyfunc.save_model(
+        str(model),
+        loader_module=MODEL_CODE,
+        data_path=str(snapshot),
+        code_paths=[str(root / package) for package in MODEL_PACKAGES],
+        pip_requirements=[f"{name}=={version(name)}" for name in MODEL_NEEDS],
+        signature=ModelSignature(inputs=Schema(columns), outputs=Schema([images])),
+    )
 
 
 def artifact_root(uri: str, run_directory: Path) -> Path | None:

@@ -92,3 +92,10 @@ class Sink(Protocol):
     def send_artifact(self, file: Path, folder: str | None) -> None:
         """Upload a file to a folder of the run's artifacts; None: to their root. It replaces a file of that name."""
         ...
+
+    def register_model(self, snapshot: Path, name: str) -> None:
+        """Make the folder of a snapshot a version of the registered model of this name, once for each run and folder.
+
+        A tracker without a registry of models does nothing.
+        """
+        ...

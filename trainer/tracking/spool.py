@@ -160,7 +160,8 @@ def _is_payload(kind: Any, fields: Mapping[str, Any]) -> bool:
         case "image":
             return isinstance(fields["key"], str) and isinstance(fields["path"], str)
         case "artifact":
-            return isinstance(fields["path"], str) and isinstance(fields["folder"], str | None)
+            texts = (fields["path"], fields["folder"] or "", fields.get("register_as", ""))
+            return all(isinstance(text, str) for text in texts)
         case "close":
             return fields["status"] in get_args(Status)
         case _:
@@ -322,14 +323,15 @@ class Spool:
         if self._append("image", step, {"key": key, "path": self._relative(path)}):
             self._remember(step, {f"image {key}"})
 
-    def artifact(self, path: Path, folder: str | None) -> None:
+    def artifact(self, path: Path, folder: str | None, register_as: str | None = None) -> None:
         """Append a file of the run, unless the spool has it (same size and modification time)."""
         try:
             state = path.stat()
         except OSError as error:
             log.warning("no artifact: %s", error)
             return
-        payload = {"path": self._relative(path), "folder": folder, "stamp": [state.st_size, state.st_mtime_ns]}
+        payload: dict[str, Any] = {"path": self._relative(path), "folder": folder}
+        payload |= {"stamp": [state.st_size, state.st_mtime_ns]} | ({"register_as": register_as} if register_as else {})
         name = json.dumps(payload, sort_keys=True)
         if name not in self._artifacts and self._append("artifact", None, payload):
             self._artifacts.add(name)

@@ -107,6 +107,9 @@ class TensorBoardSink:
             file = file.relative_to(self._run_directory)
         self._write_text("/".join(filter(None, ("files", folder, file.name))), 0, at, f"`{file}`")
 
+    def register_model(self, snapshot: Path, name: str) -> None:
+        """Nothing: TensorBoard has no models."""
+
     def _write_text(self, tag: str, step: int, at: int, text: str) -> None:
         if (tag, step, text) in self._texts:
             return

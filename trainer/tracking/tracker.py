@@ -131,8 +131,14 @@ class Tracker(Protocol):
         """Log a file of the run directory as the image of a step; it must stay at its path."""
         ...
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Log a file of the run directory as an artifact; it must stay at its path."""
+    def log_artifact(self, path: Path, folder: str | None = None, register_as: str | None = None) -> None:
+        """Log a file of the run directory as an artifact; it must stay at its path.
+
+        Args:
+            path: the file.
+            folder: of the run's artifacts; None: their root.
+            register_as: name of a model, of which the snapshot that the file completes becomes a version.
+        """
         ...
 
     def close(self, status: Status) -> None:
@@ -150,7 +156,7 @@ class NullTracker:
 
     def log_image(self, step: int, key: str, path: Path) -> None: ...
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
+    def log_artifact(self, path: Path, folder: str | None = None, register_as: str | None = None) -> None: ...
 
     def close(self, status: Status) -> None: ...
 
@@ -191,9 +197,9 @@ class SpoolTracker:
         if not self._closed:
             self._spool.image(step, key, path)
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path, folder: str | None = None, register_as: str | None = None) -> None:
         if not self._closed:
-            self._spool.artifact(path, folder)
+            self._spool.artifact(path, folder, register_as)
 
     def close(self, status: Status) -> None:
         if self._closed:

@@ -281,6 +281,8 @@ class Uploader:
                     self._sink.send_image(first.payload["key"], first.step or 0, first.at, _existing(file))
                 case "artifact":
                     self._sink.send_artifact(_existing(file), first.payload["folder"])
+                    if name := first.payload.get("register_as"):
+                        self._sink.register_model(file.parent, name)
                 case "close":
                     self._sink.set_status(first.payload["status"], first.at)
 
@@ -388,10 +390,8 @@ def _checked(noted: Progress, spool: Path) -> Progress:
 def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:
     """Group adjacent metrics records; others stay alone. Keeps the order of the spool."""
     for is_metrics, group in itertools.groupby(records, key=lambda record: record.kind == "metrics"):
-        if is_metrics:
-            yield list(group)
-        else:
-            yield from ([record] for record in group)
+        found = list(group)
+        yield from [found] if is_metrics else ([record] for record in found)
 
 
 def _existing(file: Path) -> Path:

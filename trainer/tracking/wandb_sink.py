@@ -92,6 +92,9 @@ class WandbSink:
             raise RefusedError(f"{file} is no image: {error}") from error
         self._log(step, at, {key: image})
 
+    def register_model(self, snapshot: Path, name: str) -> None:
+        """Nothing: the snapshot's files are artifacts already."""
+
     def send_artifact(self, file: Path, folder: str | None) -> None:
         """Upload the file as an artifact of its own; W&B makes no new version of one with the same content."""
         import wandb

@@ -24,7 +24,7 @@ def due_steps(hook, *, last: int = 10, batch: int = 16) -> list[int]:
 
 
 def test_curves_are_logged_at_the_interval_and_at_the_end():
-    assert due_steps(LogCurves(4, *[NOTHING] * 5)) == [4, 8, 10]  # pyright: ignore[reportArgumentType]
+    assert due_steps(LogCurves(4, *[NOTHING] * 6)) == [4, 8, 10]  # pyright: ignore[reportArgumentType]
 
 
 def test_slowest_rank_is_named_beside_the_mean_and_each_node_has_its_curves():

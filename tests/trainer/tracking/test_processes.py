@@ -111,6 +111,10 @@ def test_refusing_server_gets_everything_when_it_is_back(
     uri, run = f"http://127.0.0.1:{port}", tmp_path / "run"
     tracked = opened(run, uri)
     tracked.log_metrics(0, {"loss": float("nan")})
+    snapshot = run / "snapshots" / "step-00000300"
+    snapshot.mkdir(parents=True)
+    (snapshot / "generator.safetensors").write_text("weights")
+    tracked.log_artifact(snapshot / "generator.safetensors", "snapshot", "digits")
     from mlflow.server import app, constants  # takes a second or two, while the uploader starts
 
     monkeypatch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{tmp_path}/server.db")
@@ -136,9 +140,14 @@ def test_refusing_server_gets_everything_when_it_is_back(
         assert ended.data.params == {"training.r1_gamma": "0.05", "tracking.uri": uri}
         assert ended.data.tags["index_sha256"] == "digest"
         client = mlflow.MlflowClient(uri)
+        (version,) = client.search_model_versions("name='digits'")
+        assert (version.run_id, version.status) == (tracked.run_id, "READY")
+        assert version.source == f"{ended.info.artifact_uri}/model-step-00000300"
         assert {file.path for file in client.list_artifacts(ended.info.run_id)} == {
             "config.yaml",
             "images",
+            "model-step-00000300",
+            "snapshot",
             "snapshots",
         }
         assert len(client.list_artifacts(ended.info.run_id, "images")) == 2

@@ -25,6 +25,7 @@ class Server:
     points: list[Point] = field(default_factory=list)
     images: set[tuple[str, int]] = field(default_factory=set)
     artifacts: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
     statuses: list[str] = field(default_factory=list)
 
 
@@ -74,6 +75,9 @@ class Sink:
     def send_artifact(self, file: Path, folder: str | None) -> None:
         self._call("send_artifact", lambda: self.server.artifacts.add(file.name))
 
+    def register_model(self, snapshot: Path, name: str) -> None:
+        self._call("register_model", lambda: self.server.models.add(name))
+
 
 def uploader(
     run: Path,
@@ -100,7 +104,7 @@ def spool_of_a_run(run: Path, *, close: bool = True) -> None:
         if step == 20:
             spool.image(step, "samples", file)
         if step == 40:
-            spool.artifact(file, None)
+            spool.artifact(file, None, "digits")
     if close:
         spool.close("FINISHED")
 
@@ -111,6 +115,7 @@ def assert_complete(server: Server) -> None:
     assert sorted((point.key, point.step) for point in server.points) == sorted(expected)
     assert server.images == {("samples", 20)}
     assert server.artifacts == {"file"}
+    assert server.models == {"digits"}
     assert server.statuses[-1] == "FINISHED"
 
 

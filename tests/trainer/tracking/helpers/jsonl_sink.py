@@ -56,6 +56,9 @@ class JsonLinesSink:
     def send_artifact(self, file: Path, folder: str | None) -> None:
         self._write("artifact", folder=folder, file=file.name)
 
+    def register_model(self, snapshot: Path, name: str) -> None:
+        self._write("model", name=name, folder=snapshot.name)
+
     def _write(self, call: str, **fields: Any) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(file, json.dumps({"call": call, **fields}).encode() + b"\n")
