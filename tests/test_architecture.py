@@ -39,7 +39,7 @@ DOORS = {
     "onnxruntime": {"trainer/export/onnx_graphs.py"},
     "starlette": {"trainer/demo/server.py"},
     "tensorboardX": {"trainer/tracking/tensorboard_sink.py"},
-    "triton": {f"models/fused/kernels/{name}.py" for name in ("elementwise", "fir", "norm")},
+    "triton": {f"models/fused/kernels/{name}.py" for name in ("elementwise", "fir", "norm", "whole_norm")},
     "uvicorn": {"trainer/demo/server.py"},
     "wandb": {"trainer/tracking/wandb_sink.py"},
     "webdataset": {"data/stream/batches.py", "data/stream/pipeline.py", "data/bench.py"},
