@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dropout import Dropout
+from models.fused.fir import fir_double
+from models.fused.merge import SQRT_HALF
 from models.fused.merge import merge as scaled_sum
-from models.layers import NEAR_ZERO, Block, LabelEmbedding, group_norm, initialized
-from models.resample import FirBlur, ResampleKind, downsample, upsample
+from models.fused.operator import can_fuse
+from models.layers import NEAR_ZERO, Block, LabelEmbedding, are_whole, group_norm, initialized
+from models.resample import FirBlur, FirUpsample, ResampleKind, downsample, upsample
 from models.shapes import Embedding, Features, Label, Latent, Style
 
 
@@ -57,9 +60,11 @@ class AdaptiveGroupNorm(nn.Module):
         self.style = initialized(nn.Linear(latent_channels, 2 * num_channels), fan="out")
         nn.init.ones_(self.style.bias[:num_channels])
 
-    def forward(self, x: Features, zemb: Style, *, silu: bool = False) -> Features:
-        """Normalize x, then scale and shift it by zemb; then SiLU if wanted."""
-        return self.norm(x, self.style(zemb), silu=silu)
+    def forward(
+        self, x: Features, zemb: Style, *, silu: bool = False, skip: Tensor | None = None, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalize x, then scale and shift it by zemb; see `GroupNorm`."""
+        return self.norm(x, self.style(zemb), silu=silu, skip=skip, shift=shift)
 
 
 class ResidualBlock(Block):
@@ -91,19 +96,57 @@ class ResidualBlock(Block):
         reshapes = reshapes or c_in != c_out or resample is not None
         self.shortcut = initialized(nn.Conv2d(c_in, c_out, 1)) if reshapes else nn.Identity()
 
-    def forward(self, x: Features, temb: Embedding, zemb: Style) -> Float[Tensor, "b c_out h_out w_out"]:
-        """Transform features [B, C, H, W], given the activated time embedding and the latent embedding."""
-        h = self.norm1(x, zemb, silu=True)
+    def forward(
+        self, x: Features, temb: Embedding, zemb: Style, skip: Float[Tensor, "b c_skip h w"] | None = None
+    ) -> tuple[Float[Tensor, "b c_out h_out w_out"], Float[Tensor, "b c_sum h w"]]:
+        """Transform features [B, C, H, W], given the activated time embedding and the latent embedding.
+
+        Args:
+            x: Features.
+            temb: Activated time embedding.
+            zemb: Latent embedding.
+            skip: More channels of the features.
+
+        Returns:
+            The result, and the features as they went in; where they are used again, the norm adds the gradients.
+        """
+        h, x, same = self.norm1(x, zemb, silu=True, skip=skip)
+        if can_fuse(h) and are_whole(self.conv1, self.conv2, self.shortcut):
+            return self._fewer_passes(h, x, temb, zemb), same
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        return merge(self.shortcut(x), self.second_half(self.conv1(h), temb, zemb), rescale=self.skip_rescale)
+        h = self.second_half(self.conv1(h), temb, zemb)
+        return merge(self.shortcut(x), h, rescale=self.skip_rescale), same
 
     def second_half(self, h: Features, temb: Embedding, zemb: Style) -> Features:
         """What follows the first convolution: the time, norm, dropout and the second convolution."""
         h = h + self.time(temb)[:, :, None, None]
-        adaptive = isinstance(self.norm2, AdaptiveGroupNorm)
-        h = self.norm2(h, zemb, silu=True) if adaptive else self.norm2(h, silu=True)
-        return self.conv2(self.dropout(h))
+        return self.conv2(self.dropout(self._second_norm(h, zemb)))
+
+    def _second_norm(self, h: Tensor, zemb: Style, shift: Tensor | None = None) -> Tensor:
+        adaptive = (zemb,) if isinstance(self.norm2, AdaptiveGroupNorm) else ()
+        return self.norm2(h, *adaptive, silu=True, shift=shift)[0]
+
+    def _fewer_passes(self, h: Tensor, x: Tensor, temb: Embedding, zemb: Style) -> Tensor:
+        """What follows the first norm, for a GPU: what passes over features elsewhere is here done to weights.
+
+        The first bias and the time enter with the second norm, the rescaling is a factor of the weights, and the
+        shortcut's convolution, which sees single pixels, comes before a doubling.
+        """
+        h = h if self.resample is None else self.resample(h)
+        assert self.conv1.bias is not None and self.conv2.bias is not None
+        h = F.conv2d(h, self.conv1.weight, padding=1)
+        h = self.dropout(self._second_norm(h, zemb, self.conv1.bias + self.time(temb)))
+        if not isinstance(self.shortcut, nn.Conv2d):
+            return merge(x, self.conv2(h), rescale=self.skip_rescale)
+        factor = SQRT_HALF if self.skip_rescale else 1.0
+        assert self.shortcut.bias is not None
+        bias = factor * (self.conv2.bias + self.shortcut.bias)
+        h = F.conv2d(h, factor * self.conv2.weight, bias, padding=1)
+        if isinstance(self.resample, FirUpsample):
+            return fir_double(F.conv2d(x, factor * self.shortcut.weight), 4.0, h)
+        x = x if self.resample is None else self.resample(x)
+        return h + F.conv2d(x, factor * self.shortcut.weight)
 
 
 class Attention(nn.Module):
@@ -124,9 +167,18 @@ class Attention(nn.Module):
     def forward(self, x: Features) -> Features:
         """Attend from every pixel to every pixel."""
         B, C, H, W = x.shape
-        h = self.norm(x).flatten(2).transpose(1, 2)  # [B, N, C]
-        query, key, value = (project(h)[:, None] for project in (self.query, self.key, self.value))  # [B, 1, N, C]
-        h = F.scaled_dot_product_attention(query, key, value)[:, 0]
+        h, x, _ = self.norm(x)
+        fewer_passes = can_fuse(h) and are_whole(self.query, self.key, self.value)
+        h = h.flatten(2).transpose(1, 2)  # [B, N, C]
+        if fewer_passes:
+            weight, bias = (
+                torch.cat([getattr(layer, name) for layer in (self.query, self.key, self.value)])
+                for name in ("weight", "bias")
+            )
+            query, key, value = F.linear(h, weight, bias)[:, None].chunk(3, dim=3)  # [B, 1, N, C]
+        else:
+            query, key, value = (project(h)[:, None] for project in (self.query, self.key, self.value))
+        h = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         h = self.out(h).transpose(1, 2).view(B, C, H, W)
         return merge(x, h, rescale=self.skip_rescale)
 
@@ -182,5 +234,5 @@ class SkipOutput(nn.Module):
 
     def forward(self, h: Tensor, image: Tensor | None) -> Tensor:
         """Add this level to the image so far."""
-        contribution = self.conv(self.norm(h, silu=True))
+        contribution = self.conv(self.norm(h, silu=True)[0])
         return contribution if image is None else self.upsample(image) + contribution

@@ -26,6 +26,7 @@ from models.layers import (
     LabelEmbedding,
     SinusoidalEmbedding,
     TimeEmbedding,
+    are_whole,
     convolve,
     initialized,
     join,
@@ -84,7 +85,7 @@ class DiscriminatorConfig:
 
 def activated(conv: nn.Conv2d, x: Features, shift: Embedding | None = None) -> Float[Tensor, "b c_out h w"]:
     """Leaky ReLU of a convolution's result, to which `shift` [B, C] is added first."""
-    if can_fuse(x) and conv.bias is not None:
+    if can_fuse(x) and conv.bias is not None and are_whole(conv):
         h = convolve(x, conv.weight, None, conv.padding, conv.groups)
         return leaky_relu(h, conv.bias[None] if shift is None else conv.bias + shift, LEAK)
     h = conv(x)

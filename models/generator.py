@@ -111,18 +111,21 @@ class DownLevel(nn.Module):
     def forward(
         self, h: Features, pyramid: Tensor, temb: Embedding, zemb: Style
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
-        """Return features and input pyramid for the next level, and skip features and bands for the decoder."""
+        """Return features and input pyramid for the next level, and skip features and bands for the decoder.
+
+        The skip features are what went into each block.
+        """
         skips: list[Tensor] = []
         bands = None
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(h, temb, zemb))
-            skips.append(h)
+            h, skip = block(h, temb, zemb)
+            h = attention(h)
+            skips.append(skip)
         if self.downsample is not None:
-            h = self.downsample(h, temb, zemb)
-            if isinstance(self.downsample, HaarDownBlock):
-                h, bands = h
+            h, skip, *split_off = self.downsample(h, temb, zemb)
+            bands = split_off[0] if split_off else None
             h, pyramid = self.pyramid(h, pyramid)
-            skips.append(h)
+            skips.append(skip)
         return h, pyramid, tuple(skips), bands
 
 
@@ -156,12 +159,12 @@ class UpLevel(nn.Module):
         `skips` holds one tensor per block, and `bands` what the mirrored level has split off, if it has.
         """
         for block, skip in zip(self.blocks, skips, strict=True):
-            h = block(torch.cat([h, skip], dim=1), temb, zemb)
+            h, _ = block(h, temb, zemb, skip)
         h = self.attention(h)
         if self.to_image is not None:
             image = self.to_image(h, image)
         if self.upsample is not None:
-            h = self.upsample(h, temb, zemb, *([] if bands is None else [bands]))
+            h, _ = self.upsample(h, temb, zemb, *([] if bands is None else [bands]))
         return h, image
 
 
@@ -278,20 +281,20 @@ class Generator(nn.Module):
         seen = x_t if condition is None else join([x_t, condition])
         h = self.conv_in(seen)
         # Levels return their skips: ZeRO-3's hooks pass copies of lists to a module, so appending to one has no effect.
-        skips, pyramid, image = [h], seen, None
+        skips, pyramid, image = [], seen, None
         all_bands: list[Tensor | None] = []
         for level in self.down:
             h, pyramid, more, bands = level(h, pyramid, temb, zemb)
             skips += more
             all_bands.append(bands)
         all_bands.pop()  # the last level does not halve
-        h = self.middle_block1(h, temb, zemb)
-        h = self.middle_attention(h)
-        h = self.middle_block2(h, temb, zemb)
+        h, skip = self.middle_block1(h, temb, zemb)
+        skips.append(skip)
+        h, _ = self.middle_block2(self.middle_attention(h), temb, zemb)
         for level in cast("list[UpLevel]", list(self.up)):
             bands = all_bands.pop() if all_bands else None
             h, image = level(h, image, tuple(skips.pop() for _ in level.blocks), temb, zemb, bands)
-        output = self.conv_out(self.norm_out(h, silu=True)) if image is None else image
+        output = self.conv_out(self.norm_out(h, silu=True)[0]) if image is None else image
         return self.noise.x0_pred(output, x_t, t)
 
 

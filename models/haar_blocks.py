@@ -35,10 +35,12 @@ class HaarDownBlock(ResidualBlock):
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Features, temb: Embedding, zemb: Style
-    ) -> tuple[Float[Tensor, "b c_out h//2 w//2"], Bands]:
-        """Transform features; also the bands of what the first convolution made."""
-        h, bands = split(self.conv1(self.norm1(x, zemb, silu=True)))
-        return merge(self.shortcut(split(x)[0]), self.second_half(h, temb, zemb), rescale=self.skip_rescale), bands
+    ) -> tuple[Float[Tensor, "b c_out h//2 w//2"], Features, Bands]:
+        """As of `ResidualBlock`; also the bands of what the first convolution made."""
+        h, x, same = self.norm1(x, zemb, silu=True)
+        h, bands = split(self.conv1(h))
+        h = merge(self.shortcut(split(x)[0]), self.second_half(h, temb, zemb), rescale=self.skip_rescale)
+        return h, same, bands
 
 
 class HaarUpBlock(ResidualBlock):
@@ -56,20 +58,25 @@ class HaarUpBlock(ResidualBlock):
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Features, temb: Embedding, zemb: Style, bands: GivenBands
-    ) -> DoubleFeatures:
-        """Transform features, given the bands of the mirrored `HaarDownBlock`."""
+    ) -> tuple[DoubleFeatures, Features]:
+        """As of `ResidualBlock`, given the bands of the mirrored `HaarDownBlock`."""
         bands = self.bands(bands)
-        h, x = (unsplit(low, bands) for low in (self.norm1(x, zemb, silu=True), x))
-        return merge(self.shortcut(x), self.second_half(self.conv1(h), temb, zemb), rescale=self.skip_rescale)
+        h, x, same = self.norm1(x, zemb, silu=True)
+        h, x = (unsplit(low, bands) for low in (h, x))
+        h = merge(self.shortcut(x), self.second_half(self.conv1(h), temb, zemb), rescale=self.skip_rescale)
+        return h, same
 
 
 class HaarMiddleBlock(ResidualBlock):
     """Residual block of LL / 2 alone; the bands stay as they are."""
 
-    def forward(self, x: Features, temb: Embedding, zemb: Style) -> Features:
-        """Transform features, whose sides are even."""
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Features, temb: Embedding, zemb: Style
+    ) -> tuple[Features, Features]:
+        """As of `ResidualBlock`; the sides are even."""
         low, bands = split(x)
-        return unsplit(ResidualBlock.forward(self, low, temb, zemb), bands)
+        h, _ = ResidualBlock.forward(self, low, temb, zemb)
+        return unsplit(h, bands), x
 
 
 class HaarInput(nn.Module):

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from models.dropout import draws_masks, same_masks
 from models.fused.norm import group_norm as group_norm_with_style
 from models.fused.operator import can_fuse
+from models.fused.whole_norm import norm_of, slab_of
 from models.shapes import Embedding, Features, Label, NoiseLevel, Style, Timestep
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
@@ -90,22 +91,48 @@ def recompute_blocks(network: nn.Module, contexts: Contexts = noop_context_fn) -
             block.recomputes, block.contexts = True, contexts
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group norm with SiLU, and with scale and shift that differ by sample, in one operation on a GPU."""
+def are_whole(*layers: nn.Module) -> bool:
+    """Whether a block may use the weights of its layers itself: with ZeRO-3 they are there only while a layer runs."""
+    return not any(hasattr(parameter, "ds_id") for layer in layers for parameter in layer.parameters(recurse=False))
 
-    def forward(self, input: Features, style: Style | None = None, *, silu: bool = False) -> Features:
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm with SiLU, and with scale and shift that differ by sample, in one operation on a GPU.
+
+    Where the input is used again, take the other results for it, as their gradients are then added within the norm.
+    """
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input: Features,
+        style: Style | None = None,
+        *,
+        silu: bool = False,
+        skip: Float[Tensor, "b c_skip h w"] | None = None,
+        shift: Float[Tensor, "#b c_sum"] | None = None,
+    ) -> tuple[Float[Tensor, "b c_sum h w"], Float[Tensor, "b c_sum h w"], Float[Tensor, "b c_sum h w"]]:
         """Normalize the input.
 
         Args:
             input: Features.
             style: Scale, then shift of each channel for each sample. Required unless the module has its own (`affine`).
             silu: Apply SiLU to the result.
+            skip: More channels of the input.
+            shift: Added to each channel before the norm.
+
+        Returns:
+            The result, and twice the input with all its channels.
         """
-        if style is None and not can_fuse(input):
-            h = super().forward(input)
-            return F.silu(h) if silu else h
-        style = torch.cat([self.weight, self.bias])[None] if style is None else style
-        return group_norm_with_style(input, style, self.num_groups, self.eps, silu)
+        fuses = can_fuse(input) and (skip is None or (can_fuse(skip) and skip.dtype == input.dtype))
+        style = torch.cat([self.weight, self.bias])[None] if style is None and fuses else style
+        if fuses and slab_of(input.shape[2] * input.shape[3], self.num_channels, self.num_groups):
+            return norm_of(input, skip, shift, style, self.num_groups, self.eps, silu)
+        x = input if skip is None else torch.cat([input, skip], dim=1)
+        h = x if shift is None else x + shift[:, :, None, None].to(x.dtype)
+        if style is not None:
+            return group_norm_with_style(h, style, self.num_groups, self.eps, silu), x, x
+        h = super().forward(h)
+        return (F.silu(h) if silu else h), x, x
 
 
 def group_norm(num_channels: int, *, affine: bool = True) -> GroupNorm:

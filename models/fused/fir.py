@@ -64,9 +64,10 @@ def plain_filter(x: Tensor, stride: int, pad: int, gain: float) -> Tensor:
     return F.conv2d(x, _kernel(x, gain).expand(C, 1, 4, 4), stride=stride, padding=pad, groups=C)
 
 
-def plain_double(x: Tensor, gain: float) -> Tensor:
-    """The transpose of `plain_filter` with stride 2 and pad 1, in plain torch."""
-    return Doubled.apply(x, _kernel(x, gain))
+def plain_double(x: Tensor, gain: float, more: Tensor | None = None) -> Tensor:
+    """The transpose of `plain_filter` with stride 2 and pad 1, and the sum of it and `more`, in plain torch."""
+    y = Doubled.apply(x, _kernel(x, gain))
+    return y if more is None else y + more
 
 
 @torch.library.custom_op("ddgan::fir_filter", mutates_args=())
@@ -91,20 +92,22 @@ def _empty_filtered(x: Tensor, stride: int, pad: int, gain: float) -> Tensor:
 
 
 @torch.library.custom_op("ddgan::fir_double", mutates_args=())
-def fused_double(x: Tensor, gain: float) -> Tensor:
+def fused_double(x: Tensor, gain: float, more: Tensor | None = None) -> Tensor:
     """`plain_double` in its fused form."""
     from models.fused.kernels import fir as kernels
 
     x = channels_last(x)
-    y = _empty_doubled(x, gain)
+    more = None if more is None else channels_last(more)
+    y = _empty_doubled(x, gain, more)
     B, C, H, W = x.shape
-    tile = tile_of(C, TILE)
-    kernels.doubled[(B * ceil_div(4 * H * W, tile["BLOCK_P"]),)](x, y, H, W, C, gain, **tile)
+    tile, adds = tile_of(C, TILE), more is not None
+    grid = (B * ceil_div(4 * H * W, tile["BLOCK_P"]),)
+    kernels.doubled[grid](x, x if more is None else more, y, H, W, C, gain, ADDS=adds, **tile)
     return y
 
 
 @fused_double.register_fake
-def _empty_doubled(x: Tensor, gain: float) -> Tensor:
+def _empty_doubled(x: Tensor, gain: float, more: Tensor | None = None) -> Tensor:
     B, C, H, W = x.shape
     return torch.empty((B, C, 2 * H, 2 * W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
@@ -120,11 +123,13 @@ def _differentiate_filter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_double(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.gain = inputs
+    _, ctx.gain, more = inputs
+    ctx.more_dtype = None if more is None else more.dtype
 
 
 def _differentiate_double(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return fused_filter(grad, 2, 1, ctx.gain), None
+    of_more = None if ctx.more_dtype is None else grad.to(ctx.more_dtype)
+    return fused_filter(grad, 2, 1, ctx.gain), None, of_more
 
 
 fused_filter.register_autograd(_differentiate_filter, setup_context=_save_filter)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models.fused.layout import TILE, ceil_div, channels_last, power_of_two, tile_of
 from models.fused.operator import Operator
+from models.fused.traffic import READ_AGAIN
 
 ELEMENTS = 8 * TILE
 """Elements of a program. Large maps are split over so many programs that each GPU has enough of them."""
@@ -97,6 +98,9 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | 
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+# Statistics or sums first, then the result; what the kernels hand to each other is far smaller.
+READ_AGAIN[torch.ops.ddgan.group_norm] = lambda x, *_: x.nbytes
+READ_AGAIN[torch.ops.ddgan.group_norm_backward] = lambda grad, x, *_: grad.nbytes + x.nbytes
 
 
 def _geometry(x: Tensor, num_groups: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:

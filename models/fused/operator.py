@@ -68,16 +68,16 @@ class Operator:
     Args:
         name: what messages call it.
         fused: the fused form.
-        plain: the plain form, with the same arguments and result.
+        plain: the plain form, with the same arguments and result: a tensor, or several.
     """
 
-    def __init__(self, name: str, fused: Callable[..., Tensor], plain: Callable[..., Tensor]) -> None:
+    def __init__(self, name: str, fused: Callable[..., Any], plain: Callable[..., Any]) -> None:
         self.name = name
         self.fused = fused
         self.plain = plain
-        self._chosen: dict[Any, Callable[..., Tensor]] = {}
+        self._chosen: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, x: Tensor, *others: Any) -> Tensor:
+    def __call__(self, x: Tensor, *others: Any) -> Any:
         """Apply the form that was chosen for these shapes."""
         if not can_fuse(x):
             return self.plain(x, *others)
@@ -88,7 +88,7 @@ class Operator:
             self._chosen[key] = self.checked(x, *others)
         return self._chosen[key](x, *others)
 
-    def checked(self, *arguments: Any) -> Callable[..., Tensor]:
+    def checked(self, *arguments: Any) -> Callable[..., Any]:
         """The fused form if it agrees with the plain one for such arguments, forward and backward."""
         try:
             error, allowed = self.error(*arguments)
@@ -111,14 +111,16 @@ class Operator:
             return torch.empty_like(like).normal_(generator=generator)
 
         results: list[list[Tensor]] = []
-        grad: Tensor | None = None
+        grads: list[Tensor] = []
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             tensors = [drawn(a) if isinstance(a, Tensor) else None for a in arguments]
             for form, dtype in ((self.fused, None), (self.plain, torch.float32)):
                 inputs = [t if t is None else t.to(dtype or t.dtype).detach().requires_grad_() for t in tensors]
                 y = form(*(a if t is None else t for a, t in zip(arguments, inputs, strict=True)))
-                grad = drawn(y) if grad is None else grad
-                results.append([y, *torch.autograd.grad(y, [t for t in inputs if t is not None], grad.to(y.dtype))])
+                ys = [y] if isinstance(y, Tensor) else list(y)
+                grads = grads or [drawn(y) for y in ys]
+                given = [grad.to(y.dtype) for grad, y in zip(grads, ys, strict=True)]
+                results.append([*ys, *torch.autograd.grad(ys, [t for t in inputs if t is not None], given)])
         errors = [_relative_error(ours, theirs) for ours, theirs in zip(*results, strict=True)]
         return max(errors), max(TOLERANCES[t.dtype] for t in tensors if t is not None)
 

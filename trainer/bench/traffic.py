@@ -2,7 +2,7 @@
 
 from trainer.config.train_config import TrainConfig, planned_precision, split_batch
 from trainer.plan.bytes_moved import KINDS, Traffic, total_bytes
-from trainer.plan.step_traffic import count_step
+from trainer.plan.step_traffic import count_generator, count_step
 
 TrafficReport = dict[str, dict[str, float]]
 """For each kind of operation and for their sum: GB of both updates, the penalties and the step, and its operations."""
@@ -12,10 +12,12 @@ def report_traffic(config: TrainConfig) -> TrafficReport:
     """Count the bytes of a step of the fullest rank on a GPU; nothing is measured.
 
     Returns:
-        By kind, `sum`, and `g_alone` with `g_alone_convolution`: 10^9 bytes of `update_d`, `update_g`, `penalties` (in
-        a step that has them), `step` (on average), and `operations` of the step.
+        By kind, and as `sum`: 10^9 bytes of `update_d`, `update_g`, `penalties` (in a step that has them), `step` (on
+        average), and `operations` of the step. As `g_alone`: those of the generator's forward and backward pass,
+        `all`, `convolutions_and_fir`, and all of them `fused`.
     """
-    counted = count_step(config, bf16=planned_precision(config) == "bf16")
+    bf16 = planned_precision(config) == "bf16"
+    counted = count_step(config, bf16=bf16)
     parts: dict[str, Traffic] = {
         "update_d": counted.update_d,
         "update_g": counted.update_g,
@@ -29,7 +31,12 @@ def report_traffic(config: TrainConfig) -> TrafficReport:
     }
     report["sum"] = {name: sum(row[name] for row in report.values()) for name in (*parts, "operations")}
     own = sum(counted.generator[kind].total for kind in ("convolution", "fir"))
-    report["g_alone"] = {"all": total_bytes(counted.generator) / 1e9, "convolutions_and_fir": own / 1e9}
+    fused = total_bytes(count_generator(config, bf16=bf16, fuses=True))
+    report["g_alone"] = {
+        "all": total_bytes(counted.generator) / 1e9,
+        "convolutions_and_fir": own / 1e9,
+        "fused": fused / 1e9,
+    }
     return report
 
 
@@ -51,5 +58,6 @@ def traffic_table(config: TrainConfig, report: TrafficReport) -> str:
             "Step: on average, with the penalties at their interval.",
             f"G alone, forward and backward of {split.micro_batch_size} images: {alone['all']:.2f} GB, of which "
             f"convolutions and FIR filters {alone['convolutions_and_fir']:.2f}",
+            f"The same in channels_last with fused operators: {alone['fused']:.2f} GB",
         ]
     )

@@ -2,7 +2,8 @@
 
 Every operation reads each of its input tensors once and writes each of its outputs once. An operation in place does
 both with its tensor, and a view moves nothing. Caches are not considered, nor what a library's kernel copies on its
-own. An operator that is registered with `torch.library` is one operation, whatever its kernels keep on the chip.
+own. An operator that is registered with `torch.library` is one operation; what its kernels read again is counted if
+the operator says so in `READ_AGAIN`.
 """
 
 from collections import defaultdict
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from models.fused.traffic import READ_AGAIN
 
 Kind = Literal[
     "convolution", "matmul", "norm", "activation", "elementwise", "cast", "copy", "fir", "fused", "draw", "optimizer",
@@ -132,6 +135,8 @@ class ByteCounter(TorchDispatchMode):
         if name not in _ONLY_SHAPE:
             unread = _tensors(args[0] if name == "copy_" else kwargs.get("out"))
             moved.read += sum(_nbytes(tensor) for key, tensor in given.items() if key not in unread)
+        if func.overloadpacket in READ_AGAIN:
+            moved.read += READ_AGAIN[func.overloadpacket](*args, **kwargs)
         moved.written += sum(map(_nbytes, (*made, *_changed(func, args, kwargs))))
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:

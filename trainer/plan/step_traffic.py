@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion
+from models.fused.operator import fused
 from trainer.algorithm.auxiliary import GradientScale
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.method import Method, Part
@@ -113,14 +114,22 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
     return weighted((1, once), (passes, counter.traffic), (passes - 1, sums))
 
 
-def count_generator(config: TrainConfig, *, bf16: bool) -> Traffic:
-    """Forward and backward of the generator alone, for one micro-batch."""
+def count_generator(config: TrainConfig, *, bf16: bool, fuses: bool = False) -> Traffic:
+    """Forward and backward of the generator alone, for one micro-batch.
+
+    Args:
+        config: config of the run, except its precision.
+        bf16: compute in bfloat16 as far as autocast on a GPU does, otherwise in float32.
+        fuses: in channels_last with fused operators, otherwise in plain torch.
+    """
     method = make_method(config.training, config.generator)
     generator, batch_size = networks_on_meta(config, method)["g"], split_batch(config).micro_batch_size
-    x_t = torch.empty((batch_size, *config.network_form.shape), device=META)
+    layout = torch.channels_last if fuses else torch.contiguous_format
+    generator.to(META, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    x_t = torch.empty((batch_size, *config.network_form.shape), device=META, memory_format=layout)
     t = torch.zeros(batch_size, dtype=torch.int64, device=META)
     z, gradient = torch.empty(batch_size, config.generator.latent_dim, device=META), torch.empty_like(x_t)
-    with OneKernelAttention(), ByteCounter() as counter:
+    with fused("everywhere" if fuses else "nowhere"), OneKernelAttention(), ByteCounter() as counter:
         with CudaAutocast() if bf16 else nullcontext():
             x0_pred = generator(x_t, t, z, *given_on_meta(config, batch_size))
         x0_pred.backward(gradient.to(x0_pred.dtype))

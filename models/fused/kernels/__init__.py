@@ -8,4 +8,5 @@ Files:
     elementwise  residual merge, bias and leaky ReLU
     fir          FIR filters
     norm         group norm with SiLU
+    whole_norm   group norm of maps that fit on the chip, with what surrounds it
 """

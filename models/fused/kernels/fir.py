@@ -56,8 +56,11 @@ def filtered(
 
 @triton.jit(do_not_specialize=["H", "W"])
 @no_type_check
-def doubled(x_ptr, y_ptr, H, W, C, gain, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The transpose of `filtered` with STRIDE 2 and pad 1: y[i, j] gathers the 2 x 2 pixels of x that it reaches."""
+def doubled(x_ptr, more_ptr, y_ptr, H, W, C, gain, ADDS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The transpose of `filtered` with STRIDE 2 and pad 1, and the sum of it and `more`.
+
+    y[i, j] gathers the 2 x 2 pixels of x that it reaches.
+    """
     W_out = 2 * W
     num_pixels = 2 * H * W_out
     num_blocks = tl.cdiv(num_pixels, BLOCK_P)
@@ -76,4 +79,7 @@ def doubled(x_ptr, y_ptr, H, W, C, gain, BLOCK_P: tl.constexpr, BLOCK_C: tl.cons
             x = tl.load(x_ptr + (i * W + j) * C + channel, mask=there, other=0.0).to(tl.float32)
             total += x * (_tap((row + 1) % 2 + 2 * m) * _tap((column + 1) % 2 + 2 * n))
     out = b.to(tl.int64) * num_pixels * C + (pixel * C + channel)
-    tl.store(y_ptr + out, (total * gain).to(y_ptr.dtype.element_ty), mask=inside)
+    total *= gain
+    if ADDS:
+        total += tl.load(more_ptr + out, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + out, total.to(y_ptr.dtype.element_ty), mask=inside)

@@ -14,6 +14,9 @@ FORMS = {
 }
 
 
+SUM = (lambda x, more: fused_double(x, 4.0, more), lambda x, more: plain_double(x, 4.0, more))
+
+
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fir, "TILE", 32)
@@ -38,6 +41,19 @@ def test_odd_sizes(device, name) -> None:
 @pytest.mark.parametrize("name", FORMS)
 def test_has_a_second_derivative(device, name) -> None:
     assert_equal_second_derivatives(*FORMS[name], [some(1, 2, 4, 2, device=device, dtype=torch.float32)])
+
+
+@on_each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_doubling_and_a_sum_in_one_equal_float64(device, dtype) -> None:
+    x, more = (some(2, 3, *sides, device=device, dtype=dtype) for sides in ((3, 2), (6, 4)))
+    assert_equal_forms(*SUM, [x, more])
+
+
+@on_each_device
+def test_doubling_and_a_sum_have_a_second_derivative(device) -> None:
+    tensors = [some(1, 2, *sides, device=device, dtype=torch.float32) for sides in ((2, 1), (4, 2))]
+    assert_equal_second_derivatives(*SUM, tensors)
 
 
 @pytest.mark.parametrize(("name", "sides"), [("halving", (4, 3)), ("blur", (9, 7)), ("doubling", (16, 12))])

@@ -1,16 +1,17 @@
 """The fused form is used where it is wanted and right; everywhere else, plain torch is."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.blocks import ResidualBlock
+from models.blocks import Attention, ResidualBlock
 from models.discriminator import DownBlock
 from models.fused.operator import Operator, can_fuse, fuse, fused
-from models.resample import FirDownsample
+from models.resample import FirDownsample, FirUpsample
 from tests.models.fused.forms import needs_interpreter
 from trainer.algorithm.penalties import gradient_penalty
 
@@ -129,26 +130,66 @@ def test_the_check_draws_from_no_generator_of_the_run() -> None:
 @pytest.mark.slow
 @needs_interpreter
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.parametrize("second_norm_adaptive", [True, False])
-def test_a_block_of_fused_operators_equals_the_plain_block(second_norm_adaptive: bool) -> None:
+@pytest.mark.parametrize("rescales", [True, False])
+@pytest.mark.parametrize("kind", ["halving", "doubling", "joining", "same", "one latent norm"])
+def test_a_block_of_fused_operators_equals_the_plain_block(kind: str, rescales: bool) -> None:
+    joins, resample = kind == "joining", {"halving": FirDownsample, "doubling": FirUpsample}.get(kind)
     block = ResidualBlock(
+        12 if joins else 8,
         8,
-        12,
         time_channels=4,
         latent_channels=4,
         dropout=0.0,
-        second_norm_adaptive=second_norm_adaptive,
-        skip_rescale=True,
-        resample=FirDownsample(),
+        second_norm_adaptive=kind != "one latent norm",
+        skip_rescale=rescales,
+        resample=resample() if resample else None,
     )
-    torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    for parameter in block.parameters():  # biases start at zero
+        torch.nn.init.normal_(parameter, std=0.3)
     x, temb, zemb = features().requires_grad_(), torch.randn(2, 4), torch.randn(2, 4)
+    skip = features()[:, :4].contiguous(memory_format=torch.channels_last).requires_grad_() if joins else None
+    learned = [x, *([] if skip is None else [skip]), *block.parameters()]
 
     def derivatives() -> list[Tensor]:
-        y = block(x, temb, zemb)
-        return [y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])]
+        y, same = block(x, temb, zemb, *([] if skip is None else [skip]))
+        return [y, same, *torch.autograd.grad(y.square().sum() + same.sin().sum(), learned)]
 
     assert_same_fused_and_plain(derivatives)
+
+
+@pytest.mark.slow
+@needs_interpreter
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_fused_attention_equals_plain_attention() -> None:
+    attention = Attention(8, skip_rescale=True)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = features().requires_grad_()
+
+    def derivatives() -> list[Tensor]:
+        y = attention(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *attention.parameters()])]
+
+    assert_same_fused_and_plain(derivatives)
+
+
+@pytest.mark.parametrize("kind", ["block", "attention", "discriminator"])
+def test_weights_that_zero_3_parts_are_used_by_their_own_layers_only(kind: str) -> None:
+    sizes: Any = {"time_channels": 4, "latent_channels": 4, "dropout": 0.0, "second_norm_adaptive": True}
+    module, inputs = {
+        "block": (ResidualBlock(8, 12, **sizes, skip_rescale=True), (torch.empty(2, 4), torch.empty(2, 4))),
+        "attention": (Attention(8, skip_rescale=True), ()),
+        "discriminator": (DownBlock(8, 12, time_channels=4, halves=True), (torch.empty(2, 4),)),
+    }[kind]
+    ran, layers = set[str](), [(n, m) for n, m in module.named_modules() if hasattr(m, "weight") and "norm" not in n]
+    module.to("meta")
+    for name, layer in layers:
+        layer.register_forward_hook(lambda *_, name=name: ran.add(name))
+        for parameter in layer.parameters():
+            parameter.ds_id = 0  # pyright: ignore[reportAttributeAccessIssue]
+    with fused("everywhere"):
+        module(features().to("meta"), *(x.to("meta") for x in inputs))
+    assert ran == {name for name, _ in layers}
 
 
 @pytest.mark.slow

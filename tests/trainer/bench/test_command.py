@@ -95,7 +95,7 @@ def test_bytes_are_counted_by_kind_without_data_or_device(capsys):
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("GB (10^9 bytes) that one rank moves in a step of 128 images in bf16")
-    assert {len(line) for line in lines[1:-3]} == {len(lines[1])}
+    assert {len(line) for line in lines[1:-4]} == {len(lines[1])}
 
 
 def test_wrong_config_and_missing_data_are_refused_in_words(tiny, tmp_path, capsys):

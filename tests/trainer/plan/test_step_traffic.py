@@ -25,22 +25,30 @@ def cifar10(*more: str) -> TrainConfig:
 @pytest.mark.slow
 def test_generator_of_cifar10_moves_143_gb_forward_and_backward_in_bf16_and_its_convolutions_15():
     counted = count_generator(cifar10(), bf16=True)
-    assert gb(counted) == pytest.approx(143.2, abs=ROUNDING)
+    assert gb(counted) == pytest.approx(143.0, abs=ROUNDING)
     assert gb(counted, "convolution", "fir") == pytest.approx(15.0, abs=ROUNDING)
 
 
 @pytest.mark.slow
 def test_generator_of_cifar10_would_move_78_gb_if_autocast_left_its_norms_in_bf16(monkeypatch):
     monkeypatch.setattr(cuda_autocast, "IN_FP32", cuda_autocast.IN_FP32 - {"group_norm"})
-    assert gb(count_generator(cifar10(), bf16=True)) == pytest.approx(77.6, abs=ROUNDING)
+    assert gb(count_generator(cifar10(), bf16=True)) == pytest.approx(77.4, abs=ROUNDING)
+
+
+def test_with_fused_operators_the_generator_of_cifar10_moves_35_gb_in_bf16():
+    counted = count_generator(cifar10(), bf16=True, fuses=True)
+    assert gb(counted) == pytest.approx(34.9, abs=ROUNDING)
+    assert gb(counted, "convolution") == pytest.approx(12.7, abs=ROUNDING)
+    assert gb(counted, "fused") == pytest.approx(15.0, abs=ROUNDING)
+    assert gb(counted, "norm", "fir") == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bf16", "update_d", "update_g", "penalties", "step"),
-    [(True, 68.7, 153.3, 29.4, 224.0), (False, 87.8, 170.3, 21.6, 259.6)],
+    [(True, 68.7, 153.1, 29.4, 223.7), (False, 87.8, 169.9, 21.6, 259.2)],
 )
-def test_step_of_cifar10_moves_224_gb_in_bf16_and_260_in_fp32(bf16, update_d, update_g, penalties, step):
+def test_step_of_cifar10_moves_224_gb_in_bf16_and_259_in_fp32(bf16, update_d, update_g, penalties, step):
     counted = count_step(cifar10(), bf16=bf16)
     found = [gb(part) for part in (counted.update_d, counted.update_g, counted.penalties, counted.whole)]
     assert found == pytest.approx([update_d, update_g, penalties, step], abs=ROUNDING)

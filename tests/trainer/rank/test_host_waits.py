@@ -1,4 +1,4 @@
-"""In no step of the loop does the host wait for the device, or send it numbers in addition to the images."""
+"""In no step of the loop does the host wait for the device, send it numbers but the images, or keep memory."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import profiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.launch import run_python
@@ -97,6 +98,51 @@ def test_reads_and_tensors_of_numbers_are_counted(transfers):
         torch.full((2,), 1.0)  # a kernel writes it
         torch.ones(()).item()
     assert transfers.counts == {"aten.lift_fresh.default": 1, "aten._local_scalar_dense.default": 1}
+
+
+def allocations() -> profiler.profile:
+    """Notes what is allocated and freed inside, also what only autograd holds."""
+    return profiler.profile(profile_memory=True)
+
+
+def kept(profile: profiler.profile | None) -> int:
+    """Bytes that were allocated and not freed."""
+    assert profile is not None
+    return sum(event.self_cpu_memory_usage for event in profile.key_averages())
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that each later step of any loop allocates and does not free, of autograd's tensors as well."""
+    found: list[int] = []
+    one_step = Loop._one_step
+
+    def counted(loop: Loop) -> None:
+        if loop.step < FIRST_STEPS:
+            one_step(loop)
+            return
+        with allocations() as profile:
+            one_step(loop)
+        found.append(kept(profile))
+
+    monkeypatch.setattr(Loop, "_one_step", counted)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "deepspeed"])
+def test_steps_free_what_they_allocate(tiny, tmp_path, left, backend):
+    run(tiny, tmp_path / "run", [f"engine.backend={backend}"])
+    assert len(left) == 10 - FIRST_STEPS
+    assert sorted(left)[len(left) // 2] == 0, left
+    assert max(left) < 1024, left  # the sums of a curve begin: scalars, no tensor of a batch
+
+
+def test_what_is_kept_is_counted():
+    held = []
+    with allocations() as profile:
+        held.append(torch.ones(100) * torch.ones(100))
+    assert kept(profile) == 400
 
 
 NO_WAIT = """
