@@ -1,6 +1,7 @@
 """Fixtures shared by several test folders."""
 
 import gc
+import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -116,6 +117,18 @@ def environment_as_before() -> Iterator[None]:
             os.environ[name] = before[name]
         else:
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a command that a test called in this process has set up: log lines on stderr."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if not type(handler).__module__.startswith("_pytest"):
+            root.removeHandler(handler)
 
 
 CHECKED = tuple(f"tests/{folder}/" for folder in ("models", "trainer/algorithm"))

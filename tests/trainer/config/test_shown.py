@@ -62,16 +62,11 @@ def test_refused_setting_shows_no_secret(override: str) -> None:
 
 
 def test_log_shows_no_secret_of_a_message_or_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    before = logging.getLogger().handlers[:], logging.getLogger().level
+    start_logging(0)
     try:
-        start_logging(0)
-        try:
-            raise OSError(f"cannot open https://user:{SECRET}@host/mine")
-        except OSError:
-            logging.getLogger("library").exception("GET https://host/mine?X-Amz-Signature=%s", SECRET)
-    finally:
-        logging.getLogger().handlers[:], level = before
-        logging.getLogger().setLevel(level)
+        raise OSError(f"cannot open https://user:{SECRET}@host/mine")
+    except OSError:
+        logging.getLogger("library").exception("GET https://host/mine?X-Amz-Signature=%s", SECRET)
     written = capsys.readouterr().err
     assert SECRET not in written
     assert "rank 0 ERROR GET https://host/mine?X-Amz-Signature=***" in written
