@@ -36,6 +36,7 @@ def without_one(run, tmp_path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_another_width_is_that_of_a_run_that_kept_it(run, without_one, tmp_path, capsys):
     assert average.main(["--run", str(without_one), "--width", "0.07", "--out", str(tmp_path / "made")]) == 0
     # 18 times of the second stage; those of the first one are of other weights.
@@ -55,6 +56,7 @@ def test_it_is_a_snapshot_that_images_are_drawn_from(without_one, tmp_path):
     assert out.exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_the_averages_of_an_undisturbed_one(run, tiny, tmp_path):
     for stop in (3, 4, 17):
         train(configure(tiny, tmp_path, *SETS), Stopper(at=stop))

@@ -122,6 +122,7 @@ PREDICTING = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "curves"), [(NORMALIZED, ["transport"]), (PREDICTING, ["afd_regression", "denoising"])]
 )

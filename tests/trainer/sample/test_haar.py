@@ -49,6 +49,7 @@ def test_the_image_of_the_predicted_coefficients_is_drawn(sets, tmp_path):
     assert torch.equal(drawn, levels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lsun256", "celebahq256"])
 def test_a_step_costs_less_than_half(name):
     """WaveDiff states 2.5 times fewer multiply-adds for its generator."""

@@ -163,6 +163,7 @@ def test_mistakes_are_named_and_bad_inputs_are_left_out(run, tiny_digits, tmp_pa
     assert not new.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits4x", "pairs256"])
 def test_the_networks_of_a_config_of_pairs_have_a_few_weights_more_and_a_step_is_counted(name):
     config = load_config(name)
