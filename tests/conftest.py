@@ -70,11 +70,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-minutes", type=float, default=None, help="minutes of each fuzz test (a fixed few inputs)")
 
 
-CLUSTERS = tuple(
-    f"tests/integration/test_{name}.py"
-    for name in ("console", "open_ports", "photographs", "ray_failures", "rayjob", "slurm", "two_hosts")
+CLUSTERS = (
+    *(
+        f"tests/integration/test_{name}.py"
+        for name in ("console", "open_ports", "photographs", "ray_failures", "rayjob", "slurm", "two_hosts")
+    ),
+    "tests/cluster/sweep/test_killed_sweep.py",
+    "tests/data/prepare/test_on_ray.py",
 )
-"""Tests with Ray, Slurm or two hosts: each starts many processes, and part of its time goes by in waiting."""
+"""Tests with Ray, Slurm or two hosts: each starts many processes, and part of its time goes by in waiting. One at a
+time: only one Ray of a machine gets the port of the agents that take jobs."""
 
 
 def _is_cluster(nodeid: str) -> bool:

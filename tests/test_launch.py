@@ -107,7 +107,7 @@ def test_test_lints_checks_types_and_runs_the_suite(ready: Machine, program: str
     assert calls[-4:-2] == [f"{ready.checkout}: {words}" for words in lints]
     assert set(calls[-2:]) == {  # run in parallel
         f"{ready.checkout}: [pyright] [--pythonpath] [{ready.venv}/bin/python]",
-        f"{ready.checkout}: [pytest] [-n] [2] [-m] [not slow]",
+        f"{ready.checkout}: [pytest] [-n] [3] [-m] [not slow]",
     }
 
 

@@ -35,6 +35,7 @@ class Pods:
     """Head and worker, started with what the manifest says.
 
     Attributes:
+        folder: of the runs.
         manifest: the RayJob.
         overrides: of its config.
         env: of the containers.
@@ -42,6 +43,7 @@ class Pods:
         scratch: folder for the files of nodes.
     """
 
+    folder: Path
     manifest: dict[str, Any]
     overrides: tuple[str, ...]
     env: dict[str, str]
@@ -58,15 +60,16 @@ class Pods:
         return self.call(*line, "bash", "-c", self.manifest["spec"]["entrypoint"])
 
 
-@pytest.fixture
-def pods(tiny, tmp_path) -> Iterator[Pods]:
-    sets = (*tiny, f"run.directory={tmp_path}/run", "training.total_images=1600", "checkpoint.save_interval_steps=10")
+@pytest.fixture(scope="module")
+def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
+    folder = tmp_path_factory.mktemp("runs")
+    sets = (*tiny, f"run.directory={folder}/run", "training.total_images=1600", "checkpoint.save_interval_steps=10")
     arguments = [word for text in sets for word in ("--set", text)]
     request = make_request("digits", arguments, nodes=2, gpus_per_node=None, elsewhere=True)
     text = kubernetes.manifest(request, image="none", claim="none", secret=None)
     manifest = next(iter(yaml.safe_load_all(text)))
     cluster = manifest["spec"]["rayClusterSpec"]
-    port, dashboard = reserve_ports(POD_IP, 2)
+    port, dashboard, *agents = reserve_ports(POD_IP, 4)
     env = environment(
         {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -74,7 +77,7 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_API_SERVER_ADDRESS": f"http://{POD_IP}:{dashboard}",
             "POD_IP": POD_IP,
-            "DDGAN_TEST": str(tmp_path),
+            "DDGAN_TEST": str(folder),
             **slow_steps(0.2),
         }
     )
@@ -83,7 +86,9 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
         head = {"head": "", "port": port, "dashboard-port": dashboard, "temp-dir": f"{scratch}/1"}
         worker = {"address": f"{POD_IP}:{port}", "num-cpus": 2, "temp-dir": f"{scratch}/2"}
         try:
-            for own, group in ((head, cluster["headGroupSpec"]), (worker, cluster["workerGroupSpecs"][0])):
+            groups = (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0])
+            for own, group, agent in zip((head, worker), groups, agents, strict=True):
+                own["dashboard-agent-listen-port"] = agent
                 # A pod has all of its ports to itself; here those that it fixes may be taken.
                 said = {k: v for k, v in group["rayStartParams"].items() if k != "node-manager-port"}
                 options = " ".join(f"--{name}={value}".rstrip("=") for name, value in (common | own | said).items())
@@ -91,25 +96,26 @@ def pods(tiny, tmp_path) -> Iterator[Pods]:
                     ["bash", "-c", f"ray start {options}"], env=env, capture_output=True, text=True, timeout=120
                 )
                 assert started.returncode == 0, started.stdout + started.stderr
-            yield Pods(manifest, sets, env, f"http://{POD_IP}:{dashboard}", f"{POD_IP}:{port}", scratch)
+            yield Pods(folder, manifest, sets, env, f"http://{POD_IP}:{dashboard}", f"{POD_IP}:{port}", scratch)
         finally:
             killed = []
             for process in psutil.process_iter():
                 with suppress(psutil.Error):
-                    if process.environ().get("DDGAN_TEST") == str(tmp_path):
+                    if process.environ().get("DDGAN_TEST") == str(folder):
                         process.kill()
                         killed.append(process)
             psutil.wait_procs(killed, timeout=30)  # before their folder goes
 
 
-def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(pods, tmp_path):
+def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(pods):
+    run = pods.folder / "run"
     port = int(pods.dashboard.rpartition(":")[2])
     listening = [tuple(c.laddr) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert [address for address in listening if port in address] == [(POD_IP, port)]
     first = pods.submit("first", "--no-wait")
     assert first.returncode == 0, first.stdout + first.stderr
     deadline = time.monotonic() + 240
-    while not (found := list_checkpoints(tmp_path / "run" / "checkpoints")):
+    while not (found := list_checkpoints(run / "checkpoints")):
         assert time.monotonic() < deadline, pods.call("ray", "job", "logs", "--address", pods.dashboard, "first").stdout
         time.sleep(0.5)
     drain = pods.manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]
@@ -120,7 +126,7 @@ def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(
     status = pods.call("ray", "job", "status", "--address", pods.dashboard, "first")
     said = status.stdout + status.stderr
     assert "' failed" in said and re.search(r"exit code[: ]+75", said), said
-    stopped_at = list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step
+    stopped_at = list_checkpoints(run / "checkpoints")[-1].step
     assert found[-1].step <= stopped_at < 100
 
     # The README's command, from the checkout.
@@ -140,11 +146,11 @@ def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(
     ]
     second = pods.call(*line, *sets)
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-1000:]
-    assert f"resuming from {tmp_path}/run/checkpoints/step-{stopped_at:08d}" in second.stdout
-    assert f"checkpoint   {tmp_path}/run/checkpoints/step-00000100" in second.stdout
-    assert (tmp_path / "run" / "samples" / "step-00000100.png").exists()
-    assert (tmp_path / "run" / "snapshots" / "step-00000100" / "generator.safetensors").exists()
-    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].manifest["world_size"] == 2
+    assert f"resuming from {run}/checkpoints/step-{stopped_at:08d}" in second.stdout
+    assert f"checkpoint   {run}/checkpoints/step-00000100" in second.stdout
+    assert (run / "samples" / "step-00000100.png").exists()
+    assert (run / "snapshots" / "step-00000100" / "generator.safetensors").exists()
+    assert list_checkpoints(run / "checkpoints")[-1].manifest["world_size"] == 2
 
 
 def metrics_of(pods: Pods, name: str) -> set[tuple[str, ...]]:
@@ -160,8 +166,8 @@ def metrics_of(pods: Pods, name: str) -> set[tuple[str, ...]]:
     return found
 
 
-def test_a_node_that_is_taken_back_costs_no_step_and_curves_are_at_the_metrics_port(pods, tmp_path):
-    run = tmp_path / "spot"
+def test_a_node_that_is_taken_back_costs_no_step_and_curves_are_at_the_metrics_port(pods):
+    run = pods.folder / "spot"
     more = ("training.total_images=10_000_000", "checkpoint.save_interval_steps=null", f"run.directory={run}")
     sets = [word for text in (*pods.overrides, *more) for word in ("--set", text)]
     job = ["ray", "job", "submit", "--address", pods.dashboard, "--submission-id", "spot", "--no-wait"]
@@ -169,7 +175,8 @@ def test_a_node_that_is_taken_back_costs_no_step_and_curves_are_at_the_metrics_p
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
 
     def logs() -> str:
-        return pods.call("ray", "job", "logs", "--address", pods.dashboard, "spot").stdout
+        file = Path(pods.scratch, "1", "session_latest", "logs", "job-driver-spot.log")
+        return file.read_text() if file.exists() else ""
 
     def wait_for(what: Callable[[], object], timeout_s: float = 240) -> None:
         deadline = time.monotonic() + timeout_s

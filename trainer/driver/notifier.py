@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.request import Request, urlopen
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, wait_exponential
 
 from data.storage.redaction import redact_values
 from trainer.config.sections import shown_address
@@ -36,6 +36,7 @@ class Notifier:
         """
         self._address, self._run, self._close_s = address, Path(run).name, close_s
         self._waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._gave_up = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="notifier", daemon=True)
         if address:
             self._thread.start()
@@ -54,16 +55,22 @@ class Notifier:
         self._waiting.put({"event": event, "run": self._run, "time": now, **facts, "text": text})
 
     def close(self) -> None:
-        """Wait, but not for long, until what is left has been sent."""
+        """Wait, but not for long, until what is left has been sent; what then is left is given up."""
         self._waiting.put(None)
-        if self._address:
-            self._thread.join(self._close_s)
+        if not self._address:
+            return
+        self._thread.join(self._close_s)
+        self._gave_up.set()
+        if self._thread.is_alive():
+            log.warning("%s does not answer: what it was not told is given up", shown_address(self._address))
 
     def _send_all(self) -> None:
-        while (content := self._waiting.get()) is not None:
+        while (content := self._waiting.get()) is not None and not self._gave_up.is_set():
             try:
                 self._send(json.dumps(content).encode())
             except Exception as error:  # the address may answer anything; training goes on
+                if self._gave_up.is_set():
+                    return
                 reason = str(error).replace(self._address or "", "the address")
                 log.warning(
                     "%s was not told that the run %s: %s", shown_address(self._address), content["event"], reason
@@ -75,6 +82,7 @@ class Notifier:
         for attempt in Retrying(
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_exponential(multiplier=0.5),
+            sleep=sleep_using_event(self._gave_up),
             retry=retry_if_exception_type((OSError, HTTPException)),
             reraise=True,
         ):

@@ -23,18 +23,16 @@ from trainer.checkpoint.format import list_checkpoints
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ADDRESS = "127.0.0.1"
-VARY = ("training.r1_gamma=0.02,0.1", "run.seed=0-1")
+VARY = ("training.r1_gamma=0.02,0.1", "run.seed=1")
 
 
 @pytest.fixture
 def ray_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Environment of a Ray with 2 CPUs that outlives a sweep; each step of a run in it takes a while."""
+    """Environment of a Ray with one CPU that outlives a sweep; each step of a run in it takes a while."""
     port, dashboard = reserve_ports(ADDRESS, 2)
-    slow = slow_steps(0.4)
-    slow["PYTHONPATH"] += f":{ROOT}"
     env = environment(
         {
-            **slow,
+            **slow_steps(0.4),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -43,7 +41,7 @@ def ray_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         }
     )
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as scratch:
-        start = ["ray", "start", "--head", "--node-ip-address", ADDRESS, "--port", str(port), "--num-cpus", "2"]
+        start = ["ray", "start", "--head", "--node-ip-address", ADDRESS, "--port", str(port), "--num-cpus", "1"]
         start += ["--dashboard-port", str(dashboard), "--temp-dir", scratch, "--disable-usage-stats"]
         try:
             subprocess.run(start, env=env, check=True, capture_output=True, timeout=120)
@@ -70,24 +68,24 @@ def test_a_killed_sweep_given_again_ends_with_the_table_of_undisturbed_runs(tiny
     with log.open("w") as output:
         sweep = subprocess.Popen(command, cwd=ROOT, env=ray_environment, stdout=output, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 240
-        while not all(list_checkpoints(run.directory / "checkpoints") for run in runs[:2]):
+        while not list_checkpoints(runs[0].directory / "checkpoints"):
             assert sweep.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.1)
         sweep.kill()
         sweep.wait()
-    assert "4 runs, 2 at a time" in log.read_text()
-    assert not (runs[3].directory / "driver.log").exists()
+    assert "2 runs, 1 at a time" in log.read_text()
+    assert not (runs[1].directory / "driver.log").exists()
 
     again = subprocess.run(command, cwd=ROOT, env=ray_environment, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-    assert any("resuming from" in (run.directory / "driver.log").read_text() for run in runs[:2])
+    assert "resuming from" in (runs[0].directory / "driver.log").read_text()
     ended = {run.name: list_checkpoints(run.directory / "checkpoints")[-1].path.stat().st_mtime_ns for run in runs}
 
     undisturbed = make_runs("digits", [], [*sets, f"run.directory={tmp_path}/alone"], [varied(text) for text in VARY])
     for run in undisturbed:
         train(run.config)
     table = table_of(undisturbed)
-    assert table.count("| finished | 160 |") == 4
+    assert table.count("| finished | 160 |") == 2
     assert again.stdout.startswith(table)
     assert (folder / "sweep.md").read_text() == f"{table}\n"
 

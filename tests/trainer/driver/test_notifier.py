@@ -28,7 +28,8 @@ def test_an_address_that_fails_at_first_gets_each_event_once():
         assert hook.events == ["started", "stopped"]
 
 
-def test_nothing_waits_for_an_address_that_hangs():
+def test_nothing_waits_for_an_address_that_hangs(caplog):
+    before = set(threading.enumerate())
     with hooked(hangs=True) as hook:
         notifier = Notifier(hook.address, "runs/mine", close_s=0.5)
         begun = time.monotonic()
@@ -38,6 +39,12 @@ def test_nothing_waits_for_an_address_that_hangs():
         notifier.close()
         assert told - begun < 0.4  # a request alone would wait for 5 s
         assert 0.4 < time.monotonic() - told < 4
+    (line,) = caplog.messages
+    assert "/*** does not answer" in line
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert set(threading.enumerate()) <= before  # not one is left that sends the rest
+    assert len(hook.events) <= 1 and caplog.messages == [line]
 
 
 def test_an_address_that_is_gone_is_named_without_its_secret(caplog, monkeypatch):
