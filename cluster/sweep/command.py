@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 
 from cluster.sweep.combinations import SweepRun, make_runs, varied
 from cluster.sweep.table import progress_of, stopped_by_asha, table_of, write_table
@@ -22,8 +21,12 @@ from trainer.config.command_line import add_config_arguments, start_logging
 from trainer.config.sections import FIGURES
 from trainer.driver.start import check_before_start
 from trainer.plan.preset import add_preset_arguments, preset_words
+from trainer.report.command import write_report
+from trainer.report.runs import read_runs
 from trainer.run import STOPPED
 
+REPORT = "report.html"
+"""File with the report on all runs that have begun, in their folder."""
 _LARGE_IS_GOOD = frozenset({"inception_score", "class_score_lite0", "precision", "recall", "density", "coverage"})
 
 
@@ -47,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         codes = sweep(left, folder, options.asha, lambda words: print(words, file=sys.stderr, flush=True))
     table = table_of(runs)
     print(f"{table}\n\nthis table   {write_table(folder, table)}")
-    if find_spec("trainer.report"):
-        words = ["python", "-m", "trainer.report", *(str(run.directory) for run in runs)]
-        print(f"report       {shlex.join([*words, '--out', str(folder / 'report.html')])}")
+    if begun := [run.directory for run in runs if (run.directory / "config.yaml").is_file()]:
+        write_report(read_runs(begun), folder / REPORT)
+        print(f"their report {folder / REPORT}")
     if any(code not in (0, STOPPED) for code in codes.values()):
         return 1
     if any(not progress_of(run).finished and not (options.asha and stopped_by_asha(run)) for run in runs):

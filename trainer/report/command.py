@@ -6,13 +6,14 @@ finished runs gives the same file. Exit codes: 0, written; 2, the command or a r
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from data.storage.errors import as_command
 from data.storage.files import replaced
 from data.storage.paths import path_argument
 from trainer.config.command_line import add_price_argument
 from trainer.report.pages import page
-from trainer.report.runs import ReportError, read_runs
+from trainer.report.runs import ReportError, Run, read_runs
 from trainer.report.texts import as_json, markdown
 
 FORMATS = {"html": page, "md": markdown, "json": as_json}
@@ -35,12 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not out.parent.is_dir():
         raise ReportError(f"--out is {out}, but there is no folder {out.parent}: make it, or give another --out")
     runs = read_runs(options.runs)
-    text = FORMATS[options.format](runs, options.usd_per_gpu_hour)
-    with replaced(out) as draft:
-        draft.write_text(text, encoding="utf-8")
+    write_report(runs, out, options.format, options.usd_per_gpu_hour)
     for run in runs:
         print(f"{run.name}: {run.state}")
         for lack in run.missing:
             print(f"  {lack}")
-    print(f"{out}: {len(text.encode()) / 1e6:.2f} MB")
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
     return 0
+
+
+def write_report(runs: Sequence[Run], out: Path, form: str = "html", usd_per_gpu_hour: float | None = None) -> None:
+    """Write the report on runs to a file, all or nothing.
+
+    Args:
+        runs: from `read_runs`.
+        out: the file.
+        form: one of `FORMATS`.
+        usd_per_gpu_hour: price of a GPU, to state what the hours cost; None: no price.
+    """
+    with replaced(out) as draft:
+        draft.write_text(FORMATS[form](runs, usd_per_gpu_hour), encoding="utf-8")

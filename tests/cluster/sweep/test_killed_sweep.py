@@ -88,6 +88,8 @@ def test_a_killed_sweep_given_again_ends_with_the_table_of_undisturbed_runs(tiny
     assert table.count("| finished | 160 |") == 2
     assert again.stdout.startswith(table)
     assert (folder / "sweep.md").read_text() == f"{table}\n"
+    report = (folder / "report.html").read_text()
+    assert all(run.name in report for run in runs)
 
     third = subprocess.run(command, cwd=ROOT, env=ray_environment, capture_output=True, text=True, timeout=200)
     assert (third.returncode, third.stdout) == (0, again.stdout)
