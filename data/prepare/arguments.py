@@ -35,6 +35,8 @@ _EPILOG = """sources:
   pairs:CONDITIONS:IMAGES
                        for image-to-image translation: two folders or zip files, whose files of equal names (up to the
                        suffix) are pairs; conditions may be smaller, or a folder of .npy files of 1 to 8 channels
+  pairs:TARS:SUFFIX:SUFFIX
+                       members of tar files, KEY.SUFFIX, such as pairs:shards:edges.png:jpg; the condition first
   pairs:FOLDER         with --side-by-side: each image holds both
   digits4x             the digits at 16 px, each with itself at 4 px: pairs to try it with
   parquet:PATH         Parquet or Arrow tables: a file, or a folder, also one of Hugging Face's datasets; a column has

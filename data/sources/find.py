@@ -17,7 +17,15 @@ from data.sources.files import FolderSource, ZipSource, folder_source, zip_sourc
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
 from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
-from data.sources.pairs import DIGITS, PREFIX, PairsSource, Side, pairs_source, reduced_digits_source
+from data.sources.pairs import (
+    DIGITS,
+    PREFIX,
+    PairsSource,
+    Side,
+    TarPairsSource,
+    pairs_source,
+    reduced_digits_source,
+)
 from data.sources.remote import Listed, RemoteSource, bring, remote_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError, exists, filled
 from data.sources.tables import TableOptions, TableSource, holds_tables, hub_source, table_source
@@ -35,6 +43,7 @@ _AnySource = (
     | TableSource
     | PointsSource
     | PairsSource
+    | TarPairsSource
 )
 _SPLIT_KINDS = ("cifar10", "mnist", "fashionmnist", "stackedmnist")
 _TABLE_KINDS = ("parquet", "hf")

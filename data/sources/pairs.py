@@ -4,12 +4,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
 from data.sources.arrays import ArraySource, digits_source
 from data.sources.classes import Classes
 from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
+from data.sources.kinds import HIDDEN, LINK, REPLACED, Reason, Skips
 from data.sources.source import (
     BaseSource,
     FormDefaults,
@@ -22,12 +23,15 @@ from data.sources.source import (
     filled,
     pixel_file,
 )
+from data.sources.tars import SIDECAR_SUFFIXES, find_shards, members_of, read_member
 from data.storage.redaction import redact
 
 Side = Literal["left", "right"]
 PREFIX = "pairs:"
 DIGITS = "digits4x"
 _LACKS = "has no partner of this name in"
+_OTHER = Reason("has another suffix", False)
+_LISTED = 8
 _DIGITS_REDUCTION = 2
 """From 8 to 4 px, a quarter of the 16 px that digits are prepared with."""
 
@@ -75,6 +79,30 @@ class ReducedDigits(ArraySource):
         return pixel_file(means.astype("uint8").tobytes(), size=side, channels=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TarPairsSource(BaseSource):
+    """Pairs in tar files of one folder, members of one key.
+
+    An item's name is `SHARD@OFFSET+SIZE@OFFSET+SIZE/MEMBER`: where the image is, where the condition is, and the image.
+    """
+
+    description: str
+    folder: Path
+
+    def read(self, item: Item) -> bytes:
+        """The file of the image."""
+        return self._read(item, 0)
+
+    def read_condition(self, item: Item) -> bytes:
+        """The file of what is given with it."""
+        return self._read(item, 1)
+
+    def _read(self, item: Item, which: int) -> bytes:
+        shard, *places = item.name.partition("/")[0].rsplit("@", 2)
+        offset, size = places[which].split("+")
+        return read_member(self.folder / shard, int(offset), int(size))
+
+
 def reduced_digits_source() -> ReducedDigits:
     """The digits at 16 px, each with its 4 px; raises what `digits_source` raises."""
     digits = digits_source()
@@ -88,11 +116,11 @@ def reduced_digits_source() -> ReducedDigits:
     )
 
 
-def pairs_source(name: str, *, condition_half: Side | None, classes: Classes) -> PairsSource:
-    """List the pairs of two folders or zip files, or of one whose images hold both side by side.
+def pairs_source(name: str, *, condition_half: Side | None, classes: Classes) -> PairsSource | TarPairsSource:
+    """List the pairs of two folders or zip files, of tar files, or of images that hold both side by side.
 
     Args:
-        name: pairs:CONDITIONS:IMAGES, or pairs:FOLDER with `condition_half`.
+        name: pairs:CONDITIONS:IMAGES, pairs:TARS:SUFFIX:SUFFIX, or pairs:FOLDER with `condition_half`.
         condition_half: the half that is given; None: there are two folders.
         classes: how the folders of the images are taken; auto: as no classes.
 
@@ -112,6 +140,10 @@ def pairs_source(name: str, *, condition_half: Side | None, classes: Classes) ->
             images=images,
             conditions=None,
         )
+    if found := _tars(name):
+        if classes != "none":
+            raise SourceError(f"source {name}: pairs in tar files have no classes; leave --classes out")
+        return _tar_pairs(name, *found)
     given, wanted = _split(name)
     conditions, images = _open_conditions(given), _open_images(wanted, classes)
     by_stem = {_stem(item.name): item for item in conditions.items}
@@ -152,13 +184,102 @@ def _split(name: str) -> tuple[Path, Path]:
     parts = name.removeprefix(PREFIX).split(":")
     if len(parts) < 2 or not all(parts):
         raise SourceError(
-            f"source {name}: expected is {PREFIX}CONDITIONS:IMAGES, two folders or zip files, or {PREFIX}FOLDER with "
-            "--side-by-side"
+            f"source {name}: expected is {PREFIX}CONDITIONS:IMAGES, two folders or zip files, "
+            f"{PREFIX}TARS:SUFFIX:SUFFIX, the suffixes of both in tar files, or {PREFIX}FOLDER with --side-by-side"
         )
     ways = [(":".join(parts[:i]), ":".join(parts[i:])) for i in range(1, len(parts))]
     found = next((way for way in ways if all(exists(Path(filled(path, name))) for path in way)), ways[0])
     conditions, images = (_existing(path, name) for path in found)
     return conditions, images
+
+
+class _Suffixes(NamedTuple):
+    """Of members of a key, without the first dot."""
+
+    condition: str
+    image: str
+
+
+class _Member(NamedTuple):
+    name: str
+    place: str
+    """`OFFSET+SIZE` in its shard."""
+    size: int
+
+
+def _tars(name: str) -> tuple[Path, _Suffixes] | None:
+    """Tar files and suffixes of pairs:TARS:SUFFIX:SUFFIX; None if it is something else."""
+    path, *suffixes = name.removeprefix(PREFIX).rsplit(":", 2)
+    if "://" in name or len(suffixes) < 2 or not path or not exists(place := Path(filled(path, name))):
+        return None
+    if place.is_dir() and not any(file.suffix.lower() == ".tar" for file in place.iterdir()):
+        return None
+    return place, _Suffixes(*(suffix.removeprefix(".").lower() for suffix in suffixes))
+
+
+def _tar_pairs(name: str, path: Path, suffixes: _Suffixes) -> TarPairsSource:
+    """List the pairs of tar files: the members `KEY.SUFFIX` of both suffixes, in archive order."""
+    where = f"source {name}"
+    if not all(suffixes) or len({*suffixes}) < 2:
+        raise SourceError(
+            f"{where}: its suffixes are {' and '.join(map(repr, suffixes))}; expected are two that differ, that of the "
+            f"conditions first, such as {PREFIX}{path}:edges.png:jpg"
+        )
+    folder, shards = find_shards(path)
+    items, alone, skips, others, state = list[Item](), list[str](), Skips(), Counter[str](), State()
+    for shard in shards:
+        members = _paired_members(folder / shard, suffixes, skips, others)
+        for condition, image in members:
+            if condition and image:
+                place = f"{shard}@{image.place}@{condition.place}/{image.name}"
+                items.append(Item(place, image.size + condition.size, None))
+            elif lonely := condition or image:
+                alone.append(lonely.name)
+        state.add(folder / shard)
+    both = f".{suffixes.condition} and .{suffixes.image}"
+    if len(items) < len(alone) or not items:
+        found = ", ".join(suffix for suffix, _ in others.most_common(_LISTED)) or "none"
+        raise SourceError(
+            f"{where}: only {len(items)} keys have both {both}, and {len(alone)} have one of them"
+            + (f", such as {alone[0]}" if alone else "")
+            + f"; other suffixes in its {len(shards)} tar files: {found}"
+        )
+    lines = (Skipped(len(alone), "", f"has no partner: not both {both}", alone[0]),) if alone else ()
+    return TarPairsSource(
+        items=tuple(items),
+        skipped=(*skips.listed(), *lines),
+        state=state.digest,
+        defaults=FormDefaults(None, 3, False, condition_channels=3),
+        description=f"{PREFIX}{path.resolve().name}:{':'.join(suffixes)}",
+        folder=folder,
+    )
+
+
+def _paired_members(
+    shard: Path, suffixes: _Suffixes, skips: Skips, others: Counter[str]
+) -> list[tuple[_Member | None, _Member | None]]:
+    """Condition and image of each key of a tar file."""
+    found: dict[str, dict[str, _Member]] = {}
+    for member in members_of(shard):
+        file = PurePosixPath(member.name).name
+        if member.isdir():
+            continue
+        # The longer one first: of edges.jpg and jpg, both fit a condition.
+        fitting = [x for x in sorted(suffixes, key=len, reverse=True) if file.lower().endswith(f".{x}")]
+        if file.startswith("."):
+            skips.add(member.name, HIDDEN)
+        elif not fitting:
+            others[file[file.find(".") :].lower() if "." in file else "(none)"] += 1
+            if PurePosixPath(file).suffix.lower() not in SIDECAR_SUFFIXES:
+                skips.add(member.name, _OTHER)
+        elif not member.isreg() or member.issparse():
+            skips.add(member.name, LINK)
+        else:
+            of_key = found.setdefault(member.name[: -len(fitting[0]) - 1], {})
+            if fitting[0] in of_key:  # tar -r and tar -u append a newer one
+                skips.add(member.name, REPLACED)
+            of_key[fitting[0]] = _Member(member.name, f"{member.offset_data}+{member.size}", member.size)
+    return [(of_key.get(suffixes.condition), of_key.get(suffixes.image)) for of_key in found.values()]
 
 
 def _existing(path: str, name: str) -> Path:

@@ -18,7 +18,7 @@ from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, S
 
 COMPRESSED_SUFFIXES = (".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.xz", ".tar.zst", ".tbz2", ".tgz", ".txz")
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
-_SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
+SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
 """Expected next to an image; not counted as skipped."""
 _MAX_CLS_BYTES = 16
 _MAX_JSON_BYTES = 2**20
@@ -38,11 +38,20 @@ class TarSource(BaseSource):
     def read(self, item: Item) -> bytes:
         """The bytes of a member."""
         shard, _, offset = item.name.partition("/")[0].rpartition("@")
-        with (self.folder / shard).open("rb", buffering=0) as stream:
-            content = os.pread(stream.fileno(), item.num_bytes, int(offset))
-        if len(content) != item.num_bytes:
-            raise OSError(f"only {len(content)} of {item.num_bytes} bytes are left in its shard")
-        return content
+        return read_member(self.folder / shard, int(offset), item.num_bytes)
+
+
+def read_member(shard: Path, offset: int, size: int) -> bytes:
+    """The bytes of a member.
+
+    Raises:
+        OSError: the shard cannot be read, or is too short by now.
+    """
+    with shard.open("rb", buffering=0) as stream:
+        content = os.pread(stream.fileno(), size, offset)
+    if len(content) != size:
+        raise OSError(f"only {len(content)} of {size} bytes are left in its shard")
+    return content
 
 
 def tar_source(path: Path, *, max_images: int | None, classes: Classes = "auto") -> TarSource:
@@ -62,7 +71,7 @@ def tar_source(path: Path, *, max_images: int | None, classes: Classes = "auto")
     Raises:
         SourceError: no shards, damaged, compressed or dangerous ones, no images, or not clearly labelled ones.
     """
-    folder, shards = _find_shards(path)
+    folder, shards = find_shards(path)
     items, skips = _list_shards(folder, shards, max_images, has_dots=False)
     if len(items) < skips.count(FURTHER) and skips.num_parts > len(items):
         items, skips = _list_shards(folder, shards, max_images, has_dots=True)
@@ -133,8 +142,12 @@ def _prepared_names(folder: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _find_shards(path: Path) -> tuple[Path, list[str]]:
-    """The folder and the names of its shards, which may be links."""
+def find_shards(path: Path) -> tuple[Path, list[str]]:
+    """The folder and the names of its shards, which may be links; of a tar file, its folder and name.
+
+    Raises:
+        SourceError: there are none, or they are compressed.
+    """
     try:
         names = sorted(os.listdir(path)) if path.is_dir() else [path.name]
     except OSError as error:
@@ -214,7 +227,7 @@ def _list_shard(shard: Path, skips: _Skips, *, has_dots: bool) -> list[Item]:
             # One tells what the others hold.
             seen_json = True
             skips.json_label = skips.json_label or (member.name if _holds_label(shard, member) else "")
-        elif reason != NO_IMAGE or path.suffix.lower() not in _SIDECAR_SUFFIXES:
+        elif reason != NO_IMAGE or path.suffix.lower() not in SIDECAR_SUFFIXES:
             skips.add(member.name, reason, member.size)
     items: list[Item] = []
     for sample in samples.values():

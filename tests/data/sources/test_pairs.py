@@ -1,6 +1,8 @@
 """Which files make a pair, and what is said about those that have no partner."""
 
 import io
+import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,79 @@ def test_digits4x_gives_the_mean_of_each_block_of_a_digit():
             for j in range(4):
                 block = pixels[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
                 assert abs(means[i, j] - block.mean()) <= 0.5
+
+
+# --- members of tar files ---
+
+
+def write_tar(file: Path, **members: int) -> Path:
+    """PNG files of the given levels, or .npy files; `__` in a name stands for a dot."""
+    with tarfile.open(file, "w") as archive:
+        for name, level in members.items():
+            stream = io.BytesIO()
+            if name.endswith("npy"):
+                np.save(stream, np.full((8, 8, 5), level, dtype=np.uint8))
+            elif not name.endswith("json"):
+                Image.new("RGB", (8, 8), (level,) * 3).save(stream, "PNG")
+            member = tarfile.TarInfo(name.replace("__", "."))
+            member.size = stream.tell()
+            stream.seek(0)
+            archive.addfile(member, stream)
+    return file
+
+
+def test_members_of_one_key_with_the_two_suffixes_are_a_pair(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(shards / "0.tar", a__edges__png=200, a__png=50, a__json=0, b__png=51, b__edges__png=201)
+    write_tar(shards / "1.tar", a__png=52, a__edges__png=202)
+    source = pickle.loads(pickle.dumps(opened := open_source(f"pairs:{shards}:edges.png:.PNG")))
+    assert opened.description == "pairs:shards:edges.png:png"
+    levels = [(level_of(source.read_condition(x)), level_of(source.read(x))) for x in opened.items]
+    assert levels == [(200, 50), (201, 51), (202, 52)]
+    assert opened.skipped == ()
+
+
+def test_conditions_in_tar_files_may_be_arrays_and_a_newer_member_counts(tmp_path):
+    file = write_tar(tmp_path / "pairs.tar", a__npy=1, a__jpg=9)
+    with tarfile.open(file, "a") as archive:
+        stream = io.BytesIO()
+        np.save(stream, np.full((8, 8, 5), 7, dtype=np.uint8))
+        member = tarfile.TarInfo("a.npy")
+        member.size = stream.tell()
+        stream.seek(0)
+        archive.addfile(member, stream)
+    source = open_source(f"pairs:{file}:npy:jpg")
+    (item,) = source.items
+    assert np.load(io.BytesIO(source.read_condition(item))).flat[0] == 7
+    assert [line.num_files for line in source.skipped] == [1]
+
+
+def test_members_without_a_partner_and_of_other_suffixes_are_named(tmp_path):
+    file = write_tar(tmp_path / "p.tar", a__seg__png=1, a__jpg=2, b__seg__png=1, b__jpg=2, c__jpg=3, a__depth__png=4)
+    source = open_source(f"pairs:{file}:seg.png:jpg")
+    assert [item.name.rpartition("/")[2] for item in source.items] == ["a.jpg", "b.jpg"]
+    assert [line.text for line in source.skipped] == [
+        "1 .png (has another suffix), such as a.depth.png",
+        "1 (no suffix) (has no partner: not both .seg.png and .jpg), such as c.jpg",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "told"),
+    [
+        ("edges.png:jpg", r"only 0 keys have both \.edges\.png and \.jpg, .* other suffixes .*: \.seg\.png"),
+        ("jpg:jpg", "expected are two that differ, that of the conditions first"),
+        (":jpg", "expected are two that differ"),
+    ],
+)
+def test_suffixes_that_make_no_pairs_are_refused(tmp_path, suffixes, told):
+    file = write_tar(tmp_path / "p.tar", a__seg__png=1, a__jpg=2)
+    with pytest.raises(SourceError, match=told):
+        open_source(f"pairs:{file}:{suffixes}")
+
+
+def test_classes_of_pairs_in_tar_files_are_refused(tmp_path):
+    file = write_tar(tmp_path / "p.tar", a__seg__png=1, a__jpg=2)
+    with pytest.raises(SourceError, match="have no classes; leave --classes out"):
+        open_source(f"pairs:{file}:seg.png:jpg", classes="folders")
