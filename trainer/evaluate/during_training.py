@@ -3,13 +3,13 @@
 import itertools
 import logging
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from data.shards.index import load_index
 from data.storage.errors import UserError
+from data.storage.location import is_remote, local_path
 from models.diffusion import Diffusion
 from trainer.config.sections import RENAMED_FIGURES
 from trainer.config.train_config import TrainConfig
@@ -53,7 +53,7 @@ def check_evaluation(config: TrainConfig) -> None:
     if settings.interval_images is None:
         return
     if settings.network not in (None, CLASSIFIER):
-        network = open_network(settings.network, Path(config.data.path), seed=SEED)
+        network = open_network(settings.network, config.data.path, seed=SEED)
         seen = network(torch.zeros(2, *form.shape, dtype=torch.uint8))
         if seen.logits is None and best == "inception_score":
             raise UserError(
@@ -65,13 +65,15 @@ def check_evaluation(config: TrainConfig) -> None:
             f"{config.data.path} has no labels, so no classifier can be trained to evaluate with: give "
             "evaluation.network lite0 or a TorchScript file, or set evaluation.interval_images to null"
         )
-    if settings.reference is not None and not Path(settings.reference).exists():
+    if settings.reference is not None and is_remote(settings.reference):
+        load_index(settings.reference)
+    elif settings.reference is not None and not local_path(settings.reference).exists():
         raise UserError(
             f"evaluation.reference is {settings.reference}, which does not exist: name a prepared data set, a folder "
             "of PNGs or an .npz, or set it to null for the data set of the run"
         )
     only_statistics = settings.reference is not None and settings.reference.endswith(".npz")
-    if only_statistics and best in NEED_IMAGES and load_statistics(Path(settings.reference or "")) is not None:
+    if only_statistics and best in NEED_IMAGES and load_statistics(local_path(settings.reference or "")) is not None:
         raise UserError(
             f"checkpoint.keep_best is {best}, which needs the images of the reference, but evaluation.reference "
             f"{settings.reference} holds their statistics alone: name the images, or keep the best by a Fréchet "
@@ -123,5 +125,5 @@ class RunEvaluation:
         settings, path = self._config.evaluation, self._config.data.path
         # Every rank trains the classifier: the result depends only on the data and the seed.
         name, device = settings.network or CLASSIFIER, self._ranks.device
-        network = self._ranks.all_do(lambda: open_network(name, Path(path), seed=SEED, device=device), *FAILURES)
-        return network, load_reference(Path(settings.reference or path), network, self._ranks, cache_folder())
+        network = self._ranks.all_do(lambda: open_network(name, path, seed=SEED, device=device), *FAILURES)
+        return network, load_reference(settings.reference or path, network, self._ranks, cache_folder())

@@ -47,7 +47,7 @@ def default_network(reference: Path) -> str:
     return LITE0
 
 
-def open_network(name: str, reference: Path, *, seed: int, device: torch.device | str = "cpu") -> FeatureNetwork:
+def open_network(name: str, reference: str | Path, *, seed: int, device: torch.device | str = "cpu") -> FeatureNetwork:
     """The network of a name, ready to measure.
 
     Args:

@@ -17,7 +17,7 @@ from data.shards.index import INDEX_NAME, ShardIndex, load_index
 from data.shards.reader import samples_in_order
 from data.shards.verification import verify_shards
 from data.storage.errors import OperationError, UserError
-from data.storage.location import DataError
+from data.storage.location import DataError, is_remote, local_path
 from data.stream.pipeline import DataConfig
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
@@ -98,20 +98,20 @@ class Reference:
         return len(compared.mean) if isinstance(compared, Statistics) else compared.shape[1]
 
 
-def is_prepared(path: Path) -> bool:
-    """Whether `path` is a data set prepared by `data.prepare`."""
-    return (path / INDEX_NAME).is_file()
+def is_prepared(path: str | Path) -> bool:
+    """Whether `path` is a data set prepared by `data.prepare`; of a URL, it must be."""
+    return is_remote(path) or (local_path(path) / INDEX_NAME).is_file()
 
 
-def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cache: Path) -> Reference:
+def load_reference(path: str | Path, network: FeatureNetwork, ranks: Ranks | None, cache: Path) -> Reference:
     """Features of a reference; a collective if there are ranks.
 
     They are read from beside the prepared data set if `keep_beside` wrote them there, else from the cache, else
     computed and cached.
 
     Args:
-        path: a prepared data set, a folder of PNGs or an .npz of images; or an .npz with `mu` and `sigma`, the usual
-            format for statistics.
+        path: a prepared data set, also at a URL, a folder of PNGs or an .npz of images; or an .npz with `mu` and
+            `sigma`, the usual format for statistics.
         network: computes the features; not used for statistics or cached features.
         ranks: share the work; None: only this process.
         cache: folder of cached features.
@@ -120,21 +120,22 @@ def load_reference(path: Path, network: FeatureNetwork, ranks: Ranks | None, cac
         UserError: `path` is none of these.
         DataError: a prepared data set is damaged.
     """
-    if path.suffix == ".npz" and (statistics := load_statistics(path)):
-        key = hashlib.sha256(path.read_bytes()).hexdigest()
+    here = None if is_remote(path) else local_path(path)
+    if here and here.suffix == ".npz" and (statistics := load_statistics(here)):
+        key = hashlib.sha256(here.read_bytes()).hexdigest()
         return Reference(seen=statistics, num_images=statistics.num_images, key=key)
 
     def opened() -> tuple[ShardIndex | None, Numbered, str, int]:
-        if is_prepared(path):
+        if here is None or is_prepared(here):
             index = load_index(path)
             return index, _prepared(index), index.digest, index.num_samples
-        images = open_images(path)
+        images = open_images(here)
         return None, enumerate(images.batches(BATCH_SIZE)), pixels_sha256(images), images.num
 
     index, batches, digest, num_images = ranks.all_do(opened, *FAILURES) if ranks else opened()
     rank, world_size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
     file = cache / f"{digest[:24]}-{network.key[:24]}.npz"
-    features = load_beside(path, digest, network) if index and rank == 0 else None
+    features = load_beside(here, digest, network) if here and index and rank == 0 else None
     is_beside = features is not None
     if features is None and rank == 0:
         features = load_cached(file)

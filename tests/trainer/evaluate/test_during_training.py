@@ -2,17 +2,24 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.prepare import command as prepare
 from data.storage.errors import UserError
+from data.storage.location import DataError
+from models.diffusion import Diffusion
+from tests.data.servers import serve
 from tests.launch import run_ranks
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
 from tests.trainer.runs import configure
-from trainer.evaluate.during_training import check_evaluation
+from trainer.checkpoint.snapshot import build_generator
+from trainer.engine.ranks import Ranks
+from trainer.evaluate.during_training import RunEvaluation, check_evaluation
 
 EVERY = ("evaluation.interval_images=16", "checkpoint.save_interval_steps=1")
 
@@ -38,6 +45,37 @@ def test_the_best_by_a_figure_that_statistics_do_not_allow_is_refused_at_the_sta
         with pytest.raises(UserError, match=f"keep_best is {best}, which needs the images of the reference"):
             check_evaluation(configure(tiny, tmp_path / "run", *sets, f"checkpoint.keep_best={best}"))
     check_evaluation(configure(tiny, tmp_path / "run", *sets, "checkpoint.keep_best=fid"))
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[Ranks]:
+    ranks = Ranks.join("cpu", 60)
+    yield ranks
+    ranks.leave()
+
+
+@pytest.mark.slow
+def test_data_at_a_url_give_the_figures_of_the_folder(tiny, tiny_digits, group_of_one, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # or features would come from the cache
+    file, figures = scripted(WithClasses(), tmp_path / "classes.pt"), {}
+    with serve(tiny_digits) as server:
+        for place in (str(tiny_digits), server.url, tiny_digits.as_uri()):
+            sets = (*EVERY, f"evaluation.network={file}", f"data.path={place}", "evaluation.num_samples=128")
+            config = configure(tiny, tmp_path / "run", *sets)
+            check_evaluation(config)
+            generator = build_generator(config).eval()
+            for parameter in generator.parameters():
+                torch.nn.init.constant_(parameter, 0.01)
+            evaluation = RunEvaluation(config, group_of_one)
+            figures[place] = evaluation.figures(generator, Diffusion.from_config(config.diffusion))
+            shutil.rmtree(tmp_path / "ddgan")
+        assert server.gets["index.json"]  # its shard may be in the cache of this host
+        check_evaluation(configure(tiny, tmp_path / "run", *EVERY, f"evaluation.reference={server.url}"))
+        with pytest.raises(DataError, match=r"nowhere/index\.json"):
+            nowhere = f"{server.url}/nowhere"
+            check_evaluation(configure(tiny, tmp_path / "run", *EVERY, f"evaluation.reference={nowhere}"))
+    first, *others = figures.values()
+    assert first["coverage"] >= 0 and others == [first, first]
 
 
 @pytest.mark.slow
