@@ -136,7 +136,7 @@ check_and_test() { # pytest comes last, so that its closing line is the last one
     # Hundreds of processes import the code, and would compile it each time where the environment forbids to keep that.
     unset PYTHONDONTWRITEBYTECODE
     export PYTHONPYCACHEPREFIX=$venv/ddgan-bytecode
-    # Three processes: one waits for clusters while two compute. The last -n counts: test -n 0 takes one.
+    # Three processes: two wait for clusters while one computes. The last -n counts: test -n 0 takes one.
     "$venv_python" -m pytest -n 3 "$@" || code=$?
     wait "$checker" || {
         code=$?

@@ -70,40 +70,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-minutes", type=float, default=None, help="minutes of each fuzz test (a fixed few inputs)")
 
 
-CLUSTERS = (
-    *(
-        f"tests/integration/test_{name}.py"
-        for name in ("console", "open_ports", "photographs", "ray_failures", "rayjob", "slurm", "two_hosts")
+CLUSTERS = {
+    "of several hosts": ("tests/integration/test_slurm.py", "tests/integration/test_two_hosts.py"),
+    "of this machine": (
+        *(
+            f"tests/integration/test_{name}.py"
+            for name in ("photographs", "ray_failures", "rayjob", "console", "open_ports")
+        ),
+        "tests/cluster/sweep/test_killed_sweep.py",
+        "tests/data/prepare/test_on_ray.py",
     ),
-    "tests/cluster/sweep/test_killed_sweep.py",
-    "tests/data/prepare/test_on_ray.py",
-)
-"""Tests with Ray, Slurm or two hosts: each starts many processes, and part of its time goes by in waiting. One at a
-time: only one Ray of a machine gets the port of the agents that take jobs."""
+}
+"""Tests with Ray, Slurm or two hosts: each starts many processes, and part of its time goes by in waiting. Those of one
+group run one at a time: only one Ray of a machine gets the port of the agents that take jobs."""
 
 
-def _is_cluster(nodeid: str) -> bool:
-    return nodeid.startswith(CLUSTERS)
+def _group(nodeid: str) -> str | None:
+    """The group of clusters that a test belongs to."""
+    return next((name for name, files in CLUSTERS.items() if nodeid.startswith(files)), None)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run tests with clusters first, then slow ones, then the rest; whole files at a time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not _is_cluster(item.nodeid), item.path not in slow))
+    items.sort(key=lambda item: (_group(item.nodeid) is None, item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
-    """Distribute the tests over processes (`-n 2`): all cluster tests to one process, each other file to one."""
+    """Distribute the tests over processes (`-n 3`): each group of clusters to one process, each other file to one."""
     from xdist.scheduler import LoadFileScheduling
 
-    class ClustersInOne(LoadFileScheduling):
+    class GroupsInOne(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "clusters" if _is_cluster(nodeid) else super()._split_scope(nodeid)
+            return _group(nodeid) or super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False  # keep the order of the collection, set above
-    return ClustersInOne(config, log)
+    return GroupsInOne(config, log)
 
 
 @pytest.fixture(autouse=True)

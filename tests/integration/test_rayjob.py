@@ -196,7 +196,7 @@ def test_a_node_that_is_taken_back_costs_no_step_and_curves_are_at_the_metrics_p
     drain = ["ray", "drain-node", "--address", pods.address, "--node-id", first, "--reason-message", "spot"]
     drained = pods.call(*drain, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "300")
     assert drained.returncode == 0, drained.stdout + drained.stderr
-    wait_for(lambda: logs().count("training on 2 ranks") == 2)
+    wait_for(lambda: logs().count("training on 2 ranks") == 2 and "resuming from" in logs())
     text = logs()
     assert re.search(r"the nodes of ranks 0, 1 are taken back in \d+ s: saving a checkpoint", text), text
     (saved,) = list_checkpoints(run / "checkpoints")
