@@ -54,12 +54,22 @@ def progress_of(run: SweepRun) -> Progress:
     elif stopped_by_asha(run):
         state = "stopped by ASHA"
     metrics = {name: value for name, value in newest.manifest.get("metrics", {}).items() if isinstance(value, float)}
-    return Progress(newest.step, newest.step * batch, metrics, state)
+    return Progress(newest.step, newest.step * batch, (_figure_at_stop(run) or {}) | metrics, state)
 
 
 def stopped_by_asha(run: SweepRun) -> bool:
-    """Whether an earlier call with --asha has stopped the run."""
-    return bool(read_note(run.directory / _STOPPED, lambda content: json.loads(content)["images"]))
+    """Whether --asha has stopped the run, in this call or an earlier one."""
+    return _figure_at_stop(run) is not None
+
+
+def _figure_at_stop(run: SweepRun) -> dict[str, float] | None:
+    """The figure by which ASHA has stopped the run; None if it has not."""
+
+    def parse(content: bytes) -> dict[str, float]:
+        note = json.loads(content)
+        return {str(note["figure"]): float(note["value"])}
+
+    return read_note(run.directory / _STOPPED, parse)
 
 
 def note_stopped(run: SweepRun, figure: str, value: float, images: int) -> None:

@@ -217,6 +217,6 @@ def _scheduler(runs: Sequence[SweepRun], figure: str | None) -> Any:
     config = runs[0].config
     total, every = config.training.total_images, config.evaluation.interval_images or 1
     mode = config.checkpoint.keep_best_mode
-    # A run may be stopped from a ninth of its length on, and not before its first evaluation.
+    # Runs may be stopped from a ninth of their length on, after their first evaluation. At their end they still close.
     grace = min(total, max(every, total // 9))
-    return ASHAScheduler(IMAGES, metric=figure, mode=mode, max_t=total, grace_period=grace, reduction_factor=3)
+    return ASHAScheduler(IMAGES, metric=figure, mode=mode, max_t=total + 1, grace_period=grace, reduction_factor=3)

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 _INTERNAL_LINE = re.compile(
     r"^(\([\w-]+\) )?\[[\d-]+ [\d:,]+ [DIWE] \d+ \d+\] (\([\w-]+\) )?\S+\.(cc|h):\d+: |\[state-dump\]"
     r"|^A worker died or was killed while executing a task"
+    r"|^WARNING: \d+ PYTHON worker processes have been started on node"
 )
 
 
 def without_ray_internals(lines: Iterable[str]) -> list[str]:
-    """The lines that are neither log lines of Ray's C++ code nor its notice of a killed worker."""
+    """The lines that are neither log lines of Ray's C++ code nor its notices of its own processes."""
     return [line for line in lines if not _INTERNAL_LINE.search(line)]

@@ -37,6 +37,14 @@ def test_asha_stops_the_run_with_the_worst_figure_and_none_before_a_ninth_of_its
     assert decisions[-1] == TrialScheduler.STOP
 
 
+def test_asha_lets_a_run_close_that_has_come_to_its_end(tmp_path: Path) -> None:
+    scheduler = _scheduler(runs_in(tmp_path, "training.total_images=32000", *ASHA), "fid")
+    trial = Trial("run", config={"run": 0}, stub=True)
+    scheduler.on_trial_add(None, trial)
+    at_end = {IMAGES: 32000, "fid": 10.0, "training_iteration": 1}
+    assert scheduler.on_trial_result(None, trial, at_end) == TrialScheduler.CONTINUE
+
+
 def told(folder: Path, last_result: dict[str, Any]) -> tuple[list[SweepRun], _Told, list[str]]:
     runs, said = runs_in(folder, "training.total_images=32000", *ASHA), list[str]()
     listener = _Told(runs, "fid", said.append)

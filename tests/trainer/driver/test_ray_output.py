@@ -19,6 +19,7 @@ PREEMPTION = (
         "[state-dump] NumActors: 3",
         "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot, check ...",
         "[2026-11-28 08:25:48,839 I 1 2] (raylet) node_manager.cc:12: [state-dump] Event stats:",
+        "WARNING: 8 PYTHON worker processes have been started on node: 2d33 with address: 10.0.0.1, which is 4x ...",
     ],
 )
 def test_log_line_of_rays_own_code_is_left_out(line):
