@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.storage.files import sha256_of, sync_file
 from data.storage.location import DataError
+from data.storage.paths import user_cache
 from data.storage.redaction import redact
 from data.storage.remote_folder import RemoteFile, RemoteFolder
 
@@ -21,8 +22,8 @@ def no_report(name: str, num_bytes: int, size: int) -> None:
 
 
 def downloads_folder() -> Path:
-    """Where downloads are kept: $XDG_CACHE_HOME/ddgan/sources, by default ~/.cache/ddgan/sources."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddgan" / "sources"
+    """Where downloads are kept, see `user_cache`."""
+    return user_cache("sources")
 
 
 @contextmanager

@@ -31,6 +31,19 @@ def expanded(text: str, name: str) -> str:
     return os.path.expandvars(filled)
 
 
+def user_cache(part: str) -> Path:
+    """A folder for what can be fetched or made again: $XDG_CACHE_HOME/ddgan/PART, by default ~/.cache/ddgan/PART.
+
+    Raises:
+        DataError: the user has no home folder.
+    """
+    try:
+        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise DataError("there is no home folder to keep files in: set XDG_CACHE_HOME to a folder") from None
+    return place / "ddgan" / part
+
+
 def path_argument(text: str) -> Path:
     """The path that a command's argument names, for argparse: the shell leaves `--run=~/x` as it is."""
     return Path(_argument(text))

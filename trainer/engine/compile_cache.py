@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from data.storage.paths import user_cache
+
 log = logging.getLogger(__name__)
 
 
@@ -105,8 +107,8 @@ class CompileCache:
 
 
 def user_folder() -> Path:
-    """The default folder: `$XDG_CACHE_HOME/ddgan/compiled`, by default `~/.cache/ddgan/compiled`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddgan" / "compiled"
+    """The default folder, see `user_cache`."""
+    return user_cache("compiled")
 
 
 def cache_key(device: torch.device) -> str:

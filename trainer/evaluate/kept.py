@@ -5,7 +5,6 @@ file beside the data has both hashes in it, and the statistics that other FID pr
 """
 
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,6 +14,7 @@ import torch
 
 from data.storage.errors import UserError
 from data.storage.files import replaced
+from data.storage.paths import user_cache
 from trainer.evaluate.networks.features import FeatureNetwork
 from trainer.evaluate.quality import Features, Statistics, statistics_of
 
@@ -24,8 +24,8 @@ DAMAGED = (OSError, ValueError, EOFError, KeyError, BadZipFile)
 
 
 def cache_folder() -> Path:
-    """Where references are cached: $XDG_CACHE_HOME/ddgan, by default ~/.cache/ddgan."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddgan" / "references"
+    """Where references are cached, see `user_cache`."""
+    return user_cache("references")
 
 
 def load_cached(file: Path) -> Features | None:

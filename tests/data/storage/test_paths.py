@@ -9,7 +9,8 @@ import pytest
 from data.prepare.arguments import UsageError, parse_arguments
 from data.sources.find import open_source
 from data.sources.source import SourceError
-from data.storage.paths import location_argument, path_argument
+from data.storage.location import DataError
+from data.storage.paths import location_argument, path_argument, user_cache
 from trainer.checkpoint import command as checkpoint
 from trainer.config.draft import ConfigError
 from trainer.config.io import load_config
@@ -70,3 +71,15 @@ def test_what_exists_and_what_is_a_url_is_taken_literally(home: Path) -> None:
     assert (path_argument("~"), path_argument("a$NOWHERE")) == (Path("~"), Path("a$NOWHERE"))
     assert location_argument("s3://bucket/$NOWHERE") == "s3://bucket/$NOWHERE"
     assert location_argument("zero\0byte") == "zero\0byte"
+
+
+def test_caches_are_in_the_users_folder_and_a_missing_home_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert user_cache("sources") == home / ".cache" / "ddgan" / "sources"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert user_cache("sources") == Path("/elsewhere/ddgan/sources")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 12_345_678)
+    with pytest.raises(DataError, match="set XDG_CACHE_HOME to a folder"):
+        user_cache("sources")

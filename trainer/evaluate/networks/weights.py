@@ -1,7 +1,6 @@
 """Weights of published networks, known by their SHA-256: found in a folder, fetched, or converted from another file."""
 
 import fcntl
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from data.storage.errors import UserError
 from data.storage.files import replaced, sha256_of
 from data.storage.location import DataError
+from data.storage.paths import user_cache
 from data.storage.remote import Storage
 from trainer.checkpoint.snapshot import read_state, save_weights
 
@@ -51,8 +51,8 @@ class Weights:
 
 
 def networks_folder() -> Path:
-    """Where weights are kept: $XDG_CACHE_HOME/ddgan/networks, by default ~/.cache/ddgan/networks."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddgan" / "networks"
+    """Where weights are kept, see `user_cache`."""
+    return user_cache("networks")
 
 
 def converted_file(pinned: PinnedWeights) -> Path:
