@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.fuzz import altered, fuzz, mutated
-from tests.trainer.report.made import Clock, Life, made_run
+from tests.trainer.report.made import Clock, Life, live_twice, made_run
 from trainer.report.hours import read_hours
 from trainer.report.pages import page
 from trainer.report.runs import read_runs
@@ -21,20 +21,7 @@ def run(tmp_path: Path) -> Path:
     """A run with a start that was killed, one that finished, and a driver that waited for nodes."""
     run, clock = made_run(tmp_path / "run"), Clock()
     driver = Life(run, clock, "driver")
-    for first, last in ((1, 12), (11, 15)):
-        driver.sheet.enter("waiting")
-        clock.now += 60
-        driver.sheet.enter("ranks")
-        life = Life(run, clock)
-        life.resume(first - 1, 10)
-        life.steps(first, 10, g=1)
-        life.spend("checkpoint", 0.5)
-        life.steps(max(first, 11), last, g=1)
-        if last == 15:
-            life.sheet.close(status="FINISHED")
-        else:
-            life.die()
-            driver.sheet.tell("restarted", reason="failure 1 of the workers")
+    live_twice(run, clock, driver)
     driver.sheet.close()
     return run
 

@@ -67,6 +67,36 @@ class Life:
         log.close()
 
 
+def live_twice(
+    directory: Path, clock: Clock, driver: Life | None = None, *, pause_s: float = 0.0, **facts: Any
+) -> None:
+    """A start that is killed after step 12, and one that goes on from the checkpoint of step 10 to the end, step 15.
+
+    Args:
+        directory: of the run.
+        clock: is moved.
+        driver: waits for nodes for a minute before each, and says why the first one ended.
+        pause_s: after each.
+        facts: of both.
+    """
+    for first, last in ((1, 12), (11, 15)):
+        if driver:
+            driver.spend("waiting", 60)
+            driver.sheet.enter("ranks")
+        life = Life(directory, clock, **facts)
+        life.resume(first - 1, 10)
+        life.steps(first, 10, g=1)
+        life.spend("checkpoint", 0.5)
+        life.steps(max(first, 11), last, g=1)
+        if last == 15:
+            life.sheet.close(status="FINISHED")
+        else:
+            life.die()
+            if driver:
+                driver.sheet.tell("restarted", reason="failure 1 of the workers")
+        clock.now += pause_s
+
+
 def made_run(directory: Path, *overrides: str, curves: Mapping[str, list[tuple[int, float]]] | None = None) -> Path:
     """A directory with a config, a spool and three grids of samples."""
     directory.mkdir(parents=True)

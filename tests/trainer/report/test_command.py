@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import exit_code
-from tests.trainer.report.made import Clock, Life, digest_of, made_run
+from tests.trainer.report.made import Clock, Life, digest_of, live_twice, made_run
 from trainer.checkpoint.lease import Lease, acquire
 from trainer.checkpoint.lease_places import FolderLease
 from trainer.report.command import main
@@ -35,18 +35,7 @@ class Seen(HTMLParser):
 def trained(directory: Path, *overrides: str) -> Path:
     """A run with an event log in which a start was killed."""
     made_run(directory, *overrides)
-    clock = Clock()
-    for first, last in ((1, 12), (11, 15)):
-        life = Life(directory, clock, tags={"git_commit": "c" * 40, "version.torch": "2.0"})
-        life.resume(first - 1, 10)
-        life.steps(first, 10, g=1)
-        life.spend("checkpoint", 0.5)
-        life.steps(max(first, 11), last, g=1)
-        if last == 15:
-            life.sheet.close(status="FINISHED")
-        else:
-            life.die()
-        clock.now += 100
+    live_twice(directory, Clock(), pause_s=100, tags={"git_commit": "c" * 40, "version.torch": "2.0"})
     return directory
 
 
