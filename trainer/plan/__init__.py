@@ -9,5 +9,6 @@ Files:
     plan           the dry run
     prediction     the time of a run on a named GPU
     preset         settings of a config for GPUs of a given memory
+    remembered     results on the meta device, computed once for each kind of arguments
     step_traffic   bytes and FLOPs of a whole training step
 """

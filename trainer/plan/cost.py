@@ -28,6 +28,7 @@ from trainer.plan.on_meta import (
     networks_on_meta,
     raw_batch_on_meta,
 )
+from trainer.plan.remembered import RememberedResults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Costs:
 
 
 def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs:
-    """Count the costs of a config's networks at its micro-batch; takes about a second.
+    """Count the costs of a config's networks at its micro-batch; takes half a second.
 
     Args:
         config: config of the networks.
@@ -104,14 +105,14 @@ def count_costs(config: TrainConfig, method: Method[Any] | None = None) -> Costs
 
     x, t = torch.empty((1, *config.network_form.shape), device=META), torch.zeros(1, dtype=torch.int64, device=META)
     z, given = torch.empty(1, config.generator.latent_dim, device=META), given_on_meta(config, 1)
-    with torch.no_grad():
+    with RememberedResults(), torch.no_grad():
         forward_g = _count_flops(lambda: networks["g"](x, t, z, *given))
         forward_d = _count_flops(lambda: networks["d"](x, x, t, *given)) if "d" in networks else 0.0
 
     def update(part: Part, method: Method[Any]) -> UpdateCost:
         if part not in method.parts:
             return UpdateCost(flops_per_image=0.0, saved_bytes=0)
-        with OneKernelAttention():
+        with RememberedResults(), OneKernelAttention():
             return _count(lambda: method.update(part, players, [batch], 0), networks.values(), num_images)
 
     update_d = update("d", method.without_penalties())

@@ -34,6 +34,7 @@ from trainer.plan.on_meta import (
     networks_on_meta,
     raw_batch_on_meta,
 )
+from trainer.plan.remembered import RememberedResults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
         gradient_scale=GradientScale(META) if config.training.gradient_normalization else None,
         sees_x_t=config.discriminator.sees == "pair",
     )
-    with OneKernelAttention(), counter:
+    with RememberedResults(), OneKernelAttention(), counter:
         method.update(part, players, [batch], 0)
         if part == "g":
             with counter.all_as("average"):
@@ -129,7 +130,8 @@ def count_generator(config: TrainConfig, *, bf16: bool, fuses: bool = False) -> 
     x_t = torch.empty((batch_size, *config.network_form.shape), device=META, memory_format=layout)
     t = torch.zeros(batch_size, dtype=torch.int64, device=META)
     z, gradient = torch.empty(batch_size, config.generator.latent_dim, device=META), torch.empty_like(x_t)
-    with fused("everywhere" if fuses else "nowhere"), OneKernelAttention(), ByteCounter() as counter:
+    how = fused("everywhere" if fuses else "nowhere")
+    with how, RememberedResults(), OneKernelAttention(), ByteCounter() as counter:
         with CudaAutocast() if bf16 else nullcontext():
             x0_pred = generator(x_t, t, z, *given_on_meta(config, batch_size))
         x0_pred.backward(gradient.to(x0_pred.dtype))
