@@ -72,7 +72,7 @@ def _kind(value: Any) -> Hashable:
     return type(value), value
 
 
-def _several(result: Tensor | None | tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _several(result: Tensor | tuple[Tensor | None, ...] | None) -> tuple[Tensor | None, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
