@@ -2,7 +2,7 @@
 
 from trainer.config.train_config import TrainConfig, planned_precision, split_batch
 from trainer.plan.bytes_moved import KINDS, Traffic, total_bytes
-from trainer.plan.step_traffic import count_generator, count_step
+from trainer.plan.step_traffic import StepTraffic, count_step
 
 TrafficReport = dict[str, dict[str, float]]
 """For each kind of operation and for their sum: GB of both updates, the penalties and the step, and its operations."""
@@ -13,31 +13,36 @@ def report_traffic(config: TrainConfig) -> TrafficReport:
 
     Returns:
         By kind, and as `sum`: 10^9 bytes of `update_d`, `update_g`, `penalties` (in a step that has them), `step` (on
-        average), and `operations` of the step. As `g_alone`: those of the generator's forward and backward pass,
-        `all`, `convolutions_and_fir`, and all of them `fused`.
+        average), and `operations` of the step, in plain torch. As `fused`: those sums in channels_last with fused
+        operators. As `g_alone`: the generator's forward and backward pass, `all`, `convolutions_and_fir`, and `fused`.
     """
     bf16 = planned_precision(config) == "bf16"
-    counted = count_step(config, bf16=bf16)
-    parts: dict[str, Traffic] = {
-        "update_d": counted.update_d,
-        "update_g": counted.update_g,
-        "penalties": counted.penalties,
-        "step": counted.whole,
-    }
+    counted, fused = (count_step(config, bf16=bf16, fuses=fuses) for fuses in (False, True))
+    parts = _parts(counted)
     report: TrafficReport = {
         kind: {name: traffic[kind].total / 1e9 if traffic else 0.0 for name, traffic in parts.items()}
         | {"operations": counted.whole[kind].num_operations}
         for kind in KINDS
     }
     report["sum"] = {name: sum(row[name] for row in report.values()) for name in (*parts, "operations")}
+    report["fused"] = {name: total_bytes(traffic) / 1e9 for name, traffic in _parts(fused).items()}
+    report["fused"]["operations"] = sum(moved.num_operations for moved in fused.whole.values())
     own = sum(counted.generator[kind].total for kind in ("convolution", "fir"))
-    fused = total_bytes(count_generator(config, bf16=bf16, fuses=True))
     report["g_alone"] = {
         "all": total_bytes(counted.generator) / 1e9,
         "convolutions_and_fir": own / 1e9,
-        "fused": fused / 1e9,
+        "fused": total_bytes(fused.generator) / 1e9,
     }
     return report
+
+
+def _parts(counted: StepTraffic) -> dict[str, Traffic]:
+    return {
+        "update_d": counted.update_d,
+        "update_g": counted.update_g,
+        "penalties": counted.penalties,
+        "step": counted.whole,
+    }
 
 
 def traffic_table(config: TrainConfig, report: TrafficReport) -> str:
@@ -52,7 +57,7 @@ def traffic_table(config: TrainConfig, report: TrafficReport) -> str:
             *(
                 f"{title:<28}{row['update_d']:>9.2f}{row['update_g']:>9.2f}{row['penalties']:>11.2f}{row['step']:>9.2f}"
                 f"{row['step'] / whole:>8.1%}{row['operations']:>12,.0f}"
-                for title, row in (*rows, ("sum", report["sum"]))
+                for title, row in (*rows, ("sum", report["sum"]), ("sum with fused operators", report["fused"]))
             ),
             "D, G: their updates. Penalties: what R1 and R2 add to D's update in a step that has them.",
             "Step: on average, with the penalties at their interval.",

@@ -40,6 +40,8 @@ class Prediction:
     """The plan of the run."""
     step_s: tuple[tuple[float, float], ...]
     """Seconds of a step in each stage, with the penalties at their interval."""
+    fused: bool
+    """Whether the fused operators are counted, or plain torch."""
 
     @property
     def images_per_s(self) -> tuple[float, float]:
@@ -84,9 +86,10 @@ def predict(config: TrainConfig, plan: Plan, gpu: Gpu, precision: Precision) -> 
         gpu: the GPU of each rank.
         precision: precision of the run.
     """
-    steps = [count_step(stage.config, bf16=precision == "bf16").whole for stage in stages_of(config)]
+    how = {"bf16": precision == "bf16", "fuses": config.engine.fused}
+    steps = [count_step(stage.config, **how).whole for stage in stages_of(config)]
     seconds = tuple(step_seconds(traffic, gpu, precision) for traffic in steps)
-    return Prediction(gpu=gpu, precision=precision, plan=plan, step_s=seconds)
+    return Prediction(gpu=gpu, precision=precision, plan=plan, step_s=seconds, fused=config.engine.fused)
 
 
 def step_seconds(traffic: Traffic, gpu: Gpu, precision: Precision) -> tuple[float, float]:
@@ -130,7 +133,8 @@ def render_prediction(prediction: Prediction, usd_per_gpu_hour: float | None = N
     fits = p.memory_gb <= p.gpu.memory_gb
     return "\n".join(
         [
-            f"prediction for {p.plan.batch.world_size} x {p.gpu.title} in {p.precision}; nothing of it was measured",
+            f"prediction for {p.plan.batch.world_size} x {p.gpu.title} in {p.precision}, with "
+            f"{'fused operators' if p.fused else 'plain torch'}; nothing of it was measured",
             f"  {'':<{width}}{'at best':>12}{'estimate':>12}",
             *(f"  {name:<{width}}{best:>12{form}}{estimate:>12{form}}" for name, (best, estimate), form in rows),
             "  At best: the peaks of the data sheet. Estimate, by assumption:",

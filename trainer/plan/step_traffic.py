@@ -7,9 +7,9 @@ over the ranks is not counted.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, is_dataclass
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -63,35 +63,51 @@ class StepTraffic:
         return weighted((1, self.update_d), (1, self.update_g), (self.penalty_share, self.penalties))
 
 
-def count_step(config: TrainConfig, *, bf16: bool) -> StepTraffic:
+def count_step(config: TrainConfig, *, bf16: bool, fuses: bool = False) -> StepTraffic:
     """Count what the fullest rank does in a step; takes seconds.
 
     Args:
         config: config of the run, except its precision.
         bf16: compute in bfloat16 as far as autocast on a GPU does, otherwise in float32.
+        fuses: in channels_last with fused operators, otherwise in plain torch.
     """
     method = make_method(config.training, config.generator)
-    update_d = _count_update(config, "d", method.without_penalties(), bf16=bf16)
-    penalized = _count_update(config, "d", method, bf16=bf16) if method.penalties else {}
+    how: _How = {"bf16": bf16, "fuses": fuses}
+    update_d = _count_update(config, "d", method.without_penalties(), **how)
+    penalized = _count_update(config, "d", method, **how) if method.penalties else {}
     return StepTraffic(
         update_d=update_d,
-        update_g=_count_update(config, "g", method, bf16=bf16),
+        update_g=_count_update(config, "g", method, **how),
         penalties=weighted((1, penalized), (-1, update_d)) if method.penalties else {},
         penalty_interval_steps=method.penalty_interval_steps if method.penalties else None,
-        generator=count_generator(config, bf16=bf16),
+        generator=count_generator(config, **how),
     )
 
 
-def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16: bool) -> Traffic:
+class _How(TypedDict):
+    bf16: bool
+    fuses: bool
+
+
+def _layout(fuses: bool) -> torch.memory_format:
+    return torch.channels_last if fuses else torch.contiguous_format
+
+
+def _fused(fuses: bool) -> AbstractContextManager:
+    return fused("everywhere" if fuses else "nowhere")
+
+
+def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16: bool, fuses: bool) -> Traffic:
     """One update of one network, with all forward passes of a step."""
     if part not in method.parts:
         return {}
-    counter, diffusion = ByteCounter(), Diffusion.from_config(config.diffusion, META)
-    engines: dict[Part, Engine] = {
-        name: _Engine(network, counter) for name, network in networks_on_meta(config, method).items()
-    }
+    counter, diffusion, layout = ByteCounter(), Diffusion.from_config(config.diffusion, META), _layout(fuses)
+    networks = networks_on_meta(config, method)
+    for network in networks.values():
+        network.to(META, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    engines: dict[Part, Engine] = {name: _Engine(network, counter) for name, network in networks.items()}
     average = Ema(engines["g"])
-    raw = raw_batch_on_meta(config)
+    raw = replace(raw_batch_on_meta(config), memory_format=layout)
     batch = method.draw(raw, diffusion)
     players = PlayersOnMeta(
         engines,
@@ -99,8 +115,9 @@ def _count_update(config: TrainConfig, part: Part, method: Method[Any], *, bf16:
         bf16=bf16,
         gradient_scale=GradientScale(META) if config.training.gradient_normalization else None,
         sees_x_t=config.discriminator.sees == "pair",
+        memory_format=layout,
     )
-    with RememberedResults(), OneKernelAttention(), counter:
+    with _fused(fuses), RememberedResults(), OneKernelAttention(), counter:
         method.update(part, players, [batch], 0)
         if part == "g":
             with counter.all_as("average"):
@@ -125,13 +142,12 @@ def count_generator(config: TrainConfig, *, bf16: bool, fuses: bool = False) -> 
     """
     method = make_method(config.training, config.generator)
     generator, batch_size = networks_on_meta(config, method)["g"], split_batch(config).micro_batch_size
-    layout = torch.channels_last if fuses else torch.contiguous_format
+    layout = _layout(fuses)
     generator.to(META, memory_format=layout)  # pyright: ignore[reportCallIssue]
     x_t = torch.empty((batch_size, *config.network_form.shape), device=META, memory_format=layout)
     t = torch.zeros(batch_size, dtype=torch.int64, device=META)
     z, gradient = torch.empty(batch_size, config.generator.latent_dim, device=META), torch.empty_like(x_t)
-    how = fused("everywhere" if fuses else "nowhere")
-    with how, RememberedResults(), OneKernelAttention(), ByteCounter() as counter:
+    with _fused(fuses), RememberedResults(), OneKernelAttention(), ByteCounter() as counter:
         with CudaAutocast() if bf16 else nullcontext():
             x0_pred = generator(x_t, t, z, *given_on_meta(config, batch_size))
         x0_pred.backward(gradient.to(x0_pred.dtype))

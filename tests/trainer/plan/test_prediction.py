@@ -43,7 +43,7 @@ def plan() -> Plan:
 
 @pytest.mark.slow
 def test_hours_price_rate_and_share_of_the_peak_follow_from_a_step(plan):
-    prediction = Prediction(gpu=GPU, precision="fp32", plan=plan, step_s=((0.5, 2.0),))
+    prediction = Prediction(gpu=GPU, precision="fp32", plan=plan, step_s=((0.5, 2.0),), fused=True)
     assert prediction.images_per_s == pytest.approx(
         (2 * plan.batch.global_batch_size, plan.batch.global_batch_size / 2)
     )
@@ -53,7 +53,7 @@ def test_hours_price_rate_and_share_of_the_peak_follow_from_a_step(plan):
     text = render_prediction(prediction, 3600.0)
     assert "USD, at 3,600.00 a GPU-hour" in text
     assert f"{2 * plan.num_steps * 2:,}" in text
-    assert "2 x Made 1GB in fp32; nothing of it was measured" in text
+    assert "2 x Made 1GB in fp32, with fused operators; nothing of it was measured" in text
     assert "USD" not in render_prediction(prediction)
 
 
@@ -63,7 +63,7 @@ def test_a_run_of_two_stages_takes_the_time_of_both(plan):
     config = load_config("digits", [f"stages={denoiser}", "data.path=no/such/folder"])
     both = make_plan(config)
     steps = [stage.num_steps for stage in both.stages]
-    prediction = Prediction(gpu=GPU, precision="fp32", plan=both, step_s=((0.5, 1.0), (2.0, 4.0)))
+    prediction = Prediction(gpu=GPU, precision="fp32", plan=both, step_s=((0.5, 1.0), (2.0, 4.0)), fused=True)
     assert prediction.hours == pytest.approx([(steps[0] * s + steps[1] * 4 * s) / 3600 for s in (0.5, 1.0)])
     assert prediction.images_per_s[0] == pytest.approx(both.num_images / 3600 / prediction.hours[0])
     assert "seconds of a step, stage denoiser" in render_prediction(prediction)
@@ -74,7 +74,8 @@ def test_a_run_of_two_stages_takes_the_time_of_both(plan):
 def test_a_plan_larger_than_the_memory_is_said_not_to_fit(plan):
     small = dataclasses.replace(GPU, memory_gb=(plan.state_bytes + plan.saved_bytes - 1) / 1e9)
     texts = [
-        render_prediction(Prediction(gpu=gpu, precision="fp32", plan=plan, step_s=((1, 1),))) for gpu in (GPU, small)
+        render_prediction(Prediction(gpu=gpu, precision="fp32", plan=plan, step_s=((1, 1),), fused=True))
+        for gpu in (GPU, small)
     ]
     assert ["DOES NOT FIT" in text for text in texts] == [False, True]
 
@@ -85,6 +86,16 @@ def test_estimate_is_never_below_the_bound_and_a_faster_memory_shortens_both(pla
     found = {name: predict(config, plan, GPUS[name], "bf16").step_s[0] for name in ("h100", "h200")}
     assert all(bound < estimate for bound, estimate in found.values())
     assert found["h200"][0] < found["h100"][0]
+
+
+def test_a_step_with_fused_operators_is_predicted_to_be_shorter_than_one_in_plain_torch(plan):
+    fused, plain = (
+        predict(load_config("digits", ["scaling.world_size=2", f"engine.fused={fused}"]), plan, GPUS["h100"], "bf16")
+        for fused in ("true", "false")
+    )
+    assert all(ours < theirs for ours, theirs in zip(fused.step_s[0], plain.step_s[0], strict=True))
+    assert "with fused operators" in render_prediction(fused)
+    assert "with plain torch" in render_prediction(plain)
 
 
 def test_gpus_are_found_in_any_case_and_others_refused_with_the_list():
