@@ -22,7 +22,13 @@ from trainer.checkpoint.format import CheckpointError, list_checkpoints
 from trainer.config.command_line import add_config_arguments, check_data, check_device
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig, num_steps
-from trainer.evaluate.classifier import NO_LABELS, Evaluation, evaluate_samples, train_classifier
+from trainer.evaluate.classifier import (
+    NO_LABELS,
+    Evaluation,
+    TrainedClassifier,
+    evaluate_samples,
+    train_classifier,
+)
 from trainer.evaluate.reference import read_all
 from trainer.sample.draw import sample_run
 
@@ -155,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     reference, labels = read_all(first.data.path)
     assert labels is not None  # the index says so
-    classifier = train_classifier(reference, labels, seed=0)
+    classifier: TrainedClassifier | None = None
     lines = [HEADER]
     for cell, overrides, config in plans:
         words = [word for text in overrides for word in ("--set", text)]
@@ -164,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             samples = sample_run(Path(config.run.directory), options.num, seed=0)
         except CheckpointError as error:
             raise UserError(str(error)) from error
+        classifier = classifier or train_classifier(reference, labels, seed=0)
         lines.append(cell.row(evaluate_samples(samples, reference, labels, 0, classifier=classifier), seconds))
         sys.stdout.write(f"{lines[-1]}\n")
         options.out.write_text("\n".join(lines) + "\n")  # after each run, so that an interruption loses no row
