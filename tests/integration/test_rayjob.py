@@ -63,7 +63,7 @@ class Pods:
 @pytest.fixture(scope="module")
 def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
     folder = tmp_path_factory.mktemp("runs")
-    sets = (*tiny, f"run.directory={folder}/run", "training.total_images=1600", "checkpoint.save_interval_steps=10")
+    sets = (*tiny, f"run.directory={folder}/run", "training.total_images=960", "checkpoint.save_interval_steps=10")
     arguments = [word for text in sets for word in ("--set", text)]
     request = make_request("digits", arguments, nodes=2, gpus_per_node=None, elsewhere=True)
     text = kubernetes.manifest(request, image="none", claim="none", secret=None)
@@ -127,7 +127,7 @@ def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(
     said = status.stdout + status.stderr
     assert "' failed" in said and re.search(r"exit code[: ]+75", said), said
     stopped_at = list_checkpoints(run / "checkpoints")[-1].step
-    assert found[-1].step <= stopped_at < 100
+    assert found[-1].step <= stopped_at < 60
 
     # The README's command, from the checkout.
     sets = [word for text in pods.overrides for word in ("--set", text)]
@@ -147,9 +147,9 @@ def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(
     second = pods.call(*line, *sets)
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-1000:]
     assert f"resuming from {run}/checkpoints/step-{stopped_at:08d}" in second.stdout
-    assert f"checkpoint   {run}/checkpoints/step-00000100" in second.stdout
-    assert (run / "samples" / "step-00000100.png").exists()
-    assert (run / "snapshots" / "step-00000100" / "generator.safetensors").exists()
+    assert f"checkpoint   {run}/checkpoints/step-00000060" in second.stdout
+    assert (run / "samples" / "step-00000060.png").exists()
+    assert (run / "snapshots" / "step-00000060" / "generator.safetensors").exists()
     assert list_checkpoints(run / "checkpoints")[-1].manifest["world_size"] == 2
 
 
