@@ -110,7 +110,7 @@ class _Bench:
             DataConfig(
                 path=self._index.location,
                 image_size=self._index.image_size,
-                image_channels=1 if self._index.image_channels == 1 else 3,
+                image_channels=self._index.image_channels,
                 condition_channels=self._index.condition_channels,
                 loader_workers=loader_workers,
             ),

@@ -35,7 +35,7 @@ class ImageForm:
 
     Attributes:
         size: height and width in pixels.
-        channels: 1 or 3; 2 for points in the plane.
+        channels: 1 grey, 3 RGB, or another number; 2 at size 1 for points in the plane.
         num_classes: number of labels; 0: without labels.
         condition_channels: channels of the image that is given with each image; 0: none is.
     """
@@ -44,6 +44,11 @@ class ImageForm:
     channels: int
     num_classes: int = 0
     condition_channels: int = 0
+
+    @property
+    def is_point(self) -> bool:
+        """Whether an image is a point in the plane: one pixel of two channels."""
+        return (self.size, self.channels) == (1, 2)
 
     @property
     def shape(self) -> tuple[int, int, int]:

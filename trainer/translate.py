@@ -1,8 +1,10 @@
 """Translate images with a run of pairs: `python -m trainer.translate --run DIR --input FILE --num 4 --out FOLDER`.
 
 For each input, FOLDER gets NAME-0.png, NAME-1.png ..., their mean NAME-mean.png and their standard deviation in grey
-levels NAME-std.png; with --num 1 NAME.png alone. An input is an image, a .npy file, or a folder of them, cropped and
-resized as `data.prepare` does. Or it is a prepared data set of pairs: then the results are compared with its images.
+levels NAME-std.png; with --num 1 NAME.png alone. A model whose images are neither grey nor RGB writes arrays instead,
+NAME-0.npy ..., and NAME.png, a picture with a row for each of them and a column for each channel. An input is an image,
+a .npy file, or a folder of them, cropped and resized as `data.prepare` does. Or it is a prepared data set of pairs:
+then the results are compared with its images.
 
 Exit codes: 0, done; 1, some inputs could not be used, the others are done; 2, the command or the run is wrong.
 """
@@ -18,6 +20,7 @@ import torch
 from rich.progress import track
 
 from data.images.decode import BadImageError
+from data.images.shown import PICTURE_CHANNELS
 from data.shards.index import INDEX_NAME
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
@@ -36,7 +39,7 @@ from trainer.sample.draw import (
 )
 from trainer.sample.edit import check_label
 from trainer.sample.fidelity import Fidelity
-from trainer.sample.images import SUFFIXES, check_destination, image_files, save_picture
+from trainer.sample.images import SUFFIXES, check_destination, image_files, save_grid, save_image
 
 Input = tuple[str, Uint8Image, int | None, Uint8Image | None]
 """Name, condition [1, K, H, W], label and, of a prepared data set, the image [1, C, H, W]."""
@@ -128,15 +131,17 @@ def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: arg
     drawn = translations(loaded, given, num=options.num, seed=options.seed, guidance=options.guidance)
     shown = track(drawn, "translating", total=number, disable=hidden)
     for (name, condition, _, image), results in zip(inputs, shown, strict=True):
-        pictures = {"": results[0]}
+        written = {"": results[0]}
         if options.num > 1:
             levels = results.float()
-            pictures = {f"-{i}": result for i, result in enumerate(results)}
-            pictures["-mean"] = levels.mean(dim=0).round().to(torch.uint8)
-            pictures["-std"] = levels.std(dim=0, correction=0).round().to(torch.uint8)
+            written = {f"-{i}": result for i, result in enumerate(results)}
+            written["-mean"] = levels.mean(dim=0).round().to(torch.uint8)
+            written["-std"] = levels.std(dim=0, correction=0).round().to(torch.uint8)
         options.out.mkdir(parents=True, exist_ok=True)
-        for suffix, picture in pictures.items():
-            save_picture(options.out / f"{name}{suffix}.png", picture)
+        for part, result in written.items():
+            save_image(options.out / f"{name}{part}", result)
+        if results.shape[1] not in PICTURE_CHANNELS:
+            save_grid(options.out / f"{name}.png", torch.stack([*written.values()]), columns=1)
         if image is not None:
             fidelity.add(image, results[None], condition)
         done += 1

@@ -3,15 +3,16 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from typing import get_args
 
+from data.images.shown import MAX_CHANNELS, PICTURE_CHANNELS
 from data.prepare.encode import PreparedForm
 from data.prepare.filters import Dedup, Filters, aspect
 from data.prepare.job import PrepareOptions
 from data.prepare.where import Condition, ConditionError
 from data.sets.arguments import COMMANDS, MAX_WORKERS, Parser, UsageError, default_workers
 from data.sets.arguments import parser_of as parser_of_set_command
-from data.shards.index import MAX_CONDITION_CHANNELS, MAX_IMAGE_SIZE
+from data.shards.index import MAX_IMAGE_SIZE
 from data.sources.pairs import Side
 from data.sources.source import Source
 from data.storage.arguments import whole_number
@@ -34,7 +35,7 @@ _EPILOG = """sources:
   an LMDB              a folder with data.mdb: LSUN (encoded images), CelebA-HQ (encoded images or raw 256x256x3 bytes)
   pairs:CONDITIONS:IMAGES
                        for image-to-image translation: two folders or zip files, whose files of equal names (up to the
-                       suffix) are pairs; conditions may be smaller, or a folder of .npy files of 1 to 8 channels
+                       suffix) are pairs, of 1 to 8 channels each (TIFF, .npy); conditions may be smaller
   pairs:TARS:SUFFIX:SUFFIX
                        members of tar files, KEY.SUFFIX, such as pairs:shards:edges.png:jpg; the condition first
   pairs:FOLDER         with --side-by-side: each image holds both
@@ -127,13 +128,16 @@ def _prepare_parser() -> argparse.ArgumentParser:
         help=f"height and width in pixels, {_MIN_SIZE} to {MAX_IMAGE_SIZE} (default: the source's)",
     )
     parser.add_argument(
-        "--channels", type=whole_number(1), choices=(1, 3), help="1 grey or 3 RGB (default: the source's)"
+        "--channels",
+        type=whole_number(1, MAX_CHANNELS),
+        metavar="N",
+        help=f"1 grey or 3 RGB; of pairs also others up to {MAX_CHANNELS} (default: the source's)",
     )
     parser.add_argument(
         "--condition-channels",
-        type=whole_number(1, MAX_CONDITION_CHANNELS),
+        type=whole_number(1, MAX_CHANNELS),
         metavar="N",
-        help=f"of pairs: channels of the conditions, 1 to {MAX_CONDITION_CHANNELS}, image files have 1 or 3 (3)",
+        help=f"of pairs: channels of the conditions, 1 to {MAX_CHANNELS} (3)",
     )
     parser.add_argument(
         "--side-by-side",
@@ -222,7 +226,7 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
     return PrepareOptions(
         form=PreparedForm(
             size=size,
-            channels=cast(Literal[1, 2, 3], arguments.channels or source.defaults.channels),
+            channels=_channels(arguments, source),
             upscale=source.defaults.upscale or arguments.upscale,
             colour=arguments.colour,
             condition_channels=_condition_channels(arguments, source),
@@ -245,6 +249,19 @@ def resolve_options(arguments: argparse.Namespace, source: Source) -> PrepareOpt
     )
 
 
+def _channels(arguments: argparse.Namespace, source: Source) -> int:
+    asked: int | None = arguments.channels
+    if asked is not None and asked not in PICTURE_CHANNELS:
+        if not source.defaults.condition_channels:
+            raise UsageError(
+                f"--channels {asked} is given, but {source.description} has no conditions: other images than those of "
+                "pairs have 1 or 3"
+            )
+        if arguments.side_by_side:
+            raise UsageError(f"--channels {asked} is given; halves of image files have 1 or 3")
+    return asked or source.defaults.channels
+
+
 def _condition_channels(arguments: argparse.Namespace, source: Source) -> int:
     asked, default = arguments.condition_channels, source.defaults.condition_channels
     if asked and not default:
@@ -252,6 +269,6 @@ def _condition_channels(arguments: argparse.Namespace, source: Source) -> int:
             f"--condition-channels {asked} is given, but {source.description} has no conditions: pairs do, see "
             "python -m data.prepare --help"
         )
-    if asked and arguments.side_by_side and asked not in (1, 3):
+    if asked and arguments.side_by_side and asked not in PICTURE_CHANNELS:
         raise UsageError(f"--condition-channels {asked} is given; halves of image files have 1 or 3")
     return asked or default

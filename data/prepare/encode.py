@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data.images.channels import bands, decode, read_planes
 from data.images.decode import BadImageError, ImageFile
-from data.images.tiff import STARTS as TIFF_STARTS
-from data.images.tiff import read_channels
 from data.shards.offsets import PLANES_EXTENSION
 from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.source import Item, Source, hash_of
@@ -21,7 +20,6 @@ from data.sources.source import Item, Source, hash_of
 _JPEG_MIN_SIZE = 64
 """Smaller images are PNG: JPEG's 8 px blocks would show, and save hardly anything."""
 _JPEG_QUALITY = 95
-_NPY = b"\x93NUMPY"
 MAX_PIXELS = 200_000_000
 """Of an image that is decoded; larger ones are refused."""
 TOO_SMALL = "is too small"
@@ -34,8 +32,9 @@ class PreparedForm:
 
     size: int
     """Height and width in pixels."""
-    channels: Literal[1, 2, 3]
-    """1 grey, 3 RGB; 2 for points in the plane, stored as PNG grey and alpha."""
+    channels: int
+    """1 grey, 3 RGB, others of images with a condition alone, 1 to 8; 2 without one: points in the plane, stored as PNG
+    grey and alpha."""
     upscale: bool
     """Enlarge smaller images instead of refusing them."""
     colour: Literal["srgb", "keep"] = "srgb"
@@ -77,8 +76,11 @@ def _prepare_item(source: Source, item: Item, form: PreparedForm) -> Prepared:
     try:
         image = source.read(item)
         found = image + (condition := source.read_condition(item))
-        content = encode_pair(image, condition, form) if form.condition_channels else encode_image(image, form)
-        return Prepared(item, content, source_hash=hash_of(item, found), side=min(ImageFile(image).size))
+        if form.condition_channels:
+            content, side = encode_pair(image, condition, form)
+        else:
+            content, side = encode_image(image, form), min(ImageFile(image).size)
+        return Prepared(item, content, source_hash=hash_of(item, found), side=side)
     except BadImageError as error:
         reason = str(error)
     except OSError as error:
@@ -99,43 +101,49 @@ def encode_image(content: bytes, form: PreparedForm) -> bytes:
     return encoded(square_image(content, form), form)
 
 
-def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> bytes:
+def encode_pair(content: bytes, condition: bytes, form: PreparedForm) -> tuple[bytes, int]:
     """Resize and crop an image and what is given with it alike, and encode their channels as planes without loss.
 
     Args:
-        content: an image file, see `encode_image`.
-        condition: an image file or the same array [H, W] or [H, W, C] in a .npy file, of the same shape up to scale; it
-            may be smaller, and is then enlarged. A TIFF may have any number of channels. It has no effect with
-            `form.condition_half`.
+        content: an image file, or an array in a .npy file, as `data.images.channels` reads them.
+        condition: the same, of the same shape up to scale; it may be smaller, and is then enlarged. It has no effect
+            with `form.condition_half`.
         form: form of the result.
+
+    Returns:
+        The planes, one below the other, and the short side of the file of the image in pixels.
 
     Raises:
         BadImageError: one of them cannot be used.
     """
     with refusals(content, form.max_pixels):
-        file, mode = ImageFile(content), "L" if form.channels == 1 else "RGB"
         if form.condition_half:
+            file = ImageFile(content)
+            side = min(file.size)
             halves = _halves(decoded(file, max(form.channels, form.condition_channels), form))
             given, image = halves if form.condition_half == "left" else halves[::-1]
-            image, planes = image.convert(mode), _bands(given, form.condition_channels)
             _check_size(image.size, form)
+            planes, conditions = bands(image, form.channels), bands(given, form.condition_channels)
         else:
-            _check_size(file.size, form)
-            image, planes = decoded(file, form.channels, form), _planes_of(condition, form)
-    (W, H), (w, h) = image.size, planes[0].size
+            planes = _planes(content, form.channels, form)
+            side = min(planes[0].size)
+            _check_size(planes[0].size, form)
+            conditions = _planes_of_condition(condition, form)
+    (W, H), (w, h) = planes[0].size, conditions[0].size
     # Rounding of half a pixel, of the image or of the condition, is no other shape.
     if abs(W * h - H * w) > max(W, H, w, h) / 2:
         raise BadImageError(f"its condition has another shape: {w}x{h}, the image has {W}x{H}")
-    squares = [resized(plane, form) for plane in (*image.split(), *planes)]
+    squares = [resized(plane, form) for plane in (*planes, *conditions)]
     stream = io.BytesIO()
     Image.fromarray(np.concatenate([np.asarray(square) for square in squares])).save(stream, "PNG")
-    return stream.getvalue()
+    return stream.getvalue(), side
 
 
 def square_condition(content: bytes, form: PreparedForm) -> npt.NDArray[np.uint8]:
     """What `encode_pair` makes of a condition alone, uint8 [C, H, W]; raises what it raises."""
     with refusals(content, form.max_pixels):
-        return np.stack([np.asarray(resized(plane, form)) for plane in _condition_planes(content, form)])
+        planes = _planes(content, form.condition_channels, form)
+        return np.stack([np.asarray(resized(plane, form)) for plane in planes])
 
 
 def square_image(content: bytes, form: PreparedForm) -> Image.Image:
@@ -189,13 +197,9 @@ def refusals(content: bytes, max_pixels: int) -> Iterator[None]:
 
 
 def decoded(file: ImageFile, channels: int, form: PreparedForm) -> Image.Image:
-    """The whole image with a number of channels."""
-    width, height = file.size
-    if width * height > form.max_pixels:
-        raise BadImageError(f"has {width}x{height} pixels, more than {form.max_pixels}")
-    if channels == 2:
-        return file.decode(keep_alpha=True)
-    return file.decode(keep_colours=form.colour == "keep").convert("L" if channels == 1 else "RGB")
+    """The whole image with a number of channels; 2: pixels and alpha as they are stored."""
+    known = None if channels == 2 else channels
+    return decode(file, known, max_pixels=form.max_pixels, keep_colours=form.colour == "keep")
 
 
 def _check_size(size: tuple[int, int], form: PreparedForm) -> None:
@@ -212,55 +216,17 @@ def _halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     return image.crop((0, 0, width // 2, height)), image.crop((width // 2, 0, width, height))
 
 
-def _planes_of(condition: bytes, form: PreparedForm) -> list[Image.Image]:
+def _planes(content: bytes, channels: int, form: PreparedForm) -> list[Image.Image]:
+    return read_planes(content, channels, max_pixels=form.max_pixels, keep_colours=form.colour == "keep")
+
+
+def _planes_of_condition(condition: bytes, form: PreparedForm) -> list[Image.Image]:
     """The channels of the condition of an image."""
     try:
         with refusals(condition, form.max_pixels):
-            return _condition_planes(condition, form)
+            return _planes(condition, form.condition_channels, form)
     except BadImageError as error:
         raise BadImageError(f"its condition {error}") from None
-
-
-def _condition_planes(content: bytes, form: PreparedForm) -> list[Image.Image]:
-    """The channels of a condition, each of mode L."""
-    C = form.condition_channels
-    if content.startswith(_NPY):
-        array = _array(content, C, form)
-    elif content.startswith(TIFF_STARTS) and (C not in (1, 3) or ImageFile(content).has_wide_planes):
-        array = read_channels(content, max_pixels=form.max_pixels)
-        if array.shape[2] != C:
-            raise BadImageError(f"has {array.shape[2]} channels, expected are {C}")
-    elif C in (1, 3):
-        return _bands(decoded(ImageFile(content), C, form), C)
-    else:
-        bands = decoded(ImageFile(content), 2, form).split()  # with alpha as one of them
-        if len(bands) != C:
-            raise BadImageError(f"has {len(bands)} channels, expected are {C}; TIFF and .npy files can hold them")
-        return list(bands)
-    return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
-
-
-def _array(content: bytes, channels: int, form: PreparedForm) -> npt.NDArray[np.uint8]:
-    """The array [H, W, C] of a .npy file. Its header is checked first: it may state any size."""
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = read(stream)
-    H, W, C = (*shape, 1) if len(shape) == 2 else shape if len(shape) == 3 else (0, 0, 0)
-    if channels != C or H * W == 0:
-        raise BadImageError(f"has the shape {list(shape)}, expected is [height, width, {channels}]")
-    if dtype.kind != "u" or dtype.itemsize > 2:
-        raise BadImageError(f"has numbers of type {dtype} without an agreed range; allowed are uint8 and uint16")
-    if form.max_pixels < H * W:
-        raise BadImageError(f"has {W}x{H} pixels, more than {form.max_pixels}")
-    if len(content) - stream.tell() != H * W * C * dtype.itemsize:
-        raise BadImageError(f"is damaged: it does not have the {H * W * C} numbers that it states")
-    array = np.frombuffer(content, dtype, offset=stream.tell()).reshape((H, W, C), order="F" if is_fortran else "C")
-    return array if dtype.itemsize == 1 else (array >> 8).astype(np.uint8)
-
-
-def _bands(image: Image.Image, channels: int) -> list[Image.Image]:
-    return list(image.convert("L" if channels == 1 else "RGB").split())
 
 
 def resized(image: Image.Image, form: PreparedForm) -> Image.Image:

@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from rich.console import Console
 
+from data.images.channels import read_array
 from data.images.decode import BadImageError, ImageFile
 from data.images.perceptual import near_pairs, perceptual_hash
+from data.images.shown import mean_of_channels
 from data.prepare.columns import ShardImages, by_shard, rows_of, with_columns
 from data.prepare.encode import MAX_PIXELS, refusals
 from data.prepare.where import Condition, MissingError
@@ -177,10 +179,10 @@ def _look_at(source: Source, dedup: Dedup | None, item: Item) -> _Seen | None:
     try:
         content = source.read(item)
         with refusals(content, MAX_PIXELS):
-            file = ImageFile(content)
-            picture = None
+            array, picture = read_array(content, max_pixels=MAX_PIXELS), None
+            file = ImageFile(content) if array is None else mean_of_channels(array)
             if dedup == "perceptual" and file.size[0] * file.size[1] <= MAX_PIXELS:
-                picture = perceptual_hash(file.decode(keep_colours=True))
+                picture = perceptual_hash(file.decode(keep_colours=True) if isinstance(file, ImageFile) else file)
             hashed = _hash(content + source.read_condition(item)) if dedup else None
             return _Seen(min(file.size), max(file.size), hashed, picture)
     except (OSError, BadImageError):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 
+from data.images.shown import pictures_of, tiles_of
 from data.sets.near import describe_near, draw_near, find_near
 from data.sets.origin import original_sides
 from data.sets.terminal import progress_bar
@@ -31,7 +32,6 @@ _SHEET_WIDTH_PIXELS = 512
 _LISTED_CLASSES = 18
 _CACHE_GB = 50.0
 _BAR_WIDTH = 30
-_FORMS = {1: "grey", 2: "points of the plane", 3: "RGB"}
 
 
 def inspect(
@@ -75,12 +75,14 @@ def sheet_samples(num_samples: int) -> list[int]:
 
 
 def contact_sheet(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A grid with as many columns as rows, or one more: uint8 [sheet height, sheet width, C].
+    """A grid about as wide as it is high: uint8 [sheet height, sheet width, 1 or 3].
 
     Args:
-        images: uint8 [N, H, W, C], N > 0.
+        images: pictures, uint8 [N, H, W, 1 or 3], N > 0.
     """
-    return lay_out(images, columns=math.isqrt(len(images) - 1) + 1, min_width=_SHEET_WIDTH_PIXELS)
+    _, height, width, _ = images.shape
+    columns = math.isqrt((len(images) - 1) * height // width) + 1
+    return lay_out(images, columns=columns, min_width=_SHEET_WIDTH_PIXELS)
 
 
 def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
@@ -96,10 +98,11 @@ def _sheet_file(index: ShardIndex, sheet: str | None) -> Path:
 
 
 def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], Counter[int]]:
-    """The images of the sheet [N, H, W or 2 W, C], and the count of each label (-1 for none)."""
+    """The pictures of the sheet [N, H, W, 1 or 3], and the count of each label (-1 for none)."""
     wanted = sheet_samples(index.num_samples)
     pixels = np.empty(index.pixels_shape, dtype=np.uint8)
-    side = min(index.image_size, _SHEET_IMAGE_PIXELS)
+    tiles = tiles_of(index.image_channels) + (tiles_of(index.condition_channels) if index.condition_channels else 0)
+    side = min(index.image_size, max(1, _SHEET_IMAGE_PIXELS // max(1, tiles // 2)))
     images: list[npt.NDArray[np.uint8]] = []
     labels: Counter[int] = Counter()
     first, shown = 0, 0
@@ -123,21 +126,23 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
 
 
 def _shown(pixels: npt.NDArray[np.uint8], index: ShardIndex, side: int) -> npt.NDArray[np.uint8]:
-    """A sample on the sheet: its image, to the right of its condition if it has one, of which one or three channels."""
-    C, given = index.image_channels, index.condition_channels
-    image = _reduced(pixels[..., :C], side)
-    if not given:
+    """The picture of a sample on the sheet: its image, to the right of its condition if it has one."""
+    C = index.image_channels
+    image = pictures_of(_reduced(pixels[..., :C], side)[None])[0]
+    if not index.condition_channels:
         return image
-    condition = _reduced(np.ascontiguousarray(pixels[..., C : C + (3 if given >= 3 else 1)]), side)
-    halves = [np.broadcast_to(x, (side, side, max(C, condition.shape[2]))) for x in (condition, image)]
-    return np.concatenate(halves, axis=1)
+    condition = pictures_of(_reduced(pixels[..., C:], side)[None])[0]
+    channels = max(x.shape[2] for x in (condition, image))
+    parts = [np.broadcast_to(x, (*x.shape[:2], channels)) for x in (condition, image)]
+    return np.concatenate(parts, axis=1)
 
 
 def _reduced(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
     """A copy of an image [H, W, C], resized."""
     if len(pixels) == side:
         return pixels.copy()
-    return np.asarray(_picture(pixels).resize((side, side), Image.Resampling.LANCZOS)).reshape(side, side, -1)
+    planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(pixels.shape[2])]
+    return np.stack([np.asarray(plane.resize((side, side), Image.Resampling.LANCZOS)) for plane in planes], axis=2)
 
 
 def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
@@ -167,7 +172,7 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
         f"source        {shown_name(index.source)}",
         f"options       {shown_name(options)}",
         f"images        {index.num_samples}",
-        f"form          {index.image_size}x{index.image_size}, {_FORMS[index.image_channels]}",
+        f"form          {index.image_size}x{index.image_size}, {_form(index)}",
         *([f"condition     {given} channel{'s' * (given > 1)}"] if (given := index.condition_channels) else []),
         *_class_lines(index, labels),
         *_side_lines(index),
@@ -176,6 +181,12 @@ def _summary(index: ShardIndex, labels: Counter[int]) -> list[str]:
         f"format        {FORMAT_NAME} version {index.version}",
         f"digest        {index.digest}",
     ]
+
+
+def _form(index: ShardIndex) -> str:
+    if index.has_points:
+        return "points of the plane"
+    return {1: "grey", 3: "RGB"}.get(index.image_channels, f"{index.image_channels} channels")
 
 
 def _side_lines(index: ShardIndex) -> list[str]:

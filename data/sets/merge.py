@@ -136,7 +136,7 @@ def _document(indexes: Sequence[ShardIndex]) -> IndexDocument:
         format=FORMAT_NAME,
         version=FORMAT_VERSION,
         image_size=first.image_size,
-        image_channels=first.image_channels,  # pyright: ignore[reportArgumentType]
+        image_channels=first.image_channels,
         num_classes=None if names is None else len(names),
         class_names=names,
         source="merge:" + "+".join(index.source for index in indexes),

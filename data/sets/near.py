@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from data.images.perceptual import NEAR_BITS, Hashes, near_pairs, perceptual_hash
+from data.images.shown import PICTURE_CHANNELS, mean_of_channels
 from data.processes.pool import map_in_order
 from data.sets.terminal import progress_bar
 from data.shards.decode import decode_into
@@ -60,7 +61,7 @@ def find_near(index: ShardIndex, other: ShardIndex, workers: int, console: Conso
         DataError: a shard is damaged, or one of them has points instead of images.
     """
     for each in (index, other):
-        if each.image_channels == 2:
+        if each.has_points:
             raise DataError(f"{each.shown_location} holds points of the plane, which have no near-duplicates")
     pairs: list[NearPair] = []
     with progress_bar(console) as progress:
@@ -112,6 +113,8 @@ def _picture(index: ShardIndex, reader: ShardReader, sample: int) -> Image.Image
     pixels = np.empty(index.pixels_shape, dtype=np.uint8)
     decode_into(pixels, reader.read(sample))
     C = index.image_channels
+    if C not in PICTURE_CHANNELS:
+        return mean_of_channels(pixels[..., :C])
     return Image.fromarray(pixels[..., 0] if C == 1 else np.ascontiguousarray(pixels[..., :C]))
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from data.images.shown import pictures_of
+
 GAP_PIXELS = 2
 GAP_LEVEL = 128
 """Grey level of the gaps, visible next to black and white images."""
@@ -21,14 +23,15 @@ def lay_out(
     """Lay out images row by row with grey gaps between them; small ones are enlarged by a whole factor.
 
     Args:
-        images: uint8 [N, H, W, C] in reading order, N > 0.
+        images: uint8 [N, H, W, C] in reading order, N > 0; of any number of channels, see `pictures_of`.
         columns: images in a row.
         min_width: pixels that a full row has at least, gaps and names aside.
         row_names: written to the left of the rows; empty: no names.
 
     Returns:
-        uint8 [grid height, grid width, C].
+        uint8 [grid height, grid width, 1 or 3].
     """
+    images = pictures_of(images)
     num_images, height, width, channels = images.shape
     rows = -(-num_images // columns)
     scale = max(1, -(-min_width // (columns * width)))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, with_config
 
+from data.images.shown import MAX_CHANNELS, PICTURE_CHANNELS
 from data.storage.location import DataError, is_remote, local_path
 from data.storage.redaction import escaped, redact
 from data.storage.remote import Storage
@@ -18,9 +19,9 @@ FORMAT_VERSION = 2
 """The version that is written. Version 1, which has no offsets files, is still read."""
 OFFSETS_SUFFIX = ".offsets"
 OFFSETS_SAMPLE_BYTES = 12
-MAX_CONDITION_CHANNELS = 8
 MAX_IMAGE_SIZE = 8192
 """No memory holds a batch of larger images. Every decoder reads images of this size."""
+_POINT_CHANNELS = 2
 _MIN_SAMPLE_BYTES = 1024
 """A sample takes at least two blocks of its shard."""
 _MAX_FILE_BYTES = 2**53
@@ -87,8 +88,8 @@ class IndexDocument:
     """Version of this format."""
     image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
     """Height and width of every image."""
-    image_channels: Literal[1, 2, 3]
-    """1 grey, 3 RGB; 2 for points in the plane."""
+    image_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    """1 grey, 3 RGB; 2 for points in the plane. With conditions 1 to 8."""
     num_classes: PositiveInt | None
     """Labels are 0 .. num_classes - 1; null without labels."""
     class_names: list[str] | None
@@ -101,7 +102,7 @@ class IndexDocument:
     """Preparation options that determine the bytes."""
     shards: Annotated[list[Shard], Field(min_length=1)]
     """The tar files."""
-    condition_channels: Annotated[int, Field(ge=1, le=MAX_CONDITION_CHANNELS)] | None = None
+    condition_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None
     """Channels of the image that is given with each image; missing in data sets that are not of pairs."""
 
 
@@ -118,7 +119,7 @@ class ShardIndex:
     image_size: int
     """Height and width of every image."""
     image_channels: int
-    """1 grey, 3 RGB."""
+    """1 grey, 3 RGB, others up to 8 of images with a condition; 2 at 1 px: points in the plane."""
     condition_channels: int
     """Channels of the image that is given with each image, 1 to 8; 0 without."""
     num_classes: int | None
@@ -143,6 +144,11 @@ class ShardIndex:
     def pixels_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of a decoded sample: those of its image, then those that are given with it."""
         return self.image_size, self.image_size, self.image_channels + self.condition_channels
+
+    @property
+    def has_points(self) -> bool:
+        """Whether its images are points in the plane: one pixel of two channels."""
+        return (self.image_size, self.image_channels) == (1, 2)
 
     @property
     def files(self) -> tuple[DataFile, ...]:
@@ -198,6 +204,11 @@ def _parse(content: bytes, where: str) -> IndexDocument:
             )
         if problem := _offsets_problem(shard, document.version):
             raise DataError(f"{where}: shards.{number}.offsets: {problem}: prepare the data set again")
+    if document.image_channels not in (*PICTURE_CHANNELS, _POINT_CHANNELS) and document.condition_channels is None:
+        raise DataError(
+            f"{where}: image_channels: only pairs have {document.image_channels}, but there are no condition_channels: "
+            "prepare the data set again"
+        )
     if (len(document.class_names) if document.class_names is not None else None) != document.num_classes:
         raise DataError(f"{where}: class_names do not number {document.num_classes}: prepare the data set again")
     return document

@@ -13,6 +13,8 @@ from data.sources.kinds import HIDDEN, PREPARED, REPLACED, START_BYTES, SYSTEM, 
 from data.sources.source import IMAGE_SUFFIXES, BaseSource, Item, SourceError, State, points_outside
 from data.sources.tars import COMPRESSED_SUFFIXES
 
+WhyToSkip = Callable[[str, Callable[[], bytes]], Reason | None]
+"""Why a file is no image, see `reason_to_skip`."""
 MAX_FILE_BYTES = 512 * 2**20
 """Of an image."""
 _MAX_ZIP_RATIO = 200
@@ -74,9 +76,14 @@ class ZipSource(BaseSource):
             raise OSError(f"cannot unpack: {error}") from None
 
 
-def folder_source(root: Path, *, classes: Classes = "auto") -> FolderSource:
+def folder_source(root: Path, *, classes: Classes = "auto", to_skip: WhyToSkip = reason_to_skip) -> FolderSource:
     """List the images under a folder. Links are followed. Left out are hidden files and folders, folders of the system,
     and prepared data sets.
+
+    Args:
+        root: the folder.
+        classes: how its sub-folders are taken.
+        to_skip: tells images from other files.
 
     Raises:
         SourceError: unreadable, no images, or sub-folders that are not clearly classes.
@@ -110,7 +117,7 @@ def folder_source(root: Path, *, classes: Classes = "auto") -> FolderSource:
             for name in sorted(names):
                 file = Path(folder, name)
                 relative = file.relative_to(root).as_posix()
-                if (reason := reason_to_skip(name, partial(_start_of, file))) is None:
+                if (reason := to_skip(name, partial(_start_of, file))) is None:
                     files[relative] = _size(file, state)
                 else:
                     # `find` has asked about tar files at the top: the user wants the other files.
@@ -161,8 +168,8 @@ def _size(file: Path, state: State | None = None) -> int:
         return 0
 
 
-def zip_source(file: Path, *, classes: Classes = "auto") -> ZipSource:
-    """List the images in a zip archive.
+def zip_source(file: Path, *, classes: Classes = "auto", to_skip: WhyToSkip = reason_to_skip) -> ZipSource:
+    """List the images in a zip archive, see `folder_source`.
 
     Raises:
         SourceError: unreadable, dangerous members, no images, or folders that are not clearly classes.
@@ -172,7 +179,7 @@ def zip_source(file: Path, *, classes: Classes = "auto") -> ZipSource:
         state.add(file)
         with zipfile.ZipFile(file) as archive:
             _refuse_incomplete(file, archive.infolist())
-            files, skips = _list_members(file, archive)
+            files, skips = _list_members(file, archive, to_skip)
             if classes == "auto":
                 labels = _labels_file(file, archive)
             folders = [_zip_path(name).rstrip("/") for name in archive.namelist() if _is_folder(name)]
@@ -239,7 +246,7 @@ def _refuse_incomplete(file: Path, members: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def _list_members(file: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], Skips]:
+def _list_members(file: Path, archive: zipfile.ZipFile, to_skip: WhyToSkip) -> tuple[dict[str, int], Skips]:
     """Size of each image by name, and the other files."""
     files: dict[str, int] = {}
     skips = Skips()
@@ -253,7 +260,7 @@ def _list_members(file: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int],
             continue
         reason: Reason | None = HIDDEN
         if not any(part.startswith(".") for part in path.parts):
-            reason = reason_to_skip(member.filename, partial(_start_of_member, archive, member))
+            reason = to_skip(member.filename, partial(_start_of_member, archive, member))
         if reason is not None:
             skips.add(member.filename, reason, member.file_size)
         else:

@@ -20,6 +20,7 @@ class Reason(NamedTuple):
     """They are images, or may be."""
 
 
+ARRAY_SUFFIX = ".npy"
 NO_IMAGE, HIDDEN = Reason("no images"), Reason("hidden")
 SYSTEM = Reason("folders of the system or a file server")
 PREPARED = Reason("prepared data sets")
@@ -114,6 +115,14 @@ def reason_to_skip(name: str, read_start: Callable[[], bytes]) -> Reason | None:
     if other := _other_kind(start):
         return _unread(other)
     return ARCHIVE if start.startswith(_ARCHIVE_STARTS) or start[257:262] == b"ustar" else NO_IMAGE
+
+
+def reason_to_skip_no_array(name: str, _: Callable[[], bytes]) -> Reason | None:
+    """`reason_to_skip` where the images are .npy files alone."""
+    path = PurePosixPath(name)
+    if path.name.startswith("."):
+        return HIDDEN
+    return None if path.suffix.lower() == ARRAY_SUFFIX else NO_IMAGE
 
 
 def _unread(kind: str) -> Reason:

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 
 from data.sources.arrays import ArraySource, digits_source
 from data.sources.classes import Classes
-from data.sources.files import FolderSource, ZipSource, folder_source, zip_source
-from data.sources.kinds import HIDDEN, LINK, REPLACED, Reason, Skips
+from data.sources.files import FolderSource, WhyToSkip, ZipSource, folder_source, zip_source
+from data.sources.kinds import HIDDEN, LINK, REPLACED, Reason, Skips, reason_to_skip, reason_to_skip_no_array
 from data.sources.source import (
     BaseSource,
     FormDefaults,
@@ -129,7 +129,7 @@ def pairs_source(name: str, *, condition_half: Side | None, classes: Classes) ->
     """
     classes = "none" if classes == "auto" else classes
     if condition_half:
-        images = _open_images(_existing(name.removeprefix(PREFIX), name), classes)
+        images = _open_files(_existing(name.removeprefix(PREFIX), name), classes)
         return PairsSource(
             items=images.items,
             class_names=images.class_names,
@@ -145,7 +145,7 @@ def pairs_source(name: str, *, condition_half: Side | None, classes: Classes) ->
             raise SourceError(f"source {name}: pairs in tar files have no classes; leave --classes out")
         return _tar_pairs(name, *found)
     given, wanted = _split(name)
-    conditions, images = _open_conditions(given), _open_images(wanted, classes)
+    conditions, images = _open(given, "none"), _open(wanted, classes)
     by_stem = {_stem(item.name): item for item in conditions.items}
     if len(by_stem) < len(conditions.items):
         twice = next(stem for stem, count in Counter(_stem(x.name) for x in conditions.items).items() if count > 1)
@@ -290,22 +290,19 @@ def _existing(path: str, name: str) -> Path:
     return place
 
 
-def _open_images(path: Path, classes: Classes) -> FolderSource | ZipSource:
-    return zip_source(path, classes=classes) if path.is_file() else folder_source(path, classes=classes)
-
-
-def _open_conditions(path: Path) -> FolderSource | ZipSource:
-    """A folder or a zip of images, or a folder of .npy files without images."""
+def _open(path: Path, classes: Classes) -> FolderSource | ZipSource:
+    """A folder or a zip of images, or of .npy files without images."""
     try:
-        return _open_images(path, "none")
-    except SourceError:
-        arrays = [] if path.is_file() else sorted(file for file in path.rglob("*.npy") if file.is_file())
-        if not arrays:
-            raise
-    state, items = State(), []
-    for file in arrays:
-        items.append(Item(file.relative_to(path).as_posix(), state.add(file).st_size, None))
-    return FolderSource(root=path.resolve(), items=tuple(items), state=state.digest)
+        return _open_files(path, classes)
+    except SourceError as error:
+        try:
+            return _open_files(path, classes, reason_to_skip_no_array)
+        except SourceError:
+            raise error from None
+
+
+def _open_files(path: Path, classes: Classes, to_skip: WhyToSkip = reason_to_skip) -> FolderSource | ZipSource:
+    return (zip_source if path.is_file() else folder_source)(path, classes=classes, to_skip=to_skip)
 
 
 def _alone(source: Source, partners: Container[str], other: Source) -> tuple[Skipped, ...]:

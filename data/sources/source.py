@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from data.storage.errors import UserError
 from data.storage.location import DataError
@@ -59,7 +59,7 @@ class FormDefaults(NamedTuple):
 
     size: int | None
     """Height and width in pixels; None: no default."""
-    channels: Literal[1, 2, 3]
+    channels: int
     """1 grey, 3 RGB; 2 for points in the plane."""
     upscale: bool
     """Enlarge images that are smaller than `size`."""

@@ -10,9 +10,10 @@ from pydantic import Field, PositiveInt
 from torch.utils.data import get_worker_info
 from webdataset.pipeline import DataPipeline
 
+from data.images.shown import MAX_CHANNELS
 from data.shards.decode import decode_into
 from data.shards.files import shard_files
-from data.shards.index import MAX_CONDITION_CHANNELS, ShardIndex
+from data.shards.index import ShardIndex
 from data.shards.reader import BadSampleError, EncodedSample, OpenShards
 from data.storage.location import DataError
 from data.stream.batches import BadSampleLimit, BatchIterator, Loaded, Replaced, Slots
@@ -30,9 +31,10 @@ class DataConfig:
     """Folder or URL of a data set that `python -m data.prepare` made: tar shards and index.json."""
     image_size: Annotated[int, Field(gt=0, le=4096, description="one larger image would have more than 50 MB")]
     """Height and width of the images in pixels, as they were prepared."""
-    image_channels: Literal[1, 2, 3] = 3
-    """Channels of the images, as they were prepared: 1 for grey, 3 for RGB, 2 for points of the plane."""
-    condition_channels: Annotated[int, Field(ge=0, le=MAX_CONDITION_CHANNELS)] = 0
+    image_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
+    """Channels of the images, as they were prepared: 1 for grey, 3 for RGB, 2 for points of the plane; images of pairs
+    have 1 to 8."""
+    condition_channels: Annotated[int, Field(ge=0, le=MAX_CHANNELS)] = 0
     """Channels of the image that is given with each image, as the pairs were prepared: both networks see it, and the
     model translates it into images (`trainer.translate`). 0: none is given."""
     num_classes: Annotated[

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.images.shown import PICTURE_CHANNELS
 from data.prepare import command as prepare
 from data.sources.pairs import PREFIX
 from trainer.config.train_config import TrainConfig
@@ -39,11 +40,15 @@ def make_images(config: TrainConfig, folder: Path) -> Path:
         coarse = np.clip(colours[label] + noise, 0, 255).astype(np.uint8)
         of_class = source / f"{label:06d}"
         of_class.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(of_class / f"{number:05d}.png")
+        image = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+        if channels in PICTURE_CHANNELS:
+            image.save(of_class / f"{number:05d}.png")
+        else:  # of pairs
+            np.save(of_class / f"{number:05d}.npy", np.tile(np.asarray(image), 3)[..., :channels])
     form = ["--size", str(size), "--channels", str(channels)]
     arguments = [str(source), "--classes", "folders", *form]
     if given := config.data.condition_channels:
-        pairs = f"{PREFIX}{_made_conditions(source, given, folder)}:{source}"
+        pairs = f"{PREFIX}{_made_conditions(source, given, size, folder)}:{source}"
         arguments = [pairs, "--classes", "folders", "--condition-channels", str(given), *form]
     with redirect_stdout(sys.stderr):
         if prepare.main([*arguments, "--out", str(out)]):
@@ -51,13 +56,11 @@ def make_images(config: TrainConfig, folder: Path) -> Path:
     return out
 
 
-def _made_conditions(source: Path, channels: int, folder: Path) -> Path:
+def _made_conditions(source: Path, channels: int, size: int, folder: Path) -> Path:
     """An array of noise for each image of `source`."""
     conditions = folder / "made-conditions"
-    for number, file in enumerate(sorted(source.rglob("*.png"))):
+    for number, file in enumerate(sorted(file for file in source.rglob("*.*") if file.is_file())):
         out = (conditions / file.relative_to(source)).with_suffix(".npy")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(file) as image:
-            W, H = image.size
-        np.save(out, np.random.default_rng(number).integers(0, 256, (H, W, channels), dtype=np.uint8))
+        np.save(out, np.random.default_rng(number).integers(0, 256, (size, size, channels), dtype=np.uint8))
     return conditions

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import torch
 
+from data.images.shown import PICTURE_CHANNELS, tiles_of
 from data.storage.arguments import ranges_of_whole_numbers, whole_number, whole_numbers
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
@@ -153,7 +154,8 @@ def facts(config: TrainConfig, name: str, max_bytes: int) -> dict[str, Any]:
     return {
         "name": name,
         "size": size,
-        "channels": channels,
+        "width": size * tiles_of(channels),
+        "channels": channels if channels in PICTURE_CHANNELS else 1,
         "classes": config.data.num_classes,
         "translates": config.data.condition_channels > 0,
         "steps": config.diffusion.num_timesteps,

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     with _listening(options.port) as listener:
         loaded = load_run(options.run, options.checkpoint, default_device(), options.weights)
-        if loaded[2].image_form.channels == 2:
+        if loaded[2].image_form.is_point:
             raise UserError("this run draws points in the plane, not images")
         from trainer.demo.server import make_server
 

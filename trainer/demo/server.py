@@ -27,6 +27,7 @@ from data.storage.errors import StoppedError, UserError
 from models.shapes import Uint8Image
 from trainer.demo.actions import ACTIONS, Asked, facts
 from trainer.sample.draw import Loaded
+from trainer.sample.images import to_pictures
 
 PAGE = Path(__file__).parent / "page"
 HOSTS = ("127.0.0.1", "localhost")
@@ -87,7 +88,8 @@ def _application(loaded: Loaded, name: str, token: str, queue: Queue) -> ASGIApp
             return PlainTextResponse("the page has no such form", 404)
         asked = Asked(request.query_params, await request.body())
         images = await queue.images(action(loaded, asked))
-        return Response(images.numpy().tobytes(), media_type="application/octet-stream")  # uint8 [N, C, H, W]
+        pixels = to_pictures(images).contiguous().numpy()
+        return Response(pixels.tobytes(), media_type="application/octet-stream")  # uint8 [N, 1 or 3, H, W]
 
     routes = [
         Route("/model", tell),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from data.images.shown import MAX_CHANNELS
 from data.storage.errors import UserError
 from models.shapes import ImageForm, Uint8Image
 from trainer.config.sections import JudgeKind
@@ -161,10 +162,10 @@ def _fit(model: Classifier, images: Uint8Image, labels: Tensor, training: Tensor
 
 def _check(images: Tensor, labels: Tensor) -> None:
     square = images.ndim == 4 and images.shape[2] == images.shape[3] >= 8
-    if images.dtype != torch.uint8 or not square or images.shape[1] not in (1, 3):
+    if images.dtype != torch.uint8 or not square or not 1 <= images.shape[1] <= MAX_CHANNELS:
         raise UserError(
-            f"images are {images.dtype} {list(images.shape)}, the classifier takes uint8 [N, C, H, W] with C = 1 or 3 "
-            "and H = W of at least 8"
+            f"images are {images.dtype} {list(images.shape)}, the classifier takes uint8 [N, C, H, W] with C = 1 to "
+            f"{MAX_CHANNELS} and H = W of at least 8"
         )
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise UserError(f"labels are {labels.dtype} {list(labels.shape)}, expected int64 [{len(images)}]")

@@ -24,17 +24,24 @@ from data.storage.arguments import ranges_of_whole_numbers, whole_number
 from data.storage.errors import UserError, as_command
 from data.storage.paths import path_argument
 from models.shapes import Uint8Image
+from trainer.checkpoint.retention import checkpoint_argument
 from trainer.config.command_line import add_seed_argument, check_group
 from trainer.evaluate.card import arguments_of, read_card
 from trainer.evaluate.classifier import EVALUATION_BATCH_SIZE, NO_LABELS, evaluate_samples
-from trainer.evaluate.judges import CLASSIFIER, NAMES, default_network, network_argument
+from trainer.evaluate.judges import CLASSIFIER, NAMES, NONE, default_network, network_argument
 from trainer.evaluate.kept import cache_folder
-from trainer.evaluate.measuring import checkpoints_argument, evaluate_with_network, keep_reference, source_of
+from trainer.evaluate.measuring import (
+    checkpoints_argument,
+    evaluate_with_network,
+    keep_reference,
+    measure_pairs,
+    source_of,
+)
 from trainer.evaluate.networks.features import Codec, through
 from trainer.evaluate.networks.published import PUBLISHED
 from trainer.evaluate.networks.weights import convert_weights, converted_file
 from trainer.evaluate.picture import COLUMNS, ROWS, draw_picture
-from trainer.evaluate.reference import read_all
+from trainer.evaluate.reference import pairs_of, read_all
 from trainer.evaluate.report import CODEC_WORDS, render
 from trainer.sample.conditions import compared, given_pairs
 from trainer.sample.draw import (
@@ -74,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.picture is not None:
                 parser.error(f"--picture needs labels, and {options.reference} has none")
             if check_group()[0] == 0:
-                sys.stderr.write(
-                    f"trainer.evaluate: {options.reference} has no labels, so {options.network} measures\n"
-                )
+                measures = "PSNR and SSIM are all" if options.network == NONE else f"{options.network} measures"
+                sys.stderr.write(f"trainer.evaluate: {options.reference} has no labels, so {measures}\n")
+    if options.network == NONE:
+        return _evaluate_pairs(options, parser)
     if options.statistics:
         return keep_reference(options)
     only_for_networks = (options.checkpoints, options.card, options.check, options.neighbours)
@@ -98,7 +106,7 @@ def _parser() -> _Parser:
         "--samples", type=path_argument, metavar="FILE.npz|FOLDER", help="uint8 images [N, H, W, C], or PNGs"
     )
     what.add_argument(
-        "--run", type=path_argument, metavar="DIR", help="draw the samples from the newest checkpoint of a run"
+        "--run", type=path_argument, metavar="DIR", help="draw the samples from a run, a snapshot or an exported model"
     )
     what.add_argument(
         "--statistics",
@@ -118,12 +126,19 @@ def _parser() -> _Parser:
         metavar="0-499,600",
         help="with --run: measure the first sample of each of these seeds, in place of --num and those of --seed",
     )
-    parser.add_argument(
+    of_run = parser.add_mutually_exclusive_group()
+    of_run.add_argument(
+        "--checkpoint",
+        type=checkpoint_argument,
+        metavar="STEP",
+        help="with --run: its checkpoint of a step, latest (default), or best by checkpoint.keep_best",
+    )
+    of_run.add_argument(
         "--checkpoints",
         type=checkpoints_argument,
         metavar="all|STEPS",
         help="with --run: measure every checkpoint, the latest or the best (checkpoint.keep_best), or those of these "
-        "steps, in one table (default: the latest)",
+        "steps, in one table",
     )
     add_weights_argument(parser)
     parser.add_argument(
@@ -137,8 +152,9 @@ def _parser() -> _Parser:
         "--network",
         type=network_argument,
         metavar="NAME|FILE.pt",
-        help=f"whose features are taken: {', '.join(NAMES)}, or TorchScript. classifier is a small one, trained on the "
-        "reference (default if that has labels); lite0 is EfficientNet-Lite0, for photographs (default without labels)",
+        help=f"whose features are taken: {', '.join(NAMES)}, or TorchScript. classifier is a small one, trained on "
+        "the reference (default if that has labels); lite0 is EfficientNet-Lite0, for photographs (default without "
+        "labels). none: PSNR and SSIM of pairs alone",
     )
     parser.add_argument(
         "--infinity",
@@ -222,6 +238,8 @@ def _check(options: argparse.Namespace, parser: _Parser) -> None:
         parser.error("--neighbours takes a name that ends in .png, and cannot be given together with --checkpoints")
     if options.checkpoints is not None and options.run is None:
         parser.error("--checkpoints needs --run: samples from a file belong to no checkpoint")
+    if options.checkpoint is not None and options.run is None:
+        parser.error("--checkpoint needs --run: samples from a file belong to no checkpoint")
     if options.weights == "live" and options.run is None:
         parser.error("--weights live needs --run: samples from a file are as they are")
     if options.seeds is not None:
@@ -240,6 +258,16 @@ def _arguments_of_card(arguments: Sequence[str]) -> list[str]:
     first.add_argument("--check", type=path_argument)
     card = first.parse_known_args(arguments)[0].check
     return [] if card is None else arguments_of(read_card(card))
+
+
+def _evaluate_pairs(options: argparse.Namespace, parser: _Parser) -> int:
+    """The command without a network."""
+    others = ("statistics", "infinity", "card", "check", "neighbours", "picture", "checkpoints")
+    given = [f"--{name}" for name in others if getattr(options, name)]
+    if given or options.run is None:
+        what = f"leave {', '.join(given)} out" if given else "give --run, a run that translates"
+        parser.error(f"--network is {NONE}, so that PSNR and SSIM of pairs are all that is measured: {what}")
+    return measure_pairs(options)
 
 
 def _evaluate_with_classifier(options: argparse.Namespace) -> int:
@@ -293,15 +321,17 @@ def _samples(
     """
     if options.run is None:
         return open_images(options.samples).batches(EVALUATION_BATCH_SIZE), source_of(options), None
-    generator, diffusion, config = load_run(options.run, None, default_device(), options.weights)
+    generator, diffusion, config = load_run(options.run, options.checkpoint, default_device(), options.weights)
     if config.data.num_classes not in (0, num_classes):
         raise UserError(
             f"the run has {config.data.num_classes} classes, {options.reference} {num_classes}: give the data set that "
             "the run was trained on"
         )
 
+    pairs = pairs_of(options.reference)
+
     def drawn() -> Iterator[Uint8Image]:
-        with given_pairs(config) as given:
+        with given_pairs(config, pairs) as given:
             seeds = options.seeds and ranges_of_whole_numbers(options.seeds)
             batches = sample_batches(
                 generator, diffusion, config, num=options.num, seed=options.seed, seeds=seeds, **given
@@ -310,7 +340,7 @@ def _samples(
 
     samples, asked = with_progress(drawn(), options.num, config), None
     if config.data.num_classes:  # see sample_batches
-        with given_pairs(config) as given:
+        with given_pairs(config, pairs) as given:
             classes = torch.tensor(given.get("classes", range(num_classes)))
         asked = classes[torch.arange(options.num) % len(classes)]
     return samples, f"from {options.run}", asked

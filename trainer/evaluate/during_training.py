@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.judges import CLASSIFIER, open_network
 from trainer.evaluate.kept import cache_folder, load_statistics
-from trainer.evaluate.networks.features import FeatureNetwork
+from trainer.evaluate.networks.features import FeatureNetwork, through
 from trainer.evaluate.quality import named
 from trainer.evaluate.reference import (
     FAILURES,
@@ -24,6 +25,7 @@ from trainer.evaluate.reference import (
     Reference,
     evaluate_against,
     load_reference,
+    pairs_of,
 )
 from trainer.sample.conditions import given_pairs
 from trainer.sample.draw import sample_batches
@@ -52,9 +54,10 @@ def check_evaluation(config: TrainConfig) -> None:
     settings, form, best = config.evaluation, config.image_form, config.checkpoint.keep_best
     if settings.interval_images is None:
         return
+    seen_images = through(settings.through)(torch.zeros(2, *form.shape, dtype=torch.uint8))
     if settings.network not in (None, CLASSIFIER):
         network = open_network(settings.network, config.data.path, seed=SEED)
-        seen = network(torch.zeros(2, *form.shape, dtype=torch.uint8))
+        seen = network(seen_images)
         if seen.logits is None and best == "inception_score":
             raise UserError(
                 f"checkpoint.keep_best is {best}, which evaluation.network {settings.network} does not measure, as it "
@@ -102,7 +105,7 @@ class RunEvaluation:
         settings, ranks = self._config.evaluation, self._ranks
         try:
             with ExitStack() as opened:
-                given = ranks.all_do(lambda: opened.enter_context(given_pairs(self._config)), *FAILURES)
+                given = ranks.all_do(lambda: opened.enter_context(self._given()), *FAILURES)
                 drawn = sample_batches(
                     generator,
                     diffusion,
@@ -120,6 +123,10 @@ class RunEvaluation:
             return {}
         figures = named(measured.quality, measured.judge)
         return {name: value for name, value in figures.items() if value is not None}
+
+    def _given(self) -> AbstractContextManager[dict[str, Any]]:
+        reference = self._config.evaluation.reference
+        return given_pairs(self._config, None if reference is None else pairs_of(reference))
 
     def _prepare(self) -> tuple[FeatureNetwork, Reference]:
         settings, path = self._config.evaluation, self._config.data.path

@@ -14,30 +14,35 @@ from trainer.evaluate.networks.published import PUBLISHED
 from trainer.evaluate.reference import is_prepared, read_all
 
 CLASSIFIER, LITE0 = "classifier", "lite0"
+NONE = "none"
+"""No network: PSNR and SSIM of pairs alone."""
 NAMES = (CLASSIFIER, LITE0, *PUBLISHED)
 MIN_PHOTOGRAPH_SIZE = 32
 """From this height and width on, images that were scaled up to 224 px still tell Lite0 what is in them."""
 
 
 def network_argument(text: str) -> str:
-    """For argparse: one of the names, or the path of a file."""
-    return text if text in NAMES else str(path_argument(text))
+    """For argparse: one of the names, `NONE`, or the path of a file."""
+    return text if text in (*NAMES, NONE) else str(path_argument(text))
 
 
 def default_network(reference: Path) -> str:
     """The network for a reference if the user names none.
 
     It is the classifier wherever it can be trained. A prepared data set of colour images of 32 px and more without
-    labels has lite0, if its weights are installed.
+    labels has lite0, if its weights are installed. For other pairs no network is needed: they have PSNR and SSIM.
 
     Raises:
-        UserError: there are no labels and lite0 is not for such images, or not installed.
+        UserError: there are no labels and no pairs, and lite0 is not for such images, or not installed.
         DataError: `reference` is not a prepared data set.
     """
     index = load_index(reference)
     if index.num_classes is not None:
         return CLASSIFIER
-    if index.image_channels != 3 or index.image_size < MIN_PHOTOGRAPH_SIZE:
+    is_photograph = index.image_channels == 3 and index.image_size >= MIN_PHOTOGRAPH_SIZE
+    if index.condition_channels and not is_photograph:
+        return NONE
+    if not is_photograph:
         raise UserError(f"{reference}: {NO_LABELS}")
     if not lite0.is_installed():
         raise UserError(

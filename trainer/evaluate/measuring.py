@@ -36,6 +36,7 @@ from trainer.evaluate.reference import (
     is_prepared,
     load_reference,
     measure,
+    pairs_of,
     pick_images,
     pixels_sha256,
     see_samples,
@@ -116,6 +117,29 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
     for line in lines or ["the same figures, of the same weights or samples, reference and network"]:
         sys.stderr.write(f"trainer.evaluate: {options.check}: {line}\n")
     return 1 if lines else 0
+
+
+def measure_pairs(options: argparse.Namespace) -> int:
+    """PSNR and SSIM of the samples of a run that translates, of the pairs of the reference; rank 0 prints.
+
+    Raises:
+        UserError: the run does not translate.
+    """
+    with _ranks() as (ranks, device):
+        (samples,) = open_samples(options, device)
+        if not isinstance(samples, DrawnSamples) or not samples.translates:
+            raise UserError(
+                f"{options.run} was not trained on pairs, so that its samples have no PSNR: give a --network"
+            )
+        for _ in samples.batches(ranks):
+            pass
+        states = [samples.fidelity.state()] if ranks is None else ranks.gather(samples.fidelity.state())
+        fidelity = Fidelity.joined(states)
+    if ranks is not None and ranks.rank != 0:
+        return 0
+    figures = {**fidelity.named(), "num_samples": fidelity.num_images, "source": source_of(options)}
+    sys.stdout.write((json.dumps(figures, indent=2) if options.json else fidelity.table()) + "\n")
+    return 0
 
 
 def keep_reference(options: argparse.Namespace) -> int:
@@ -234,6 +258,7 @@ class DrawnSamples:
         num: int,
         seed: int,
         seeds: Sequence[int] | None = None,
+        pairs: Path | str | None = None,
         step: int | None = None,
         images_seen: int | None = None,
     ) -> None:
@@ -242,12 +267,18 @@ class DrawnSamples:
         num: number of samples.
         seed: of their noise.
         seeds: of each of them, in place of `seed`.
+        pairs: data set of the pairs that a model which translates draws for; None: that of its run.
         step: of the checkpoint, if it is one.
         images_seen: training images up to there.
         """
         self.step, self.images_seen = step, images_seen
-        self._loaded, self.num, self._seed, self._seeds = loaded, num, seed, seeds
+        self._loaded, self.num, self._seed, self._seeds, self._pairs = loaded, num, seed, seeds, pairs
         self.fidelity = Fidelity()
+
+    @property
+    def translates(self) -> bool:
+        """Whether they are drawn for pairs."""
+        return self._loaded[2].data.condition_channels > 0
 
     def sha256(self) -> str:
         """Of the weights."""
@@ -268,7 +299,7 @@ class DrawnSamples:
 
     def _drawn(self, rank: int, world_size: int, fidelity: Fidelity | None = None) -> Iterator[Uint8Image]:
         config, place = self._loaded[2], {"rank": rank, "world_size": world_size}
-        with given_pairs(config) as given:
+        with given_pairs(config, self._pairs) as given:
             drawn = sample_batches(*self._loaded, num=self.num, seed=self._seed, seeds=self._seeds, **place, **given)
             size = images_at_once(config.data.image_size)
             yield from compared(drawn, given, fidelity or Fidelity(), batch_size=size, **place)
@@ -286,14 +317,15 @@ def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamp
     if options.run is None:
         yield GivenSamples(options.samples)
         return
-    draw = {"num": options.num, "seed": options.seed, "seeds": options.seeds and ranges_of_whole_numbers(options.seeds)}
+    seeds = options.seeds and ranges_of_whole_numbers(options.seeds)
+    draw = {"num": options.num, "seed": options.seed, "seeds": seeds, "pairs": pairs_of(options.reference)}
     if is_snapshot(options.run):
         if options.checkpoints is not None:
             raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints away")
-        yield DrawnSamples(load_run(options.run, None, device, options.weights), **draw)
+        yield DrawnSamples(load_run(options.run, options.checkpoint, device, options.weights), **draw)
         return
     storage = storage_of_run(options.run)
-    choices: Iterable[Choice] = options.checkpoints or ["latest"]
+    choices: Iterable[Choice] = options.checkpoints or [options.checkpoint or "latest"]
     if options.checkpoints == ALL:
         choices = sorted(checkpoint.step for checkpoint in storage.list())
     found = 0

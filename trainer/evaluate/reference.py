@@ -98,6 +98,15 @@ class Reference:
         return len(compared.mean) if isinstance(compared, Statistics) else compared.shape[1]
 
 
+def pairs_of(reference: str | Path) -> str | Path | None:
+    """The reference, if it is a prepared data set of pairs: samples of a model that translates are drawn for these.
+
+    Raises:
+        DataError: its index is wrong.
+    """
+    return reference if is_prepared(reference) and load_index(reference).condition_channels else None
+
+
 def is_prepared(path: str | Path) -> bool:
     """Whether `path` is a data set prepared by `data.prepare`; of a URL, it must be."""
     return is_remote(path) or (local_path(path) / INDEX_NAME).is_file()

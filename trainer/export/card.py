@@ -58,8 +58,11 @@ def model_card(name: str, config: TrainConfig, facts: Facts, forms: Sequence[str
 def _condition(config: TrainConfig) -> str:
     """What a condition of a model that translates is."""
     channels, size = config.data.condition_channels, config.data.image_size
-    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    return f"{colours} of 8 bits, the square centre of the given image at {size} x {size} px"
+    return f"{_colours(channels)} of 8 bits, the square centre of the given image at {size} x {size} px"
+
+
+def _colours(channels: int) -> str:
+    return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
 def _given_in(source: str | None) -> str:
@@ -70,7 +73,7 @@ def _given_in(source: str | None) -> str:
 
 def _known(config: TrainConfig, facts: Facts) -> dict[str, str]:
     form, manifest = config.image_form, facts.manifest
-    colours = "grey" if form.channels == 1 else f"{form.channels} channels"
+    colours = _colours(form.channels)
     classes = f", {form.num_classes} classes" if form.num_classes else ""
     trained = ["averaged weights"]
     if facts.step is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from data.images.shown import PICTURE_CHANNELS
 from models.diffusion import Diffusion
 from trainer.config.train_config import TrainConfig
 from trainer.export import diffusers_folder, onnx_graphs, programs
@@ -65,13 +66,15 @@ def _inputs(names: str, config: TrainConfig) -> str:
 def _diffusers_text(config: TrainConfig) -> str:
     labels = f", labels={[0, 1][: config.data.num_classes]}" if config.data.num_classes else ""
     size, given = config.data.image_size, config.data.condition_channels
-    call = f"num_images=16, seed=0{labels}"
+    arrays = "" if config.data.image_channels in PICTURE_CHANNELS else ', output_type="np"'
+    call = f"num_images=16, seed=0{labels}{arrays}"
     what = f"Image i of a seed is that of\n`{_command(config)}`, pixel for pixel in float32 on a CPU."
     if given:
-        call = f"conditions=conditions, num_images=4, seed=0{labels}"
+        call = f"conditions=conditions, num_images=4, seed=0{labels}{arrays}"
         kinds = f"numpy arrays of uint8 [{size}, {size}, {given}]"
         if given in (1, 3):
             kinds = f"PIL images, which are cropped and resized as in training, or {kinds}"
+        what += f" It is uint8 [{size}, {size}, {config.data.image_channels}]." if arrays else ""
         what += f"\n\n`conditions` is a list of what is translated, 4 images each: {kinds}."
     return f"""With [diffusers](https://huggingface.co/docs/diffusers):
 

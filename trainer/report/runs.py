@@ -194,10 +194,11 @@ def _data(config: Mapping[str, Any]) -> dict[str, str]:
         index = load_index(location)
     except (DataError, OSError):
         return found | {"data set": "not readable from here; the config has what the run was told of it"}
-    height, width, channels = index.pixels_shape
+    size, given = index.image_size, index.condition_channels
     found |= {
         "data set": index.source,
-        "images": f"{index.num_samples:,} of {height} x {width} x {channels}",
+        "images": f"{index.num_samples:,} of {size} x {size} x {index.image_channels}",
+        **({"given with each": f"{size} x {size} x {given}"} if given else {}),
         "shards": f"{len(index.shards):,}",
         "SHA-256 of its index": index.digest,
     }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.images.shown import PICTURE_CHANNELS
 from data.prepare.encode import PreparedForm, square_condition
 from data.shards.files import shard_files
 from data.shards.index import load_index
@@ -169,9 +170,16 @@ def draw_translations(generator: nn.Module, diffusion: Diffusion, config: TrainC
 
 
 def as_pictures(conditions: Uint8Image, channels: int) -> Uint8Image:
-    """Conditions as images of a number of channels: the same, grey for each, the mean of RGB, or the first channel."""
+    """Conditions next to images of a number of channels, as images of as many.
+
+    With 1 or 3: the same, grey for each, the mean of RGB, or the first channel. With others: the first ones, and black
+    for those that are missing.
+    """
     if conditions.shape[1] == channels:
         return conditions
+    if channels not in PICTURE_CHANNELS:
+        shown = conditions[:, :channels]
+        return torch.cat([shown, shown.new_zeros(len(shown), channels - shown.shape[1], *shown.shape[2:])], dim=1)
     if conditions.shape[1] == 3:
         return conditions.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
     return conditions[:, :1].expand(-1, channels, -1, -1)

@@ -89,7 +89,7 @@ def edit_of(
     size, channels, T = config.data.image_size, config.image_form.channels, config.diffusion.num_timesteps
     if config.data.condition_channels:
         raise UserError(NEEDS_CONDITIONS)
-    if channels == 2:
+    if config.image_form.is_point:
         raise UserError("this run draws points in the plane, not images")
     if way == "colorize" and channels == 1:
         raise UserError("this run draws grey images, and invents no colours")

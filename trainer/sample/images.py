@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from data.images.shown import MAX_CHANNELS, PICTURE_CHANNELS, pictures_of, tiles_of
 from data.shards.grid import lay_out
 from data.storage.errors import UserError
 from data.storage.files import replaced
@@ -37,7 +38,8 @@ ANIMATIONS: dict[str, dict[str, Any]] = {
 }
 """Options of Pillow by the extension of a name."""
 VIDEO = ".mp4"
-FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of PNGs)"
+FORMS = "a name with .npz (all images in one file), .png (one grid) or no extension (a folder of one file each)"
+_POINT = (2, 1, 1)
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of image files that are looked for in a folder."""
 
@@ -75,19 +77,27 @@ def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return levels.nan_to_num(nan=0.0).round().to(torch.uint8)
 
 
+def to_pictures(images: Uint8Image) -> Uint8Image:
+    """Images of any number of channels as `pictures_of` shows them, on the CPU: uint8 [N, 1 or 3, H, W or C W]."""
+    pictures = pictures_of(images.cpu().permute(0, 2, 3, 1).numpy())
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+
+
 def make_grid(
     images: Uint8Image, class_names: Sequence[str] = (), columns: int | None = None
 ) -> UInt8[Tensor, "c grid_h grid_w"]:
-    """Lay out N images with 2 grey pixels between them; enlarge small ones by a whole factor.
+    """Lay out pictures of N images with 2 grey pixels between them; enlarge small ones by a whole factor.
 
     Args:
         images: uint8 [N, C, H, W], N > 0.
         class_names: image i is of class i % K: each class becomes a row with its name to the left, and N is a multiple
-            of K. Empty: the images come in reading order in floor(sqrt(N)) rows.
+            of K. Empty: the images come in reading order, in floor(sqrt(N)) rows
+            if they are as wide as high.
         columns: of images in reading order; None: as above.
     """
     _check_images(images)
-    columns = columns or -(-len(images) // (len(class_names) or math.isqrt(len(images))))
+    rows = len(class_names) or min(len(images), math.isqrt(len(images) * tiles_of(images.shape[1])))
+    columns = columns or -(-len(images) // rows)
     if class_names:
         images = images.unflatten(0, (columns, len(class_names))).transpose(0, 1).flatten(0, 1)
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
@@ -97,7 +107,7 @@ def make_grid(
 
 def save_grid(path: Path, images: Uint8Image, class_names: Sequence[str] = (), columns: int | None = None) -> None:
     """Write all images as one grid PNG, see `make_grid`, or 2-D points as one scatter plot."""
-    points = images.shape[1:] == (2, 1, 1)
+    points = images.shape[1:] == _POINT
     save_picture(path, scatter(images) if points else make_grid(images, class_names, columns))
 
 
@@ -105,6 +115,18 @@ def save_picture(path: Path, picture: UInt8[Tensor, "c h w"]) -> None:
     """Write one picture as PNG."""
     with _appearing(path) as unfinished:
         _save_png(unfinished, picture)
+
+
+def suffix_of_image(num_channels: int) -> str:
+    """Of the file that holds one image: .png for grey and RGB, .npy for other numbers of channels."""
+    return ".png" if num_channels in PICTURE_CHANNELS else ".npy"
+
+
+def save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
+    """Write one image as a PNG, or as an array [H, W, C], which `data.prepare` reads; adds the suffix to the name."""
+    path = path.with_name(path.name + suffix_of_image(len(image)))
+    with _appearing(path) as unfinished:
+        _save_image(unfinished, image)
 
 
 def save_npz(path: Path, images: Uint8Image) -> None:
@@ -115,7 +137,7 @@ def save_npz(path: Path, images: Uint8Image) -> None:
 
 
 def save_folder(path: Path, images: Uint8Image) -> None:
-    """Write each image as a PNG: 000000.png, 000001.png, ...
+    """Write each image as `save_image` does: 000000.png, 000001.png, ...
 
     Raises:
         UserError: the folder exists and is not empty, so that two sets of samples never mix.
@@ -125,7 +147,7 @@ def save_folder(path: Path, images: Uint8Image) -> None:
     with _appearing(path) as unfinished:
         unfinished.mkdir()
         for i, image in enumerate(images.cpu()):
-            _save_png(unfinished / f"{i:06d}.png", image)
+            _save_image(unfinished / f"{i:06d}{suffix_of_image(len(image))}", image)
 
 
 def check_destination(path: Path) -> None:
@@ -143,7 +165,7 @@ def check_destination(path: Path) -> None:
 
 
 def save_images(path: Path, images: Uint8Image) -> None:
-    """Write images in the format given by the name: .npz, .png (a grid) or a folder of PNGs.
+    """Write images in the format given by the name: .npz, .png (a grid) or a folder.
 
     Raises:
         ValueError: the extension is unknown, or something exists there that must not be overwritten.
@@ -180,7 +202,7 @@ def save_animation(path: Path, frames: Uint8Image, fps: int) -> None:
     """
     check_animation(path)
     _check_images(frames)
-    if frames.shape[1] == 2:
+    if frames.shape[1:] == _POINT:
         raise UserError("an animation is made of images, but this model draws points in the plane")
     scale = max(1, -(-ANIMATION_WIDTH_PIXELS // frames.shape[3]))
     if path.suffix == VIDEO and frames.shape[3] % 2:
@@ -242,7 +264,7 @@ def load_images(path: Path) -> Uint8Image:
 def _open_npz(path: Path) -> StoredImages:
     with _array_of_images(path) as (_, shape, fortran_order, dtype):
         pass
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in PICTURE_CHANNELS or 0 in shape:
         raise UserError(
             f"{path}: images is {dtype} {list(shape)}, expected uint8 [N, H, W, C] with C = 1 or 3 and N > 0"
         )
@@ -325,6 +347,14 @@ def _save_png(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
     Pillow.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path, format="PNG")
 
 
+def _save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
+    if len(image) in PICTURE_CHANNELS:
+        _save_png(path, image)
+        return
+    with path.open("wb") as file:  # np.save would add a suffix to a name
+        np.save(file, image.permute(1, 2, 0).contiguous().numpy())
+
+
 def _check_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write images into {path}: it is a file; allowed: {FORMS}")
@@ -333,11 +363,11 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_images(images: Tensor) -> None:
-    form = images.ndim == 4 and (images.shape[1] in (1, 3) or images.shape[1:] == (2, 1, 1))
+    form = images.ndim == 4 and 1 <= images.shape[1] <= MAX_CHANNELS
     if images.dtype != torch.uint8 or not form or len(images) == 0:
         raise UserError(
-            f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, C, H, W] with C = 1 or 3 and N > 0; "
-            "to_uint8 converts floats in [-1, 1]"
+            f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, C, H, W] with C = 1 to {MAX_CHANNELS} "
+            "and N > 0; to_uint8 converts floats in [-1, 1]"
         )
 
 

@@ -104,7 +104,7 @@ def walk(
     Raises:
         UserError: there are too few seeds or frames, or the model has other classes.
     """
-    if config.image_form.channels == 2:
+    if config.image_form.is_point:
         raise UserError("this run draws points in the plane, not images")
     if config.data.condition_channels:
         raise UserError(NEEDS_CONDITIONS)

@@ -192,3 +192,129 @@ def test_an_index_without_pairs_has_no_entry_for_them_and_config_and_data_must_a
 def test_condition_channels_are_for_pairs(tmp_path, capsys):
     assert prepare("digits", "--out", tmp_path / "out", "--condition-channels", 1) == 2
     assert "--condition-channels 1 is given, but digits has no conditions" in capsys.readouterr().err
+
+
+def write_channels(folder: Path, kind: str, array: np.ndarray) -> Path:
+    """One image of some channels, [H, W, C], in a file of a kind."""
+    folder.mkdir(parents=True)
+    if kind == "npy":
+        np.save(folder / "1.npy", array)
+    elif kind == "tif":
+        tifffile.imwrite(folder / "1.tif", array, photometric="minisblack", planarconfig="contig")
+    elif kind == "pages":
+        tifffile.imwrite(folder / "1.tif", np.moveaxis(array, -1, 0).copy(), photometric="minisblack")
+    else:
+        Image.fromarray(array).save(folder / "1.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "dtype"),
+    [
+        *((kind, channels, dtype) for kind in ("npy", "tif") for channels in (2, 5, 8) for dtype in ("u1", "u2")),
+        ("npy", 1, "u2"),
+        ("npy", 3, "u1"),
+        ("pages", 6, "u2"),
+        ("png", 4, "u1"),
+    ],
+)
+def test_images_of_one_to_eight_channels_of_8_or_16_bits(tmp_path, kind, channels, dtype):
+    bits = 8 * np.dtype(dtype).itemsize
+    wanted = np.random.default_rng(0).integers(0, 2**bits, (16, 16, channels)).astype(dtype)
+    write_channels(tmp_path / "b", kind, wanted)
+    save(tmp_path / "a/1.png", noise(1, 16, 16))
+    out, source = tmp_path / "out", f"pairs:{tmp_path}/a:{tmp_path}/b"
+    assert prepare(source, "--out", out, "--size", 16, "--channels", channels, "--condition-channels", 1) == 0
+    index = load_index(out)
+    assert (index.image_channels, index.condition_channels, index.version) == (channels, 1, 2)
+    (planes,) = first_batch(out, 1, image_channels=channels, condition_channels=1)
+    assert np.array_equal(planes[:channels].transpose(1, 2, 0), wanted >> (bits - 8))
+    assert np.array_equal(planes[channels], noise(1, 16, 16))
+
+
+def test_images_of_five_channels_are_cropped_and_resized_like_their_conditions(tmp_path):
+    wide = np.zeros((32, 64, 5), dtype=np.uint8)
+    wide[:, 8:56] = np.arange(40, 240, 40)  # the middle square, and what a filter takes in around it
+    write_channels(tmp_path / "b", "npy", wide)
+    write_channels(tmp_path / "a", "npy", wide[::4, ::4])
+    out, source = tmp_path / "out", f"pairs:{tmp_path}/a:{tmp_path}/b"
+    assert prepare(source, "--out", out, "--size", 16, "--channels", 5, "--condition-channels", 5) == 0
+    (planes,) = first_batch(out, 1, image_channels=5, condition_channels=5)
+    assert (planes == np.tile(np.arange(40, 240, 40), 2)[:, None, None]).all()
+    assert (out / "origin.json").is_file()
+
+
+def test_images_of_five_channels_are_inspected_verified_and_merged(tmp_path, capsys):
+    outs = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        write_channels(folder / "b", "npy", noise(number, 16, 16, 5))
+        save(folder / "a/1.png", noise(9, 16, 16, 3))
+        outs.append(folder / "out")
+        line = (f"pairs:{folder}/a:{folder}/b", "--out", outs[-1], "--size", 16, "--channels", 5)
+        assert prepare(*line) == 0
+    assert "1 images 16x16x5, each with a condition of 3 channels" in capsys.readouterr().out
+    assert main(["merge", *map(str, outs), "--out", str(tmp_path / "both")]) == 0
+    assert main(["verify", str(tmp_path / "both")]) == 0
+    sheet = tmp_path / "sheet.png"
+    assert main(["inspect", str(tmp_path / "both"), "--sheet", str(sheet), "--against", str(outs[0])]) == 0
+    told = capsys.readouterr().out
+    assert "form          16x16, 5 channels" in told
+    assert "near          1 of 2 images have a near-duplicate" in told
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture)
+    scale = pixels.shape[1] // (6 * 16)
+    rows = pixels[:: scale * 16 + 2][:2], pixels[::scale, ::scale][:16]
+    assert len(rows[0]) == 2  # two rows of six tiles
+    assert np.array_equal(rows[1][:, 16:32, 0], noise(0, 16, 16, 5)[..., 0]) or np.array_equal(
+        rows[1][:, 16:32, 0], noise(1, 16, 16, 5)[..., 0]
+    )
+
+
+def test_filters_look_at_images_of_many_channels(tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    for number, (side, seed) in enumerate(((16, 0), (16, 0), (16, 1), (32, 2))):
+        array = np.asarray(Image.fromarray(noise(seed, 8, 8)).resize((side, side)))
+        np.save(tmp_path / f"b/{number}.npy", np.stack([array] * 5, axis=2))
+        save(tmp_path / f"a/{number}.png", array)
+    source, out = f"pairs:{tmp_path}/a:{tmp_path}/b", tmp_path / "out"
+    line = (source, "--size", 16, "--channels", 5, "--condition-channels", 1, "--out")
+    assert prepare(*line, out, "--dedup", "perceptual") == 0
+    assert load_index(out).num_samples == 3
+    assert prepare(*line, tmp_path / "large", "--min-side", 20) == 0
+    assert load_index(tmp_path / "large").num_samples == 1
+    assert "--min-side 20: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((16, 16, 4), dtype=np.uint8), "1.npy has the shape [16, 16, 4], expected is [height, width, 5]"),
+        (np.zeros((16, 16, 5), dtype=np.float32), "1.npy has numbers of type float32 without an agreed range"),
+        (np.zeros((8, 8, 5), dtype=np.uint8), "1.npy is too small: 8x8, the short side must be at least 16"),
+        (np.zeros((20, 16, 5), dtype=np.uint8), "1.npy its condition has another shape: 16x16, the image has 16x20"),
+    ],
+)
+def test_an_array_that_cannot_be_used_is_named(tmp_path, capsys, array, told):
+    write_channels(tmp_path / "b", "npy", array)
+    save(tmp_path / "a/1.png", noise(1, 16, 16))
+    source = f"pairs:{tmp_path}/a:{tmp_path}/b"
+    line = (source, "--out", tmp_path / "out", "--size", 16, "--channels", 5, "--condition-channels", 1)
+    assert prepare(*line) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("digits", "--channels", 5), "--channels 5 is given, but digits has no conditions: other images"),
+        (("pairs:{}/a", "--side-by-side", "left", "--channels", 5), "--channels 5 is given; halves of image files"),
+        (("pairs:{0}/a:{0}/a", "--channels", 9), "'9' is given, allowed is a whole number of 1 to 8"),
+    ],
+)
+def test_channels_that_a_source_cannot_have_are_refused(tmp_path, capsys, arguments, told):
+    save(tmp_path / "a/1.png", noise(1, 16, 32, 3))
+    line = (str(arguments[0]).format(tmp_path), *arguments[1:])
+    assert prepare(*line, "--out", tmp_path / "out", "--size", 16) == 2
+    assert told in capsys.readouterr().err

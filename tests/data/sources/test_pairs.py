@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,22 @@ def test_classes_of_pairs_in_tar_files_are_refused(tmp_path):
     file = write_tar(tmp_path / "p.tar", a__seg__png=1, a__jpg=2)
     with pytest.raises(SourceError, match="have no classes; leave --classes out"):
         open_source(f"pairs:{file}:seg.png:jpg", classes="folders")
+
+
+def test_images_may_be_arrays_of_classes_and_in_a_zip(tmp_path):
+    names = ("x/1.npy", "y/1.npy")
+    given, wanted = write(tmp_path / "a", "x/1.png", "y/1.png"), write(tmp_path / "b", *names)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for name in names:
+            archive.write(wanted / name, name)
+    for images in (wanted, tmp_path / "b.zip"):
+        source = open_source(f"pairs:{given}:{images}", classes="folders")
+        assert [(item.name, item.label) for item in source.items] == [("x/1.npy", 0), ("y/1.npy", 1)]
+        assert np.load(io.BytesIO(source.read(source.items[0]))).shape == (8, 8, 5)
+
+
+def test_a_folder_without_images_is_refused_by_what_images_are_called(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/1.txt").write_text("no image")
+    with pytest.raises(SourceError, match="no images in it"):
+        open_source(f"pairs:{write(tmp_path / 'a', '1.png')}:{tmp_path}/b")

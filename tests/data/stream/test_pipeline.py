@@ -253,7 +253,7 @@ def test_labels_are_zeros_where_the_data_set_has_no_classes(prepared: ShardIndex
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 0), ("image_channels", 4), ("loader_workers", -1), ("shuffle_window_shards", 0)],
+    [("image_size", 0), ("image_channels", 9), ("loader_workers", -1), ("shuffle_window_shards", 0)],
 )
 def test_config_refuses_values_out_of_range(field: str, value: int) -> None:
     good = {"path": "somewhere", "image_size": 8}

@@ -19,7 +19,7 @@ from tests.trainer.demo.served import TOKEN, Client, served, untrained
 from trainer.checkpoint.snapshot import save_snapshot
 from trainer.demo.server import MAX_BYTES, PAGE, Queue
 from trainer.edit import main as edit_command
-from trainer.sample.conditions import read_condition
+from trainer.sample.conditions import read_condition, translations
 from trainer.sample.draw import Loaded, sample_images
 from trainer.sample.walk import walk
 from trainer.translate import main as translate_command
@@ -143,6 +143,23 @@ def test_translations_are_those_of_trainer_translate(client: Client, tiny, tmp_p
     assert b"cannot translate" in client.act("translate", {}, content)[1]
 
 
+def test_images_of_five_channels_are_shown_channel_by_channel(tiny) -> None:
+    loaded = untrained([*tiny, "data.condition_channels=1", "data.image_channels=5"])
+    content = file_of(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+    condition = read_condition(content, loaded[2])
+    with torch.no_grad():
+        (results,) = translations(loaded, [(condition, None)], num=2, seed=5)
+    with served(loaded) as other:
+        status, pixels = other.act("translate", {"seed": 5, "num": 2}, content)
+        facts = other.facts()
+    assert (status, facts["width"], facts["channels"]) == (200, 40, 1)
+    shown, *pictures = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 8, 5, 8)
+    assert torch.equal(shown[:, 0], condition[0, 0])
+    assert not shown[:, 1:].any()
+    for picture, result in zip(pictures, results, strict=True):
+        assert torch.equal(picture, result.permute(1, 0, 2))
+
+
 def test_a_file_comes_back_in_the_form_of_the_model(client: Client) -> None:
     photograph = Image.new("RGB", (60, 20), (200, 10, 10))
     photograph.paste((10, 10, 200), (20, 0, 40, 20))  # the square in the middle
@@ -257,7 +274,7 @@ def test_a_body_that_is_too_large_or_of_unknown_length_is_refused_before_it_is_r
 
 
 def test_the_page_is_told_what_the_model_can_do(client: Client) -> None:
-    known = {"name": "run", "size": 8, "channels": 1, "classes": 10, "steps": 4, "factors": [2, 4]}
+    known = {"name": "run", "size": 8, "width": 8, "channels": 1, "classes": 10, "steps": 4, "factors": [2, 4]}
     most = {"num": 64, "frames": 200, "resample": 20}
     assert client.facts() == known | {"translates": False, "most": most, "max_bytes": MAX_BYTES}
 

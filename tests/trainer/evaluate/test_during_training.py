@@ -20,6 +20,7 @@ from tests.trainer.runs import configure
 from trainer.checkpoint.snapshot import build_generator
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.during_training import RunEvaluation, check_evaluation
+from trainer.sample.images import save_npz
 
 EVERY = ("evaluation.interval_images=16", "checkpoint.save_interval_steps=1")
 
@@ -88,7 +89,8 @@ def test_pairs_that_one_rank_cannot_read_end_all_ranks_with_one_error(tiny, tmp_
     shutil.copytree(pairs, elsewhere)
     Path(elsewhere, lacks).unlink()
     file = scripted(Plain(), tmp_path / "plain.pt")
-    places = [str(file), str(pairs), str(elsewhere)]
+    save_npz(tmp_path / "reference.npz", torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8))
+    places = [str(file), str(tmp_path / "reference.npz"), str(pairs), str(elsewhere)]
     overrides = [*tiny, "data.condition_channels=1", f"run.directory={tmp_path / 'run'}"]
     # A rank that waited for the other one would do so for 300 s.
     done = run_ranks(2, ["-m", "tests.trainer.evaluate.one_rank_cannot_read", *places, *overrides], timeout_s=120)

@@ -57,6 +57,8 @@ def test_every_checkpoint_is_measured_like_one_alone(
     }
     some = printed([*basis, "--checkpoints", "8,4"], capsys)
     assert some["checkpoints"] == [rows[1], rows[3]]
+    alone = printed([*basis, "--checkpoint", "8"], capsys)
+    assert {name: alone[name] for name in ("fid", "kid")} == {name: rows[3][name] for name in ("fid", "kid")}
 
 
 def test_damaged_checkpoint_is_left_out_of_all_and_refused_by_its_step(
@@ -106,6 +108,7 @@ def test_checkpoints_of_what_has_none_are_refused(
     save_npz(tmp_path / "a.npz", torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     for arguments, message in {
         ("--samples", str(tmp_path / "a.npz"), *basis[2:], "--checkpoints", "all"): "--checkpoints needs --run",
+        ("--samples", str(tmp_path / "a.npz"), *basis[2:], "--checkpoint", "best"): "--checkpoint needs --run",
         ("--samples", str(tmp_path / "a.npz"), *basis[2:], "--weights", "live"): "--weights live needs --run",
         (
             *basis,

@@ -88,7 +88,7 @@ def test_the_network_of_an_export_computes_the_same_bits(tiny, tmp_path, name):
     "more",
     [
         (),
-        ("data.domain=haar", "data.image_size=16"),
+        ("data.domain=haar", "data.image_size=16", "data.image_channels=5"),
         ("data.num_classes=10", "training.label_dropout=0.1", "training.condition_dropout=0.1"),
     ],
 )
@@ -144,6 +144,20 @@ def test_the_pipeline_of_an_export_names_conditions_that_it_cannot_take(tiny, tm
     with pytest.raises(ValueError, match=told):
         pipeline: Any = DDGANPipeline(read, DDGANScheduler.from_pretrained(tmp_path / "scheduler"))
         pipeline(**wrong)
+
+
+def test_images_that_are_no_pictures_are_arrays(tiny, tmp_path):
+    config = load_config("digits", [*tiny, "run.directory=x", "data.condition_channels=1", "data.image_channels=5"])
+    *_, read = written(config, tmp_path)
+    pipeline: Any = DDGANPipeline(read, DDGANScheduler.from_pretrained(tmp_path / "scheduler"))
+    pipeline.set_progress_bar_config(disable=True)
+    given = np.zeros((8, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match="images of 5 channels are no PIL images: give np or pt"):
+        pipeline(conditions=given)
+    assert pipeline(conditions=given, output_type="np").images.shape == (1, 8, 8, 5)
+    text = FORMS["diffusers"].describe(config)
+    assert 'seed=0, output_type="np").images' in text
+    assert "uint8 [8, 8, 5]" in text
 
 
 @torch.no_grad()

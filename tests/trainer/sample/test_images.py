@@ -199,7 +199,9 @@ def test_unknown_extension_is_refused_with_the_allowed_ones(tmp_path: Path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("images", [made_images().float(), made_images()[:0], made_images()[0], made_images()[:, :2]])
+@pytest.mark.parametrize(
+    "images", [made_images().float(), made_images()[:0], made_images()[0], made_images().repeat(1, 3, 1, 1)]
+)
 def test_what_is_no_batch_of_uint8_images_is_refused(tmp_path: Path, images: torch.Tensor):
     for name in ("samples.npz", "samples.png", "samples"):
         with pytest.raises(ValueError, match=r"expected uint8 \[N, C, H, W\]"):

@@ -1,4 +1,5 @@
-// The forms are sent as they are, and answered with pixels: uint8 [N, C, H, W]. The canvas of Edit has the model's pixels.
+// The forms are sent as they are, and answered with pictures: uint8 [N, 1 or 3, height, width]. The canvas of
+// Edit has the model's pixels.
 
 const at = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -24,9 +25,9 @@ async function ask(action, words = {}, body = "") {
 }
 
 function pictures(pixels) {
-  const area = model.size ** 2, each = area * model.channels, found = [];
+  const area = model.size * model.width, each = area * model.channels, found = [];
   for (let start = 0; start < pixels.length; start += each) {
-    const picture = new ImageData(model.size, model.size);
+    const picture = new ImageData(model.width, model.size);
     for (let i = 0; i < area; i++) {
       for (let c = 0; c < 3; c++) picture.data[4 * i + c] = pixels[start + i + area * Math.min(c, model.channels - 1)];
       picture.data[4 * i + 3] = 255;
@@ -54,8 +55,8 @@ function onSubmit(form, work) {
 // ---- showing ----
 
 function show(element, picture, least) {
-  Object.assign(element, {width: model.size, height: model.size});
-  element.style.width = `${shownSize(least)}px`;
+  Object.assign(element, {width: model.width, height: model.size});
+  element.style.width = `${(shownSize(least) * model.width) / model.size}px`;
   element.getContext("2d").putImageData(picture, 0, 0);
 }
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from data.images.shown import PICTURE_CHANNELS
 from data.shards.decode import decode_into
 from data.shards.reader import EncodedSample
 from data.storage.errors import UserError
@@ -61,6 +62,21 @@ class FeatureNetwork(Protocol):
         ...
 
 
+def to_rgb(images: Uint8Image, network: str) -> Uint8Image:
+    """Grey images [N, 1, H, W] as RGB [N, 3, H, W], and RGB as it is.
+
+    Raises:
+        UserError: they have other channels, which the network does not see.
+    """
+    if images.shape[1] not in PICTURE_CHANNELS:
+        raise UserError(
+            f"{network} sees grey and RGB images, but these have {images.shape[1]} channels: measure with the network "
+            "classifier, which is trained on all channels of a labelled data set, with a TorchScript file that takes "
+            "them, or, for pairs, with none (PSNR and SSIM alone)"
+        )
+    return images.expand(-1, 3, -1, -1)
+
+
 class PublishedNetwork:
     """Inception or DINOv2, with the weights that everybody measures with."""
 
@@ -81,7 +97,7 @@ class PublishedNetwork:
     @torch.no_grad()
     def __call__(self, images: Uint8Image) -> Seen:
         """Features, and logits if it has classes, of uint8 images [N, 1 or 3, H, W]; grey is converted to RGB."""
-        rgb = images.to(self._device).expand(-1, 3, -1, -1)
+        rgb = to_rgb(images.to(self._device), self.name)
         features = self._network(self._published.prepare(rgb).to(self._device))
         logits = self._published.logits
         return Seen(features.cpu(), None if logits is None else logits(self._network, features).cpu())
@@ -89,6 +105,8 @@ class PublishedNetwork:
 
 class ScriptedNetwork:
     """A TorchScript file that takes uint8 images [N, 3, H, W], like the Inception distributed for StyleGAN's metrics.
+
+    Images of more channels are given to it as they are, for a network that takes such ones.
 
     If it accepts `return_features=True`, it returns features [N, d] with that argument and class probabilities without
     it. Otherwise it returns only features.
@@ -120,7 +138,8 @@ class ScriptedNetwork:
         Raises:
             UserError: the network does not accept such images, or returns no features.
         """
-        rgb = images.to(self._device).expand(-1, 3, -1, -1).contiguous()
+        shown = images.to(self._device)
+        rgb = (shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown).contiguous()
         try:
             features = self._module(rgb, return_features=True) if self._has_classes else self._module(rgb)
             logits = self._module(rgb).float().clamp_min(1e-30).log().cpu() if self._has_classes else None
@@ -139,6 +158,8 @@ def through(codec: Codec) -> Callable[[Uint8Image], Uint8Image]:
 
 def _through_jpeg(images: Uint8Image) -> Uint8Image:
     N, C, H, W = images.shape
+    if C not in PICTURE_CHANNELS:
+        raise UserError(f"images of {C} channels cannot go through JPEG, which holds grey and RGB: leave it out")
     out = torch.empty(N, H, W, C, dtype=torch.uint8)
     for i, image in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
         stream = io.BytesIO()

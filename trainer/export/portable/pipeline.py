@@ -70,13 +70,15 @@ class DDGANPipeline(DiffusionPipeline):
                 and resized; arrays and tensors have the size of the model, and its number of channels.
             guidance_scale: above 1, images are more typical of their class, or follow their condition more closely;
                 needs a model that was trained with dropped labels or conditions.
-            output_type: `pil`, `np` (uint8 [N, H, W, C]) or `pt` (uint8 [N, C, H, W]).
+            output_type: `pil` (of grey and RGB alone), `np` (uint8 [N, H, W, C]) or `pt` (uint8 [N, C, H, W]).
             return_dict: return an object with `images` instead of a tuple.
         """
         config = self.generator.config
         classes = self._classes(labels)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type}; allowed: pil, np, pt")
+        if output_type == "pil" and (C := self._channels()) not in (1, 3):
+            raise ValueError(f"output_type is pil, but images of {C} channels are no PIL images: give np or pt")
         if guidance_scale != 1 and not (self.config["guidable"] or self.config["hides_conditions"]):
             raise ValueError(
                 "guidance_scale is given, but this model never saw an image without its label or condition"
@@ -108,6 +110,10 @@ class DDGANPipeline(DiffusionPipeline):
         if output_type == "pil":
             images = self.numpy_to_pil(np.asarray(images, dtype=np.float32) / 255)
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _channels(self) -> int:
+        """Of an image in pixels."""
+        return self.generator.config.channels // (4 if self.config["domain"] == "haar" else 1)
 
     def _classes(self, labels: Sequence[int] | int | None) -> list[int]:
         number = self.generator.config.num_classes
