@@ -142,7 +142,6 @@ def _edit(options: argparse.Namespace) -> int:
             edit = replace(edit, keep=known_pixels(torch.stack(known).to(device)))
         label = None if options.label is None else torch.full((size,), options.label, device=device)
         results = edited(generator, diffusion, config, edit, given.to(device), numbers.to(device), label)
-        options.out.mkdir(parents=True, exist_ok=True)
         for job, result in zip(batch, results.cpu(), strict=False):
             save_picture(options.out / f"{job.name}.png", result)
         done += len(batch)

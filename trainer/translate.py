@@ -137,7 +137,6 @@ def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: arg
             written = {f"-{i}": result for i, result in enumerate(results)}
             written["-mean"] = levels.mean(dim=0).round().to(torch.uint8)
             written["-std"] = levels.std(dim=0, correction=0).round().to(torch.uint8)
-        options.out.mkdir(parents=True, exist_ok=True)
         for part, result in written.items():
             save_image(options.out / f"{name}{part}", result)
         if results.shape[1] not in PICTURE_CHANNELS:

@@ -4,6 +4,7 @@
 exception is a bug in the program and keeps its traceback.
 """
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def as_command(
             except UserError as error:
                 code, message = 2, str(error)
             except (OperationError, OSError) as error:
-                code, message = failed, str(error)
+                code, message = failed, _said(error)
             except StoppedError as error:
                 code, message = error.exit_code, str(error)
             except KeyboardInterrupt:
@@ -79,3 +80,11 @@ def as_command(
         return run
 
     return decorate
+
+
+def _said(error: Exception) -> str:
+    """The text of an error; that of the system says where it was."""
+    if not isinstance(error, OSError) or error.strerror is None or not isinstance(error.filename, str):
+        return str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{error.filename}: {error.strerror}{'; free some space, or choose another place' if full else ''}"

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.storage.errors import UserError
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -37,12 +39,29 @@ def replaced(path: Path, *, durable: bool = False, draft: str | None = None) -> 
         if durable:
             sync_file(unfinished)
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # a read-only folder allows no removal either
             _remove(unfinished)
+        if isinstance(error, OSError):  # that of a full disk names nothing, and nobody knows the draft
+            error.filename = str(error.filename or unfinished).replace(str(unfinished), str(path))
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file or folder that cannot be made; call it before any work is done. Missing folders will be made.
+
+    Raises:
+        UserError: its folder is not one, or cannot be written.
+    """
+    place = path.absolute() if path.is_dir() else path.absolute().parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"cannot write {path}: {place} is no folder; choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: the folder {place} cannot be written; choose another place")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Snapshots: an averaged generator alone, as safetensors, with the config that builds it."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
@@ -57,10 +59,18 @@ def save_snapshot(
 
 
 def save_weights(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write weights as safetensors; the file appears complete or not at all."""
+    """Write weights as safetensors; the file appears complete or not at all. Raises OSError if it cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replaced(file) as draft:
-        save_file(tensors, draft, metadata=dict(metadata))
+        try:
+            save_file(tensors, draft, metadata=dict(metadata))
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise _as_os_error(error, file) from None
+
+
+def _as_os_error(error: SafetensorError, file: Path) -> OSError:
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(file)) if found else OSError(f"{file}: {error}")
 
 
 def save_config(folder: Path, config: TrainConfig) -> None:

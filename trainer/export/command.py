@@ -6,7 +6,6 @@ exported graph does not compute what torch computes, or the folder could not be 
 
 import argparse
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from data.shards.index import load_index
 from data.storage.errors import OperationError, UserError, as_command
+from data.storage.files import check_writable, replaced
 from data.storage.location import is_remote
 from data.storage.paths import path_argument
 from trainer.checkpoint.retention import Choice
@@ -106,14 +106,15 @@ def export(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out is {out}, which exists and is not an empty folder: give a new one, or empty it")
+    check_writable(out)
     cards = [read_card(file) for file in figures]
     (generator, diffusion, config), facts = _load(run, choice, cards)
     judge = _discriminator(run, facts.step) if discriminator else None
     for form in forms:
         FORMS[form].check(config)
-    draft = out.absolute().parent / f".{out.absolute().name}.draft-{os.getpid()}"
-    draft.mkdir(parents=True)
-    try:
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with replaced(out.absolute()) as draft:
+        draft.mkdir()
         save_snapshot(draft, generator.state_dict(), config, facts.step or 0, judge)
         for form in forms:
             FORMS[form].write(draft, generator, diffusion, config)
@@ -121,10 +122,6 @@ def export(
         (draft / "README.md").write_text(card, encoding="utf-8")
         for file in draft.rglob("*.safetensors"):
             shutil.copymode(draft / "README.md", file)  # a run's files are its owner's; an export is there to be shared
-        draft.rename(out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def _load(run: Path, choice: Choice | None, figures: list[dict]) -> tuple[Loaded, Facts]:

@@ -4,6 +4,7 @@
 because the random numbers are part of the graph. Both are exported on the CPU, in float32, for any number of images.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -131,8 +132,15 @@ def write_programs(folder: Path, generator: nn.Module, diffusion: Diffusion, con
         UserError: as in `export_images`.
     """
     with quiet():
-        torch.export.save(export_images(generator, diffusion, config), folder / IMAGES)
-        torch.export.save(export_generator(generator, config), folder / GENERATOR)
+        save_program(export_images(generator, diffusion, config), folder / IMAGES)
+        save_program(export_generator(generator, config), folder / GENERATOR)
+
+
+def save_program(program: ExportedProgram, file: Path) -> None:
+    """Write a program. Torch itself would end the process where the disk is full."""
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    file.write_bytes(content.getbuffer())
 
 
 BATCH = {0: Dim("images", min=1, max=2**16)}

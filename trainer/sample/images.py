@@ -22,7 +22,7 @@ from torch import Tensor
 from data.images.shown import MAX_CHANNELS, PICTURE_CHANNELS, pictures_of, tiles_of
 from data.shards.grid import lay_out
 from data.storage.errors import UserError
-from data.storage.files import replaced
+from data.storage.files import check_writable, replaced
 from models.shapes import Uint8Image
 from trainer.sample.scatter import scatter
 from trainer.sample.video import check_video, save_video
@@ -162,6 +162,7 @@ def check_destination(path: Path) -> None:
         raise UserError(f"cannot write {path}: it is a folder; allowed: {FORMS}")
     if not path.suffix:
         _check_folder(path)
+    check_writable(path)
 
 
 def save_images(path: Path, images: Uint8Image) -> None:
@@ -187,6 +188,7 @@ def check_animation(path: Path) -> None:
         check_video()
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+    check_writable(path)
 
 
 def save_animation(path: Path, frames: Uint8Image, fps: int) -> None:

@@ -28,7 +28,12 @@ COMMANDS = (
         (LeaseError(["held by one", "since then"]), 2, "held by one\nsince then\n"),
         (OperationError("gone"), 1, "gone\n"),
         (CheckpointError("damaged"), 1, "damaged\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "/a"), 1, "[Errno 28] No space left on device: '/a'\n"),
+        (OSError(errno.EIO, "Input/output error", "/a"), 1, "/a: Input/output error\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a"),
+            1,
+            "/a: No space left on device; free some space, or choose another place\n",
+        ),
         (StoppedError("saved", os.EX_TEMPFAIL), 75, "saved\n"),
         (StoppedError("at once"), 130, "at once\n"),
         (KeyboardInterrupt(), 130, ""),

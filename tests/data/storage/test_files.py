@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.files import read_note, replaced, sha256_of, timestamp, write_json
+from data.storage.errors import UserError
+from data.storage.files import check_writable, read_note, replaced, sha256_of, timestamp, write_json
+from tests.data.storage.full_disk import small_files
 
 
 def test_file_is_replaced_at_the_end_alone(tmp_path: Path) -> None:
@@ -40,6 +42,33 @@ def test_file_that_cannot_be_put_in_place_leaves_no_draft(tmp_path: Path) -> Non
     with pytest.raises(OSError), replaced(tmp_path / "file") as draft:
         draft.write_text("new")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("inside", ["", "weights"])
+def test_a_write_that_fails_names_the_file_and_not_its_draft(tmp_path: Path, inside: str) -> None:
+    with pytest.raises(OSError, match="too large") as raised, small_files(1000), replaced(tmp_path / "a") as draft:
+        if inside:
+            draft.mkdir()
+        with (draft / inside).open("wb", buffering=0) as file:
+            assert file.write(bytes(1000)) == 1000
+            try:
+                file.write(bytes(1))
+            except OSError as error:
+                error.filename = inside and file.name  # as when a whole file is copied; a plain write names none
+                raise
+    assert raised.value.filename == str(tmp_path / "a" / inside)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_made_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_writable(tmp_path / "new/folder/a.png")
+    check_writable(tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot write .*/file/a\.png: .*/file is no folder"):
+        check_writable(tmp_path / "file/a.png")
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path)  # root may write everywhere
+    with pytest.raises(UserError, match=f"cannot write .*a.png: the folder {tmp_path} cannot be written"):
+        check_writable(tmp_path / "new/a.png")
 
 
 def test_folder_appears_as_a_whole_and_is_removed_as_a_whole(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.data.storage.full_disk import small_files
 from tests.launch import ROOT
-from trainer.checkpoint.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot
+from trainer.checkpoint.snapshot import WeightsError, build_generator, load_initial_weights, save_snapshot, save_weights
 from trainer.config.io import load_config
 
 GOLDEN = ROOT / "tests" / "golden" / "generator_biggan_residual.npz"
@@ -25,6 +26,14 @@ SMALL = (
     "generator.latent_embedding_dim=16",
     "generator.num_mapping_layers=2",
 )
+
+
+def test_weights_that_a_full_disk_does_not_take_are_an_error_of_the_system(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    with small_files(1000), pytest.raises(OSError, match="too large") as raised:
+        save_weights(file, {"a": torch.zeros(1000)}, {})
+    assert raised.value.filename == str(file)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
