@@ -9,7 +9,7 @@ from data.storage.errors import UserError
 from data.storage.paths import path_argument
 from trainer.evaluate.classifier import NO_LABELS, ClassifierNetwork, train_classifier
 from trainer.evaluate.networks import lite0
-from trainer.evaluate.networks.features import FeatureNetwork, PublishedNetwork, ScriptedNetwork
+from trainer.evaluate.networks.features import FeatureNetwork, PublishedNetwork, ScriptedNetwork, refuse_channels
 from trainer.evaluate.networks.published import PUBLISHED
 from trainer.evaluate.reference import is_prepared, read_all
 
@@ -64,6 +64,8 @@ def open_network(name: str, reference: str | Path, *, seed: int, device: torch.d
     Raises:
         UserError: there is no such network, its weights are not there, or the reference has no labels.
     """
+    if name in (LITE0, *PUBLISHED) and is_prepared(reference):  # before any weights are fetched
+        refuse_channels(load_index(reference).image_channels, name)
     if name == LITE0:
         return lite0.Lite0Network(device)
     if name in PUBLISHED:

@@ -96,12 +96,14 @@ def make_grid(
         columns: of images in reading order; None: as above.
     """
     _check_images(images)
-    rows = len(class_names) or min(len(images), math.isqrt(len(images) * tiles_of(images.shape[1])))
+    tiles = tiles_of(images.shape[1])
+    rows = len(class_names) or min(len(images), math.isqrt(len(images) * tiles))
     columns = columns or -(-len(images) // rows)
     if class_names:
         images = images.unflatten(0, (columns, len(class_names))).transpose(0, 1).flatten(0, 1)
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
-    grid = lay_out(pixels, columns=columns, min_width=GRID_WIDTH_PIXELS, row_names=class_names)
+    width = GRID_WIDTH_PIXELS * min(tiles, columns)  # a channel is as large as an image otherwise
+    grid = lay_out(pixels, columns=columns, min_width=width, row_names=class_names)
     return torch.from_numpy(grid).permute(2, 0, 1)
 
 

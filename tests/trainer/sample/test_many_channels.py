@@ -109,7 +109,7 @@ def test_the_grid_of_a_run_shows_the_channels_side_by_side(run):
     assert torch.equal(pictures[0, 0], conditions[0, 0])
     assert torch.equal(pictures[1], images[0])
     grid = make_grid(pictures, columns=8)
-    scale = -(-512 // (8 * 8 * C))
+    scale = 8  # as in a grid of eight grey images of 8 px
     assert grid.shape == (1, 2 * 8 * scale + 2, 8 * (8 * C * scale + 2) - 2)
     left = 8 * C * scale + 2
     assert torch.equal(grid[0, : 8 * scale : scale, left : left + 8 * scale : scale], images[0, 0])
@@ -129,6 +129,8 @@ def test_a_network_is_trained_on_all_channels_and_others_say_that_they_do_not_se
     assert evaluate.main([*line, str(pairs / "labelled")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["psnr_db"] > 0
+    assert evaluate.main([*line, str(pairs / "labelled"), "--network", "inception"]) == 2
+    assert "inception sees grey and RGB images, but these have 5 channels" in capsys.readouterr().err
     with pytest.raises(UserError, match="X sees grey and RGB images, but these have 5 channels: measure with"):
         to_rgb(torch.zeros(2, C, 8, 8, dtype=torch.uint8), "X")
     with pytest.raises(UserError, match="images of 5 channels cannot go through JPEG"):

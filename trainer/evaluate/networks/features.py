@@ -68,13 +68,18 @@ def to_rgb(images: Uint8Image, network: str) -> Uint8Image:
     Raises:
         UserError: they have other channels, which the network does not see.
     """
-    if images.shape[1] not in PICTURE_CHANNELS:
+    refuse_channels(images.shape[1], network)
+    return images.expand(-1, 3, -1, -1)
+
+
+def refuse_channels(num_channels: int, network: str) -> None:
+    """Refuse images that a network does not see, unless they are grey or RGB; raises UserError."""
+    if num_channels not in PICTURE_CHANNELS:
         raise UserError(
-            f"{network} sees grey and RGB images, but these have {images.shape[1]} channels: measure with the network "
+            f"{network} sees grey and RGB images, but these have {num_channels} channels: measure with the network "
             "classifier, which is trained on all channels of a labelled data set, with a TorchScript file that takes "
             "them, or, for pairs, with none (PSNR and SSIM alone)"
         )
-    return images.expand(-1, 3, -1, -1)
 
 
 class PublishedNetwork:
