@@ -53,11 +53,11 @@ class Client:
         """Status and content of the answer to a form."""
         return self.ask(f"/{TOKEN}/{action}?{urlencode(words)}", content)[:2]
 
-    def images(self, action: str, words: Mapping[str, Any], content: bytes = b"") -> torch.Tensor:
-        """The images that a form is answered with, uint8 [N, 1, 8, 8]."""
+    def images(self, action: str, words: Mapping[str, Any], content: bytes = b"", width: int = 8) -> torch.Tensor:
+        """The pictures that a form is answered with, uint8 [N, 1, 8, width]."""
         status, pixels = self.act(action, words, content)
         assert status == 200, pixels
-        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 1, 8, 8)
+        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 1, 8, width)
 
     def facts(self) -> dict[str, Any]:
         return json.loads(self.ask(f"/{TOKEN}/model")[1])

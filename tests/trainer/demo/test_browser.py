@@ -43,7 +43,7 @@ def pixels(browser: Browser, selector: str) -> npt.NDArray[np.uint8]:
         f"[...document.querySelectorAll({json.dumps(selector)})].map((canvas) => "
         "[...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data])"
     )
-    return np.array(found, dtype=np.uint8).reshape(len(found), 8, 8, 4)
+    return np.array(found, dtype=np.uint8).reshape(len(found), 8, -1, 4)
 
 
 def grey(images: torch.Tensor) -> npt.NDArray[np.uint8]:
@@ -144,8 +144,9 @@ def test_nothing_is_offered_that_the_model_cannot_do(page) -> None:
         assert len(picture.convert("L").getcolors() or ()) > 50
 
 
-def test_a_model_of_pairs_offers_to_translate_alone(tiny, tmp_path: Path) -> None:
-    loaded = untrained([*tiny, "data.condition_channels=1"])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_model_of_pairs_offers_to_translate_alone(tiny, tmp_path: Path, channels: int) -> None:
+    loaded = untrained([*tiny, "data.condition_channels=1", f"data.image_channels={channels}"])
     Image.new("L", (8, 8), 90).save(tmp_path / "given.png")
     with served(loaded) as client, chromium(tmp_path / "chromium") as browser:
         browser.call("Page.navigate", url=f"http://127.0.0.1:{client.port}/{TOKEN}/")
@@ -155,6 +156,6 @@ def test_a_model_of_pairs_offers_to_translate_alone(tiny, tmp_path: Path) -> Non
         browser.choose_file("#input", tmp_path / "given.png")
         browser.wait(f"{IDLE} && document.querySelectorAll('#translate .images canvas').length === 8")
         drawn = pixels(browser, "#translate .images canvas")
-        wanted = client.images("translate", {"seed": 0, "num": 7}, (tmp_path / "given.png").read_bytes())
+        wanted = client.images("translate", {"seed": 0, "num": 7}, (tmp_path / "given.png").read_bytes(), 8 * channels)
         assert np.array_equal(drawn, grey(wanted))
         assert browser.faults == []
