@@ -26,7 +26,7 @@ from trainer.evaluate.judges import open_network
 from trainer.evaluate.kept import keep_beside, statistics_file
 from trainer.evaluate.neighbours import Neighbours, draw_neighbours, find_neighbours
 from trainer.evaluate.networks.features import FeatureNetwork, Seen
-from trainer.evaluate.quality import Statistics
+from trainer.evaluate.quality import Features, Statistics
 from trainer.evaluate.reference import (
     BATCH_SIZE,
     Measured,
@@ -81,7 +81,7 @@ class Result:
 def evaluate_with_network(options: argparse.Namespace) -> int:
     """Measure what the options of the command name, in the features of `options.network`; rank 0 prints."""
     results: list[Result] = []
-    network = reference = neighbours = None
+    network = reference = neighbours = closeness = None
     fidelity = Fidelity()  # of the last samples; with --checkpoints it is not shown
     with _ranks() as (ranks, device):
         for samples in open_samples(options, device):
@@ -100,12 +100,14 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
             if isinstance(samples, DrawnSamples):
                 states = [samples.fidelity.state()] if ranks is None else ranks.gather(samples.fidelity.state())
                 fidelity = Fidelity.joined(states)
+                if samples.translates and pairs_of(options.reference) and isinstance(reference.seen, Seen):
+                    closeness = pair_distance(seen.features, reference.seen.features)
             if options.neighbours is not None and (ranks is None or ranks.rank == 0):
                 neighbours = _neighbours(options, seen, reference, samples)
     if ranks is not None and ranks.rank != 0:
         return 0
     assert network is not None and reference is not None  # there is a result, or an error was raised
-    sys.stdout.write(_shown(results, source_of(options), options, neighbours, fidelity) + "\n")
+    sys.stdout.write(_shown(results, source_of(options), options, neighbours, fidelity, closeness) + "\n")
     rows = [(r.step, r.images, r.sha256, r.measured) for r in results]
     card = make_card(options, rows, reference, network, device)
     if options.card is not None:
@@ -117,6 +119,21 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
     for line in lines or ["the same figures, of the same weights or samples, reference and network"]:
         sys.stderr.write(f"trainer.evaluate: {options.check}: {line}\n")
     return 1 if lines else 0
+
+
+def pair_distance(samples: Features, images: Features) -> float:
+    """How far samples are from the images of their pairs, as a share of how far they are from those of the next pairs.
+
+    Args:
+        samples: features of the samples [N, d]; sample i is drawn for pair i % M.
+        images: features of the images of the pairs [M, d].
+
+    Returns:
+        The mean distance, divided by that to the next pair: 0 for equal images, about 1 if the condition has no effect.
+    """
+    own, others = (images[(torch.arange(len(samples)) + shift) % len(images)] for shift in (0, 1))
+    mean, of_others = ((samples - x).double().norm(dim=1).mean().item() for x in (own, others))
+    return mean / of_others if of_others else 0.0
 
 
 def measure_pairs(options: argparse.Namespace) -> int:
@@ -195,14 +212,21 @@ def _shown(
     options: argparse.Namespace,
     neighbours: Neighbours | None,
     fidelity: Fidelity,
+    closeness: float | None,
 ) -> str:
     """The results as a table or as JSON."""
+    of_pairs = {} if closeness is None else {"pair_distance": closeness}
     if options.checkpoints is None:
         measured = results[0].measured
         if not options.json:
             lines = [render_measured(measured, source=source), *(neighbours.lines() if neighbours else [])]
-            return "\n".join([*lines, *(["", fidelity.table()] if fidelity.num_images else [])])
-        figures = measured.figures | (neighbours.figures() if neighbours else {}) | fidelity.named()
+            lines += ["", fidelity.table()] if fidelity.num_images else []
+            lines += [
+                f"{'feature distance to its image':<34}{x:>10.3f}  (1: as to that of another)"
+                for x in of_pairs.values()
+            ]
+            return "\n".join(lines)
+        figures = measured.figures | (neighbours.figures() if neighbours else {}) | fidelity.named() | of_pairs
         return json.dumps(figures | _conditions(measured) | {"source": source, "seed": options.seed}, indent=2)
     if not options.json:
         rows = [(result.step, result.images, result.measured) for result in results]

@@ -10,12 +10,14 @@ from PIL import Image
 
 from data.prepare import command as prepare
 from data.storage.errors import UserError
+from tests.trainer.evaluate.scripted_networks import Plain, scripted
 from tests.trainer.runs import configure, train
 from trainer import edit, translate, walk
 from trainer.checkpoint.snapshot import build_generator, save_snapshot
 from trainer.config.io import load_config
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.during_training import check_evaluation
+from trainer.evaluate.measuring import pair_distance
 from trainer.evaluate.networks.features import through, to_rgb
 from trainer.sample import command as sample
 from trainer.sample.conditions import PreparedPairs, as_pictures, draw_translations
@@ -135,6 +137,20 @@ def test_a_network_is_trained_on_all_channels_and_others_say_that_they_do_not_se
         to_rgb(torch.zeros(2, C, 8, 8, dtype=torch.uint8), "X")
     with pytest.raises(UserError, match="images of 5 channels cannot go through JPEG"):
         through("jpeg")(torch.zeros(2, C, 8, 8, dtype=torch.uint8))
+
+
+def test_a_network_that_takes_them_tells_how_close_a_sample_is_to_the_image_of_its_pair(run, pairs, tmp_path, capsys):
+    images = torch.randn(4, 3)
+    assert pair_distance(images.repeat(2, 1), images) == 0
+    assert pair_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [-1.0]])) == pytest.approx(3.0)
+    network = scripted(Plain(), tmp_path / "plain.pt")
+    line = ["--run", str(run), "--num", "30", "--reference", str(pairs / "plain"), "--network", str(network)]
+    assert evaluate.main([*line, "--json", "--cache", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0.2 < found["pair_distance"] < 5
+    assert evaluate.main([*line, "--cache", str(tmp_path)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{'feature distance to its image':<34}{found['pair_distance']:>10.3f}  (1: as to that of another)"
 
 
 def test_without_labels_psnr_and_ssim_of_the_pairs_of_the_reference_are_measured(run, pairs, capsys):
