@@ -2,9 +2,9 @@
 
 For each input, FOLDER gets NAME-0.png, NAME-1.png ..., their mean NAME-mean.png and their standard deviation in grey
 levels NAME-std.png; with --num 1 NAME.png alone. A model whose images are neither grey nor RGB writes arrays instead,
-NAME-0.npy ..., and NAME.png, a picture with a row for each of them and a column for each channel. An input is an image,
-a .npy file, or a folder of them, cropped and resized as `data.prepare` does. Or it is a prepared data set of pairs:
-then the results are compared with its images.
+NAME-0.npy ... (--tiff: TIFF files), and NAME.png, a picture with a row for each of them and a column for each channel.
+An input is an image, a .npy file, or a folder of them, cropped and resized as `data.prepare` does. Or it is a prepared
+data set of pairs: then the results are compared with its images.
 
 Exit codes: 0, done; 1, some inputs could not be used, the others are done; 2, the command or the run is wrong.
 """
@@ -21,6 +21,7 @@ from rich.progress import track
 
 from data.images.decode import BadImageError
 from data.images.shown import PICTURE_CHANNELS
+from data.images.tiff import can_use_tifffile
 from data.shards.index import INDEX_NAME
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
@@ -71,12 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="for a run with training.condition_dropout: above 1, results follow their input more closely (default 1)",
     )
     add_seed_argument(parser, "the same seed gives the same results")
+    parser.add_argument(
+        "--tiff",
+        action="store_true",
+        help="write results of other than one or three channels as TIFF instead of .npy files (extra tiff)",
+    )
     parser.add_argument("--out", type=path_argument, required=True, help="new or empty folder for the results")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.out.suffix:
         raise UserError(f"--out is {options.out}: give the name of a folder, without a suffix")
     check_destination(options.out)
+    if options.tiff and not can_use_tifffile():
+        raise UserError("--tiff needs tifffile, which this Python does not have: pip install '.[tiff]'")
     return _translate(options)
 
 
@@ -138,7 +146,7 @@ def _draw_all(inputs: Iterator[Input], number: int, loaded: Loaded, options: arg
             written["-mean"] = levels.mean(dim=0).round().to(torch.uint8)
             written["-std"] = levels.std(dim=0, correction=0).round().to(torch.uint8)
         for part, result in written.items():
-            save_image(options.out / f"{name}{part}", result)
+            save_image(options.out / f"{name}{part}", result, tiff=options.tiff)
         if results.shape[1] not in PICTURE_CHANNELS:
             save_grid(options.out / f"{name}.png", torch.stack([*written.values()]), columns=1)
         if image is not None:

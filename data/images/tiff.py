@@ -1,4 +1,4 @@
-"""Reads TIFF files of any number of channels, as microscopes, satellites and scanners write them; PIL knows up to 4.
+"""TIFF files of any number of channels, as microscopes, satellites and scanners write them; PIL knows up to 4.
 
 Channels may be interleaved, in planes of their own, or pages. The only file that imports tifffile.
 """
@@ -7,6 +7,7 @@ import io
 import logging
 import math
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,23 @@ STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _UPRIGHT = 274, 1
 _MINISBLACK, _RGB = 1, 2
 """Kinds of colours whose numbers grow with brightness."""
+
+
+def can_use_tifffile() -> bool:
+    """Whether the extra `tiff` is installed."""
+    return find_spec("tifffile") is not None
+
+
+def write_channels(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Write channels [C, H, W] as planes of one image, compressed by Deflate.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import tifffile
+
+    with path.open("wb") as file:
+        tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig="separate", compression="zlib")
 
 
 def read_channels(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8]:
@@ -32,7 +50,7 @@ def read_channels(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8]:
     Raises:
         BadImageError: it is no image of one size with channels of 8 or 16 bits, or tifffile is not installed.
     """
-    if find_spec("tifffile") is None:
+    if not can_use_tifffile():
         raise BadImageError("is a TIFF that only tifffile reads, which is not installed: pip install '.[tiff]'")
     import tifffile
 

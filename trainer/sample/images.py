@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from data.images.shown import MAX_CHANNELS, PICTURE_CHANNELS, pictures_of, tiles_of
+from data.images.tiff import write_channels
 from data.shards.grid import lay_out
 from data.storage.errors import UserError
 from data.storage.files import check_writable, replaced
@@ -119,16 +120,17 @@ def save_picture(path: Path, picture: UInt8[Tensor, "c h w"]) -> None:
         _save_png(unfinished, picture)
 
 
-def suffix_of_image(num_channels: int) -> str:
-    """Of the file that holds one image: .png for grey and RGB, .npy for other numbers of channels."""
-    return ".png" if num_channels in PICTURE_CHANNELS else ".npy"
+def save_image(path: Path, image: UInt8[Tensor, "c h w"], *, tiff: bool = False) -> None:
+    """Write one image without loss, in a form that `data.prepare` reads, and with the suffix of that form.
 
-
-def save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
-    """Write one image as a PNG, or as an array [H, W, C], which `data.prepare` reads; adds the suffix to the name."""
-    path = path.with_name(path.name + suffix_of_image(len(image)))
-    with _appearing(path) as unfinished:
-        _save_image(unfinished, image)
+    Args:
+        path: of the file, without its suffix.
+        image: grey or RGB becomes a PNG, other numbers of channels an array [H, W, C] in a .npy file.
+        tiff: or a TIFF of such a number of channels; needs the extra `tiff`.
+    """
+    form = _form_of_image(len(image), tiff=tiff)
+    with _appearing(path.with_name(path.name + form.suffix)) as unfinished:
+        form.write(unfinished, image)
 
 
 def save_npz(path: Path, images: Uint8Image) -> None:
@@ -148,8 +150,9 @@ def save_folder(path: Path, images: Uint8Image) -> None:
     _check_folder(path)
     with _appearing(path) as unfinished:
         unfinished.mkdir()
+        form = _form_of_image(images.shape[1])
         for i, image in enumerate(images.cpu()):
-            _save_image(unfinished / f"{i:06d}{suffix_of_image(len(image))}", image)
+            form.write(unfinished / f"{i:06d}{form.suffix}", image)
 
 
 def check_destination(path: Path) -> None:
@@ -351,12 +354,26 @@ def _save_png(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
     Pillow.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path, format="PNG")
 
 
-def _save_image(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
-    if len(image) in PICTURE_CHANNELS:
-        _save_png(path, image)
-        return
+def _save_npy(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
     with path.open("wb") as file:  # np.save would add a suffix to a name
         np.save(file, image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _save_tiff(path: Path, image: UInt8[Tensor, "c h w"]) -> None:
+    write_channels(path, image.contiguous().numpy())
+
+
+class _Form(NamedTuple):
+    """Of the file of one image."""
+
+    suffix: str
+    write: Callable[[Path, Tensor], None]
+
+
+def _form_of_image(num_channels: int, *, tiff: bool = False) -> _Form:
+    if num_channels in PICTURE_CHANNELS:
+        return _Form(".png", _save_png)
+    return _Form(".tif", _save_tiff) if tiff else _Form(".npy", _save_npy)
 
 
 def _check_folder(path: Path) -> None:

@@ -86,12 +86,14 @@ def test_results_are_arrays_and_one_picture_with_a_row_for_each(run, pairs, tmp_
     assert f"{'a result':<34}{psnr.mean():>10.2f}{ssim.mean():>10.4f}" in capsys.readouterr().out
 
 
-def test_results_are_inputs_and_images_of_pairs_themselves(run, pairs, tmp_path):
-    out = tmp_path / "out"
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_results_are_images_of_pairs_themselves(run, pairs, tmp_path, suffix):
+    out, line = tmp_path / "out", ["--run", str(run), "--num", "1"]
     file = next((pairs / "a/x").iterdir())
-    line = ["--run", str(run), "--input", str(file), "--num", "1", "--out", str(out)]
-    assert translate.main(line) == 0
-    assert sorted(found.suffix for found in out.iterdir()) == [".npy", ".png"]
+    line += ["--input", str(file), "--out"]
+    assert translate.main([*line, str(out), *(["--tiff"] if suffix == ".tif" else [])]) == 0
+    assert sorted(found.suffix for found in out.iterdir()) == sorted([suffix, ".png"])
+    assert translate.main([*line, str(tmp_path / "again")]) == 0
     source = f"pairs:{file.parent}:{out}"
     line = ["--size", "8", "--channels", "5", "--condition-channels", "1", "--workers", "0"]
     for picture in out.glob("*.png"):
@@ -99,7 +101,13 @@ def test_results_are_inputs_and_images_of_pairs_themselves(run, pairs, tmp_path)
     assert prepare.main([source, "--out", str(tmp_path / "set"), *line]) == 0
     with PreparedPairs(tmp_path / "set", load_run(run)[2]) as prepared:
         image = prepared.read([0])[0][0]
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.load(out / f"{file.stem}.npy"))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.load(tmp_path / f"again/{file.stem}.npy"))
+
+
+def test_tiff_without_its_library_is_refused_before_anything_is_read(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(translate, "can_use_tifffile", lambda: False)
+    assert translate.main(["--run", str(run), "--input", "a.png", "--tiff", "--out", str(tmp_path / "out")]) == 2
+    assert "--tiff needs tifffile" in capsys.readouterr().err
 
 
 def test_the_grid_of_a_run_shows_the_channels_side_by_side(run):
