@@ -18,6 +18,7 @@ from torch import Tensor
 from data.sources.arrays import MODE_DEVIATION_LEVELS, MODE_LEVELS, draw_points
 from data.storage.arguments import whole_number
 from data.storage.errors import UserError, as_command
+from data.storage.files import check_writable
 from data.storage.paths import path_argument
 from trainer.config.command_line import add_seed_argument
 from trainer.sample.draw import sample_run
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out and options.out.suffix != ".png":
         raise UserError(f"--out is {options.out}: give a name that ends in .png")
+    if options.out:
+        check_writable(options.out)
     sets = {"data": data_points(options.num, options.seed + 1)}
     sets |= {str(run): sample_run(run, options.num, options.seed) for run in options.run}
     found = {name: point_quality(points) for name, points in sets.items()}

@@ -22,6 +22,7 @@ from torch import Tensor
 from data.shards.index import load_index
 from data.storage.arguments import ranges_of_whole_numbers, whole_number
 from data.storage.errors import UserError, as_command
+from data.storage.files import check_writable
 from data.storage.paths import path_argument
 from models.shapes import Uint8Image
 from trainer.checkpoint.retention import checkpoint_argument
@@ -226,14 +227,11 @@ def _check(options: argparse.Namespace, parser: _Parser) -> None:
         parser.error("the following arguments are required: --reference")
     if options.picture is not None and (options.network not in (None, CLASSIFIER) or options.picture.suffix != ".png"):
         parser.error("--picture takes a name that ends in .png, and needs the network classifier")
-    if options.picture is not None and not options.picture.parent.is_dir():
-        parser.error(
-            f"--picture is {options.picture}, but there is no folder {options.picture.parent}: create it first"
-        )
-    for name in ("card", "neighbours"):
-        file = getattr(options, name)
-        if file is not None and not file.parent.is_dir():
-            parser.error(f"--{name} is {file}, but there is no folder {file.parent}: create it first")
+    for name in ("picture", "card", "neighbours"):
+        if (file := getattr(options, name)) is not None:
+            if not file.parent.is_dir():
+                parser.error(f"--{name} is {file}, but there is no folder {file.parent}: create it first")
+            check_writable(file)
     if options.neighbours is not None and (options.neighbours.suffix != ".png" or options.checkpoints is not None):
         parser.error("--neighbours takes a name that ends in .png, and cannot be given together with --checkpoints")
     if options.checkpoints is not None and options.run is None:

@@ -1,5 +1,6 @@
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from data.shards.grid import GAP_LEVEL, GAP_PIXELS
 from trainer.sample.images import (
+    check_animation,
     check_destination,
     load_images,
     make_grid,
@@ -250,3 +252,10 @@ def test_png_with_transparency_is_refused(tmp_path: Path):
     Image.new("RGBA", (8, 8)).save(tmp_path / "0.png")
     with pytest.raises(ValueError, match=r"0\.png has the pixel format RGBA, expected L \(8-bit grey\) or RGB"):
         load_images(tmp_path)
+
+
+@pytest.mark.parametrize("check", [check_destination, check_animation])
+def test_a_destination_below_a_file_is_refused_before_anything_is_drawn(tmp_path: Path, check: Callable[[Path], None]):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"/file is no folder; choose another place"):
+        check(tmp_path / "file" / "a.png")
