@@ -102,7 +102,7 @@ def _read(index: ShardIndex, console: Console) -> tuple[npt.NDArray[np.uint8], C
     wanted = sheet_samples(index.num_samples)
     pixels = np.empty(index.pixels_shape, dtype=np.uint8)
     tiles = tiles_of(index.image_channels) + (tiles_of(index.condition_channels) if index.condition_channels else 0)
-    side = min(index.image_size, max(1, _SHEET_IMAGE_PIXELS // max(1, tiles // 2)))
+    side = min(index.image_size, _SHEET_IMAGE_PIXELS // max(1, tiles // 2))  # 32 px for 16 tiles, the most
     images: list[npt.NDArray[np.uint8]] = []
     labels: Counter[int] = Counter()
     first, shown = 0, 0

@@ -20,7 +20,6 @@ class Reason(NamedTuple):
     """They are images, or may be."""
 
 
-ARRAY_SUFFIX = ".npy"
 NO_IMAGE, HIDDEN = Reason("no images"), Reason("hidden")
 SYSTEM = Reason("folders of the system or a file server")
 PREPARED = Reason("prepared data sets")
@@ -122,7 +121,7 @@ def reason_to_skip_no_array(name: str, _: Callable[[], bytes]) -> Reason | None:
     path = PurePosixPath(name)
     if path.name.startswith("."):
         return HIDDEN
-    return None if path.suffix.lower() == ARRAY_SUFFIX else NO_IMAGE
+    return None if path.suffix.lower() == ".npy" else NO_IMAGE
 
 
 def _unread(kind: str) -> Reason:
