@@ -204,7 +204,7 @@ def write_channels(folder: Path, kind: str, array: np.ndarray) -> Path:
     elif kind == "pages":
         tifffile.imwrite(folder / "1.tif", np.moveaxis(array, -1, 0).copy(), photometric="minisblack")
     else:
-        Image.fromarray(array).save(folder / "1.png")
+        Image.fromarray(array if array.shape[2] > 1 else array[..., 0]).save(folder / "1.png")
     return folder
 
 
@@ -215,6 +215,8 @@ def write_channels(folder: Path, kind: str, array: np.ndarray) -> Path:
         ("npy", 1, "u2"),
         ("npy", 3, "u1"),
         ("pages", 6, "u2"),
+        ("png", 1, "u2"),
+        ("png", 2, "u1"),
         ("png", 4, "u1"),
     ],
 )
