@@ -1,5 +1,6 @@
 """Atomic file writes, notes that may be damaged, hashes and timestamps."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from data.storage.errors import UserError
 
 log = logging.getLogger(__name__)
+_DISK_ERRORS = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC)
 T = TypeVar("T")
 
 
@@ -42,8 +44,8 @@ def replaced(path: Path, *, durable: bool = False, draft: str | None = None) -> 
     except BaseException as error:
         with suppress(OSError):  # a read-only folder allows no removal either
             _remove(unfinished)
-        if isinstance(error, OSError):  # that of a full disk names nothing, and nobody knows the draft
-            error.filename = str(error.filename or unfinished).replace(str(unfinished), str(path))
+        if isinstance(error, OSError):
+            _name_target(error, unfinished, path)
         raise
     if durable:
         sync_folder(path.parent)
@@ -137,6 +139,14 @@ def sha256_of(file: Path | int) -> str:
 def timestamp() -> str:
     """Current UTC time, to the second: 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _name_target(error: OSError, draft: Path, target: Path) -> None:
+    """Make an error name the file that it is about: a full disk names none, and nobody knows the draft."""
+    if isinstance(error.filename, str):
+        error.filename = error.filename.replace(str(draft), str(target))
+    elif error.filename is None and error.errno in _DISK_ERRORS:
+        error.filename = str(target)
 
 
 def _remove(path: Path) -> None:

@@ -1,5 +1,6 @@
 """A file appears as a whole or not at all, and is on the disk where that is asked for."""
 
+import errno
 import hashlib
 import json
 import os
@@ -51,13 +52,19 @@ def test_a_write_that_fails_names_the_file_and_not_its_draft(tmp_path: Path, ins
             draft.mkdir()
         with (draft / inside).open("wb", buffering=0) as file:
             assert file.write(bytes(1000)) == 1000
-            try:
-                file.write(bytes(1))
-            except OSError as error:
-                error.filename = inside and file.name  # as when a whole file is copied; a plain write names none
-                raise
-    assert raised.value.filename == str(tmp_path / "a" / inside)
+            file.write(bytes(1))
+    assert raised.value.filename == str(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_about_other_files_and_without_a_number_stay_as_they_are(tmp_path: Path) -> None:
+    for other, words in ((OSError("no answer"), "no answer"), (OSError(errno.ENOENT, "Gone", "/b"), "Gone: '/b'")):
+        with pytest.raises(OSError, match=words), replaced(tmp_path / "a"):
+            raise other
+    with pytest.raises(IsADirectoryError) as raised, replaced(tmp_path / "a") as draft:
+        draft.mkdir()
+        draft.write_text("x")
+    assert raised.value.filename == str(tmp_path / "a")
 
 
 def test_what_cannot_be_made_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
