@@ -44,7 +44,7 @@ def read_planes(content: bytes, num_channels: int, *, max_pixels: int, keep_colo
     return [Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(C)]
 
 
-def read_array(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+def decode_array(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8] | None:
     """The pixels [H, W, C] of what no image file of grey or RGB holds: a .npy file, or a TIFF that PIL does not know.
 
     Args:

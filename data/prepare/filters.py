@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from rich.console import Console
 
-from data.images.channels import read_array
+from data.images.channels import decode_array
 from data.images.decode import BadImageError, ImageFile
 from data.images.perceptual import near_pairs, perceptual_hash
 from data.images.shown import mean_of_channels
@@ -179,7 +179,7 @@ def _look_at(source: Source, dedup: Dedup | None, item: Item) -> _Seen | None:
     try:
         content = source.read(item)
         with refusals(content, MAX_PIXELS):
-            array, picture = read_array(content, max_pixels=MAX_PIXELS), None
+            array, picture = decode_array(content, max_pixels=MAX_PIXELS), None
             file = ImageFile(content) if array is None else mean_of_channels(array)
             if dedup == "perceptual" and file.size[0] * file.size[1] <= MAX_PIXELS:
                 picture = perceptual_hash(file.decode(keep_colours=True) if isinstance(file, ImageFile) else file)

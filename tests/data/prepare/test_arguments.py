@@ -59,7 +59,7 @@ def test_help_names_the_other_commands_and_kinds(command: list[str], capsys: pyt
         ([""], "SOURCE: '' is given, expected is a path"),
         (["digits", "--out", ""], "--out: '' is given, expected is a path"),
         (["digits", "--size", "big"], "--size: 'big' is given"),
-        (["digits", "--channels", "2"], "--channels: invalid choice: 2"),
+        (["digits", "--channels", "2"], "--channels 2 is given, but digits has no conditions"),
         (["digits", "--max-bad", "120"], "--max-bad: '120' is given, allowed is a percentage of 0 to 100"),
         (["digits", "--seed", "-1"], "--seed: '-1' is given, allowed is a whole number of 0 to 18446744073709551615"),
         (["digits", "--shard-mb", "5", "--shard-samples", "5"], "not allowed with argument --shard-mb"),
