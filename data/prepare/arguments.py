@@ -39,7 +39,7 @@ _EPILOG = """sources:
   pairs:TARS:SUFFIX:SUFFIX
                        members of tar files, KEY.SUFFIX, such as pairs:shards:edges.png:jpg; the condition first
   pairs:FOLDER         with --side-by-side: each image holds both
-  digits4x             the digits at 16 px, each with itself at 4 px: pairs to try it with
+  digits4x, digitsblur the digits at 16 px, each with itself at 4 px, or blurred: pairs to try it with
   parquet:PATH         Parquet or Arrow tables: a file, or a folder, also one of Hugging Face's datasets; a column has
                        the images as bytes, structs of bytes and path, or paths from the folder of the table
   hf:OWNER/NAME        tables on the Hugging Face Hub, of the revision OWNER/NAME@REVISION if it is given

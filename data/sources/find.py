@@ -18,13 +18,14 @@ from data.sources.kinds import START_BYTES, foreign_kind
 from data.sources.lmdbs import DATA_NAME, LmdbSource, lmdb_source
 from data.sources.mnist import StackedMnistSource, holds_mnist, mnist_source, stacked_mnist_source
 from data.sources.pairs import (
-    DIGITS,
+    BLURRED,
     PREFIX,
+    REDUCED,
     PairsSource,
     Side,
     TarPairsSource,
+    degraded_digits_source,
     pairs_source,
-    reduced_digits_source,
 )
 from data.sources.remote import Listed, RemoteSource, bring, remote_source
 from data.sources.source import IMAGE_SUFFIXES, Source, SourceError, exists, filled
@@ -52,7 +53,7 @@ _PATH_KINDS = ("folder", "zip", *_SPLIT_KINDS, "lmdb", "webdataset", "parquet")
 _CLASSES_KINDS = ("folder", "zip", "webdataset", "pairs", *_TABLE_KINDS)
 _PART = re.compile(r"(.+?)[._-](\d{3}|part[._-]?\w*|a[a-z]|crdownload|aria2|download)", re.IGNORECASE)
 _CIFAR100 = "is CIFAR-100, which is not read; write its images to a folder for each class, and give the folder"
-_EMBEDDED = ("digits", DIGITS, "gaussians25")
+_EMBEDDED = ("digits", REDUCED, BLURRED, "gaussians25")
 _ALLOWED = (
     f"allowed are: {', '.join((*_EMBEDDED, *_KNOWN_SETS))}, a PATH or URL, {HUB_PREFIX}OWNER/NAME, "
     f"{PREFIX}CONDITIONS:IMAGES, or KIND:PATH with KIND one of {', '.join(_PATH_KINDS)}"
@@ -76,8 +77,8 @@ def open_source(
     """Find the images of a source.
 
     Args:
-        name: `digits`, `digits4x` or `gaussians25`; `cifar10`, `mnist`, `fashionmnist` or `stackedmnist`, which are
-            fetched; a path, whose kind is found from its content; `KIND:PATH`; or `pairs:CONDITIONS:IMAGES`.
+        name: `digits`, `digits4x`, `digitsblur` or `gaussians25`; `cifar10`, `mnist`, `fashionmnist` or `stackedmnist`,
+            which are fetched; a path, whose kind is found from its content; `KIND:PATH`; or `pairs:CONDITIONS:IMAGES`.
         split: train or test of CIFAR-10 and the MNIST family, where None means train; any part of tables.
         max_images: keeps that many in the source's order; for StackedMNIST the number of triplets.
         skip_images: leaves out that many first, such as those that another data set has.
@@ -141,8 +142,8 @@ def _open(
     match kind:
         case "digits":
             return digits_source()
-        case "digits4x":
-            return reduced_digits_source()
+        case "digits4x" | "digitsblur":
+            return degraded_digits_source(kind)
         case "gaussians25":
             return gaussians25_source(num_points=max_images, seed=seed)
         case "folder":

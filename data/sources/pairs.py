@@ -2,10 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from data.sources.arrays import ArraySource, digits_source
 from data.sources.classes import Classes
@@ -28,12 +32,15 @@ from data.storage.redaction import redact
 
 Side = Literal["left", "right"]
 PREFIX = "pairs:"
-DIGITS = "digits4x"
+REDUCED, BLURRED = "digits4x", "digitsblur"
+"""The digits with less of themselves: pairs that need no download."""
 _LACKS = "has no partner of this name in"
 _OTHER = Reason("has another suffix", False)
 _LISTED = 8
 _DIGITS_REDUCTION = 2
 """From 8 to 4 px, a quarter of the 16 px that digits are prepared with."""
+_DIGITS_BLUR = (1, 4, 6, 4, 1)
+"""A binomial filter, in both directions: a standard deviation of 1 of 8 px, 2 of the 16 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +74,31 @@ class PairsSource(BaseSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReducedDigits(ArraySource):
-    """The digits of scikit-learn, each with itself at half of its 8 px."""
+class DegradedDigits(ArraySource):
+    """The digits of scikit-learn, each with what is left of it."""
+
+    degrade: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    """Grey levels [8, 8] to [S, S]."""
 
     def read_condition(self, item: Item) -> bytes:
-        """The mean of each 2 x 2 pixels, as a PGM file."""
-        pixels = self.pixels[int(item.name), :, :, 0].astype(int)
-        side = len(pixels) // _DIGITS_REDUCTION
-        blocks = pixels.reshape(side, _DIGITS_REDUCTION, side, _DIGITS_REDUCTION).sum(axis=(1, 3))
-        means = (blocks + _DIGITS_REDUCTION**2 // 2) // _DIGITS_REDUCTION**2
-        return pixel_file(means.astype("uint8").tobytes(), size=side, channels=1)
+        """What is left of the digit, as a PGM file."""
+        left = self.degrade(self.pixels[int(item.name), :, :, 0].astype(np.int64))
+        return pixel_file(left.astype(np.uint8).tobytes(), size=len(left), channels=1)
+
+
+def _reduced(pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+    side = len(pixels) // _DIGITS_REDUCTION
+    sums = pixels.reshape(side, _DIGITS_REDUCTION, side, _DIGITS_REDUCTION).sum(axis=(1, 3))
+    return (sums + _DIGITS_REDUCTION**2 // 2) // _DIGITS_REDUCTION**2
+
+
+def _blurred(pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+    reach = len(_DIGITS_BLUR) // 2
+    for axis in (0, 1):
+        windows = sliding_window_view(np.pad(pixels, reach, mode="edge"), len(_DIGITS_BLUR), axis)
+        pixels = (windows @ np.array(_DIGITS_BLUR)).take(np.arange(len(pixels)) + reach, 1 - axis)
+    total = sum(_DIGITS_BLUR) ** 2
+    return (pixels + total // 2) // total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +125,17 @@ class TarPairsSource(BaseSource):
         return read_member(self.folder / shard, int(offset), int(size))
 
 
-def reduced_digits_source() -> ReducedDigits:
-    """The digits at 16 px, each with its 4 px; raises what `digits_source` raises."""
+def degraded_digits_source(name: str) -> DegradedDigits:
+    """The digits at 16 px, each with itself at 4 px (`REDUCED`) or blurred; raises what `digits_source` raises."""
     digits = digits_source()
-    return ReducedDigits(
+    return DegradedDigits(
         items=digits.items,
         class_names=digits.class_names,
         defaults=digits.defaults._replace(condition_channels=1),
         state=digits.state,
-        description=DIGITS,
+        description=name,
         load=digits.load,
+        degrade=_reduced if name == REDUCED else _blurred,
     )
 
 

@@ -23,8 +23,8 @@ from data.sources.source import Source, SourceError, fingerprint
 from tests.launch import ROOT
 
 ALLOWED = (
-    r"allowed are: digits, digits4x, gaussians25, cifar10, mnist, fashionmnist, stackedmnist, a PATH or URL, "
-    r"hf:OWNER/NAME, pairs:CONDITIONS:IMAGES, or KIND:PATH with KIND one of "
+    r"allowed are: digits, digits4x, digitsblur, gaussians25, cifar10, mnist, fashionmnist, stackedmnist, "
+    r"a PATH or URL, hf:OWNER/NAME, pairs:CONDITIONS:IMAGES, or KIND:PATH with KIND one of "
     r"folder, zip, cifar10, mnist, fashionmnist, stackedmnist, lmdb, webdataset, parquet"
 )
 

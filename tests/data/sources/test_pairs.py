@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from data.sources.find import open_source
 from data.sources.source import SourceError
@@ -129,6 +130,20 @@ def test_digits4x_gives_the_mean_of_each_block_of_a_digit():
             for j in range(4):
                 block = pixels[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
                 assert abs(means[i, j] - block.mean()) <= 0.5
+
+
+def test_digitsblur_gives_each_digit_blurred_by_a_gaussian_of_one_of_its_pixels():
+    source = open_source("digitsblur", max_images=3)
+    for item in source.items:
+        pixels, blurred = (
+            np.asarray(Image.open(io.BytesIO(x))).astype(float)
+            for x in (source.read(item), source.read_condition(item))
+        )
+        # The binomial filter of five has the variance 1, and is nearly a Gaussian.
+        expected = gaussian_filter(pixels, 1.0, mode="nearest")
+        assert blurred.shape == (8, 8)
+        assert np.abs(blurred - expected).max() < 0.03 * 255
+        assert abs(blurred - pixels).max() > 0.2 * 255
 
 
 # --- members of tar files ---
