@@ -28,7 +28,7 @@ from trainer.algorithm.augmentation import (
 )
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
-from trainer.algorithm.pairs import Pair, RawBatch
+from trainer.algorithm.pairs import Pair
 from trainer.algorithm.randomness import Draws, Purpose, philox4x32
 from trainer.algorithm.schedules import ProbabilityCosine
 
@@ -273,9 +273,7 @@ def test_a_course_that_starts_at_0_begins_like_a_game_without_augmentation(part)
 def test_a_probability_follows_its_course_from_the_start_of_its_stage(step, probability):
     rising = AugmentationConfig(probability=ProbabilityCosine(start=0.0, end=1.0, decay_images=32))
     game = replace(AUGMENTED, augmentation=rising).starting_at(10)
-    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    raw = RawBatch(images, Draws(0, step, torch.arange(1)), latent_dim=2, flip=False, share=1.0)
-    assert game._probability(raw) == pytest.approx(probability)
+    assert game.at(step).augmentation.probability == pytest.approx(probability)
 
 
 def test_without_augmentation_pairs_have_no_view():
