@@ -23,7 +23,6 @@ Files:
     report/        one page about runs, and where their hours went
     run            the command: parse, check, launch on Ray, summarize
     sample/        draws images from a run
-    step/          what the device does in a step
     timing/        where the time of a run goes, recorded while it runs
     tracking/      from rank 0 to the trackers, through a spool
     translate      results of a model of image pairs for given images

@@ -46,7 +46,7 @@ from trainer.engine.precision import PRECISIONS, allow_tf32, best_precision
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import make_engine
 from trainer.rank.divergence import SkippedUpdates
-from trainer.step.graphs import Recorder, recorder_for
+from trainer.rank.step.graphs import Recorder, recorder_for
 
 log = logging.getLogger(__name__)
 

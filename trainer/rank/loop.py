@@ -17,10 +17,10 @@ from trainer.engine.ranks import Agreement, Ranks
 from trainer.rank.build import Learner
 from trainer.rank.metrics import StatisticsSum, StepClock, peak_memory_gib
 from trainer.rank.progress import Driver
+from trainer.rank.step.inputs import Inputs
+from trainer.rank.step.share import Share
+from trainer.rank.step.updates import Updates
 from trainer.rank.watchdog import Phase, Watchdog
-from trainer.step.inputs import Inputs
-from trainer.step.share import Share
-from trainer.step.updates import Updates
 
 log = logging.getLogger(__name__)
 

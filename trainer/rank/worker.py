@@ -38,8 +38,8 @@ from trainer.rank.replaced import ReplacedSamples
 from trainer.rank.run_checkpoints import RunCheckpoints
 from trainer.rank.run_folder import make_run_directory, outcome_at
 from trainer.rank.state import TrainingState
+from trainer.rank.step.share import Share, open_share
 from trainer.rank.watchdog import SLOW, Watchdog
-from trainer.step.share import Share, open_share
 from trainer.timing.event_log import events_file
 from trainer.timing.profile import StepProfile
 from trainer.timing.time_sheet import TimeSheet

@@ -24,9 +24,9 @@ from trainer.engine.interface import Engine
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.reference import read_all
 from trainer.plan.cost import count_costs
+from trainer.rank.step.inputs import Inputs
 from trainer.sample.command import main
 from trainer.sample.draw import sample_run
-from trainer.step.inputs import Inputs
 
 CLASSES = ("data.num_classes=10",)
 SMALL_G = GeneratorConfig(

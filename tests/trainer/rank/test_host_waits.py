@@ -12,8 +12,8 @@ from torch.autograd import profiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.launch import run_python
+from tests.trainer.rank.step.tape import Tape
 from tests.trainer.runs import Stopper
-from tests.trainer.step.tape import Tape
 from trainer.config.io import load_config
 from trainer.rank import build
 from trainer.rank.loop import Loop

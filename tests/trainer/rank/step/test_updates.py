@@ -8,13 +8,13 @@ import torch
 
 from data.stream.batches import Batch
 from tests.launch import run_python
+from tests.trainer.rank.step.tape import Tape
 from tests.trainer.runs import Recorder, Stopper, assert_same_state, configure, state_of, train
-from tests.trainer.step.tape import Tape
 from trainer.algorithm.pairs import RawBatch
 from trainer.rank import build
-from trainer.step import updates
-from trainer.step.graphs import WARM_UP, Repeated
-from trainer.step.inputs import Inputs
+from trainer.rank.step import updates
+from trainer.rank.step.graphs import WARM_UP, Repeated
+from trainer.rank.step.inputs import Inputs
 
 STEPS = 16
 EACH_STEP = (f"training.total_images={16 * STEPS}", "tracking.log_interval_steps=1")
@@ -159,7 +159,7 @@ import sys
 from tests.trainer.runs import Stopper
 from trainer.config.io import load_config
 from trainer.rank.worker import run_rank
-from trainer.step import graphs
+from trainer.rank.step import graphs
 
 graphs.WARM_UP = int(sys.argv[1])
 record, recorded = graphs.CudaGraphs.record, []

@@ -10,7 +10,7 @@ from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import Conditions, Labels, RawBatch
 from trainer.algorithm.randomness import Draws
 from trainer.config.train_config import TrainConfig
-from trainer.step.share import Share
+from trainer.rank.step.share import Share
 
 
 def split_planes(planes: Tensor, config: TrainConfig) -> tuple[Tensor, Conditions | None]:

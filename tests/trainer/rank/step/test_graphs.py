@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.step.tape import Tape
-from trainer.step.graphs import WARM_UP, CudaGraphs, Repeated, recorder_for
+from tests.trainer.rank.step.tape import Tape
+from trainer.rank.step.graphs import WARM_UP, CudaGraphs, Repeated, recorder_for
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from typing import Any
 from trainer.algorithm.method import Method, Part, Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.statistics import Statistics
-from trainer.step.graphs import Recorder, Repeated
+from trainer.rank.step.graphs import Recorder, Repeated
 
 
 class Updates:
