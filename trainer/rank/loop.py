@@ -134,12 +134,12 @@ class Loop:
         self.watchdog.enter("data")
         batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        self._updates.begin(self.method.at(self.step), self._inputs.load(batches, self.step))
+        update = self._updates.of_step(self.method.at(self.step), self._inputs.load(batches, self.step))
         clock.mark("other")
         found = {}
         for part in self.method.parts:
             self.watchdog.enter(part)
-            found[part] = self._updates.make(part)
+            found[part] = update(part)
             clock.mark(part)
         for part, statistics in found.items():
             players.engines[part].finish()

@@ -1,6 +1,7 @@
 """The updates of a step: made anew in each, or recorded and replayed where nothing but tensors changes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from trainer.algorithm.method import Method, Part, Players
@@ -8,17 +9,20 @@ from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.statistics import Statistics
 from trainer.rank.step.graphs import Recorder, Repeated
 
+Update = Callable[[Part], Statistics]
+"""Makes the update of a network, as `Method.update`; the next step may write into the tensors of the result."""
+
 
 class Updates:
-    """Makes the updates of each step, one network after the other.
+    """The updates of each step.
 
-    With a recorder, an update with its draws is one piece of work: what a method takes from a step is in tensors, but
-    for the numbers of `Method.at` and the engine's. Steps in which these change, and updates with penalties, are not
-    recorded.
+    With a recorder, the update of a network and its draws are one piece of work. What it takes from a step is in
+    tensors, but for the numbers of `Method.at` and of the engine. While these change, and in steps with penalties, it
+    is made anew.
     """
 
     def __init__(self, players: Players, recorder: Recorder | None = None) -> None:
-        """Start without a step.
+        """Start without a recording.
 
         Args:
             players: the networks.
@@ -28,26 +32,24 @@ class Updates:
         self._repeated: dict[Part, Repeated[Statistics]] = {}
         if recorder is not None:
             self._repeated = {part: Repeated(recorder) for part in players.engines}
-        self._drawn: list[Any] = []
 
-    def begin(self, method: Method[Any], raw: Sequence[RawBatch]) -> None:
-        """Begin a step.
+    def of_step(self, method: Method[Any], raw: Sequence[RawBatch]) -> Update:
+        """The updates of one step, to be made in the order of the method's parts.
 
         Args:
             method: with the numbers of the step, from `Method.at`.
             raw: the micro-batches to draw from, the same objects in each step.
         """
-        self._method, self._raw = method, raw
-        self._drawn = [] if self._repeated else self._draw(method)
+        if self._repeated:
+            return partial(self._repeat, method, raw)
+        drawn = self._draw(method, raw)
+        return lambda part: method.update(part, self._players, drawn)
 
-    def make(self, part: Part) -> Statistics:
-        """One update of a network, as `Method.update`; the next step may write into the tensors of the result."""
-        if not self._repeated:
-            return self._method.update(part, self._players, self._drawn)
-        # The update of G is the same with and without penalties, which are of D.
-        method = self._method if part == "d" else self._method.without_penalties()
+    def _repeat(self, method: Method[Any], raw: Sequence[RawBatch], part: Part) -> Statistics:
+        if part == "g":
+            method = method.without_penalties()  # they are of D
         numbers = None if method.penalties else (method, self._players.engines[part].numbers())
-        return self._repeated[part](lambda: method.update(part, self._players, self._draw(method)), numbers)
+        return self._repeated[part](lambda: method.update(part, self._players, self._draw(method, raw)), numbers)
 
-    def _draw(self, method: Method[Any]) -> list[Any]:
-        return [method.draw(batch, self._players.diffusion) for batch in self._raw]
+    def _draw(self, method: Method[Any], raw: Sequence[RawBatch]) -> list[Any]:
+        return [method.draw(batch, self._players.diffusion) for batch in raw]
