@@ -1,6 +1,6 @@
 """Training with recorded updates is, bit for bit, training without: weights, moments, average, statistics, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -101,28 +101,50 @@ def test_a_recorded_run_that_stops_and_continues_ends_as_an_undisturbed_one(tiny
     assert_same_state(state_of(tmp_path / "recorded", STEPS), state_of(tmp_path / "plain", STEPS))
 
 
+def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[Path, int], bool]) -> None:
+    """In bad steps of a run's directory, a table that both updates use is not a number, as when a device fails."""
+    load = Inputs.load
+    sound: dict[Inputs, torch.Tensor] = {}
+
+    def spoiled(self: Inputs, batches: Sequence[Batch], step: int) -> Sequence[RawBatch]:
+        table = self._players.diffusion.posterior_coef_x0
+        values = sound.setdefault(self, table.clone())
+        table.copy_(values * float("nan") if is_bad(Path(self._config.run.directory), step) else values)
+        return load(self, batches, step)
+
+    monkeypatch.setattr(Inputs, "load", spoiled)
+
+
 BAD_STEPS = (1, 6, 9, 12)
 """Of those, 6 and 12 replay the update of G alone, and 9 also that of D."""
 
 
 @pytest.mark.slow
 def test_updates_are_skipped_in_a_recording_as_without(tiny, tmp_path, tape, monkeypatch):
-    load = Inputs.load
-
-    def spoiled(self: Inputs, batches: Sequence[Batch], step: int) -> Sequence[RawBatch]:
-        """As when a device fails for a step: a table that both updates use is not a number."""
-        table = self._players.diffusion.posterior_coef_x0
-        table.copy_(sound.setdefault(id(self), table.clone()) * (float("nan") if step in BAD_STEPS else 1.0))
-        return load(self, batches, step)
-
-    sound: dict[int, torch.Tensor] = {}
-    monkeypatch.setattr(Inputs, "load", spoiled)
+    spoil(monkeypatch, lambda directory, step: step in BAD_STEPS)
     _, plain = train(configure(tiny, tmp_path / "plain", *EACH_STEP))
     _, recorded = train(configure(tiny, tmp_path / "recorded", *EACH_STEP, "engine.cuda_graphs=true"))
     for part in ("d", "g"):
         skipped = [step - 1 for step, values in recorded.metrics.items() if values[f"skipped_updates_{part}"]]
         assert skipped == list(BAD_STEPS)
     assert curves(recorded) == curves(plain)
+    assert_same_state(state_of(tmp_path / "recorded", STEPS), state_of(tmp_path / "plain", STEPS))
+
+
+@pytest.mark.slow
+def test_recordings_serve_on_after_a_rollback(tiny, tmp_path, tape, monkeypatch):
+    met: list[tuple[Path, int]] = []
+
+    def failed_once(directory: Path, step: int) -> bool:
+        met.append((directory, step))
+        return step in (10, 11) and met.count((directory, step)) == 1
+
+    spoil(monkeypatch, failed_once)
+    sets = (*EACH_STEP, "guard.max_skipped_in_row=2", "checkpoint.save_interval_steps=8")
+    for name, more in (("plain", ()), ("recorded", ("engine.cuda_graphs=true",))):
+        assert train(configure(tiny, tmp_path / name, *sets, *more))[0].finished
+        assert met.count((tmp_path / name, 8)) == 2, "it went back to step 8"
+    assert tape.recorded == 2
     assert_same_state(state_of(tmp_path / "recorded", STEPS), state_of(tmp_path / "plain", STEPS))
 
 
