@@ -183,16 +183,17 @@ class Adversarial:
         """The same game, whose weights with a course count the images from `step` on."""
         return replace(self, first_step=step)
 
-    def at(self, step: int) -> "Adversarial":
-        """The same game with the numbers of one step; weights of penalties that are not due in it are 0."""
-        images, due = (step - self.first_step) * self.global_batch_size, step % self.penalty_interval_steps == 0
+    def at(self, step: int, part: Part | None = None) -> "Adversarial":
+        """The same game with the numbers of one step. Weights of penalties are 0 where they are not due, and for G."""
+        images = (step - self.first_step) * self.global_batch_size
+        due = part != "g" and step % self.penalty_interval_steps == 0
         r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
         return replace(
             self,
             r1_gamma=r1_gamma,
             r2_gamma=r2_gamma,
             penalty_interval_steps=1,
-            auxiliary=self.auxiliary.at(images),
+            auxiliary=self.auxiliary.at(images, part),
             augmentation=self.augmentation.at(images),
         )
 
@@ -214,7 +215,7 @@ class Adversarial:
 
     def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int = 0) -> Statistics:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
-        game = self.at(step)
+        game = self.at(step, part)
         weights = game.auxiliary.weights_at(0)
         if part == "g":
             return self.update_generator(players, batches, weights)

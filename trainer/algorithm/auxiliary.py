@@ -88,9 +88,11 @@ class Auxiliary:
             return dict(self.of_step)
         return {name: value_at(weight, images_seen) for name, weight in self._weights.items()}
 
-    def at(self, images_seen: int) -> "Auxiliary":
-        """The same losses, also those whose weight has come to 0, with the weights of that step."""
-        return replace(self, of_step=self.weights_at(images_seen))
+    def at(self, images_seen: int, part: Literal["d", "g"] | None = None) -> "Auxiliary":
+        """The same losses, also those whose weight has come to 0, with the weights of that step: a part's, or all."""
+        weights = self.weights_at(images_seen)
+        used = {"d": self.names_of_d, "g": self.names, None: tuple(weights)}[part]
+        return replace(self, of_step={name: weights[name] for name in used})
 
     def prediction(self, name: Predicted, predictions: Predictions) -> Image:
         """One of D's predictions, in at least float32."""

@@ -125,7 +125,7 @@ class Gaussian:
         """The same method: nothing in it changes over a run."""
         return self
 
-    def at(self, step: int) -> "Gaussian":
+    def at(self, step: int, part: Part | None = None) -> "Gaussian":
         """The same method: nothing in it changes over a run."""
         return self
 

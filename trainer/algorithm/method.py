@@ -193,10 +193,15 @@ class Method(Protocol[BatchT]):
         """The same method for a stage of a run that begins with `step`: from there its courses count images."""
         ...
 
-    def at(self, step: int) -> "Method[BatchT]":
+    def at(self, step: int, part: Part | None = None) -> "Method[BatchT]":
         """The same method with the numbers of one step, from 0, in place of those that have a course.
 
-        Two steps whose methods are equal are the same function of tensors: of images, draws, networks and states.
+        Where the methods of two steps are equal, their updates are the same function of images, draws, networks and
+        states, which are all tensors.
+
+        Args:
+            step: of the run, from 0.
+            part: whose update it is for: numbers that this one does not use are left out. None: for all.
         """
         ...
 

@@ -134,7 +134,7 @@ class Loop:
         self.watchdog.enter("data")
         batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        update = self._updates.of_step(self.method.at(self.step), self._inputs.load(batches, self.step))
+        update = self._updates.of_step(self.method, self.step, self._inputs.load(batches, self.step))
         clock.mark("other")
         found = {}
         for part in self.method.parts:

@@ -40,7 +40,7 @@ class Copying:
     def starting_at(self, step: int) -> "Copying":
         return self
 
-    def at(self, step: int) -> "Copying":
+    def at(self, step: int, part: Part | None = None) -> "Copying":
         return self
 
     def draw(self, raw: RawBatch, diffusion: Any) -> Any:

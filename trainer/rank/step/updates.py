@@ -33,23 +33,24 @@ class Updates:
         if recorder is not None:
             self._repeated = {part: Repeated(recorder) for part in players.engines}
 
-    def of_step(self, method: Method[Any], raw: Sequence[RawBatch]) -> Update:
+    def of_step(self, method: Method[Any], step: int, raw: Sequence[RawBatch]) -> Update:
         """The updates of one step, to be made in the order of the method's parts.
 
         Args:
-            method: with the numbers of the step, from `Method.at`.
+            method: of the run.
+            step: of the run, from 0.
             raw: the micro-batches to draw from, the same objects in each step.
         """
         if self._repeated:
-            return partial(self._repeat, method, raw)
-        drawn = self._draw(method, raw)
-        return lambda part: method.update(part, self._players, drawn)
+            return partial(self._repeat, method, step, raw)
+        now = method.at(step)
+        drawn = self._draw(now, raw)
+        return lambda part: now.update(part, self._players, drawn)
 
-    def _repeat(self, method: Method[Any], raw: Sequence[RawBatch], part: Part) -> Statistics:
-        if part == "g":
-            method = method.without_penalties()  # they are of D
-        numbers = None if method.penalties else (method, self._players.engines[part].numbers())
-        return self._repeated[part](lambda: method.update(part, self._players, self._draw(method, raw)), numbers)
+    def _repeat(self, method: Method[Any], step: int, raw: Sequence[RawBatch], part: Part) -> Statistics:
+        now = method.at(step, part)
+        numbers = None if now.penalties else (now, self._players.engines[part].numbers())
+        return self._repeated[part](lambda: now.update(part, self._players, self._draw(now, raw)), numbers)
 
     def _draw(self, method: Method[Any], raw: Sequence[RawBatch]) -> list[Any]:
         return [method.draw(batch, self._players.diffusion) for batch in raw]
