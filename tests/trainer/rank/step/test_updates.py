@@ -58,6 +58,7 @@ GAMES = {
     "gaussian": ("training.objective=gaussian", "training.noise.kind=log_normal", "generator.time_embedding=log_sigma"),
 }
 QUICK = "micro-batches, classes, augmentation"
+EACH_GAME = [pytest.param(name, marks=[pytest.mark.slow] * (name != QUICK)) for name in GAMES]
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def curves(recorder: Recorder) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize("game", [pytest.param(name, marks=[pytest.mark.slow] * (name != QUICK)) for name in GAMES])
+@pytest.mark.parametrize("game", EACH_GAME)
 def test_a_recorded_run_equals_one_that_is_not_bit_for_bit(tiny, tmp_path, tape, game):
     _, plain = train(configure(tiny, tmp_path / "plain", *EACH_STEP, *GAMES[game]))
     assert tape.recorded == 0
@@ -201,8 +202,8 @@ def trained_on_gpu(directory: Path, warm_up: int, sets: Sequence[str]) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("game", GAMES)
-def test_a_run_with_cuda_graphs_equals_one_before_whose_capture_it_ends_bit_for_bit(tiny, tmp_path, game):
+@pytest.mark.parametrize("game", EACH_GAME)
+def test_a_run_with_cuda_graphs_equals_one_that_ends_before_they_are_recorded_bit_for_bit(tiny, tmp_path, game):
     alone = ("engine.backend=torch", "scaling.world_size=1", "scaling.device=gpu", "run.deterministic=true")
     sets = (*tiny, *alone, *EACH_STEP, *GAMES[game], "engine.cuda_graphs=true")
     assert trained_on_gpu(tmp_path / "plain", STEPS, sets) == 0
