@@ -63,11 +63,11 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         # A graph cannot be captured on the default stream, and libraries prepare their work for each stream.
-        self._stream = torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)
 
     def run(self, work: Callable[[], T]) -> T:
         """As `Recorder.run`."""
-        current = torch.cuda.current_stream(self._stream.device)
+        current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = work()

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 
 from tests.trainer.rank.step.tape import Tape
-from trainer.rank.step.graphs import WARM_UP, CudaGraphs, Repeated, recorder_for
+from trainer.rank.step.graphs import WARM_UP, CudaGraphs, RecordingError, Repeated, recorder_for
 
 CPU = torch.device("cpu")
 
@@ -120,6 +121,49 @@ def test_several_ranks_record_nothing_and_are_told(caplog):
     with caplog.at_level("INFO"):
         assert recorder_for(torch.device("cuda", 0), 2) is None
     assert "it is for one rank, and there are 2" in caplog.text
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stands in for torch's own functions, which need a GPU; each refuses arguments that torch's does not have."""
+    mocks = {name: create_autospec(getattr(torch.cuda, name)) for name in ("Stream", "stream", "CUDAGraph", "graph")}
+    mocks["current_stream"] = create_autospec(torch.cuda.current_stream)
+    for name, mock in mocks.items():
+        monkeypatch.setattr(torch.cuda, name, mock)
+    for context in (mocks["stream"], mocks["graph"]):
+        context.return_value.__exit__.return_value = None  # errors pass
+    return mocks
+
+
+def test_the_default_stream_waits_for_the_one_of_the_recordings_and_before_that_it_for_the_default(cuda):
+    recorder = recorder_for(torch.device("cuda", 0), 1)
+    assert isinstance(recorder, CudaGraphs)
+    own, current = cuda["Stream"].return_value, cuda["current_stream"].return_value
+
+    def work() -> int:
+        own.wait_stream.assert_called_once_with(current)
+        cuda["stream"].assert_called_once_with(own)
+        current.wait_stream.assert_not_called()
+        return 7
+
+    assert recorder.run(work) == 7
+    current.wait_stream.assert_called_once_with(own)
+
+
+def test_what_is_captured_is_done_once_by_a_replay_and_errors_name_the_setting(cuda):
+    recorder, graph = CudaGraphs(torch.device("cuda", 0)), cuda["CUDAGraph"].return_value
+    recording = recorder.record(lambda: graph.replay.called)
+    assert recording.result is False
+    cuda["graph"].assert_called_once_with(graph, stream=cuda["Stream"].return_value, capture_error_mode="thread_local")
+    assert graph.replay.call_count == 1
+    recording.replay()
+    assert graph.replay.call_count == 2
+
+    def waits() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+
+    with pytest.raises(RecordingError, match=r"^operation not permitted when stream is capturing: set engine\."):
+        recorder.record(waits)
 
 
 @pytest.mark.gpu
