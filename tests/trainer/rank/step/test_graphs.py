@@ -65,7 +65,7 @@ def test_a_tape_holds_numbers_and_memory_as_they_were_recorded():
     recording.replay()
     assert recording.result.tolist() == [21.0, 21.0, 21.0]
     assert recording.result.data_ptr() == memory
-    x.set_(torch.zeros(3))  # the same tensor with other memory is not followed
+    x.data = torch.zeros(3)  # the same tensor with other memory is not followed
     recording.replay()
     assert recording.result.tolist() == [21.0, 21.0, 21.0]
 
