@@ -323,6 +323,17 @@ def test_a_probability_on_the_device_gives_the_same_views_as_a_number():
             assert torch.equal(getattr(on_device, name), getattr(number, name))
 
 
+def test_an_adaptive_probability_stays_in_its_place_for_updates_that_are_recorded():
+    adaptive = AdaptiveProbability(ADAPTIVE, 16, torch.device("cpu"))
+    held = adaptive.value
+    for step in range(1, 5):
+        adaptive.count(torch.ones(16))
+        adaptive.end_step(step)
+    assert 0 < held.item() < 1
+    adaptive.load({})
+    assert adaptive.value is held and held.item() == 0
+
+
 @pytest.mark.parametrize(
     ("objective", "signs"),
     [
