@@ -88,8 +88,8 @@ def _micro_batches(config: TrainConfig, machine: Machine, best: Report) -> Itera
 
 
 def _cuda_graphs(config: TrainConfig, machine: Machine, best: Report) -> Iterator[Settings]:
-    """Only the plain engine has them, and for one rank."""
-    if machine.ranks(config) == 1:
+    """Only the plain engine has them, and for a run of one rank."""
+    if config.scaling.world_size == 1:
         plain = {"engine.backend": "torch", "engine.zero_stage_g": 0, "engine.zero_stage_d": 0}
         yield from ({**plain, "engine.cuda_graphs": True}, {"engine.cuda_graphs": False})
 
