@@ -31,7 +31,7 @@ FLOORS = (
     {"data/sets"},
     {"trainer/algorithm", "data/stream", "data/prepare"},
     {"trainer/config", "data"},
-    {"trainer/checkpoint", "trainer/tracking", "trainer/plan", "trainer/timing"},
+    {"trainer/checkpoint", "trainer/tracking", "trainer/plan", "trainer/timing", "trainer/rank/step"},
     {"trainer/sample", "trainer/evaluate/networks", "trainer/report"},
     {"trainer/evaluate", "trainer/demo"},
     {"trainer/rank", "trainer/export"},
@@ -152,7 +152,8 @@ def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 COLUMNS = {
-    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published", "trainer/demo"), 0),
+    **dict.fromkeys(("models", "models/fused", "models/fused/kernels", "models/published"), 0),
+    **dict.fromkeys(("trainer/demo", "trainer/rank/step"), 0),
     **dict.fromkeys(("cluster", "trainer", "trainer/driver", "trainer/rank", "trainer/evaluate", "trainer/sample"), 1),
     **dict.fromkeys(("trainer/checkpoint", "trainer/config", "trainer/algorithm", "trainer/engine"), 1),
     **dict.fromkeys(("trainer/tune", "trainer/bench", "trainer/tracking", "trainer/export"), 2),

@@ -183,13 +183,29 @@ class Adversarial:
         """The same game, whose weights with a course count the images from `step` on."""
         return replace(self, first_step=step)
 
+    def at(self, step: int, part: Part | None = None) -> "Adversarial":
+        """The same game with the numbers of one step. Weights of penalties are 0 where they are not due, and for G."""
+        images = (step - self.first_step) * self.global_batch_size
+        due = part != "g" and step % self.penalty_interval_steps == 0
+        r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
+        return replace(
+            self,
+            r1_gamma=r1_gamma,
+            r2_gamma=r2_gamma,
+            penalty_interval_steps=1,
+            auxiliary=self.auxiliary.at(images, part),
+            augmentation=self.augmentation.at(images),
+        )
+
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         """A pair for each update, its view, and the noise of finite differences in the steps where they are due."""
+        step = raw.draws.step
+        return (self.at(step) if isinstance(step, int) else self)._draw(raw, diffusion)
+
+    def _draw(self, raw: RawBatch, diffusion: Diffusion) -> MicroBatch:
         with_x0 = not {"reconstruction", "denoising"}.isdisjoint((*self.auxiliary.names, *self.auxiliary.names_of_d))
         drawn = self._with_views(draw_micro_batch(raw, diffusion, with_x0=with_x0), raw)
         if self.penalty == "exact" or not self.penalties:
-            return drawn
-        if isinstance(raw.draws.step, int) and not self._due(raw.draws.step):
             return drawn
         batch_size, *shape = drawn.pair_d.x_tm1.shape
         subset = Subset.of(self.penalty_subset, raw.start, batch_size, raw.group_size, self.global_batch_size)
@@ -197,42 +213,27 @@ class Adversarial:
         noise = {name: laid_out(x, raw.memory_format) for name, x in penalty.noise.items()}
         return replace(drawn, penalty=replace(penalty, noise=noise))
 
-    def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int) -> Statistics:
+    def update(self, part: Part, players: Players, batches: Sequence[MicroBatch], step: int = 0) -> Statistics:
         """One update of D, with penalties in the steps where they are due, or one update of G."""
-        images, due = self._images_before(step), self._due(step)
-        weights = self.auxiliary.weights_at(images)
+        game = self.at(step, part)
+        weights = game.auxiliary.weights_at(0)
         if part == "g":
             return self.update_generator(players, batches, weights)
-        r1_gamma, r2_gamma = (value_at(gamma, images) if due else 0.0 for gamma in self._gammas.values())
+        r1_gamma, r2_gamma = (value_at(gamma, 0) for gamma in game._gammas.values())
         return self.update_discriminator(players, batches, r1_gamma=r1_gamma, r2_gamma=r2_gamma, weights=weights)
 
     def _with_views(self, drawn: MicroBatch, raw: RawBatch) -> MicroBatch:
         """The batch with the transforms through which D sees it, if there are any."""
         if not self.augmentation.is_on:
             return drawn
-        probability, shape = self._probability(raw), tuple(drawn.pair_d.x_tm1.shape[1:])
+        probability = self.augmentation.probability if raw.augmentation is None else raw.augmentation
+        assert not isinstance(probability, ProbabilityCosine), "a course is followed by the game at a step"
+        shape = tuple(drawn.pair_d.x_tm1.shape[1:])
         view_d, view_g = (
             View.of(raw.draws, purposes, shape, self.augmentation.transforms, probability)
             for purposes in (VIEW_OF_D, VIEW_OF_G)
         )
         return replace(drawn, pair_d=replace(drawn.pair_d, view=view_d), pair_g=replace(drawn.pair_g, view=view_g))
-
-    def _probability(self, raw: RawBatch) -> float | Tensor:
-        """That of a transform in a step."""
-        if self.augmentation.adaptive:
-            return 0.0 if raw.augmentation is None else raw.augmentation
-        probability, step = self.augmentation.probability, raw.draws.step
-        if not isinstance(probability, ProbabilityCosine):
-            return probability
-        assert isinstance(step, int), "the course of a probability is computed on the host"
-        return value_at(probability, self._images_before(step))
-
-    def _images_before(self, step: int) -> int:
-        """Images by which the weights with a course have moved when a step starts."""
-        return (step - self.first_step) * self.global_batch_size
-
-    def _due(self, step: int) -> bool:
-        return step % self.penalty_interval_steps == 0
 
     def update_discriminator(
         self,

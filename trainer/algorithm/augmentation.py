@@ -10,7 +10,7 @@ no step has.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.shapes import Image, Logits
 from trainer.algorithm.randomness import Draws, Purpose
-from trainer.algorithm.schedules import Probability, ProbabilityCosine, is_zero
+from trainer.algorithm.schedules import Probability, ProbabilityCosine, is_zero, value_at
 
 TransformName = Literal["flip", "shift", "cutout"]
 SHIFT, CUTOUT = 1 / 8, 1 / 2
@@ -69,6 +69,10 @@ class AugmentationConfig:
     def is_on(self) -> bool:
         """Whether any image is ever transformed."""
         return self.adaptive is not None or not is_zero(self.probability)
+
+    def at(self, images_seen: int) -> "AugmentationConfig":
+        """The same with the probability of the step that starts after ``images_seen`` images."""
+        return replace(self, probability=value_at(self.probability, images_seen))
 
 
 class ViewPurposes(NamedTuple):
@@ -205,13 +209,13 @@ class AdaptiveProbability:
         self._target, self._total = config.target, total
         self._samples = self.INTERVAL_STEPS * global_batch_size
         self._change = self._samples / config.images
+        # They change in place: a recorded update reads and writes the same memory each time.
         self.value = torch.zeros((), dtype=torch.float64, device=device)
-        self._nothing = torch.zeros((), dtype=torch.int64, device=device)
-        self._signs = self._counted = self._nothing
+        self._signs, self._counted = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
 
     def count(self, certainty: Logits) -> None:
         """Take in D's certainty about real images of this rank; what is not a number counts as neither."""
-        self._counted = self._counted + (certainty > 0).sum() - (certainty < 0).sum()
+        self._counted += (certainty > 0).sum() - (certainty < 0).sum()
 
     def end_step(self, steps: int) -> None:
         """Sum the signs of a step over the ranks and, after every fourth, change the probability. A collective.
@@ -219,11 +223,13 @@ class AdaptiveProbability:
         Args:
             steps: steps of the stage that are done.
         """
-        self._signs, self._counted = self._signs + self._total(self._counted), self._nothing
+        self._signs += self._total(self._counted)
+        self._counted.zero_()
         if steps % self.INTERVAL_STEPS:
             return
         direction = (self._signs.to(torch.float64) - self._target * self._samples).sign()
-        self.value, self._signs = (self.value + direction * self._change).clamp(0.0, 1.0), self._nothing
+        self.value.add_(direction * self._change).clamp_(0.0, 1.0)
+        self._signs.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps, between steps; the same on all ranks."""
@@ -242,9 +248,9 @@ class AdaptiveProbability:
         )
         if not fits or not 0 <= state["probability"].item() <= 1 or abs(int(state["signs"].item())) > self._samples:
             raise ValueError("its probability of augmentation is none")
-        device = self.value.device
-        self.value, self._signs = state["probability"].to(device), state["signs"].to(device)
-        self._counted = self._nothing
+        self.value.copy_(state["probability"])
+        self._signs.copy_(state["signs"])
+        self._counted.zero_()
 
 
 class _Permuted(torch.autograd.Function):

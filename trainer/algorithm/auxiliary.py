@@ -4,7 +4,7 @@ The gradient of the game can be normalized, so that weights keep their meaning h
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,12 +44,14 @@ class Auxiliary:
         transport: weight of the transport loss.
         afd: weight of the transport loss less what a regression of x_t by D leaves of it, and of that regression.
         denoising: weight of the mean square error with which D predicts x0 of real x_tm1.
+        of_step: the weights of one step, by name; None: they follow their courses.
     """
 
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     transport: Weight = 0.0
     afd: Weight = 0.0
     denoising: Weight = 0.0
+    of_step: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a loss next to another that it is a part of."""
@@ -82,7 +84,15 @@ class Auxiliary:
 
     def weights_at(self, images_seen: int) -> dict[str, float]:
         """Weights by name, without those that stay 0, in the step that starts after ``images_seen`` images."""
+        if self.of_step is not None:
+            return dict(self.of_step)
         return {name: value_at(weight, images_seen) for name, weight in self._weights.items()}
+
+    def at(self, images_seen: int, part: Literal["d", "g"] | None = None) -> "Auxiliary":
+        """The same losses, also those whose weight has come to 0, with the weights of that step: a part's, or all."""
+        weights = self.weights_at(images_seen)
+        used = {"d": self.names_of_d, "g": self.names, None: tuple(weights)}[part]
+        return replace(self, of_step={name: weights[name] for name in used})
 
     def prediction(self, name: Predicted, predictions: Predictions) -> Image:
         """One of D's predictions, in at least float32."""
@@ -189,8 +199,8 @@ class GradientScale:
             total: sum of a tensor on `device` over the ranks, a collective.
         """
         self._total = total
-        self._nothing = torch.zeros((), dtype=torch.float64, device=device)
-        self.mean_square = self._found = self._nothing
+        # They change in place: a recorded update reads and writes the same memory each time.
+        self.mean_square, self._found = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
 
     def __call__(self, gradient: Image, share: float) -> Image:
         """The normalized gradient, and take it in for the following steps.
@@ -201,8 +211,8 @@ class GradientScale:
         """
         # In the mean over the global batch each gradient is shorter by the factor `share`, and n larger by its inverse.
         squared_norm = gradient.square().sum().to(torch.float64)
-        self._found = self._found + share * gradient.numel() * squared_norm
-        scale = torch.where(self.mean_square > 0, self.mean_square.rsqrt(), self._nothing)
+        self._found += share * gradient.numel() * squared_norm
+        scale = torch.where(self.mean_square > 0, self.mean_square.rsqrt(), 0.0)
         return gradient * scale.to(gradient.dtype)
 
     def end_step(self, steps: int) -> None:
@@ -211,10 +221,11 @@ class GradientScale:
         Args:
             steps: steps of the stage that are done.
         """
-        found, self._found = self._total(self._found), self._nothing
+        found = self._total(self._found)
         averaged = torch.lerp(found, self.mean_square, self.DECAY)
         averaged = torch.where(self.mean_square > 0, averaged, found)
-        self.mean_square = torch.where(averaged.isfinite(), averaged, self.mean_square)
+        self.mean_square.copy_(torch.where(averaged.isfinite(), averaged, self.mean_square))
+        self._found.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps, between steps; the same on all ranks."""
@@ -226,8 +237,9 @@ class GradientScale:
         Raises:
             ValueError: it is no state of this class.
         """
-        value = (state or {"mean_square": self._nothing}).get("mean_square")
+        value = (state or {"mean_square": torch.zeros((), dtype=torch.float64)}).get("mean_square")
         fits = value is not None and len(state) < 2 and (value.dtype, value.ndim) == (torch.float64, 0)
         if value is None or not fits or not 0 <= value.item() < float("inf"):
             raise ValueError("its scale of the game's gradient is not valid")
-        self.mean_square, self._found = value.to(self._nothing.device), self._nothing
+        self.mean_square.copy_(value)
+        self._found.zero_()

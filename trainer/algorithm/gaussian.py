@@ -125,6 +125,10 @@ class Gaussian:
         """The same method: nothing in it changes over a run."""
         return self
 
+    def at(self, step: int, part: Part | None = None) -> "Gaussian":
+        """The same method: nothing in it changes over a run."""
+        return self
+
     @torch.no_grad()
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> NoisyBatch:
         """Noisy images, by the draws of the adversarial method's update of G."""
@@ -147,7 +151,7 @@ class Gaussian:
             condition = raw.conditions.drawn(raw.conditions.as_given(raw), raw, Purpose.G_CONDITION_DROPOUT)
         return NoisyBatch(t, x0, x_t, z, raw.share, partial(draws.keeps, Purpose.G_DROPOUT), label, sigma, condition)
 
-    def update(self, part: Part, players: Players, batches: Sequence[NoisyBatch], step: int) -> Statistics:
+    def update(self, part: Part, players: Players, batches: Sequence[NoisyBatch], step: int = 0) -> Statistics:
         """One update of G on the mean squared error of its prediction, weighted if the noise levels are continuous.
 
         For epsilon it is DDPM (2006.11239) Eq. 14, for continuous noise levels EDM (2206.00364) Eq. 2.

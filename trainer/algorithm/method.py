@@ -193,6 +193,18 @@ class Method(Protocol[BatchT]):
         """The same method for a stage of a run that begins with `step`: from there its courses count images."""
         ...
 
+    def at(self, step: int, part: Part | None = None) -> "Method[BatchT]":
+        """The same method with the numbers of one step, from 0, in place of those that have a course.
+
+        Where the methods of two steps are equal, their updates are the same function of images, draws, networks and
+        states, which are all tensors.
+
+        Args:
+            step: of the run, from 0.
+            part: whose update it is for: numbers that this one does not use are left out. None: for all.
+        """
+        ...
+
     def draw(self, raw: RawBatch, diffusion: Diffusion) -> BatchT:
         """What the updates of a step see of a micro-batch: a pure function of images and (seed, step, sample).
 
@@ -202,14 +214,14 @@ class Method(Protocol[BatchT]):
         """
         ...
 
-    def update(self, part: Part, players: Players, batches: Sequence[BatchT], step: int) -> Statistics:
+    def update(self, part: Part, players: Players, batches: Sequence[BatchT], step: int = 0) -> Statistics:
         """One update of one network.
 
         Args:
             part: which network.
             players: the networks.
             batches: as many micro-batches as the engines accumulate.
-            step: counts from 0; decides whether penalties are due.
+            step: counts from 0; decides whether penalties are due. A method `at` a step is the same for each.
         """
         ...
 

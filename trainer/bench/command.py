@@ -37,7 +37,8 @@ from trainer.config.command_line import (
 )
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
-from trainer.rank.loop import Share
+from trainer.rank.step.graphs import WARM_UP
+from trainer.rank.step.share import Share
 
 COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "bytes", "penalties", "gpu")
 
@@ -51,7 +52,7 @@ def _measured_config(
     Args:
         options: command options.
         folder: for the run, and for generated images.
-        steps: steps between two points of the curves; None: whole intervals of R1, for its real frequency.
+        steps: steps between two points of the curves; None: `steps_of_round`.
         rounds: points of the curves.
         more: overrides.
     """
@@ -61,7 +62,7 @@ def _measured_config(
     config = load_config(options.config, overrides)
     share = Share.of(config, 0, config.scaling.world_size)
     batch = config.training.global_batch_size if ranks > 1 else share.stop - share.start
-    steps = steps or config.training.r1_interval_steps or 1
+    steps = steps or steps_of_round(config)
     chosen = load_config(
         options.config,
         [
@@ -86,6 +87,13 @@ def _measured_config(
     if "made_images" in options and options.made_images:
         return replace(chosen, data=replace(chosen.data, path=str(make_images(chosen, folder))))
     return chosen
+
+
+def steps_of_round(config: TrainConfig) -> int:
+    """Whole intervals of R1, for its real frequency; with CUDA graphs so many that the first round records them."""
+    interval = config.training.r1_interval_steps or 1
+    without_penalties = max(1, interval - 1)
+    return interval * (-(-(WARM_UP + 1) // without_penalties) if config.engine.cuda_graphs else 1)
 
 
 def _steps(options: argparse.Namespace, folder: Path) -> Report:

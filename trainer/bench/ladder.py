@@ -53,6 +53,10 @@ LADDER = (
     Rung("bf16 channels_last", {"training.precision": ("bf16",)}),
     Rung("+ fused operators", {"engine.fused": (True, "on")}),
     Rung("+ compiled", {"engine.compile": (True, "on")}),
+    Rung(
+        "+ plain engine",
+        {"engine.backend": ("torch",), "engine.zero_stage_g": (0,), "engine.zero_stage_d": (0,)},
+    ),
     Rung("+ CUDA graphs", {"engine.cuda_graphs": (True, "on")}),
 )
 """The first row sets what exists; each other row needs at least one setting that exists, with a value that means it."""

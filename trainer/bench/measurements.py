@@ -20,8 +20,9 @@ from trainer.config.train_config import TrainConfig, planned_precision
 from trainer.engine.ranks import Ranks
 from trainer.plan.cost import count_costs
 from trainer.rank.build import build, settle_precision
-from trainer.rank.loop import Loop, Share, open_share
+from trainer.rank.loop import Loop
 from trainer.rank.progress import RunStatus
+from trainer.rank.step.share import Share, open_share
 from trainer.rank.worker import prepare_torch
 from trainer.sample.draw import sample_batches
 

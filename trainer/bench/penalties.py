@@ -25,7 +25,8 @@ from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.storage import find_checkpoint, storage_of_run
 from trainer.checkpoint.whole import config_of, trained_discriminator
 from trainer.config.train_config import TrainConfig
-from trainer.rank.loop import Share, open_share, split_planes
+from trainer.rank.step.inputs import split_planes
+from trainer.rank.step.share import Share, open_share
 
 EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
     "diffusion": _fixed("it is the process that the networks learn to undo"),
     "generator": _fixed("it is the network whose weights are saved"),
     "discriminator": _fixed("it is the network whose weights are saved"),
-    "engine": _may("it holds and reduces the same states in another way, only the order of float sums changes"),
+    "engine": _may("it holds and reduces the same states in another way, only rounding changes"),
     "scaling": _may("the global batch, its samples and its random draws do not depend on the ranks"),
     "guard": _may("it says which updates are skipped and when a run gives up, those made are what they were"),
     "checkpoint": _may("it says only when the state is saved"),

@@ -21,21 +21,24 @@ class UpdateGuard:
 
     Attributes:
         norm: L2 norm of the averaged gradient of the last update, a scalar on the device.
-        skipped: 1.0 if the last update was skipped, else 0.0; a scalar on the device, equal on all ranks.
+        skipped: 1.0 if the last update was skipped, else 0.0; a scalar on the device, equal on all ranks. Both change
+            in place: a recorded update writes into the same memory each time.
     """
 
-    def __init__(self, max_gradient_norm: float | None, *, partitioned: bool) -> None:
+    def __init__(self, max_gradient_norm: float | None, *, partitioned: bool, like: Tensor | None = None) -> None:
         """Create a guard.
 
         Args:
             max_gradient_norm: updates with a larger gradient norm are skipped; None: any finite norm is allowed.
             partitioned: whether each rank holds only its own part of the averaged gradient.
+            like: a gradient has its device and type; None: float32 on the CPU.
         """
         self._max_gradient_norm = max_gradient_norm
         self._partitioned = partitioned
         self._loss: Tensor | None = None
-        self.norm = torch.zeros(())
-        self.skipped = torch.zeros(())
+        like = torch.zeros(()) if like is None else like
+        self.norm = torch.zeros((), dtype=like.dtype, device=like.device)
+        self.skipped = torch.zeros((), device=like.device)
 
     def see(self, loss: Tensor) -> None:
         """Add the loss of a micro-batch; a non-finite loss makes the sum non-finite."""
@@ -54,11 +57,11 @@ class UpdateGuard:
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         if world_size > 1:
             dist.all_reduce(seen)
-        self.norm = seen[0].sqrt() if self._partitioned and world_size > 1 else norm
+        self.norm.copy_(seen[0].sqrt() if self._partitioned and world_size > 1 else norm)
         bad = ~torch.isfinite(seen).all()
         if self._max_gradient_norm is not None:
             bad |= (seen[0].sqrt() if self._partitioned else seen[0] / world_size) > self._max_gradient_norm
-        self.skipped = bad.to(torch.float32)
+        self.skipped.copy_(bad)
         self._loss = None
 
     @contextmanager

@@ -48,6 +48,12 @@ class EngineConfig:
     """Compile the blocks of both networks with torch.compile on a GPU, each kind of block once. The first step then
     takes longer. The penalties R1 and R2 are computed without it. It has no effect on a CPU, with run.deterministic,
     with dropout, or on a network at ZeRO stage 3. docs/benchmarks.md has measurements."""
+    cuda_graphs: bool = False
+    """Record the whole update of D and of G as a CUDA graph on a GPU once it repeats, and replay it with one launch, so
+    that the host does not limit small networks. Only with backend torch; it has no effect on a CPU or with several
+    ranks. D's update is made as without in steps with R1 or R2, and so are updates while a weight of a loss, the
+    probability of augmentation or training.adam.beta2 is on its course. It holds the activations of both updates at
+    once, and rounds the learning rate to float32. Not measured: see docs/benchmarks.md."""
     compile_cache: str | None = None
     """Folder in which compiled code is kept for later starts, by versions and GPU; only this user may be able to write
     to it. null: `ddgan/compiled` in the user's cache folder ($XDG_CACHE_HOME, by default ~/.cache)."""
@@ -57,6 +63,11 @@ class EngineConfig:
             raise ValueError(
                 f"backend torch has no ZeRO, but zero_stage_g is {self.zero_stage_g} and zero_stage_d is "
                 f"{self.zero_stage_d}: set both to 0, or set the backend to deepspeed"
+            )
+        if self.backend == "deepspeed" and self.cuda_graphs:
+            raise ValueError(
+                "cuda_graphs is true, but backend deepspeed decides on the host what each update does, which a graph "
+                "does not repeat: set the backend to torch, or cuda_graphs to false"
             )
         if self.checkpoint_activations and 3 in (self.zero_stage_g, self.zero_stage_d):
             raise ValueError(
@@ -126,6 +137,10 @@ class Engine(Protocol):
 
     def set_rates(self, learning_rate: float, beta2: float | None = None) -> None:
         """Set the learning rate of the next update, and Adam's decay of the second moment unless it is None."""
+        ...
+
+    def numbers(self) -> object:
+        """The host's numbers in the next update, but for the learning rate: equal for updates of the same kernels."""
         ...
 
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:

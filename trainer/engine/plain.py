@@ -15,11 +15,30 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 
 
 def make_adam(
-    module: nn.Module, device: torch.device, *, beta1: float = 0.5, beta2: float = 0.9, eps: float = 1e-8
+    module: nn.Module,
+    device: torch.device,
+    *,
+    beta1: float = 0.5,
+    beta2: float = 0.9,
+    eps: float = 1e-8,
+    recorded: bool = False,
 ) -> torch.optim.Adam:
-    """Adam over all parameters that learn. The learning rate is set before each update."""
+    """Adam over all parameters that learn. The learning rate is set before each update.
+
+    Args:
+        module: the network, on its device.
+        device: of the network.
+        beta1, beta2, eps: see `AdamConfig`.
+        recorded: its updates are recorded, so its learning rate has to be a tensor: float64, or float32 on a GPU, as
+            torch's kernel for GPUs has it.
+    """
     betas, fused = (beta1, beta2), device.type in ("cuda", "cpu")
-    return torch.optim.Adam(learning(module), lr=0.0, betas=betas, eps=eps, fused=fused)
+    adam = torch.optim.Adam(learning(module), lr=0.0, betas=betas, eps=eps, fused=fused, capturable=recorded)
+    if recorded:
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        for group in adam.param_groups:
+            group["lr"] = torch.zeros((), dtype=dtype, device=device)
+    return adam
 
 
 class TorchEngine:
@@ -36,7 +55,7 @@ class TorchEngine:
     ) -> None:
         self.module = module
         self.optimizer = optimizer
-        self.guard = UpdateGuard(max_gradient_norm, partitioned=False)
+        self.guard = UpdateGuard(max_gradient_norm, partitioned=False, like=next(module.parameters()))
         self._grad_accum_steps = grad_accum_steps
         self._num_backwards = 0
         self._reducer = Reducer(learning(module))
@@ -70,6 +89,9 @@ class TorchEngine:
     def set_rates(self, learning_rate: float, beta2: float | None = None) -> None:
         set_rates(self.optimizer, learning_rate, beta2)
 
+    def numbers(self) -> object:
+        return [group["betas"] for group in self.optimizer.param_groups]
+
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:
         return [(name, 0, p.detach()) for name, p in self.module.named_parameters()]
 
@@ -89,7 +111,10 @@ class TorchEngine:
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, beta2: float | None) -> None:
     """As `Engine.set_rates`."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
         if beta2 is not None:
             group["betas"] = (group["betas"][0], beta2)
 

@@ -67,7 +67,7 @@ class DeepSpeedEngine:
         self._reducer = Reducer(learning(self.module) if zero_stage == 0 else (), multiplies=True)
         self._engine.enable_backward_allreduce = zero_stage > 0
         self._set_update_count(0)
-        self.guard = UpdateGuard(max_gradient_norm, partitioned=zero_stage > 0)
+        self.guard = UpdateGuard(max_gradient_norm, partitioned=zero_stage > 0, like=next(self.module.parameters()))
 
     def backward(self, loss: Tensor) -> None:
         self.guard.see(loss)
@@ -110,6 +110,9 @@ class DeepSpeedEngine:
 
     def set_rates(self, learning_rate: float, beta2: float | None = None) -> None:
         set_rates(self._inner, learning_rate, beta2)
+
+    def numbers(self) -> object:
+        return None  # its updates are not recorded
 
     def live_parameters(self) -> list[tuple[str, int, Tensor]]:
         if self._stage < 3:

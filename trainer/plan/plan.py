@@ -89,6 +89,8 @@ class Plan:
     """The precision of the computation; for `auto` also why."""
     recomputes: bool
     """Whether blocks are computed again in the backward pass."""
+    records: bool
+    """Whether a GPU records the updates, which then hold their memory."""
     stages: tuple[StagePlan, ...]
     """The stages of the run in their order; most runs have one."""
     zero_stage_g: int
@@ -157,6 +159,7 @@ def make_plan(config: TrainConfig) -> Plan:
         num_steps=num_steps(config),
         precision=_precision(config),
         recomputes=config.engine.checkpoint_activations,
+        records=config.engine.cuda_graphs and config.scaling.device == "gpu" and config.scaling.world_size == 1,
         stages=stages,
         zero_stage_g=config.engine.zero_stage_g,
         zero_stage_d=config.engine.zero_stage_d,
@@ -239,7 +242,8 @@ def render(plan: Plan) -> str:
         f"  together {_gib(plan.state_bytes)} + {_gib(plan.saved_bytes)} = "
         f"{_gib(plan.state_bytes + plan.saved_bytes)}; "
         "not included: workspaces of kernels, communication buckets, the processes themselves"
-        + (", the activations of the one block that is computed again" if plan.recomputes else ""),
+        + (", the activations of the one block that is computed again" if plan.recomputes else "")
+        + (", what the CUDA graphs of both updates hold at the same time" if plan.records else ""),
         "checkpoint",
         f"  {_gib(plan.checkpoint_bytes)} GiB each, {plan.keep_last} kept and one more while writing: "
         f"{_gib(plan.checkpoint_bytes * (plan.keep_last + 1))} GiB of disk",

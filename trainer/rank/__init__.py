@@ -12,6 +12,7 @@ Files:
     run_checkpoints  the checkpoints of a run, as a rank sees them
     run_folder       the run directory: its permissions and its contents
     state            what a checkpoint holds, and how a rank restores it
+    step/            what the device does in a step
     watchdog         ends a rank that hangs, and reports its stacks
     worker           builds, resumes, trains, closes
 """

@@ -46,6 +46,7 @@ from trainer.engine.precision import PRECISIONS, allow_tf32, best_precision
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import make_engine
 from trainer.rank.divergence import SkippedUpdates
+from trainer.rank.step.graphs import Recorder, recorder_for
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +60,14 @@ class Learner:
         players: the networks in their engines.
         ema: the averaged generator.
         skipped: counts skipped updates.
+        recorder: records updates; None: each is made anew.
     """
 
     method: Method[Any]
     players: Players
     ema: Ema
     skipped: SkippedUpdates
+    recorder: Recorder | None = None
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
@@ -260,11 +263,18 @@ def build(
             log.info("%.1f%% of the %s's parameters are frozen", 100 * (held - learns) / held, PART_NAMES[part])
         if config.engine.checkpoint_activations:
             recompute_blocks(network)
+    recorder = recorder_for(device, ranks.world_size) if config.engine.cuda_graphs else None
     stages: dict[Part, int] = {"g": config.engine.zero_stage_g, "d": config.engine.zero_stage_d}
     engines: dict[Part, Engine] = {
         part: make_engine(
             network,
-            make_adam(network.to(device), device, beta1=training.adam.beta1, eps=training.adam.eps),
+            make_adam(
+                network.to(device),
+                device,
+                beta1=training.adam.beta1,
+                eps=training.adam.eps,
+                recorded=recorder is not None,
+            ),
             config.engine,
             zero_stage=stages[part],
             grad_accum_steps=split_batch(config).grad_accum_steps,
@@ -300,4 +310,4 @@ def build(
         sees_x_t=config.discriminator.sees == "pair",
     )
     skipped = SkippedUpdates(config.guard, device, method.parts, method.statistics, ranks.world_size)
-    return Learner(method, players, Ema(players.generator, training.power_ema.widths), skipped)
+    return Learner(method, players, Ema(players.generator, training.power_ema.widths), skipped, recorder)

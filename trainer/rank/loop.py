@@ -7,90 +7,22 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from data.shards.index import ShardIndex
-from data.stream.batches import Batch, BatchIterator
-from data.stream.pipeline import open_batches
+from data.stream.batches import Batch
 from trainer.algorithm.method import Part
-from trainer.algorithm.pairs import Conditions, Labels, RawBatch
-from trainer.algorithm.randomness import Draws
 from trainer.algorithm.schedules import ema_decay, learning_rate, value_at
 from trainer.config.stages import Stage
-from trainer.config.train_config import TrainConfig, split_batch
+from trainer.config.train_config import TrainConfig
 from trainer.engine.ranks import Agreement, Ranks
 from trainer.rank.build import Learner
 from trainer.rank.metrics import StatisticsSum, StepClock, peak_memory_gib
 from trainer.rank.progress import Driver
+from trainer.rank.step.inputs import Inputs
+from trainer.rank.step.share import Share
+from trainer.rank.step.updates import Updates
 from trainer.rank.watchdog import Phase, Watchdog
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Share:
-    """This rank's part of each global batch.
-
-    Attributes:
-        start, stop: range in the global batch.
-        micro_batch_size: largest number of images in one forward pass.
-        global_batch_size: images per step over all ranks.
-        grad_accum_steps: forward passes per update, the same on all ranks.
-        group_size: images that must stay in one forward pass.
-    """
-
-    start: int
-    stop: int
-    micro_batch_size: int
-    global_batch_size: int
-    grad_accum_steps: int
-    group_size: int
-
-    @classmethod
-    def of(cls, config: TrainConfig, rank: int, world_size: int) -> "Share":
-        """The contiguous share of `rank`."""
-        split = split_batch(config)
-        assert split.world_size == world_size, f"{world_size} ranks started, the config plans {split.world_size}"
-        return cls(
-            *split.share(rank),
-            split.micro_batch_size,
-            split.global_batch_size,
-            split.grad_accum_steps,
-            split.group_size,
-        )
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Forward passes with images of this rank: grad_accum_steps, or one less."""
-        return -(-(self.stop - self.start) // self.micro_batch_size)
-
-
-def open_share(config: TrainConfig, index: ShardIndex, share: Share, first_batch: int, *, pin: bool) -> BatchIterator:
-    """This rank's micro-batches from batch `first_batch` on; `pin` puts them into page-locked memory, for a GPU."""
-    return open_batches(
-        config.data,
-        index,
-        seed=config.run.seed,
-        global_batch_size=share.global_batch_size,
-        share=(share.start, share.stop),
-        micro_batch_size=share.micro_batch_size,
-        first_batch=first_batch,
-        pin_memory=pin,
-    )
-
-
-def split_planes(planes: Tensor, config: TrainConfig) -> tuple[Tensor, Conditions | None]:
-    """The images, and those that are given with them, which a data set of pairs has as their last channels.
-
-    Args:
-        planes: uint8 [B, C, H, W], all channels of the data set.
-        config: tells how many of them are given.
-    """
-    num_given = config.data.condition_channels
-    if not num_given:
-        return planes, None
-    images, of_images = planes[:, :-num_given], planes[:, -num_given:]
-    return images, Conditions(of_images, config.training.condition_dropout)
 
 
 class Hook(Protocol):
@@ -147,6 +79,8 @@ class Loop:
         self.of_ranks = torch.zeros(self.ranks.world_size, 0, dtype=torch.float64)
         self.stopping = False
         self._clock = StepClock(self.ranks.device)
+        self._inputs = Inputs(self.config, self.share, self.learner.players, self.ranks.device)
+        self._updates = Updates(self.learner.players, self.learner.recorder)
 
     @property
     def config(self) -> TrainConfig:
@@ -200,17 +134,12 @@ class Loop:
         self.watchdog.enter("data")
         batches = [next(self.batches) for _ in range(self.share.num_micro_batches)]
         clock.mark("data")
-        raw = [self._raw(x.images, x.labels, i, len(x.images)) for i, x in enumerate(batches)]
-        # Every rank must call each reduction: a rank with fewer images pads with repeated images of weight zero.
-        if missing := self.share.grad_accum_steps - len(batches):
-            images, labels = (part[: self.share.group_size] for part in batches[0][:2])
-            raw += [self._raw(images, labels, 0, 0)] * missing
-        drawn = [self.method.draw(batch, players.diffusion) for batch in raw]
+        update = self._updates.of_step(self.method, self.step, self._inputs.load(batches, self.step))
         clock.mark("other")
         found = {}
         for part in self.method.parts:
             self.watchdog.enter(part)
-            found[part] = self.method.update(part, players, drawn, self.step)
+            found[part] = update(part)
             clock.mark(part)
         for part, statistics in found.items():
             players.engines[part].finish()
@@ -228,30 +157,6 @@ class Loop:
         training = self.config.training
         schedule = training.learning_rate_g if part == "g" else training.learning_rate_d
         return learning_rate(schedule, images, training.total_images)
-
-    def _raw(self, images: Tensor, labels: Tensor, index: int, weight: int) -> RawBatch:
-        """Micro-batch number `index` on the device, with its draws; `weight` of its images count."""
-        first, device = self.share.start + index * self.share.micro_batch_size, self.ranks.device
-        players = self.learner.players
-        classes, num_classes = None, self.config.data.num_classes
-        if num_classes:
-            of_images = labels.to(device, non_blocking=True)
-            classes = Labels(of_images, num_classes, self.config.training.label_dropout)
-        images, conditions = split_planes(images.to(device, non_blocking=True), self.config)
-        return RawBatch(
-            images,
-            Draws(self.config.run.seed, self.step, torch.arange(first, first + len(images), device=device)),
-            latent_dim=self.config.generator.latent_dim,
-            flip=self.config.data.horizontal_flip,
-            share=weight / self.share.global_batch_size,
-            labels=classes,
-            memory_format=players.memory_format,
-            start=first,
-            group_size=self.share.group_size,
-            domain=self.config.data.domain,
-            augmentation=players.augmentation.value if players.augmentation else None,
-            conditions=conditions,
-        )
 
     def take_metrics(self, of_rank: Sequence[float] = ()) -> dict[str, float]:
         """The curves' values over the steps since the last call. A collective that waits for the device.

@@ -32,12 +32,13 @@ from trainer.rank.hooks import (
     SaveCheckpoint,
     write_snapshot,
 )
-from trainer.rank.loop import Hook, Loop, Share, open_share
+from trainer.rank.loop import Hook, Loop
 from trainer.rank.progress import Driver, Outcome
 from trainer.rank.replaced import ReplacedSamples
 from trainer.rank.run_checkpoints import RunCheckpoints
 from trainer.rank.run_folder import make_run_directory, outcome_at
 from trainer.rank.state import TrainingState
+from trainer.rank.step.share import Share, open_share
 from trainer.rank.watchdog import SLOW, Watchdog
 from trainer.timing.event_log import events_file
 from trainer.timing.profile import StepProfile

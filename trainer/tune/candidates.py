@@ -87,6 +87,19 @@ def _micro_batches(config: TrainConfig, machine: Machine, best: Report) -> Itera
             yield {"training.micro_batch_size": size if parts > 1 else None}
 
 
+def _cuda_graphs(config: TrainConfig, machine: Machine, best: Report) -> Iterator[Settings]:
+    """Only the plain engine has them, and for a run of one rank."""
+    if config.scaling.world_size == 1:
+        plain = {"engine.backend": "torch", "engine.zero_stage_g": 0, "engine.zero_stage_d": 0}
+        yield from ({**plain, "engine.cuda_graphs": True}, {"engine.cuda_graphs": False})
+
+
+def _engines(config: TrainConfig, machine: Machine, best: Report) -> Iterator[Settings]:
+    """Both of them; DeepSpeed's without what it does not have."""
+    yield {"engine.backend": "torch"}
+    yield {"engine.backend": "deepspeed", "engine.cuda_graphs": False}
+
+
 def _zero_stages(config: TrainConfig, machine: Machine, best: Report) -> Iterator[Settings]:
     """Partitioning saves memory only with more than one rank, and costs communication."""
     if machine.ranks(config) > 1:
@@ -112,10 +125,10 @@ CANDIDATES = (
     Candidate(name="number format", values=_each("training.precision", "bf16", "tf32"), on_cpu=False),
     Candidate(name="fused operators", values=_each("engine.fused", True, False), on_cpu=False),
     Candidate(name="compiled blocks", values=_each("engine.compile", True, False), on_cpu=False),
-    Candidate(name="CUDA graphs", values=_each("engine.cuda_graphs", True, False), on_cpu=False),
     Candidate(name="ranks and threads", values=_ranks_and_threads, on_gpu=False),
     Candidate(name="micro-batch", values=_micro_batches),
-    Candidate(name="engine", values=_each("engine.backend", "torch", "deepspeed")),
+    Candidate(name="engine", values=_engines),
+    Candidate(name="CUDA graphs", values=_cuda_graphs, on_cpu=False),
     Candidate(name="ZeRO stages", values=_zero_stages, on_cpu=False),
     Candidate(name="loader processes", values=_loaders),
 )

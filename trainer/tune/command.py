@@ -1,7 +1,7 @@
 """Finds the fastest settings of a config for this machine: `python -m trainer.tune --config NAME --minutes 5`.
 
-Tries precision, fused operators, compilation, CUDA graphs, micro-batch, engine, ZeRO stages and loader processes; on a
-CPU, ranks and threads instead of the first four. Each trial trains for some steps with the real frequency of R1, in a
+Tries precision, fused operators, compilation, micro-batch, engine, CUDA graphs, ZeRO stages and loader processes; on a
+CPU, ranks and threads instead of the first three. Each trial trains for some steps with the real frequency of R1, in a
 process of its own: one that runs out of memory, crashes or hangs is only a row of the table. Ctrl-C ends the search;
 what was found until then is kept.
 """

@@ -11,12 +11,13 @@ from models.diffusion import Diffusion, DiffusionConfig, sample_posterior
 from models.dropout import masks_from
 from tests.trainer.engine.conformance_rank import make_players, micro_batches
 from trainer.algorithm.adversarial import Adversarial
+from trainer.algorithm.augmentation import AugmentationConfig
 from trainer.algorithm.auxiliary import Auxiliary, ReconstructionConfig
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
 from trainer.algorithm.pairs import RawBatch
 from trainer.algorithm.randomness import Draws
-from trainer.algorithm.schedules import Cosine
+from trainer.algorithm.schedules import Cosine, ProbabilityCosine
 from trainer.engine.frozen import freeze
 
 GAME = Adversarial(r1_gamma=1.0)
@@ -145,6 +146,23 @@ def test_weights_of_penalties_follow_their_course_over_the_images():
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     assert "r1_penalty" in found[0]
     assert "r1_penalty" not in found[4]
+
+
+def test_games_of_two_steps_are_equal_where_a_network_takes_the_same_numbers():
+    falling = Cosine(start=1.0, end=0.5, decay_images=1000)
+    auxiliary = Auxiliary(ReconstructionConfig(weight=falling), denoising=2.0)
+    game = Adversarial(r1_gamma=0.5, penalty_interval_steps=4, auxiliary=auxiliary, global_batch_size=16)
+    assert game.at(1, "d") == game.at(2, "d") != game.at(4, "d"), "R1 is due in step 4"
+    assert game.at(4, "d") == game.at(8, "d")
+    assert game.at(1, "g") != game.at(2, "g"), "the weight of the reconstruction has moved"
+    assert game.at(100, "g") == game.at(104, "g"), "it has settled, and R1 is of D"
+    assert game.at(1) != game.at(2)
+    assert game.at(2).at(9) == game.at(2)
+    rising = AugmentationConfig(probability=ProbabilityCosine(start=0.0, end=0.5, decay_images=1000))
+    for part in game.parts:
+        augmented = replace(game, augmentation=rising)
+        assert augmented.at(1, part) != augmented.at(2, part)
+        assert augmented.at(65, part) == augmented.at(66, part)
 
 
 def test_centring_adds_the_mean_square_of_the_sum_of_both_logits():

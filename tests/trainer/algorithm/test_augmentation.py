@@ -28,7 +28,7 @@ from trainer.algorithm.augmentation import (
 )
 from trainer.algorithm.losses import OBJECTIVES
 from trainer.algorithm.method import Players
-from trainer.algorithm.pairs import Pair, RawBatch
+from trainer.algorithm.pairs import Pair
 from trainer.algorithm.randomness import Draws, Purpose, philox4x32
 from trainer.algorithm.schedules import ProbabilityCosine
 
@@ -273,9 +273,7 @@ def test_a_course_that_starts_at_0_begins_like_a_game_without_augmentation(part)
 def test_a_probability_follows_its_course_from_the_start_of_its_stage(step, probability):
     rising = AugmentationConfig(probability=ProbabilityCosine(start=0.0, end=1.0, decay_images=32))
     game = replace(AUGMENTED, augmentation=rising).starting_at(10)
-    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    raw = RawBatch(images, Draws(0, step, torch.arange(1)), latent_dim=2, flip=False, share=1.0)
-    assert game._probability(raw) == pytest.approx(probability)
+    assert game.at(step).augmentation.probability == pytest.approx(probability)
 
 
 def test_without_augmentation_pairs_have_no_view():
@@ -323,6 +321,17 @@ def test_a_probability_on_the_device_gives_the_same_views_as_a_number():
         on_device = View.of(draws(0, 500), VIEW_OF_D, (1, 16, 16), ALL, tensor)
         for name in ("rows", "columns", "visible"):
             assert torch.equal(getattr(on_device, name), getattr(number, name))
+
+
+def test_an_adaptive_probability_stays_in_its_place_for_updates_that_are_recorded():
+    adaptive = AdaptiveProbability(ADAPTIVE, 16, torch.device("cpu"))
+    held = adaptive.value
+    for step in range(1, 5):
+        adaptive.count(torch.ones(16))
+        adaptive.end_step(step)
+    assert 0 < held.item() < 1
+    adaptive.load({})
+    assert adaptive.value is held and held.item() == 0
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,16 @@ def test_the_mean_square_moves_by_a_tenth_and_not_by_what_is_not_finite():
         assert scale.mean_square.item() == pytest.approx(4.5)
 
 
+def test_the_mean_square_stays_in_its_place_for_updates_that_are_recorded():
+    scale = scaled(4.0)
+    held = scale.mean_square
+    scale(torch.ones(1, 1, 1, 1), 1.0)
+    scale.end_step(1)
+    assert held.item() == pytest.approx(0.9 * 4 + 0.1)
+    scale.load({})
+    assert scale.mean_square is held and held.item() == 0
+
+
 def test_state_returns_and_that_of_something_else_is_refused():
     assert scaled(2.5).state()["mean_square"].item() == 2.5
     fresh = scaled(2.5)

@@ -40,10 +40,13 @@ class Copying:
     def starting_at(self, step: int) -> "Copying":
         return self
 
+    def at(self, step: int, part: Part | None = None) -> "Copying":
+        return self
+
     def draw(self, raw: RawBatch, diffusion: Any) -> Any:
         return to_x0(raw.images, None), torch.zeros(len(raw.images), raw.latent_dim), raw.share
 
-    def update(self, part: Part, players: Players, batches: Sequence[Any], step: int) -> Statistics:
+    def update(self, part: Part, players: Players, batches: Sequence[Any], step: int = 0) -> Statistics:
         total: Statistics = {}
         for x0, z, share in batches:
             output = players.forward(part)(x0, torch.zeros(len(x0), dtype=torch.int64), z)

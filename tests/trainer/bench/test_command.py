@@ -7,6 +7,7 @@ import pytest
 from trainer.bench import command
 from trainer.bench.command import main
 from trainer.config.train_config import TrainConfig, num_steps
+from trainer.rank.step.graphs import WARM_UP
 
 
 def overrides(tiny: tuple[str, ...], *more: str) -> list[str]:
@@ -34,6 +35,16 @@ def test_one_rank_of_several_is_measured_with_its_share_in_whole_intervals_of_r1
     assert (config.tracking.log_interval_steps, num_steps(config)) == (4, 12)  # one round more, to warm up
     assert config.tracking.backends == ()
     assert json.loads(capsys.readouterr().out) == {"images_per_s": 1.5}
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(1, 4), (2, 8), (4, 8), (5, 5), (15, 15)])
+def test_first_round_is_long_enough_to_record_cuda_graphs(tiny, monkeypatch, interval, steps):
+    seen = measured(monkeypatch, "time_steps")
+    more = ("engine.cuda_graphs=true", f"training.r1_interval_steps={interval}")
+    assert main(["steps", "--config", "digits", *overrides(tiny, *more)]) == 0
+    assert seen[0].tracking.log_interval_steps == steps
+    calm = [step for step in range(steps) if step % interval] or range(steps)  # with R1 in each step, G alone
+    assert len(calm) > WARM_UP
 
 
 def test_authors_update_is_compared_in_fp32_on_plain_engines_over_twice_the_rounds(tiny, monkeypatch, capsys):

@@ -114,6 +114,15 @@ def test_zero_stages_of_the_plain_backend_are_refused():
     )
 
 
+def test_cuda_graphs_of_deepspeed_are_refused():
+    (line,) = refusals(engine={"cuda_graphs": True})
+    assert line == (
+        "engine: cuda_graphs is true, but backend deepspeed decides on the host what each update does, which a graph "
+        "does not repeat: set the backend to torch, or cuda_graphs to false"
+    )
+    assert make(engine={"cuda_graphs": True, "backend": "torch"}).engine.cuda_graphs
+
+
 def test_an_unbounded_objective_without_a_penalty_is_refused():
     (line,) = refusals(training={"objective": "wasserstein", "r1_gamma": 0})
     assert line == (

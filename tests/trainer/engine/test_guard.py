@@ -1,6 +1,7 @@
 """Bad updates are skipped by all ranks alike and leave no trace; good ones are made as ever."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_an_unguarded_adam_makes_the_same_updates():
         plain.optimizer.zero_grad()
     expected = state(plain)
     assert all(torch.equal(value, expected[name]) for name, value in state(guarded).items())
+
+
+def test_the_verdict_stays_in_its_place_for_updates_that_are_recorded():
+    engine = make_engine(fused=True)
+    norm, skipped = engine.guard.norm, engine.guard.skipped
+    update(engine, good(engine.module))
+    assert norm.item() > 0 and skipped.item() == 0
+    update(engine, good(engine.module) * NAN)
+    assert math.isnan(norm.item()) and skipped.item() == 1
 
 
 def test_a_gradient_above_the_limit_is_skipped_and_one_at_it_is_not():

@@ -184,6 +184,13 @@ def test_text_says_what_the_precision_is(monkeypatch, settings, capability, text
     assert f"  {text}" in render(make_plan(config)).splitlines()
 
 
+@pytest.mark.parametrize(("device", "world_size", "told"), [("gpu", 1, True), ("gpu", 2, False), ("cpu", 1, False)])
+def test_text_says_that_cuda_graphs_hold_memory_where_there_are_some(device, world_size, told):
+    where = (f"scaling.device={device}", f"scaling.world_size={world_size}")
+    plan = make_plan(load_config("digits", ["engine.backend=torch", "engine.cuda_graphs=true", *where]))
+    assert ("what the CUDA graphs of both updates hold at the same time" in render(plan)) == told
+
+
 def test_planning_writes_nothing(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     render(make_plan(load_config("digits")))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from trainer.engine.interface import Engine
 from trainer.evaluate import command as evaluate
 from trainer.evaluate.reference import read_all
 from trainer.plan.cost import count_costs
-from trainer.rank.loop import Loop
+from trainer.rank.step.inputs import Inputs
 from trainer.sample.command import main
 from trainer.sample.draw import sample_run
 
@@ -118,13 +119,16 @@ def test_labels_that_reach_the_step_are_those_of_the_images(tiny, tiny_digits, t
     assert labels is not None
     label_of = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     pairs: list[tuple[bytes, int]] = []
-    raw = Loop._raw
+    load = Inputs.load
 
-    def noting(self: Loop, x: torch.Tensor, y: torch.Tensor, *rest: int):
-        pairs.extend((i.contiguous().numpy().tobytes(), int(label)) for i, label in zip(x, y, strict=True))
-        return raw(self, x, y, *rest)
+    def noting(self: Inputs, *given: Any) -> Any:
+        for raw in (loaded := load(self, *given)):
+            assert raw.labels is not None
+            of_images = zip(raw.images, raw.labels.of_images, strict=True)
+            pairs.extend((i.contiguous().numpy().tobytes(), int(label)) for i, label in of_images)
+        return loaded
 
-    monkeypatch.setattr(Loop, "_raw", noting)
+    monkeypatch.setattr(Inputs, "load", noting)
     train(configure(tiny, tmp_path, *CLASSES, "training.total_images=64"))
     assert len(pairs) == 64
     assert all(label_of[pixels] == label for pixels, label in pairs)

@@ -12,8 +12,10 @@ from torch.autograd import profiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.launch import run_python
+from tests.trainer.rank.step.tape import Tape
 from tests.trainer.runs import Stopper
 from trainer.config.io import load_config
+from trainer.rank import build
 from trainer.rank.loop import Loop
 from trainer.rank.worker import run_rank
 
@@ -23,6 +25,8 @@ SENDS = (torch.ops.aten.lift_fresh.default,)
 """What makes a tensor of numbers in the host's memory, such as torch.tensor, which a GPU has to be sent."""
 FIRST_STEPS = 4
 """In them kernels are built and the optimizer's state is made."""
+RECORDED = 8
+"""By this step of ten, both updates are recorded where each second step has penalties."""
 
 
 class Transfers(TorchDispatchMode):
@@ -90,6 +94,15 @@ def run(tiny: Sequence[str], directory: Path, engine: Sequence[str]) -> None:
 def test_no_step_reads_or_sends_a_number_with_the_optimizer_of_a_gpu(tiny, tmp_path, transfers, fused, engine):
     run(tiny, tmp_path / "run", engine)
     assert transfers.counts == {"aten.lift_fresh.default": 2 * (10 - FIRST_STEPS)}  # the images and the labels
+
+
+@pytest.mark.slow
+def test_a_replayed_step_sends_the_images_and_labels_alone(tiny, tmp_path, transfers, fused, monkeypatch):
+    tape = Tape()
+    monkeypatch.setattr(build, "recorder_for", lambda device, world_size: tape)
+    run(tiny, tmp_path / "run", ("engine.backend=torch", "engine.cuda_graphs=true"))
+    assert tape.replayed == 6 + 1  # of G in steps 4 to 9, of D in step 9: each other step has penalties
+    assert transfers.counts == {"aten.lift_fresh.default": 2 * (10 - FIRST_STEPS)}
 
 
 def test_reads_and_tensors_of_numbers_are_counted(transfers):
@@ -185,6 +198,7 @@ run_rank(load_config("digits", [*sys.argv[2:], "scaling.world_size=1"]), Stopper
             "training.augmentation.adaptive.target=0.01",
             "training.augmentation.adaptive.images=256",
         ),
+        ("engine.backend=torch", "engine.compile=false", "engine.cuda_graphs=true"),
         ("engine.backend=deepspeed", "engine.compile=true"),
         ("engine.zero_stage_g=1", "engine.zero_stage_d=1", "engine.compile=false"),
         ("engine.zero_stage_g=2", "engine.zero_stage_d=2", "engine.compile=false"),
@@ -192,5 +206,6 @@ run_rank(load_config("digits", [*sys.argv[2:], "scaling.world_size=1"]), Stopper
 )
 def test_the_host_waits_for_the_gpu_in_no_step(tiny, tmp_path, engine):
     settings = (*tiny, *engine, "training.precision=bf16", "data.loader_workers=1", "scaling.device=gpu")
-    done = run_python(["-c", NO_WAIT, str(FIRST_STEPS), *settings, f"run.directory={tmp_path / 'run'}"])
+    first = RECORDED if "engine.cuda_graphs=true" in engine else FIRST_STEPS
+    done = run_python(["-c", NO_WAIT, str(first), *settings, f"run.directory={tmp_path / 'run'}"])
     assert done.returncode == 0, done.stderr[-3000:]

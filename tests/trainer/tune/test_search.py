@@ -135,6 +135,21 @@ def test_zero_stages_are_tried_where_all_ranks_can_be_measured():
     assert len(tried_of("ZeRO stages", Machine(cpus=8, gpus=2), "scaling.world_size=2")) == 4
 
 
+def test_cuda_graphs_are_tried_with_their_engine_where_one_rank_is_measured():
+    graphs, without = tried_of("CUDA graphs", GPU, "scaling.world_size=1", "engine.zero_stage_g=1")
+    assert load_config("digits", [*map(override, graphs, graphs.values()), "scaling.world_size=1"]).engine.cuda_graphs
+    assert without == {"engine.cuda_graphs": False}
+    assert tried_of("CUDA graphs", GPU, "scaling.world_size=2") == [], "one rank of two is measured"
+    assert tried_of("CUDA graphs", GPU, "scaling.device=cpu") == []
+
+
+def test_cuda_graphs_that_are_faster_are_kept_and_deepspeed_is_tried_without():
+    tried = Tried(lambda config, _: measured(10.0 * (1 + config.engine.cuda_graphs)), "scaling.device=gpu")
+    assert tried.best == {"engine.backend": "torch", "engine.cuda_graphs": True}
+    assert {"engine.cuda_graphs": True} not in tried.asked
+    assert tried.asked.count({"engine.backend": "torch"}) == 1
+
+
 def test_micro_batch_is_left_alone_where_it_changes_the_groups_of_the_minibatch_deviation():
     assert tried_of("micro-batch", GPU, "discriminator.stddev_grouping=strided") == []
     sizes = [tried["training.micro_batch_size"] for tried in tried_of("micro-batch", GPU, "scaling.world_size=1")]
