@@ -52,7 +52,7 @@ def main() -> None:
 
     update = Adversarial.update
 
-    def hanging_update(self: Adversarial, part: Part, players: Players, batches: Any, step: int) -> Any:
+    def hanging_update(self: Adversarial, part: Part, players: Players, batches: Any, step: int = 0) -> Any:
         if part == "g":
             hang(step + 1)
         return update(self, part, players, batches, step)
