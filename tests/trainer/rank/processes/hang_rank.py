@@ -8,14 +8,17 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.algorithm.adversarial import Adversarial
-from trainer.algorithm.method import Part, Players
+from trainer.algorithm.method import Method, Part
+from trainer.algorithm.pairs import RawBatch
+from trainer.algorithm.statistics import Statistics
 from trainer.config.io import load_config
 from trainer.engine.ranks import Ranks
 from trainer.rank.progress import SignalDriver
+from trainer.rank.step.updates import Update, Updates
 from trainer.rank.worker import run_rank
 
 FOLDER = Path(sys.argv[1])
@@ -50,14 +53,19 @@ def main() -> None:
     }
     run_rank(configs["straight"], SignalDriver(None))  # when it is started anew, this finds all done
 
-    update = Adversarial.update
+    of_step = Updates.of_step
 
-    def hanging_update(self: Adversarial, part: Part, players: Players, batches: Any, step: int = 0) -> Any:
-        if part == "g":
-            hang(step + 1)
-        return update(self, part, players, batches, step)
+    def hanging(self: Updates, method: Method[Any], step: int, raw: Sequence[RawBatch]) -> Update:
+        update = of_step(self, method, step, raw)
 
-    Adversarial.update = hanging_update
+        def make(part: Part) -> Statistics:
+            if part == "g":
+                hang(step + 1)
+            return update(part)
+
+        return make
+
+    Updates.of_step = hanging
     run_rank(configs["hung"], SignalDriver(None))
     leave(Ranks(RANK, 2, configs["hung"].scaling.device, None))  # pyright: ignore[reportArgumentType]
 
