@@ -9,7 +9,8 @@ from s3fs import S3FileSystem
 
 from data.prepare.command import main
 from data.sets import transfer
-from data.shards.index import ShardIndex, load_index, verify_present
+from data.shards.files import fetch
+from data.shards.index import DataFile, ShardIndex, load_index, verify_present
 from data.storage import remote
 from tests.data.buckets import bucket
 from tests.data.servers import Fault, FaultyServer
@@ -191,6 +192,27 @@ def test_pull_over_http_continues_and_fetches_altered_files_again(
     (out / "00002.offsets").unlink()
     assert "2 files with" in told("pull", server.url, out)
     verify_present(load_index(out))
+
+
+def test_interrupted_pull_says_where_it_goes_on_and_does(
+    server: FaultyServer, prepared: ShardIndex, tmp_path: Path, told: Callable[..., str], refusal: Refusal
+) -> None:
+    out = tmp_path / "set"
+
+    def interrupted(storage: object, file: DataFile, *arguments: object, **named: object) -> None:
+        if file.name == "00004.tar":
+            raise KeyboardInterrupt
+        fetch(storage, file, *arguments, **named)  # pyright: ignore
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "fetch", interrupted)
+        said = refusal("pull", server.url, out, "--workers", 1, code=130)
+    assert said == f"data.prepare: interrupted; the same command continues with what is in {tmp_path}/.set.unfinished\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == [".set.unfinished"]
+    told("pull", server.url, out, "--workers", 1)
+    assert contents(out) == contents(prepared.directory)
+    assert (server.gets["00003.tar"], server.gets["00005.tar"]) == (1, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_pull_refuses_other_folders(
