@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import torch
 from data.storage.arguments import ranges_of_whole_numbers, whole_numbers
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
-from trainer.checkpoint.format import CheckpointError
-from trainer.checkpoint.retention import Choice, checkpoint_argument
+from trainer.checkpoint.format import Checkpoint, CheckpointError
+from trainer.checkpoint.retention import Choice, checkpoint_argument, choose_checkpoint
 from trainer.checkpoint.snapshot import is_snapshot
-from trainer.checkpoint.storage import storage_of_run
+from trainer.checkpoint.storage import CheckpointStorage, fetch_for_ranks, forget_for_ranks, storage_of_run
+from trainer.checkpoint.whole import Weights
 from trainer.config.command_line import check_group
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.card import differences, make_card, read_card, weights_sha256, write_card
@@ -43,7 +45,14 @@ from trainer.evaluate.reference import (
 )
 from trainer.evaluate.report import render_checkpoints, render_measured
 from trainer.sample.conditions import compared, given_pairs
-from trainer.sample.draw import Loaded, images_at_once, load_checkpoint, load_run, sample_batches
+from trainer.sample.draw import (
+    Loaded,
+    images_at_once,
+    load_checkpoint,
+    load_generator,
+    load_run,
+    sample_batches,
+)
 from trainer.sample.fidelity import Fidelity
 from trainer.sample.images import open_images
 
@@ -84,7 +93,7 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
     network = reference = neighbours = closeness = None
     fidelity = Fidelity()  # of the last samples; with --checkpoints it is not shown
     with _ranks() as (ranks, device):
-        for samples in open_samples(options, device):
+        for samples in open_samples(options, device, ranks):
             if network is None or reference is None:  # only now: a run that is missing costs no download of weights
                 network = open_network(options.network, options.reference, seed=options.seed, device=device)
                 reference = _load_reference(options, network, ranks)
@@ -329,10 +338,13 @@ class DrawnSamples:
             yield from compared(drawn, given, fidelity or Fidelity(), batch_size=size, **place)
 
 
-def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamples | DrawnSamples]:
-    """The samples that the options name: of a file, or of one or several checkpoints, one after another.
+def open_samples(
+    options: argparse.Namespace, device: str, ranks: Ranks | None
+) -> Iterator[GivenSamples | DrawnSamples]:
+    """The samples that the options name: of a file, or of one or several checkpoints, one after another. A collective.
 
-    With `all`, a damaged checkpoint is left out, with a line on stderr.
+    All ranks take the same checkpoints, though the run may go on meanwhile. With `all`, a damaged checkpoint is left
+    out, with a line on stderr.
 
     Raises:
         UserError: the file or folder cannot be read.
@@ -348,18 +360,19 @@ def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamp
             raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints away")
         yield DrawnSamples(load_run(options.run, options.checkpoint, device, options.weights), **draw)
         return
-    storage = storage_of_run(options.run)
+    # Their host's copies belong to the ranks of this command alone.
+    storage = storage_of_run(options.run, owner=ranks.broadcast(uuid.uuid4().hex[:8]) if ranks else None)
     choices: Iterable[Choice] = options.checkpoints or [options.checkpoint or "latest"]
     if options.checkpoints == ALL:
-        choices = sorted(checkpoint.step for checkpoint in storage.list())
+        choices = _steps(storage, ranks)
     found = 0
     for choice in choices:
         try:
-            loaded, checkpoint = load_checkpoint(storage, choice, device, options.weights)
+            loaded, checkpoint = _load(storage, choice, device, options.weights, ranks)
         except CheckpointError as error:
             if options.checkpoints != ALL:
                 raise
-            if check_group()[0] == 0:
+            if ranks is None or ranks.rank == 0:
                 sys.stderr.write(f"trainer.evaluate: step {choice} is left out: {error}\n")
             continue
         found += 1
@@ -367,6 +380,31 @@ def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamp
         yield DrawnSamples(loaded, **draw, step=checkpoint.step, images_seen=images)
     if not found:
         raise CheckpointError(f"{options.run} has no valid checkpoint")
+
+
+def _steps(storage: CheckpointStorage, ranks: Ranks | None) -> list[int]:
+    """Steps of all checkpoints, in ascending order."""
+
+    def seen() -> list[int]:
+        return sorted(checkpoint.step for checkpoint in storage.list())
+
+    if ranks is None:
+        return seen()
+    return ranks.broadcast(ranks.all_do(lambda: seen() if ranks.rank == 0 else [], CheckpointError, OSError))
+
+
+def _load(
+    storage: CheckpointStorage, choice: Choice, device: str, weights: Weights, ranks: Ranks | None
+) -> tuple[Loaded, Checkpoint]:
+    """The generator of a checkpoint, which rank 0 chooses and each host fetches once; and the checkpoint."""
+    if ranks is None:
+        return load_checkpoint(storage, choice, device, weights)
+    try:
+        checkpoint = fetch_for_ranks(storage, lambda: choose_checkpoint(storage, choice), ranks)
+        assert checkpoint is not None
+        return ranks.all_do(lambda: load_generator(checkpoint, device, weights), CheckpointError), checkpoint
+    finally:
+        forget_for_ranks(storage, ranks)
 
 
 @contextmanager

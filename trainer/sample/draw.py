@@ -327,12 +327,18 @@ def load_checkpoint(
 ) -> tuple[Loaded, Checkpoint]:
     """The generator of a checkpoint in a storage, see `load_run`, and the checkpoint that was taken."""
     checkpoint = choose_checkpoint(storage, choice)
+    loaded = load_generator(checkpoint, device, weights)
+    storage.forget()
+    return loaded, checkpoint
+
+
+def load_generator(checkpoint: Checkpoint, device: torch.device | str = "cpu", weights: Weights = "average") -> Loaded:
+    """The generator of a checkpoint in a local folder, see `load_run`."""
     state, config = trained_generator(checkpoint, weights)
     generator = build_generator(config, device)
     generator.load_state_dict(state)
-    storage.forget()
     generator.eval().requires_grad_(False)
-    return (generator, Diffusion.from_config(config.diffusion, device), config), checkpoint
+    return generator, Diffusion.from_config(config.diffusion, device), config
 
 
 def sample_run(
