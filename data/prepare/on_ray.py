@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -219,24 +219,21 @@ def refuse_other_view(source: Source, sample: Prepared, node: str) -> None:
         raise DataError(
             f"node {node} cannot read the image {shown_name(item.name)} of the source {shown_name(source.description)} "
             f"({shown_name(sample.error)}), but this machine can; give every node the source under the same name, or "
-            "upload it and give its URL; then the same command continues"
+            "upload it and give its URL"
         )
 
 
 def _write(location: str, name: str, form: PreparedForm, samples: list[_Sample], *chunks: Contents) -> Shard:
-    """Write a shard and its offsets, first to a disk of this node."""
-    with tempfile.TemporaryDirectory(prefix="ddgan-shard-") as scratch:
-        folder = Path(scratch)
-        with ShardSequence(folder, shard_samples=None, shard_bytes=None) as shards:
-            for sample in samples:
-                item = Item("", 0, sample.label)
-                shards.write(sample.key, members_of(Prepared(item, chunks[sample.chunk][sample.place]), form))
-            first = shards.finish()
-        assert first is not None
-        assert first.offsets is not None
-        shard = replace(first, name=name, offsets=replace(first.offsets, name=offsets_name(name)))
-        for own, file in zip(first.files, shard.files, strict=True):
-            (folder / own.name).rename(folder / file.name)
+    """Write a shard and its offsets, first to a disk of this node. Raises DataError if that has no room."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ddgan-shard-")))
+            shard = _write_here(folder, name, form, samples, chunks)
+        except OSError as error:
+            raise DataError(
+                f"node {platform.node()} cannot write a shard to {tempfile.gettempdir()}: {error.strerror or error}; "
+                "free some space there, or set TMPDIR where its Ray is started"
+            ) from None
         if is_remote(location):
             target = WritableStorage(location)
             for file in shard.files:
@@ -247,4 +244,21 @@ def _write(location: str, name: str, form: PreparedForm, samples: list[_Sample],
                 draft = f".{file.name}.{secrets.token_hex(8)}.tmp"
                 with replaced(Path(location, file.name), durable=True, draft=draft) as unfinished:
                     shutil.copyfile(folder / file.name, unfinished)
+    return shard
+
+
+def _write_here(
+    folder: Path, name: str, form: PreparedForm, samples: list[_Sample], chunks: Sequence[Contents]
+) -> Shard:
+    """Write a shard and its offsets to a local folder, under their names in the data set."""
+    with ShardSequence(folder, shard_samples=None, shard_bytes=None) as shards:
+        for sample in samples:
+            item = Item("", 0, sample.label)
+            shards.write(sample.key, members_of(Prepared(item, chunks[sample.chunk][sample.place]), form))
+        first = shards.finish()
+    assert first is not None
+    assert first.offsets is not None
+    shard = replace(first, name=name, offsets=replace(first.offsets, name=offsets_name(name)))
+    for own, file in zip(first.files, shard.files, strict=True):
+        (folder / own.name).rename(folder / file.name)
     return shard

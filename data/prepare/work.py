@@ -159,6 +159,8 @@ def prepare_at_url(job: Preparation, place: UrlPlace, console: Console, *, way: 
         bad = write(job, place, way, console)
     except KeyboardInterrupt:
         raise InterruptedPreparationError(f"interrupted; the same command continues at {place.shown}") from None
+    except DataError as error:  # a node cannot do its part
+        raise PreparationError(f"{error}; the same command continues at {place.shown}") from None
     return Outcome(index=load_index(place.location), bad=bad, removed=removed, was_there=False)
 
 

@@ -16,19 +16,13 @@ from PIL import Image
 from s3fs import S3FileSystem
 
 from data.prepare.command import main
-from data.prepare.encode import PreparedForm, prepare_items
 from data.prepare.journal import load_journal
-from data.prepare.on_ray import refuse_other_view
-from data.sources.files import FolderSource
-from data.sources.source import Item
-from data.storage.location import DataError
 from tests.data.buckets import bucket
-from tests.data.tables import picture, write_hub_folder
+from tests.data.tables import write_hub_folder
 from tests.launch import ROOT, default_signals
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 OPTIONS = ["--size", "64", "--shard-samples", "40", "--max-bad", "5", "--dedup", "exact"]
-FORM = PreparedForm(size=16, channels=3, upscale=False)
 
 
 @pytest.fixture(scope="module")
@@ -145,16 +139,3 @@ def refuse_nodes_without_the_source(source: Path, folder: Path) -> None:
     assert f"node {platform.node()} cannot read the image" in told
     assert "give every node the source under the same name" in told
     assert not (folder / "none").exists()
-
-
-def test_images_that_are_bad_here_too_are_no_fault_of_a_node(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "cut.png").write_bytes(picture(1)[:90])
-    source = FolderSource(root=tmp_path, items=())
-    for name in ("empty.png", "cut.png", "gone.png"):
-        (sample,) = prepare_items(source, [Item(name, 0, None)], FORM)
-        assert sample.error
-        refuse_other_view(source, sample, "worker")
-    (tmp_path / "gone.png").write_bytes(picture(2))
-    with pytest.raises(DataError, match=r"node worker cannot read the image gone\.png .*No such file"):
-        refuse_other_view(source, sample, "worker")
