@@ -16,11 +16,10 @@ import torch
 from data.storage.arguments import ranges_of_whole_numbers, whole_numbers
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
-from trainer.checkpoint.format import Checkpoint, CheckpointError
-from trainer.checkpoint.retention import Choice, checkpoint_argument, choose_checkpoint
+from trainer.checkpoint.format import CheckpointError
+from trainer.checkpoint.retention import Choice, checkpoint_argument, steps_of
 from trainer.checkpoint.snapshot import is_snapshot
-from trainer.checkpoint.storage import CheckpointStorage, fetch_for_ranks, forget_for_ranks, storage_of_run
-from trainer.checkpoint.whole import Weights
+from trainer.checkpoint.storage import storage_of_run
 from trainer.config.command_line import check_group
 from trainer.engine.ranks import Ranks
 from trainer.evaluate.card import differences, make_card, read_card, weights_sha256, write_card
@@ -45,14 +44,7 @@ from trainer.evaluate.reference import (
 )
 from trainer.evaluate.report import render_checkpoints, render_measured
 from trainer.sample.conditions import compared, given_pairs
-from trainer.sample.draw import (
-    Loaded,
-    images_at_once,
-    load_checkpoint,
-    load_generator,
-    load_run,
-    sample_batches,
-)
+from trainer.sample.draw import Loaded, images_at_once, load_checkpoint, load_run, sample_batches
 from trainer.sample.fidelity import Fidelity
 from trainer.sample.images import open_images
 
@@ -152,7 +144,7 @@ def measure_pairs(options: argparse.Namespace) -> int:
         UserError: the run does not translate.
     """
     with _ranks() as (ranks, device):
-        (samples,) = open_samples(options, device)
+        (samples,) = open_samples(options, device, ranks)
         if not isinstance(samples, DrawnSamples) or not samples.translates:
             raise UserError(
                 f"{options.run} was not trained on pairs, so that its samples have no PSNR: give a --network"
@@ -364,11 +356,11 @@ def open_samples(
     storage = storage_of_run(options.run, owner=ranks.broadcast(uuid.uuid4().hex[:8]) if ranks else None)
     choices: Iterable[Choice] = options.checkpoints or [options.checkpoint or "latest"]
     if options.checkpoints == ALL:
-        choices = _steps(storage, ranks)
+        choices = steps_of(storage, ranks)
     found = 0
     for choice in choices:
         try:
-            loaded, checkpoint = _load(storage, choice, device, options.weights, ranks)
+            loaded, checkpoint = load_checkpoint(storage, choice, device, options.weights, ranks)
         except CheckpointError as error:
             if options.checkpoints != ALL:
                 raise
@@ -380,31 +372,6 @@ def open_samples(
         yield DrawnSamples(loaded, **draw, step=checkpoint.step, images_seen=images)
     if not found:
         raise CheckpointError(f"{options.run} has no valid checkpoint")
-
-
-def _steps(storage: CheckpointStorage, ranks: Ranks | None) -> list[int]:
-    """Steps of all checkpoints, in ascending order."""
-
-    def seen() -> list[int]:
-        return sorted(checkpoint.step for checkpoint in storage.list())
-
-    if ranks is None:
-        return seen()
-    return ranks.broadcast(ranks.all_do(lambda: seen() if ranks.rank == 0 else [], CheckpointError, OSError))
-
-
-def _load(
-    storage: CheckpointStorage, choice: Choice, device: str, weights: Weights, ranks: Ranks | None
-) -> tuple[Loaded, Checkpoint]:
-    """The generator of a checkpoint, which rank 0 chooses and each host fetches once; and the checkpoint."""
-    if ranks is None:
-        return load_checkpoint(storage, choice, device, weights)
-    try:
-        checkpoint = fetch_for_ranks(storage, lambda: choose_checkpoint(storage, choice), ranks)
-        assert checkpoint is not None
-        return ranks.all_do(lambda: load_generator(checkpoint, device, weights), CheckpointError), checkpoint
-    finally:
-        forget_for_ranks(storage, ranks)
 
 
 @contextmanager
