@@ -54,7 +54,10 @@ def train(arguments: list[str]) -> int:
         print(f"preflight, then: {shlex.join(['python', '-m', 'trainer.run', *arguments])}", file=sys.stderr)
         if not run.inside_ray_job():  # status, logs and stop use the record of the last start
             directory = job_config(arguments).run.directory
-            Record(name_of(directory), LOCAL, directory, str(os.getpid())).save()
+            _record(
+                Record(name_of(directory), LOCAL, directory, str(os.getpid())),
+                f"status and stop take the run's directory, {directory}",
+            )
         if code := preflight.main(arguments):
             return code
     return run.main(arguments)
@@ -170,14 +173,21 @@ def _show(submitted: str) -> None:
 
 
 def _submitted(record: Record) -> int:
-    record.save()
     name = record.name
-    print(
-        f"submitted as job {record.job}; run {name}\n"
-        f"./launch.sh status {name}\n./launch.sh logs -f {name}\n./launch.sh stop {name}",
-        file=sys.stderr,
-    )
+    print(f"submitted as job {record.job}; run {name}", file=sys.stderr)
+    if _record(record, f"status, logs and stop do not know it: ask {record.way} itself for job {record.job}"):
+        print(f"./launch.sh status {name}\n./launch.sh logs -f {name}\n./launch.sh stop {name}", file=sys.stderr)
     return 0
+
+
+def _record(record: Record, otherwise: str) -> bool:
+    """Note a start. Where that cannot be written, such as in an image, the run goes on; says what to do instead."""
+    try:
+        record.save()
+    except OSError as error:
+        print(f"this start is not recorded ({error.filename}: {error.strerror}); {otherwise}", file=sys.stderr)
+        return False
+    return True
 
 
 # ---- existing runs ----

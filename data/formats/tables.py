@@ -143,7 +143,7 @@ def _opened(file: Path) -> Iterator[Any]:
     # A damaged file raises nearly anything, such as UnicodeDecodeError for a name, or asks for impossible memory.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise TableError(f"cannot be read: {reason[:300]}") from None
+        raise TableError(f"cannot be read: {reason[:300].removesuffix('.')}; get it again") from None
 
 
 def _open_arrow(stream: IO[bytes]) -> Any:

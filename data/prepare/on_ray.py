@@ -1,19 +1,20 @@
 """The same preparation as tasks on a Ray cluster. The only file of `data` that imports Ray.
 
 Images are read and encoded by tasks, which leave the results where they run. From what those say of their images the
-driver decides which go into which shard; further tasks fetch them, and write the shard to the folder or URL. So the
-driver handles no image, and its shards are those of one machine. Ray does again the tasks of a node that is lost, and
-those whose results were there.
+driver decides which go into which shard; further tasks fetch them, and write the shard to the folder or URL. So its
+shards are those of one machine. The driver handles no image, but for those that no other machine can read, which it
+sends along. Ray does again the tasks of a node that is lost, and those whose results were there.
 """
 
 import contextlib
 import os
+import platform
 import secrets
 import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,15 +24,15 @@ from data.prepare.encode import Prepared, PreparedForm, prepare_items
 from data.prepare.job import Preparation
 from data.prepare.journal import Journal
 from data.prepare.places import Place
-from data.prepare.work import Cut, Tally, chunks_of, key_of, members_of
+from data.prepare.work import Chunk, Cut, Tally, chunks_of, key_of, members_of
 from data.processes.ray_environment import set_up_ray
 from data.sets.transfer import send
 from data.shards.index import Shard, offsets_name
 from data.shards.writer import ShardSequence, sample_bytes
-from data.sources.source import Item, Source
+from data.sources.source import HeldSource, Item, Source, hash_of, shown_name
 from data.storage.errors import OperationError
 from data.storage.files import replaced
-from data.storage.location import is_remote
+from data.storage.location import DataError, is_remote
 from data.storage.writable import WritableStorage
 
 _TASKS_PER_CPU = 4
@@ -40,6 +41,8 @@ _SHARDS_PER_CPU = 1
 """Shards that are waiting or being written."""
 _RETRIES = 20
 """How often Ray does a task again whose node or process is lost."""
+_Seen = tuple[str, list[tuple[Prepared, int]]]
+"""The name of a node, and what it made of some images, without their contents but with their sizes in a shard."""
 Contents = list[bytes]
 """The encoded images of a chunk; empty for unusable ones."""
 
@@ -83,7 +86,7 @@ class RayWay:
         """See `Way`."""
         form, options = job.options.form, job.options
         encode, write = _task(_encode, num_returns=2), _task(_write)
-        source = _ray().put(job.source)
+        shared = None if job.source.only_here else _ray().put(job.source)
         draft, waiting = _Draft(), deque[tuple[Cut, Any]]()
         num_shards = len(journal.shards)
 
@@ -102,10 +105,15 @@ class RayWay:
                 journal = tally.extended(journal, _ray().get(written), cut)
                 place.save(journal)
 
-        started = ((chunk, encode.remote(source, form, chunk.items)) for chunk in chunks_of(job, tally.done))
+        def start(chunk: Chunk) -> tuple[Chunk, Any]:
+            source = HeldSource.of(job.source, chunk.items) if shared is None else shared
+            return chunk, encode.remote(source, form, chunk.items)
+
         with _explained():
-            for chunk, (seen, contents) in self._ahead(started):
-                for at, (number, (sample, num_bytes)) in enumerate(zip(chunk.numbers, _ray().get(seen), strict=True)):
+            for chunk, (seen, contents) in self._ahead(map(start, chunks_of(job, tally.done))):
+                node, samples = _ray().get(seen)
+                for at, (number, (sample, num_bytes)) in enumerate(zip(chunk.numbers, samples, strict=True)):
+                    refuse_other_view(job.source, sample, node)
                     if not tally.take(sample):
                         continue
                     if not draft.chunks or draft.chunks[-1] is not contents:
@@ -182,27 +190,50 @@ def _call(work: Callable[[Any], Any], task: Any) -> Any:
     return work(task)
 
 
-def _encode(source: Source, form: PreparedForm, items: list[Item]) -> tuple[list[tuple[Prepared, int]], Contents]:
+def _encode(source: Source, form: PreparedForm, items: list[Item]) -> tuple[_Seen, Contents]:
     """What the driver needs of each image, with the bytes that it takes of a shard; and the contents."""
     prepared = prepare_items(source, items, form)
     seen = [(sample._replace(content=b""), sample_bytes(members_of(sample, form))) for sample in prepared]
-    return seen, [sample.content for sample in prepared]
+    return (platform.node(), seen), [sample.content for sample in prepared]
+
+
+def refuse_other_view(source: Source, sample: Prepared, node: str) -> None:
+    """Refuse a node that cannot read an image which can be read here: it would be left out as unusable.
+
+    Args:
+        source: the images.
+        sample: what the node made of one of them.
+        node: its name.
+
+    Raises:
+        DataError: the image can be read here.
+    """
+    item = sample.item
+    if sample.error is None or source.only_here or sample.source_hash != hash_of(item, b""):
+        return
+    try:
+        is_here = bool(source.read(item) + source.read_condition(item))
+    except OSError:
+        return
+    if is_here:
+        raise DataError(
+            f"node {node} cannot read the image {shown_name(item.name)} of the source {shown_name(source.description)} "
+            f"({shown_name(sample.error)}), but this machine can; give every node the source under the same name, or "
+            "upload it and give its URL"
+        )
 
 
 def _write(location: str, name: str, form: PreparedForm, samples: list[_Sample], *chunks: Contents) -> Shard:
-    """Write a shard and its offsets, first to a disk of this node."""
-    with tempfile.TemporaryDirectory(prefix="ddgan-shard-") as scratch:
-        folder = Path(scratch)
-        with ShardSequence(folder, shard_samples=None, shard_bytes=None) as shards:
-            for sample in samples:
-                item = Item("", 0, sample.label)
-                shards.write(sample.key, members_of(Prepared(item, chunks[sample.chunk][sample.place]), form))
-            first = shards.finish()
-        assert first is not None
-        assert first.offsets is not None
-        shard = replace(first, name=name, offsets=replace(first.offsets, name=offsets_name(name)))
-        for own, file in zip(first.files, shard.files, strict=True):
-            (folder / own.name).rename(folder / file.name)
+    """Write a shard and its offsets, first to a disk of this node. Raises DataError if that has no room."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ddgan-shard-")))
+            shard = _write_here(folder, name, form, samples, chunks)
+        except OSError as error:
+            raise DataError(
+                f"node {platform.node()} cannot write a shard to {tempfile.gettempdir()}: {error.strerror or error}; "
+                "free some space there, or set TMPDIR where its Ray is started"
+            ) from None
         if is_remote(location):
             target = WritableStorage(location)
             for file in shard.files:
@@ -213,4 +244,21 @@ def _write(location: str, name: str, form: PreparedForm, samples: list[_Sample],
                 draft = f".{file.name}.{secrets.token_hex(8)}.tmp"
                 with replaced(Path(location, file.name), durable=True, draft=draft) as unfinished:
                     shutil.copyfile(folder / file.name, unfinished)
+    return shard
+
+
+def _write_here(
+    folder: Path, name: str, form: PreparedForm, samples: list[_Sample], chunks: Sequence[Contents]
+) -> Shard:
+    """Write a shard and its offsets to a local folder, under their names in the data set."""
+    with ShardSequence(folder, shard_samples=None, shard_bytes=None) as shards:
+        for sample in samples:
+            item = Item("", 0, sample.label)
+            shards.write(sample.key, members_of(Prepared(item, chunks[sample.chunk][sample.place]), form))
+        first = shards.finish()
+    assert first is not None
+    assert first.offsets is not None
+    shard = replace(first, name=name, offsets=replace(first.offsets, name=offsets_name(name)))
+    for own, file in zip(first.files, shard.files, strict=True):
+        (folder / own.name).rename(folder / file.name)
     return shard

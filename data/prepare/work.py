@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.prepare.encode import TOO_SMALL, Prepared, PreparedForm, prepare_items
-from data.prepare.filters import Removed
+from data.prepare.filters import MapInOrder, Removed
 from data.prepare.job import Preparation, describe_difference, find_prepared
 from data.prepare.journal import Journal, load_journal
 from data.prepare.origin import content_of, filtered, read_content, refuse_other_origin
@@ -123,7 +123,7 @@ def prepare(job: Preparation, console: Console, *, way: Way | None = None) -> Ou
             return Outcome(index=index, bad=[], was_there=True)
         try:
             way = way or LocalWay(job.options.workers)
-            job, removed = filtered(job, way.map_in_order, console)
+            job, removed = filtered(job, _who_looks(job, way), console)
             bad = write(job, FolderPlace(work), way, console)
             work.publish()
         except (PreparationError, SourceError, OSError):
@@ -155,11 +155,18 @@ def prepare_at_url(job: Preparation, place: UrlPlace, console: Console, *, way: 
     if index is not None:
         return Outcome(index=index, bad=[], was_there=True)
     try:
-        job, removed = filtered(job, way.map_in_order, console)
+        job, removed = filtered(job, _who_looks(job, way), console)
         bad = write(job, place, way, console)
     except KeyboardInterrupt:
         raise InterruptedPreparationError(f"interrupted; the same command continues at {place.shown}") from None
+    except DataError as error:  # a node cannot do its part
+        raise PreparationError(f"{error}; the same command continues at {place.shown}") from None
     return Outcome(index=load_index(place.location), bad=bad, removed=removed, was_there=False)
+
+
+def _who_looks(job: Preparation, way: Way) -> MapInOrder:
+    """What looks at the images that filters judge: processes of this machine, where no other one can read them."""
+    return (LocalWay(job.options.workers) if job.source.only_here else way).map_in_order
 
 
 def _find_prepared(job: Preparation, console: Console) -> ShardIndex | None:

@@ -191,7 +191,7 @@ def _form(index: ShardIndex) -> str:
 
 def _side_lines(index: ShardIndex) -> list[str]:
     """A histogram of the short sides of the source's images, if they were recorded."""
-    sides = {} if index.is_remote else original_sides(index.directory)
+    sides = original_sides(index.location)
     if not sides:
         return []
     ordered = np.repeat(list(sides), list(sides.values()))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
+from data.sets.origin import Origin, load_origin
 from data.sets.terminal import progress_bar
 from data.sets.work_folder import OutputError, WorkFolder, remove_emptied
 from data.shards.files import LocalShards
@@ -83,6 +85,7 @@ def merge(directories: Sequence[str], out: str, console: Console) -> Merged:
             work.journal.unlink(missing_ok=True)
             work.discard()
             shards, num_rewritten = _join(indexes, _labels_of(indexes, document), work.result, console)
+            _write_origin(indexes, work.result)
             write_index(work.result, replace(document, shards=shards))
             work.publish()
         except BaseException:
@@ -90,6 +93,15 @@ def merge(directories: Sequence[str], out: str, console: Console) -> Merged:
             raise
     remove_emptied(target)
     return Merged(index=load_index(target), num_rewritten=num_rewritten)
+
+
+def _write_origin(indexes: Sequence[ShardIndex], folder: Path) -> None:
+    """Keep the sizes of the originals, if all data sets have them."""
+    origins = [load_origin(index.directory) for index in indexes]
+    if all(origin is not None and origin.sides for origin in origins):
+        sides = sum((Counter(origin.sides) for origin in origins if origin is not None), Counter[str]())
+        ordered = {side: sides[side] for side in sorted(sides, key=int)}
+        Origin(state="merged", content="merged", sides=ordered).save(folder)
 
 
 def _refuse_other_forms(indexes: Sequence[ShardIndex]) -> None:

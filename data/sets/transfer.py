@@ -1,6 +1,7 @@
 """`python -m data.prepare push DIR URL` and `pull URL DIR`: copy a prepared data set, and check every file's hash.
 
 index.json comes last, so that an unfinished copy is no data set. A repeated command copies what is missing or differs.
+origin.json, which no image depends on, goes along where it is there.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from data.sets.origin import ORIGIN_NAME, load_origin, parse_origin
 from data.sets.terminal import bytes_bar
 from data.sets.work_folder import OutputError, WorkFolder, remove_emptied
 from data.shards.files import fetch
@@ -25,6 +27,7 @@ from data.storage.files import replaced
 from data.storage.location import DataError, is_remote, local_path
 from data.storage.redaction import redact
 from data.storage.remote import AbandonedError, Advance, Storage
+from data.storage.remote_folder import RemoteFolder
 from data.storage.writable import StorageError, WritableStorage
 
 MARK_NAME = "index.json.unfinished"
@@ -60,7 +63,8 @@ def push(directory: str, url: str, *, workers: int, check: Literal["hash", "size
         sizes = target.retried(INDEX_NAME, target.files)
         is_whole = _refuse_other_set(target, sizes, index, content)
         wrong = [file for file in index.files if sizes.get(file.name) != file.num_bytes]
-        if is_whole and not wrong and check == "size":
+        origin = _origin_to_send(target, index.directory, is_there=ORIGIN_NAME in sizes)
+        if is_whole and not wrong and origin is None and check == "size":
             return 0, 0
         if not is_whole:
             target.retried(MARK_NAME, lambda: target.put(MARK_NAME, content))
@@ -80,6 +84,8 @@ def push(directory: str, url: str, *, workers: int, check: Literal["hash", "size
 
     copied = _in_parallel(copy, index.files, workers, "pushing", console)
     try:
+        if origin is not None:
+            copied = _send_origin(target, origin, copied)
         if not is_whole:
             target.retried(INDEX_NAME, lambda: target.put(INDEX_NAME, content))
             target.retried(MARK_NAME, lambda: target.remove([MARK_NAME]))
@@ -132,7 +138,7 @@ def pull(url: str, directory: str, *, workers: int, console: Console) -> Copied:
     """
     if not is_remote(url):
         raise OutputError(f"{url} is no URL: to copy from another folder of this machine, use cp -r")
-    storage = Storage(url)
+    storage = RemoteFolder(url)
     content = storage.read(INDEX_NAME)
     index = parse_index(content, storage.url)
     target = local_path(directory).resolve()
@@ -144,6 +150,7 @@ def pull(url: str, directory: str, *, workers: int, console: Console) -> Copied:
         _refuse_full_disk(index.files, work.result)
         try:
             copied = _download(storage, index, work.result, workers, console)
+            copied = _bring_origin(storage, index, work.result, copied, console)
             with replaced(work.result / INDEX_NAME, durable=True, draft=f"{INDEX_NAME}.unfinished") as draft:
                 draft.write_bytes(content)
             work.publish()
@@ -153,14 +160,17 @@ def pull(url: str, directory: str, *, workers: int, console: Console) -> Copied:
     return copied
 
 
-def _mend(storage: Storage, index: ShardIndex, content: bytes, target: Path, workers: int, console: Console) -> Copied:
+def _mend(
+    storage: RemoteFolder, index: ShardIndex, content: bytes, target: Path, workers: int, console: Console
+) -> Copied:
     """Copy again what is missing or altered in a whole data set."""
     advice = "choose another folder, or remove it yourself"
     if not target.is_dir() or not (target / INDEX_NAME).is_file():
         raise OutputError(f"{target} holds other files; {advice}")
     if (target / INDEX_NAME).read_bytes() != content:
         raise OutputError(f"{target} holds another prepared data set than {index.shown_location}; {advice}")
-    return _download(storage, index, target, workers, console)
+    copied = _download(storage, index, target, workers, console)
+    return _bring_origin(storage, index, target, copied, console)
 
 
 def _download(storage: Storage, index: ShardIndex, folder: Path, workers: int, console: Console) -> Copied:
@@ -173,6 +183,46 @@ def _download(storage: Storage, index: ShardIndex, folder: Path, workers: int, c
         return True
 
     return _in_parallel(copy, index.files, workers, "pulling", console)
+
+
+def _origin_to_send(target: WritableStorage, folder: Path, *, is_there: bool) -> bytes | None:
+    """The local origin.json, unless there is none, or the one at the URL is of the same images."""
+    try:
+        content = (folder / ORIGIN_NAME).read_bytes()
+    except OSError:
+        return None
+    if (own := parse_origin(content)) is None:
+        return None
+    there = target.retried(ORIGIN_NAME, lambda: target.read_if_there(ORIGIN_NAME)) if is_there else None
+    return None if own.is_of_the_images_of(parse_origin(there)) else content
+
+
+def _send_origin(target: WritableStorage, content: bytes, copied: Copied) -> Copied:
+    """Write origin.json to a URL, and read it back; returns what was copied with it."""
+    target.retried(ORIGIN_NAME, lambda: target.put(ORIGIN_NAME, content))
+    if target.retried(ORIGIN_NAME, lambda: target.read_if_there(ORIGIN_NAME)) != content:
+        raise OperationError(f"{ORIGIN_NAME}: what arrived at {target.url} differs; give the command again")
+    return copied[0] + 1, copied[1] + len(content)
+
+
+def _bring_origin(storage: RemoteFolder, index: ShardIndex, folder: Path, copied: Copied, console: Console) -> Copied:
+    """Copy origin.json from a URL where it is there; returns what was copied with it. Images do not wait for it."""
+    try:
+        content = storage.content(ORIGIN_NAME)
+        if content is None:
+            return copied
+        origin = parse_origin(content)
+        if origin is None or origin.num_images > index.num_samples:
+            raise DataError(f"{ORIGIN_NAME} at {index.shown_location} is damaged; push the data set again")
+        if origin.is_of_the_images_of(load_origin(folder)):
+            return copied
+        with replaced(folder / ORIGIN_NAME, durable=True, draft=f"{ORIGIN_NAME}.unfinished") as draft:
+            draft.write_bytes(content)
+    # Some storage refuses access to files that are not there.
+    except (DataError, OSError) as error:
+        console.print(f"data.prepare: no {ORIGIN_NAME} is copied, and inspect shows no sizes of originals: {error}")
+        return copied
+    return copied[0] + 1, copied[1] + len(content)
 
 
 def _local_index(directory: str) -> tuple[bytes, ShardIndex]:

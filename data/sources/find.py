@@ -98,7 +98,7 @@ def open_source(
     if condition_half and not name.startswith(PREFIX):
         raise SourceError(f"source {name}: --side-by-side is given, which is for pairs: give {PREFIX}{name}")
     options = TableOptions(column, label, subset, split)
-    kind, path, listed = _parse(name, options, report)
+    kind, path, listed, is_copy = _parse(name, options, report)
     if not (path.is_file() or path.is_dir()):
         # A pipe would wait for its writer.
         raise SourceError(f"source {name}: is neither a file nor a folder; copy what it gives to a file")
@@ -133,7 +133,7 @@ def open_source(
         source = _open(kind, path, cast(Split | None, split), last, seed, classes)
     if len(source.items) <= skip_images:
         raise SourceError(f"source {name}: --skip-images is {skip_images}, but there are {len(source.items)} images")
-    return replace(source, items=source.items[skip_images:last])
+    return replace(source, items=source.items[skip_images:last], only_here=source.only_here or is_copy)
 
 
 def _open(
@@ -171,6 +171,8 @@ class _Place(NamedTuple):
     """The paths of pairs are in the name."""
     listed: Listed | None = None
     """Image files at a URL."""
+    is_copy: bool = False
+    """It was fetched to this user's cache."""
 
 
 def _parse(name: str, options: TableOptions, report: Report) -> _Place:
@@ -183,7 +185,7 @@ def _parse(name: str, options: TableOptions, report: Report) -> _Place:
     if exists(Path(name)):
         return _Place(_recognise(Path(name)), Path(name))
     if (known := _KNOWN_SETS.get(name)) is not None:
-        return _Place(name, fetch_known(known, report))
+        return _Place(name, fetch_known(known, report), is_copy=True)
     # A slash before the colon means a missing path, not an unknown kind.
     named = re.fullmatch(r"([^/:]*):(.*)", name, flags=re.DOTALL)
     if is_remote(name) and is_url(name):
@@ -212,7 +214,7 @@ def _bring(url: str, kind: str | None, options: TableOptions, report: Report) ->
     found = bring(url, kind, options, report)
     if isinstance(found, Listed):
         return _Place("folder", listed=found)
-    return _Place(kind or _recognise(found), found)
+    return _Place(kind or _recognise(found), found, is_copy=True)
 
 
 def _recognise(path: Path) -> str:

@@ -7,6 +7,7 @@ source is executed.
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -108,6 +109,11 @@ class Source(Protocol):
         """The usual form of this source for training."""
         ...
 
+    @property
+    def only_here(self) -> bool:
+        """Whether no other machine can read it: it lies in this user's cache, or in a file without a name."""
+        ...
+
     def read(self, item: Item) -> bytes:
         """An image file that PIL can open; PGM or PPM if the source holds raw pixels.
 
@@ -132,6 +138,7 @@ class BaseSource:
     notes: tuple[str, ...] = ()
     state: str = ""
     defaults: FormDefaults = PHOTOGRAPHS
+    only_here: bool = False
 
     def read_condition(self, item: Item) -> bytes:
         """Only pairs have one."""
@@ -139,6 +146,39 @@ class BaseSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"items": ()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldSource(BaseSource):
+    """Images that were read from another source, for a machine that cannot read it. Pickling keeps them."""
+
+    description: str
+    contents: dict[str, tuple[bytes, bytes] | str]
+    """By the name of the item: its file and that of its condition, or why they cannot be read."""
+
+    @classmethod
+    def of(cls, source: Source, items: Sequence[Item]) -> "HeldSource":
+        """Read some images. Raises SourceError if the whole source is no longer readable."""
+        contents: dict[str, tuple[bytes, bytes] | str] = {}
+        for item in items:
+            try:
+                contents[item.name] = source.read(item), source.read_condition(item)
+            except OSError as error:
+                contents[item.name] = error.strerror or str(error)
+        return cls(items=(), description=source.description, contents=contents)
+
+    def read(self, item: Item) -> bytes:
+        """The file of an image."""
+        return self._held(item)[0]
+
+    def read_condition(self, item: Item) -> bytes:
+        """The file of its condition."""
+        return self._held(item)[1]
+
+    def _held(self, item: Item) -> tuple[bytes, bytes]:
+        if isinstance(found := self.contents[item.name], str):
+            raise OSError(found)
+        return found
 
 
 class State:

@@ -55,6 +55,7 @@ class TableSource(BaseSource):
     description: str
     column: str
     tables: tuple[Table, ...]
+    only_here: bool = True
     place: Place | None = None
     """Of the spool that another process has written."""
     first: int = 0
@@ -72,8 +73,8 @@ class TableSource(BaseSource):
                 return Spool.open(self.place), self.first
             except OSError as error:
                 raise SourceError(
-                    f"source {self.description}: its images were copied to a file of another machine, which cannot be "
-                    f"read here ({error.strerror}); prepare it on one machine"
+                    f"source {self.description}: its images were copied to a file of another process, which cannot be "
+                    f"read any more ({error.strerror}); give the command again"
                 ) from None
         first, last = self._number(self.items[0]), self._number(self.items[-1]) + 1
         try:
@@ -121,7 +122,7 @@ class TableSource(BaseSource):
                     if number >= last:
                         break
             except TableError as error:
-                raise SourceError(f"source {table.file}: {error}; get it again") from None
+                raise SourceError(f"source {table.file}: {error}") from None
             if number != min(end, last):
                 raise SourceError(
                     f"source {table.file}: says that it has {table.num_rows} rows, but column {self.column} has "

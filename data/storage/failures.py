@@ -57,7 +57,7 @@ def explain(error: Exception, protocol: str) -> FailureError | None:
     refused = any(isinstance(link, PermissionError) for link in chain)
     if status in (401, 403, 407) or (refused and status is None) or (refused and status == 400):
         return FailureError(f"permission denied{f' (HTTP {status})' if status else ''}{_code(chain)}", advice=access)
-    if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
+    if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError) and not _is_connection(chain)):
         what = "there is no such bucket" if "NoSuchBucket" in _code(chain) else "there is no such file"
         advice = "check the URL; all files of the prepared folder belong there"
         return FailureError(f"{what}{f' (HTTP {status})' if status else ''}", advice=advice, missing=True)
@@ -87,6 +87,13 @@ def explain(error: Exception, protocol: str) -> FailureError | None:
         return FailureError(f"the connection failed ({_summary(chain[-1])})", advice=network, passing=True)
     # The remaining botocore errors concern profiles, regions and the like.
     return FailureError(_summary(error), advice=access if "BotoCoreError" in names else "")
+
+
+def _is_connection(chain: list[BaseException]) -> bool:
+    """Whether a link is about the way to the storage, and not about a file."""
+    others = [link for link in chain if not isinstance(link, FileNotFoundError)]
+    kinds = {kind.__name__ for link in others for kind in type(link).__mro__}
+    return bool(kinds & _CONNECTION)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

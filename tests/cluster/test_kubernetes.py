@@ -155,6 +155,18 @@ def test_what_is_printed_is_what_kubectl_gets(kubectl, capsys):
     assert kubectl.read_text().splitlines()[-1] == "apply --namespace mine --filename -"
 
 
+def test_a_submission_that_cannot_be_recorded_is_told_with_its_job(kubectl, tmp_path, capsys):
+    (tmp_path / "launches").touch()  # in the way of the folder, as a read-only disk would be
+    assert main([*COMMAND, "--", *ON_SHARED]) == 0
+    assert "apply" in kubectl.read_text()
+    told = capsys.readouterr().err
+    assert f"submitted as job {rendered()[0]['metadata']['name']}; run x" in told
+    assert (
+        f"this start is not recorded ({tmp_path}/launches: File exists); status, logs and stop do not know it" in told
+    )
+    assert "./launch.sh status" not in told
+
+
 def test_a_run_under_way_is_left_alone_and_one_that_is_over_made_anew(kubectl, capsys, monkeypatch):
     monkeypatch.setenv("STATUS", "x-1b24dc Running")
     assert main([*COMMAND, "--", *ON_SHARED]) == 1

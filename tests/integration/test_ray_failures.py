@@ -16,8 +16,15 @@ from tests.launch import run_ranks, running, slow_steps, train_command, wait_for
 from tests.trainer.driver.hooked import hooked
 from trainer.checkpoint.fingerprint import fingerprint
 from trainer.checkpoint.format import list_checkpoints, newest_valid
+from trainer.report.hours import read_hours
+from trainer.timing.event_log import events_file, read_events
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TICK_S = 0.02
+"""Of the clock that the start of a process is known by."""
+RECORD_S = 1.0
+"""Between two records of a process that has lived for less than 1000 s."""
 
 
 def holder_of(directory: Path) -> int | None:
@@ -28,17 +35,20 @@ def holder_of(directory: Path) -> int | None:
         return None
 
 
-def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
+def test_killed_driver_and_then_a_killed_worker_change_no_bit_and_all_hours_are_told(tiny, tmp_path):
     directory, log, straight = tmp_path / "run", tmp_path / "log.txt", tmp_path / "straight"
     more = ("training.total_images=960", "checkpoint.save_interval_steps=6", "scaling.world_size=2")
     arguments, slowly = train_command("digits", tiny, directory, *more), slow_steps(0.2)
+    began = time.time()
     with running(arguments, log, slowly) as process:
         wait_for_checkpoint(directory, process, log)
         process.kill()  # it alone: nobody tells the workers, or the Ray that it started
+        killed = time.time()
         process.wait()
     assert newest_valid(directory / "checkpoints")
 
     again = tmp_path / "again.txt"
+    began_again = time.time()
     with running(arguments, again, slowly) as process:
         # Until then, the workers of the killed driver may still save.
         wait_for_text("resuming from", process, again)
@@ -49,7 +59,20 @@ def test_killed_driver_and_then_a_killed_worker_change_no_bit(tiny, tmp_path):
         assert worker
         os.kill(worker, signal.SIGKILL)
         assert process.wait(timeout=240) == 0, again.read_text()[-3000:]
+    ended = time.time()
     assert again.read_text().count("resuming from") == 2
+
+    hours = read_hours(directory)
+    assert hours
+    assert sum(hours.seconds.values()) == pytest.approx(hours.wall_s, abs=0.01)
+    assert began - TICK_S <= hours.began <= hours.ended <= ended
+    # The driver that was killed has left its log, and the second one lived while there was no rank 0.
+    assert len({event.start for event in read_events(events_file(directory, "driver"))}) == 2
+    assert hours.seconds["away"] <= began_again - killed + RECORD_S + TICK_S
+    assert hours.seconds["restarts"] > 0
+    assert [start.world_size for start in hours.starts] == [2, 2, 2]
+    assert [start.status for start in hours.starts[1:]] == [None, "FINISHED"]
+    assert hours.failures[-1].reason.startswith("failure 1 of the workers, after step")  # as the driver has it
 
     sets = [*tiny, *more, f"run.directory={straight}"]
     done = run_ranks(2, ["-m", "trainer.worker", "--config", "digits", *(x for o in sets for x in ("--set", o))])

@@ -18,6 +18,7 @@ from trainer.checkpoint.format import (
 from trainer.checkpoint.storage import CheckpointStorage, find_checkpoint
 from trainer.config.io import from_dict
 from trainer.config.sections import CheckpointConfig
+from trainer.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,17 @@ def choose_checkpoint(storage: CheckpointStorage, choice: Choice) -> Checkpoint:
     if best is None:
         raise CheckpointError(f"{storage.shown}: no checkpoint has a value of {rules.keep_best} yet: give a step")
     return find_checkpoint(storage, best)
+
+
+def steps_of(storage: CheckpointStorage, ranks: Ranks | None = None) -> list[int]:
+    """Steps of all checkpoints, in ascending order; with `ranks` a collective, those that rank 0 sees."""
+
+    def seen() -> list[int]:
+        return sorted(checkpoint.step for checkpoint in storage.list())
+
+    if ranks is None:
+        return seen()
+    return ranks.broadcast(ranks.all_do(lambda: seen() if ranks.rank == 0 else [], CheckpointError, OSError))
 
 
 def prune(storage: CheckpointStorage, rules: Retention, newest: Checkpoint) -> None:

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from data.storage.arguments import ranges_of_whole_numbers, whole_numbers
 from data.storage.errors import UserError
 from models.shapes import Uint8Image
 from trainer.checkpoint.format import CheckpointError
-from trainer.checkpoint.retention import Choice, checkpoint_argument
+from trainer.checkpoint.retention import Choice, checkpoint_argument, steps_of
 from trainer.checkpoint.snapshot import is_snapshot
 from trainer.checkpoint.storage import storage_of_run
 from trainer.config.command_line import check_group
@@ -84,7 +85,7 @@ def evaluate_with_network(options: argparse.Namespace) -> int:
     network = reference = neighbours = closeness = None
     fidelity = Fidelity()  # of the last samples; with --checkpoints it is not shown
     with _ranks() as (ranks, device):
-        for samples in open_samples(options, device):
+        for samples in open_samples(options, device, ranks):
             if network is None or reference is None:  # only now: a run that is missing costs no download of weights
                 network = open_network(options.network, options.reference, seed=options.seed, device=device)
                 reference = _load_reference(options, network, ranks)
@@ -143,7 +144,7 @@ def measure_pairs(options: argparse.Namespace) -> int:
         UserError: the run does not translate.
     """
     with _ranks() as (ranks, device):
-        (samples,) = open_samples(options, device)
+        (samples,) = open_samples(options, device, ranks)
         if not isinstance(samples, DrawnSamples) or not samples.translates:
             raise UserError(
                 f"{options.run} was not trained on pairs, so that its samples have no PSNR: give a --network"
@@ -329,10 +330,13 @@ class DrawnSamples:
             yield from compared(drawn, given, fidelity or Fidelity(), batch_size=size, **place)
 
 
-def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamples | DrawnSamples]:
-    """The samples that the options name: of a file, or of one or several checkpoints, one after another.
+def open_samples(
+    options: argparse.Namespace, device: str, ranks: Ranks | None
+) -> Iterator[GivenSamples | DrawnSamples]:
+    """The samples that the options name: of a file, or of one or several checkpoints, one after another. A collective.
 
-    With `all`, a damaged checkpoint is left out, with a line on stderr.
+    All ranks take the same checkpoints, though the run may go on meanwhile. With `all`, a damaged checkpoint is left
+    out, with a line on stderr.
 
     Raises:
         UserError: the file or folder cannot be read.
@@ -348,18 +352,19 @@ def open_samples(options: argparse.Namespace, device: str) -> Iterator[GivenSamp
             raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints away")
         yield DrawnSamples(load_run(options.run, options.checkpoint, device, options.weights), **draw)
         return
-    storage = storage_of_run(options.run)
+    # Their host's copies belong to the ranks of this command alone.
+    storage = storage_of_run(options.run, owner=ranks.broadcast(uuid.uuid4().hex[:8]) if ranks else None)
     choices: Iterable[Choice] = options.checkpoints or [options.checkpoint or "latest"]
     if options.checkpoints == ALL:
-        choices = sorted(checkpoint.step for checkpoint in storage.list())
+        choices = steps_of(storage, ranks)
     found = 0
     for choice in choices:
         try:
-            loaded, checkpoint = load_checkpoint(storage, choice, device, options.weights)
+            loaded, checkpoint = load_checkpoint(storage, choice, device, options.weights, ranks)
         except CheckpointError as error:
             if options.checkpoints != ALL:
                 raise
-            if check_group()[0] == 0:
+            if ranks is None or ranks.rank == 0:
                 sys.stderr.write(f"trainer.evaluate: step {choice} is left out: {error}\n")
             continue
         found += 1

@@ -8,7 +8,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.storage.errors import as_command
+from rich.filesize import decimal
+
+from data.storage.errors import OperationError, as_command
 from data.storage.files import replaced
 from data.storage.paths import path_argument
 from trainer.config.command_line import add_price_argument
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{run.name}: {run.state}")
         for lack in run.missing:
             print(f"  {lack}")
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+    print(f"{out}: {decimal(out.stat().st_size)}")
     return 0
 
 
@@ -53,6 +55,15 @@ def write_report(runs: Sequence[Run], out: Path, form: str = "html", usd_per_gpu
         out: the file.
         form: one of `FORMATS`.
         usd_per_gpu_hour: price of a GPU, to state what the hours cost; None: no price.
+
+    Raises:
+        OperationError: it cannot be written.
     """
-    with replaced(out) as draft:
-        draft.write_text(FORMATS[form](runs, usd_per_gpu_hour), encoding="utf-8")
+    content = FORMATS[form](runs, usd_per_gpu_hour)
+    try:
+        with replaced(out) as draft:
+            draft.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise OperationError(
+            f"the report {out} cannot be written: {error.strerror or error}; free some space, or choose another file"
+        ) from None

@@ -20,13 +20,14 @@ from models.wavelets import from_pixels, to_pixels
 from trainer.algorithm.methods import make_method
 from trainer.algorithm.pairs import given
 from trainer.algorithm.randomness import Draws, Purpose
-from trainer.checkpoint.format import Checkpoint
+from trainer.checkpoint.format import Checkpoint, CheckpointError
 from trainer.checkpoint.retention import Choice, checkpoint_argument, choose_checkpoint
 from trainer.checkpoint.snapshot import build_generator, is_snapshot, load_snapshot
-from trainer.checkpoint.storage import CheckpointStorage, storage_of_run
+from trainer.checkpoint.storage import CheckpointStorage, fetch_for_ranks, forget_for_ranks, storage_of_run
 from trainer.checkpoint.whole import Weights, trained_generator
 from trainer.config.train_config import TrainConfig
 from trainer.engine.compiled import CompiledForward, can_compile
+from trainer.engine.ranks import Ranks
 from trainer.sample.images import to_uint8
 
 PIXELS_AT_ONCE = 2**18
@@ -324,15 +325,31 @@ def load_checkpoint(
     choice: Choice = "latest",
     device: torch.device | str = "cpu",
     weights: Weights = "average",
+    ranks: Ranks | None = None,
 ) -> tuple[Loaded, Checkpoint]:
-    """The generator of a checkpoint in a storage, see `load_run`, and the checkpoint that was taken."""
-    checkpoint = choose_checkpoint(storage, choice)
+    """The generator of a checkpoint in a storage, see `load_run`, and the checkpoint that was taken.
+
+    With `ranks` a collective: rank 0 chooses for all of them, and each host fetches the checkpoint once.
+    """
+    if ranks is None:
+        checkpoint = choose_checkpoint(storage, choice)
+        loaded = _load_generator(checkpoint, device, weights)
+        storage.forget()
+        return loaded, checkpoint
+    try:
+        fetched = fetch_for_ranks(storage, lambda: choose_checkpoint(storage, choice), ranks)
+        assert fetched is not None
+        return ranks.all_do(lambda: _load_generator(fetched, device, weights), CheckpointError), fetched
+    finally:
+        forget_for_ranks(storage, ranks)
+
+
+def _load_generator(checkpoint: Checkpoint, device: torch.device | str, weights: Weights) -> Loaded:
     state, config = trained_generator(checkpoint, weights)
     generator = build_generator(config, device)
     generator.load_state_dict(state)
-    storage.forget()
     generator.eval().requires_grad_(False)
-    return (generator, Diffusion.from_config(config.diffusion, device), config), checkpoint
+    return generator, Diffusion.from_config(config.diffusion, device), config
 
 
 def sample_run(

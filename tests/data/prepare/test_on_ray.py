@@ -1,11 +1,12 @@
 """A preparation on a Ray of two nodes gives the bytes of one machine, though it is stopped and a node is killed."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from s3fs import S3FileSystem
 from data.prepare.command import main
 from data.prepare.journal import load_journal
 from tests.data.buckets import bucket
+from tests.data.tables import write_hub_folder
 from tests.launch import ROOT, default_signals
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -69,8 +71,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3FileSystem]:
         yield filesystem
 
 
-def start(source: Path, out: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "data.prepare", str(source), "--out", out, *OPTIONS, "--ray"]
+def start(source: Path | str, out: str, *more: str, before: Sequence[str] = ()) -> "subprocess.Popen[str]":
+    command = [*before, sys.executable, "-m", "data.prepare", str(source), "--out", out, *OPTIONS, *more, "--ray"]
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals
     )
@@ -116,3 +118,24 @@ def test_stopped_and_with_a_node_killed_it_gives_the_bytes_of_one_machine(
     assert done.returncode == 0, told
     found = {name.rpartition("/")[2]: s3.cat_file(name) for name in s3.find("prepared/set")}
     assert found == expected
+    # What only the driver can read, it sends along.
+    tables = str(write_hub_folder(tmp_path / "tables"))
+    assert main([tables, "--out", str(tmp_path / "one"), *OPTIONS, "--size", "16", "--workers", "0"]) == 0
+    done = start(tables, str(tmp_path / "many"), "--size", "16")
+    _, told = done.communicate(timeout=120)
+    assert done.returncode == 0, told
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    if os.geteuid() == 0:  # only root mounts
+        refuse_nodes_without_the_source(source, tmp_path)
+
+
+def refuse_nodes_without_the_source(source: Path, folder: Path) -> None:
+    """A folder that only the driver has: no image is left out for that."""
+    (folder / "mounted").mkdir()
+    mount = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(source)]
+    done = start(folder / "mounted", str(folder / "none"), before=[*mount, str(folder / "mounted")])
+    _, told = done.communicate(timeout=120)
+    assert done.returncode == 1, told
+    assert f"node {platform.node()} cannot read the image" in told
+    assert "give every node the source under the same name" in told
+    assert not (folder / "none").exists()

@@ -1,6 +1,10 @@
 """What the tasks of a cluster write, to a folder or a URL, when they run one after the other in this process."""
 
+import errno
+import pickle
+import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +13,22 @@ from typing import Any
 import pytest
 from s3fs import S3FileSystem
 
+from data.formats.spool import Spool
 from data.prepare import on_ray, places
 from data.prepare.command import main
-from data.prepare.on_ray import RayWay
+from data.prepare.encode import PreparedForm, prepare_items
+from data.prepare.on_ray import RayWay, refuse_other_view
+from data.sources.files import FolderSource
+from data.sources.source import Item
+from data.storage.location import DataError
 from tests.data.buckets import bucket
+from tests.data.tables import picture, write_hub_folder
 
 Refusal = Callable[..., str]
 
 
 class OneProcess:
-    """The calls of Ray that the tasks need; a task runs when it is started."""
+    """The calls of Ray that the tasks need; a task runs when it is started, on copies of its arguments."""
 
     def put(self, value: Any) -> Any:
         return value
@@ -30,7 +40,11 @@ class OneProcess:
         return values, []
 
     def remote(self, **_: Any) -> Callable[[Callable[..., Any]], Any]:
-        return lambda function: type("Task", (), {"remote": staticmethod(function)})
+        def task(function: Callable[..., Any]) -> Any:
+            sent = staticmethod(lambda *arguments: function(*pickle.loads(pickle.dumps(arguments))))
+            return type("Task", (), {"remote": sent})
+
+        return task
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +142,59 @@ def test_what_else_is_at_the_url_stays(source: Path, s3: S3FileSystem, tmp_path:
     told = refusal(source, "--size", 64, "--max-bad", 10, "--ray", "--out", "s3://places/small")
     assert "holds a damaged data set: shard 00000.tar is missing" in told
     assert "a web server takes no files" in refusal(*common, "https://me:secret@host/x")
+
+
+def test_what_only_the_driver_can_read_is_sent_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = write_hub_folder(tmp_path / "tables")
+    options = ("--size", 16, "--shard-samples", 9, "--dedup", "exact")
+    assert prepare(tables, tmp_path / "one", *options) == 0
+
+    def elsewhere(_: object) -> Spool:
+        raise FileNotFoundError("of another machine")
+
+    monkeypatch.setattr(Spool, "open", elsewhere)
+    assert prepare(tables, tmp_path / "ray", *options, "--ray") == 0
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("at", ["folder", "url"])
+def test_node_whose_disk_is_full_is_named_and_the_same_command_continues(
+    source: Path,
+    s3: S3FileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: str,
+) -> None:
+    monkeypatch.setattr(places, "_SAVE_EVERY_S", 0)
+    out = tmp_path / "set" if at == "folder" else "s3://places/full"
+    write = on_ray._write_here
+
+    def full(folder: Path, name: str, *rest: Any) -> Any:
+        if name == "00003.tar":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(folder, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(on_ray, "_write_here", full)
+        assert prepare(source, out, "--shard-samples", 9, "--ray") == 1
+    told = capsys.readouterr().err
+    assert (
+        f"node {platform.node()} cannot write a shard to {tempfile.gettempdir()}: No space left on device; free" in told
+    )
+    assert "the same command continues" in told
+    assert prepare(source, out, "--shard-samples", 9, "--ray") == 0
+    assert "continuing after 3 finished shards" in capsys.readouterr().err
+
+
+def test_images_that_are_bad_here_too_are_no_fault_of_a_node(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes(picture(1)[:90])
+    source, form = FolderSource(root=tmp_path, items=()), PreparedForm(size=16, channels=3, upscale=False)
+    for name in ("empty.png", "cut.png", "gone.png"):
+        (sample,) = prepare_items(source, [Item(name, 0, None)], form)
+        assert sample.error
+        refuse_other_view(source, sample, "worker")
+    (tmp_path / "gone.png").write_bytes(picture(2))
+    with pytest.raises(DataError, match=r"node worker cannot read the image gone\.png .*No such file"):
+        refuse_other_view(source, sample, "worker")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data.prepare.command import main
 from data.sets import merge
+from data.sets.origin import original_sides
 from data.shards.files import LocalShards
 from data.shards.index import ShardIndex, load_index
 from data.shards.reader import EncodedSample, samples_in_order
@@ -61,6 +62,14 @@ def test_classes_are_united_by_name_and_shards_whose_labels_stay_are_the_same_fi
     assert index.source == f"merge:{prepared.source}+{other.source}"
     assert index.options["size"] == 8
     assert "shard_samples" not in index.options
+
+
+def test_sizes_of_the_originals_are_kept_if_all_have_them(
+    own_copy: ShardIndex, other: ShardIndex, tmp_path: Path
+) -> None:
+    assert original_sides(merged(tmp_path / "set", own_copy, other).location) == {9: 6, 20: 14, 21: 13, 22: 13}
+    (own_copy.directory / "origin.json").unlink()
+    assert not (merged(tmp_path / "less", own_copy, other).directory / "origin.json").exists()
 
 
 def test_data_sets_come_back_whole_when_links_are_refused(

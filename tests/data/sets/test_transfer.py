@@ -9,14 +9,15 @@ from s3fs import S3FileSystem
 
 from data.prepare.command import main
 from data.sets import transfer
-from data.shards.index import ShardIndex, load_index, verify_present
+from data.shards.files import fetch
+from data.shards.index import DataFile, ShardIndex, load_index, verify_present
 from data.storage import remote
 from tests.data.buckets import bucket
 from tests.data.servers import Fault, FaultyServer
 
 Refusal = Callable[..., str]
-NUM_FILES = 16
-"""Eight shards with their offsets."""
+NUM_FILES = 17
+"""Eight shards with their offsets, and origin.json."""
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "origin.json"}
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_pushed_and_pulled_set_has_the_same_bytes_and_is_copied_once(
@@ -100,6 +101,52 @@ def test_what_else_is_at_the_url_stays(
     assert "an unfinished copy of another data set" in refusal("push", prepared.directory, "s3://sets/begun")
 
 
+def test_sizes_of_the_originals_go_along_and_change_no_digest(
+    s3: S3FileSystem, own_copy: ShardIndex, tmp_path: Path, told: Callable[..., str]
+) -> None:
+    origin = own_copy.directory / "origin.json"
+    content = origin.read_bytes()
+    origin.unlink()
+    told("push", own_copy.directory, "s3://sets/e")
+    assert not s3.exists("sets/e/origin.json")
+    told("pull", "s3://sets/e", tmp_path / "set")
+    sheet = ("--sheet", tmp_path / "sheet.png")
+    assert "originals  " not in told("inspect", tmp_path / "set", *sheet)
+    # A copy that was made without it gets it later.
+    origin.write_bytes(content)
+    assert f"1 files with {len(content)} bytes copied" in told(
+        "push", own_copy.directory, "s3://sets/e", "--check", "size"
+    )
+    assert f"1 files with {len(content)} bytes copied" in told("pull", "s3://sets/e", tmp_path / "set")
+    assert "originals     short side 20 to 22 px" in told("inspect", tmp_path / "set", *sheet)
+    assert "originals     short side 20 to 22 px" in told("inspect", "s3://sets/e", *sheet)
+    assert load_index(tmp_path / "set").digest == load_index("s3://sets/e").digest == own_copy.digest
+    # The same images prepared elsewhere have another state, which is of no use at the URL.
+    origin.write_bytes(content.replace(b'"state": "', b'"state": "f'))
+    assert "nothing to do" in told("push", own_copy.directory, "s3://sets/e")
+    assert s3.cat_file("sets/e/origin.json") == content
+
+
+def test_pull_does_not_fail_for_the_sizes_of_the_originals(
+    server: FaultyServer, prepared: ShardIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (prepared.directory / "origin.json").read_bytes()
+    for number, (fault, said) in enumerate(
+        [
+            (Fault(status=403), "permission denied (HTTP 403)"),
+            (Fault(content=content[:-9]), "is damaged; push the data set again"),
+            (Fault(content=content.replace(b'"20": 14', b'"20": 94')), "is damaged; push the data set again"),
+        ]
+    ):
+        server.faults["origin.json"] = [fault]
+        assert main(["pull", server.url, str(tmp_path / str(number))]) == 0
+        error = capsys.readouterr().err
+        assert "no origin.json is copied" in error
+        assert said in error
+        assert "origin.json" not in contents(tmp_path / str(number))
+        verify_present(load_index(tmp_path / str(number)))
+
+
 def test_places_that_take_nothing_are_refused(
     prepared: ShardIndex, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +192,27 @@ def test_pull_over_http_continues_and_fetches_altered_files_again(
     (out / "00002.offsets").unlink()
     assert "2 files with" in told("pull", server.url, out)
     verify_present(load_index(out))
+
+
+def test_interrupted_pull_says_where_it_goes_on_and_does(
+    server: FaultyServer, prepared: ShardIndex, tmp_path: Path, told: Callable[..., str], refusal: Refusal
+) -> None:
+    out = tmp_path / "set"
+
+    def interrupted(storage: object, file: DataFile, *arguments: object, **named: object) -> None:
+        if file.name == "00004.tar":
+            raise KeyboardInterrupt
+        fetch(storage, file, *arguments, **named)  # pyright: ignore
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "fetch", interrupted)
+        said = refusal("pull", server.url, out, "--workers", 1, code=130)
+    assert said == f"data.prepare: interrupted; the same command continues with what is in {tmp_path}/.set.unfinished\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == [".set.unfinished"]
+    told("pull", server.url, out, "--workers", 1)
+    assert contents(out) == contents(prepared.directory)
+    assert (server.gets["00003.tar"], server.gets["00005.tar"]) == (1, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_pull_refuses_other_folders(

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from data.sources.find import open_source
 from data.sources.remote import RemoteSource
 from data.sources.source import SourceError, fingerprint
 from data.storage import remote as storage
+from data.storage import remote_folder
 from data.storage.location import DataError
+from data.storage.remote_folder import RemoteFolder
 from tests.data.buckets import bucket
 from tests.data.servers import Fault, FaultyServer, serve
 from tests.data.tables import picture, write_hub_folder
@@ -85,6 +88,7 @@ def test_bucket_of_images_is_read_in_place_and_gives_the_bytes_of_the_folder(
     url = upload(s3, folder, "pictures")
     local, remote = open_source(str(folder)), open_source(url)
     assert isinstance(remote, RemoteSource)
+    assert not remote.only_here
     assert (remote.items, remote.class_names, remote.description) == (local.items, local.class_names, local.description)
     assert fingerprint(remote) == fingerprint(local)
     assert [line.text for line in remote.skipped] == [line.text for line in local.skipped]
@@ -167,8 +171,33 @@ def test_archive_on_a_web_server_is_copied_and_continued(
     copied = prepared(url, tmp_path / "a", "--shard-samples", "5")
     assert server.ranges == [None, "bytes=5000-", "bytes=5000-"]
     assert copied == prepared(str(server.folder / "set.zip"), tmp_path / "b")
-    assert len(open_source(f"zip:{url}").items) == 12
+    source = open_source(f"zip:{url}")
+    assert (len(source.items), source.only_here) == (12, True)
+    assert not open_source(str(server.folder / "set.zip")).only_here
     assert server.gets["set.zip"] == 3
+
+
+def test_archive_in_a_bucket_is_continued(s3: S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in sorted(write_classes(tmp_path / "pictures").rglob("[0-9]*.png")):
+            archive.write(file, file.relative_to(tmp_path / "pictures"))
+    content, starts, call = (tmp_path / "set.zip").read_bytes(), list[int](), RemoteFolder._call
+
+    def failing(self: RemoteFolder, method: str, name: str, *arguments: Any, **named: Any) -> Any:
+        if method == "cat_file":
+            starts.append(named["start"])
+            if len(starts) == 3:
+                raise ConnectionRefusedError
+        return call(self, method, name, *arguments, **named)
+
+    s3.pipe("sources/continued/set.zip", content)
+    monkeypatch.setattr(remote_folder, "_RANGE_BYTES", 2000)
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(RemoteFolder, "_call", failing)
+    with pytest.raises(DataError, match=r"the connection was refused.*What has arrived stays: give the same command"):
+        open_source("s3://sources/continued/set.zip")
+    assert len(open_source("s3://sources/continued/set.zip").items) == 12
+    assert starts == [0, 2000, 4000, *range(4000, len(content), 2000)]
 
 
 def test_folder_on_a_web_server_is_refused_with_what_to_do(server: FaultyServer) -> None:

@@ -16,7 +16,7 @@ from data.formats.spool import Place
 from data.prepare.command import main
 from data.prepare.encode import PreparedForm, prepare_items
 from data.sources.find import open_source
-from data.sources.source import Source, SourceError, fingerprint
+from data.sources.source import HeldSource, Source, SourceError, fingerprint
 from data.sources.tables import TableSource
 from data.storage.files import sha256_of
 from tests.data.tables import (
@@ -245,12 +245,20 @@ def test_another_process_reads_the_copy_and_no_file_is_left(tmp_path: Path, monk
     assert list((tmp_path / "room").iterdir()) == []
 
 
-def test_copy_on_another_machine_is_refused(tmp_path: Path) -> None:
-    source = open_source(str(write_hub_folder(tmp_path / "pictures")))
+def test_another_machine_gets_the_images_themselves(tmp_path: Path) -> None:
+    table = image_table(range(12))
+    rows = [*table["image"].to_pylist()[:10], None, {"bytes": None, "path": "../outside.png"}]
+    table = table.set_column(0, table.schema.field("image"), pa.array(rows, table.schema.field("image").type))
+    source = open_source(str(write_parquet(tmp_path / "pictures.parquet", table)))
     assert isinstance(source, TableSource)
-    elsewhere = replace(source, place=Place("/proc/self/fd/9999", 0, 25))
-    with pytest.raises(SourceError, match=r"copied to a file of another machine, .*; prepare it on one machine"):
+    assert source.only_here
+    elsewhere = replace(source, place=Place("/proc/self/fd/9999", 0, 12))
+    with pytest.raises(SourceError, match=r"copied to a file of another process, .*; give the command again"):
         elsewhere.read(source.items[0])
+    sent = pickle.dumps(HeldSource.of(source, source.items))
+    expected = prepare_items(source, list(source.items), FORM)
+    assert [prepared.error is None for prepared in expected] == [True] * 10 + [False] * 2
+    assert prepare_items(pickle.loads(sent), list(source.items), FORM) == expected
 
 
 def test_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +277,8 @@ def test_damaged_table_is_refused_in_one_line(tmp_path: Path, damage: str, refus
         content[4:60] = bytes(56)
     file.write_bytes({"cut": content[:-100], "pages": content, "empty": b"", "text": b"<html>"}[damage])
     said = refusal(file, "--out", tmp_path / "out", "--size", "16", "--workers", "0")
-    assert "set.parquet" in said and not (tmp_path / "out").exists()
+    assert "set.parquet" in said and said.endswith("it again\n") and said.count("it again") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from data.storage import remote as storage
 from data.storage.location import DataError
 from data.storage.redaction import redact
 from data.storage.remote import AbandonedError, Storage
+from data.storage.remote_folder import RemoteFolder
 from tests.data.servers import Fault, FaultyServer, serve
 
 SHARD = "00002.tar"
@@ -288,6 +289,21 @@ def test_sizes_are_asked_for_without_reading(prepared: ShardIndex, server: Fault
     for url in (server.url, s3):
         assert Storage(url).sizes([*names, "00099.tar"]) == sizes
     assert not set(names) & set(server.gets)
+
+
+def test_server_that_is_away_has_not_lost_its_files(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    for url, told in (
+        ("http://127.0.0.1:1/set", r"the connection was refused \(2 attempts"),
+        ("http://no-such-host.invalid/set", "the host's name cannot be resolved"),
+    ):
+        with pytest.raises(DataError, match=told):
+            Storage(url).sizes(["0.tar"])
+        with pytest.raises(DataError, match=told):
+            RemoteFolder(url).ask("set.zip")
+    server.always = Fault(hangs_up=True)
+    with pytest.raises(DataError, match=r"the connection failed \(ServerDisconnectedError.*2 attempts"):
+        RemoteFolder(server.url).ask("set.zip")
 
 
 def test_sizes_that_cannot_be_asked_for_are_an_error(server: FaultyServer) -> None:

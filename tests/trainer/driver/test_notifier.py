@@ -1,10 +1,19 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
+import pytest
+
+from data.storage.errors import UserError
 from tests.trainer.driver.hooked import hooked
 from trainer.config.io import load_config, shown_config, to_dict
+from trainer.config.train_config import TrainConfig
 from trainer.driver.notifier import Notifier
+from trainer.driver.ray_train import RunDivergedError, RunFailedError
+from trainer.rank.progress import Outcome
+from trainer.run import main
+from trainer.timing.event_log import events_file, read_events
 
 
 def test_events_come_in_their_order_with_what_is_known_of_them():
@@ -83,3 +92,32 @@ def test_the_address_is_in_no_file_of_a_run():
     assert config.tracking.notify == "https://user:word@hooks.example.org/services/secret"
     assert to_dict(config)["tracking"]["notify"] is None
     assert "notify: null" in shown_config(config)
+
+
+@pytest.mark.parametrize(
+    ("end", "told", "code"),
+    [
+        (Outcome(finished=True, step=2, images=32, samples=None, checkpoint="c", snapshot="s"), "finished", 0),
+        (Outcome(finished=False, step=1, images=16, samples=None, checkpoint="c", snapshot=None), "stopped", 75),
+        (RunDivergedError("20 updates in a row were skipped"), "diverged", 1),
+        (RunFailedError("the workers failed 3 times"), "failed", 1),
+        (UserError("data.path is gone"), "failed", 2),
+        (KeyboardInterrupt(), "stopped", 130),
+        (SystemExit(1), "stopped", 75),
+    ],
+)
+def test_what_becomes_of_a_run_is_told_and_kept(tiny, tmp_path, monkeypatch, end, told, code):
+    def fit(_: TrainConfig, restarted: Callable[[str], None], __: Callable[[str], None]) -> Outcome:
+        restarted("a node was lost")
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    monkeypatch.setattr("trainer.run.set_up_ray", lambda: None)
+    monkeypatch.setattr("trainer.driver.ray_train.fit", fit)
+    with hooked() as hook:
+        sets = (*tiny, f"run.directory={tmp_path}/run", f"tracking.notify={hook.address}")
+        assert main(["--config", "digits", *(word for text in sets for word in ("--set", text))]) == code
+    assert hook.events == ["started", "restarted", told]
+    kept = [event.kind for event in read_events(events_file(tmp_path / "run", "driver"))]
+    assert [kind for kind in kept if kind in hook.events] == hook.events

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data.storage.errors import UserError
+from tests.data.buckets import bucket
 from tests.launch import run_python, run_ranks
 from tests.trainer.evaluate.scripted_networks import Plain, WithClasses, scripted
 from tests.trainer.refusals import make, refusals
@@ -237,15 +238,31 @@ def test_names_of_the_curves_are_those_of_the_figures():
 
 @pytest.mark.slow
 @pytest.mark.multirank
-def test_two_ranks_measure_what_one_does(tiny, tiny_digits, network_file, tmp_path):
-    train(configure(tiny, tmp_path / "run", "training.total_images=64", "training.learning_rate_g.peak=0.05"))
-    arguments = ["-m", "trainer.evaluate", "--run", str(tmp_path / "run"), "--num", "200", "--json"]
+def test_two_ranks_measure_what_one_does_and_download_a_checkpoint_once(
+    tiny, tiny_digits, network_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    sets = ("training.total_images=64", "training.learning_rate_g.peak=0.05", "checkpoint.save_interval_steps=2")
+    arguments = ["--run", str(tmp_path / "run"), "--num", "200", "--json", "--checkpoints", "all"]
     arguments += ["--reference", str(tiny_digits), "--network", str(network_file)]
-    one = run_python([*arguments, "--cache", str(tmp_path / "one")], cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
-    two = run_ranks(2, [*arguments, "--cache", str(tmp_path / "two")])
-    assert two.returncode == 0, two.stderr
-    assert json.loads(two.stdout) == json.loads(one.stdout)
+    with bucket("measured", monkeypatch) as filesystem:
+        train(configure(tiny, tmp_path / "run", *sets, "checkpoint.directory=s3://measured/run"))
+        one = run_python(["-m", "trainer.evaluate", *arguments, "--cache", str(tmp_path / "one")], cwd=tmp_path)
+        assert one.returncode == 0, one.stderr
+        assert [row["step"] for row in json.loads(one.stdout)["checkpoints"]] == [2, 4]
+        logged = ["-m", "tests.trainer.evaluate.logs_downloads", *arguments]
+        two = run_ranks(2, [*logged, "--cache", str(tmp_path / "two")])
+        assert two.returncode == 0, two.stderr
+        assert json.loads(two.stdout) == json.loads(one.stdout)
+        steps = [line.partition("/")[0] for line in two.stderr.splitlines() if line.startswith("downloads step-")]
+        assert sorted(steps) == ["downloads step-00000002", "downloads step-00000004"]  # of one part each
+        # A damaged one is left out by both ranks.
+        (part,) = filesystem.glob("measured/run/step-00000004/*.safetensors")
+        filesystem.pipe_file(part, bytes(filesystem.info(part)["size"]))
+        two = run_ranks(2, [*logged, "--cache", str(tmp_path / "two")])
+        assert [row["step"] for row in json.loads(two.stdout)["checkpoints"]] == [2]
+        assert two.stderr.count("step 4 is left out") == 1
+    assert not list(tmp_path.glob("ddgan-checkpoints-*/*"))
 
 
 class NotANumber(torch.nn.Module):

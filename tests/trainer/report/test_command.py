@@ -1,5 +1,6 @@
 """The command: one file for each format, the same for the same runs; what it refuses, and what it says is missing."""
 
+import errno
 import json
 import re
 from html.parser import HTMLParser
@@ -146,6 +147,18 @@ def test_what_cannot_be_reported_is_refused_in_one_message(tmp_path, monkeypatch
     assert exit_code(main, arguments) == 2
     assert words in capsys.readouterr().err
     assert not Path("r.html").exists()
+
+
+def test_a_report_that_finds_no_room_is_said_in_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = made_run(tmp_path / "run")
+    monkeypatch.setattr(Path, "write_text", full)
+    assert exit_code(main, [str(run), "--out", str(tmp_path / "r.html")]) == 2
+    told = f"the report {tmp_path}/r.html cannot be written: No space left on device; free some space, or choose"
+    assert told in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 def test_many_grids_and_points_are_thinned_and_no_extreme_is_lost(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ MLflow's file store appends a point each time it is sent, so it shows a doubled 
 a tracker that hangs stand for what is not MLflow.
 """
 
+import base64
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ import mlflow
 import pytest
 from PIL import Image
 
+from data.storage.redaction import redact
 from tests.launch import ROOT
 from tests.trainer.tracking.helpers.jsonl_sink import JsonLinesSink, read_lines
 from tests.trainer.tracking.helpers.mlflow_stores import only_run, steps
@@ -100,15 +102,31 @@ def test_hanging_server_costs_the_flush_timeout_and_no_point(
     assert only_run(database).info.status == "FINISHED"
 
 
+def behind_proxy(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """A server as a proxy shows it: below a path of its own, and with basic authentication."""
+    allowed = "Basic " + base64.b64encode(b"ann:pa55w0rd").decode()
+
+    def answer(environment: dict[str, Any], start: Callable[..., object]) -> Iterable[bytes]:
+        if environment.get("HTTP_AUTHORIZATION") != allowed:
+            start("401 Unauthorized", [("WWW-Authenticate", "Basic")])
+            return [b"401"]
+        if not environment["PATH_INFO"].startswith("/team/mlflow/"):
+            start("404 Not Found", [])
+            return [b"404"]
+        return app(environment | {"PATH_INFO": environment["PATH_INFO"].removeprefix("/team/mlflow")}, start)
+
+    return answer
+
+
 @pytest.mark.slow
-def test_refusing_server_gets_everything_when_it_is_back(
+def test_server_that_refuses_behind_a_proxy_with_a_password_gets_everything_when_it_is_back(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copyfile(empty_database, tmp_path / "server.db")
     monkeypatch.chdir(tmp_path)  # the server makes a default database in the current folder
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    uri, run = f"http://127.0.0.1:{port}", tmp_path / "run"
+    uri, run = f"http://ann:pa55w0rd@127.0.0.1:{port}/team/mlflow", tmp_path / "run"
     tracked = opened(run, uri)
     tracked.log_metrics(0, {"loss": float("nan")})
     snapshot = run / "snapshots" / "step-00000300"
@@ -122,13 +140,14 @@ def test_refusing_server_gets_everything_when_it_is_back(
     monkeypatch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(tmp_path / "kept"))
     monkeypatch.setenv(constants.SERVE_ARTIFACTS_ENV_VAR, "true")
     wait_for(lambda: "ConnectionError" in (run / "tracking/mlflow/delivery.log").read_text())
-    server = make_server("127.0.0.1", port, app)
+    server = make_server("127.0.0.1", port, behind_proxy(app))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         for step in range(1, 300):
             tracked.log_metrics(step, {"loss": 1.0})
         # The end waits some seconds for a server that is down, and the pauses between attempts have grown.
-        wait_for(lambda: load_progress(run, "mlflow", uri).offset == spool_path(run).stat().st_size, timeout_s=120)
+        shown = redact(uri)
+        wait_for(lambda: load_progress(run, "mlflow", shown).offset == spool_path(run).stat().st_size, timeout_s=120)
         Image.new("RGB", (8, 8)).save(run / "grid.png")
         tracked.log_image(299, "samples", run / "grid.png")
         tracked.log_artifact(run / "grid.png", "snapshots")
@@ -137,7 +156,7 @@ def test_refusing_server_gets_everything_when_it_is_back(
         ended = only_run(uri)
         assert ended.info.run_id == tracked.run_id
         assert ended.info.status == "KILLED"
-        assert ended.data.params == {"training.r1_gamma": "0.05", "tracking.uri": uri}
+        assert ended.data.params == {"training.r1_gamma": "0.05", "tracking.uri": shown}
         assert ended.data.tags["index_sha256"] == "digest"
         client = mlflow.MlflowClient(uri)
         (version,) = client.search_model_versions("name='digits'")
