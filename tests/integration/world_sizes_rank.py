@@ -84,7 +84,7 @@ def recorded_draws(digests: dict[str, list[str]], dtype: torch.dtype) -> Iterato
                 drawn += [pair.t, pair.x_tm1, pair.x_t, pair.z, pair.noise_posterior, pair.dropout(1, (64,), 0.1)]
             for i, sample in enumerate(draws.samples.tolist()):
                 content = b"".join(tensor[i].numpy().tobytes() for tensor in drawn)
-                digests[str(draws.step)].append(f"{sample} {hashlib.sha256(content).hexdigest()}")
+                digests[str(int(draws.step))].append(f"{sample} {hashlib.sha256(content).hexdigest()}")
         return replace(batch, pair_d=_in(dtype, batch.pair_d), pair_g=_in(dtype, batch.pair_g))
 
     Adversarial.draw = drawing

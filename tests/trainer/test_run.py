@@ -72,7 +72,7 @@ def test_dry_run_with_a_gpu_predicts_time_and_price(capsys):
     arguments = ["--config", "gaussians25", "--dry-run", "--gpu", "H200", "--usd-per-gpu-hour", "2.50"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "prediction for 1 x NVIDIA H200 SXM 141GB in bf16; nothing of it was measured" in out
+    assert "prediction for 1 x NVIDIA H200 SXM 141GB in bf16, with fused operators; nothing of it was measured" in out
     assert "USD, at 2.50 a GPU-hour" in out
 
 

@@ -38,7 +38,7 @@ class UpdateGuard:
         self._loss: Tensor | None = None
         like = torch.zeros(()) if like is None else like
         self.norm = torch.zeros((), dtype=like.dtype, device=like.device)
-        self.skipped = torch.zeros((), device=like.device)
+        self.skipped = torch.zeros((), dtype=torch.float32, device=like.device)  # as optimizers take it
 
     def see(self, loss: Tensor) -> None:
         """Add the loss of a micro-batch; a non-finite loss makes the sum non-finite."""
