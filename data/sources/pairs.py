@@ -33,7 +33,7 @@ from data.storage.redaction import redact
 Side = Literal["left", "right"]
 PREFIX = "pairs:"
 REDUCED, BLURRED = "digits4x", "digitsblur"
-"""The digits with less of themselves: pairs that need no download."""
+"""Pairs that need no download: the digits, given at 4 px or blurred."""
 _LACKS = "has no partner of this name in"
 _OTHER = Reason("has another suffix", False)
 _LISTED = 8
@@ -75,15 +75,15 @@ class PairsSource(BaseSource):
 
 @dataclass(frozen=True, kw_only=True)
 class DegradedDigits(ArraySource):
-    """The digits of scikit-learn, each with what is left of it."""
+    """The digits of scikit-learn, each given in a degraded form."""
 
     degrade: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     """Grey levels [8, 8] to [S, S]."""
 
     def read_condition(self, item: Item) -> bytes:
-        """What is left of the digit, as a PGM file."""
-        left = self.degrade(self.pixels[int(item.name), :, :, 0].astype(np.int64))
-        return pixel_file(left.astype(np.uint8).tobytes(), size=len(left), channels=1)
+        """The degraded digit, as a PGM file."""
+        degraded = self.degrade(self.pixels[int(item.name), :, :, 0].astype(np.int64))
+        return pixel_file(degraded.astype(np.uint8).tobytes(), size=len(degraded), channels=1)
 
 
 def _reduced(pixels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -349,7 +349,7 @@ def open_samples(
     draw = {"num": options.num, "seed": options.seed, "seeds": seeds, "pairs": pairs_of(options.reference)}
     if is_snapshot(options.run):
         if options.checkpoints is not None:
-            raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints away")
+            raise UserError(f"{options.run} is one snapshot and has no checkpoints: leave --checkpoints out")
         yield DrawnSamples(load_run(options.run, options.checkpoint, device, options.weights), **draw)
         return
     # Their host's copies belong to the ranks of this command alone.
