@@ -134,8 +134,8 @@ check_and_test() { # pytest comes last, so that its closing line is the last one
     "$venv_python" -m pyright --pythonpath "$venv_python" >"$types" 2>&1 &
     local checker=$!
     # Hundreds of processes import the code, and would compile it each time where the environment forbids to keep that.
-    unset PYTHONDONTWRITEBYTECODE
-    export PYTHONPYCACHEPREFIX=$venv/ddgan-bytecode
+    # It is kept beside the sources, where pip has put that of the libraries.
+    unset PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX
     # Three processes: two wait for clusters while one computes. The last -n counts: test -n 0 takes one.
     "$venv_python" -m pytest -n 3 "$@" || code=$?
     wait "$checker" || {

@@ -165,8 +165,10 @@ class SinusoidalEmbedding(nn.Module):
             )
         self.width = width
         half = width // 2
-        frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        # Always on the CPU: on the meta device, where every command builds the networks of its config first, torch
+        # computes such a row in Python, and imports its compiler for it, which takes longer than all the rest.
+        frequencies = torch.exp(torch.arange(half, device="cpu") * -(math.log(10_000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_device()), persistent=False)
 
     def forward(self, t: Timestep | NoiseLevel) -> Embedding:
         """Embed each step index."""

@@ -20,6 +20,12 @@ ResampleKind = Literal["fir", "nearest", "haar"]
 """`haar` is not a layer, but a kind of block: see `models.haar_blocks`."""
 
 
+def _kernel(*taps: float) -> Float[Tensor, "k k"]:
+    """The outer product of taps with themselves. Computed on the CPU, as in `models.layers.SinusoidalEmbedding`."""
+    row = torch.tensor(taps, device="cpu")
+    return torch.outer(row, row).to(torch.get_default_device())
+
+
 class _Fir(nn.Module):
     """Holds the kernel, a constant that is not part of state dicts."""
 
@@ -27,8 +33,7 @@ class _Fir(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
+        self.register_buffer("kernel", _kernel(0.125, 0.375, 0.375, 0.125), persistent=False)
 
     def _weight(self, num_channels: int) -> Tensor:
         return self.kernel.expand(num_channels, 1, 4, 4)
@@ -103,8 +108,7 @@ class BinomialDownsample(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        taps = torch.tensor([1.0, 2.0, 1.0, 0.0]) / 4  # four, as `Halved` takes them
-        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
+        self.register_buffer("kernel", _kernel(0.25, 0.5, 0.25, 0.0), persistent=False)  # four taps, for `Halved`
 
     def forward(self, x: Features) -> HalfFeatures:
         """Halve height and width, which must be even."""

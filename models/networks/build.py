@@ -1,8 +1,12 @@
 """Builds the networks that a config describes, and finds what they have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from models.blocks import ResidualBlock
 from models.discriminator import Discriminator, DiscriminatorConfig, DownBlock
@@ -10,6 +14,34 @@ from models.generator import Generator, GeneratorConfig
 from models.networks.mlp import MlpDiscriminator, MlpGenerator
 from models.networks.resnext import ResNeXtDiscriminator
 from models.shapes import ImageForm
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Networks that are built in this context are on the meta device: they have shapes, and no memory.
+
+    They draw no random numbers, either. On that device torch would compute an initialization in Python, and import its
+    compiler for it: a second and a half in every command that reads a config.
+    """
+    with torch.device("meta"), _Uninitialized():
+        yield
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves out what fills a tensor with random numbers."""
+
+    DRAWS = frozenset(
+        {torch.Tensor.normal_, torch.Tensor.uniform_}
+        | {function for name, function in vars(nn.init).items() if name.endswith(("normal_", "uniform_"))}
+    )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def build_generator(

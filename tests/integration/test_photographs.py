@@ -19,8 +19,8 @@ from trainer.run import STOPPED
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "photos"
 """Real ones, where they are."""
 
-SIZE = 128
-"""Half of the config's, for a quarter of the time."""
+SIZE = 64
+"""A quarter of the config's, for a small part of the time."""
 
 NARROW = (
     f"data.image_size={SIZE}",

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.networks.build import build_discriminator
+from models.networks.build import build_discriminator, build_generator, without_values
 from trainer.algorithm.methods import make_method
 from trainer.checkpoint.format import Checkpoint, CheckpointError, rank_file
 from trainer.checkpoint.part import HostMemory
-from trainer.checkpoint.snapshot import build_generator, save_snapshot
+from trainer.checkpoint.snapshot import save_snapshot
 from trainer.checkpoint.storage import CheckpointStorage
 from trainer.checkpoint.writer import commit_parts
 from trainer.config.io import from_dict
@@ -91,7 +91,8 @@ def trained_generator(checkpoint: Checkpoint, weights: Weights = "average") -> t
         CheckpointError: the checkpoint does not match the networks of its config.
     """
     config = config_of(checkpoint)
-    generator = build_generator(config, "meta")
+    with without_values():
+        generator = build_generator(config.generator, config.network_form, config.noise_levels)
     state = _parameters(checkpoint, generator, *_SECTION[weights])
     buffers = {name: tensor for name, tensor in generator.state_dict().items() if name not in state}
     return state | checkpoint.buffers(buffers), config
@@ -106,7 +107,7 @@ def trained_discriminator(checkpoint: Checkpoint) -> dict[str, Tensor] | None:
     config = config_of(checkpoint)
     if "d" not in make_method(config.training, config.generator).parts:
         return None
-    with torch.device("meta"):
+    with without_values():
         network = build_discriminator(config.discriminator, config.network_form)
     return _parameters(checkpoint, network, "discriminator", "parameter")
 

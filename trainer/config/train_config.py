@@ -13,7 +13,7 @@ from data.stream.pipeline import DataConfig
 from models.diffusion import Diffusion, DiffusionConfig
 from models.discriminator import DiscriminatorConfig, check_image_size
 from models.generator import GeneratorConfig
-from models.networks.build import build_discriminator, build_generator, shared_with_encoder
+from models.networks.build import build_discriminator, build_generator, shared_with_encoder, without_values
 from models.shapes import ImageForm
 from models.wavelets import form_in
 from trainer.algorithm.adversarial import Adversarial
@@ -296,7 +296,7 @@ def _check_discriminator_start(config: TrainConfig) -> None:
 
 def _on_meta(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator of a config, without values."""
-    with torch.device("meta"):
+    with without_values():
         return (
             build_generator(config.generator, config.network_form, config.noise_levels),
             build_discriminator(config.discriminator, config.network_form),
@@ -363,9 +363,9 @@ def _check_stages(config: TrainConfig) -> None:
 
 @cache
 def _build_problem(generator: GeneratorConfig, form: ImageForm, noise_levels: tuple[float, ...]) -> str | None:
-    """Why the generator cannot be built. On the meta device this takes no memory and draws no random numbers."""
+    """Why the generator cannot be built."""
     try:
-        with torch.device("meta"):
+        with without_values():
             build_generator(generator, form, noise_levels)
     except ValueError as error:
         return f"generator: {error}"

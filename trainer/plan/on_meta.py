@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.layers import recompute_blocks
-from models.networks.build import build_discriminator, build_generator
+from models.networks.build import build_discriminator, build_generator, without_values
 from models.shapes import Image
 from trainer.algorithm.method import PART_NAMES, Method, Part, Players
 from trainer.algorithm.pairs import Conditions, Labels, RawBatch, given
@@ -22,14 +22,12 @@ META = torch.device("meta")
 
 
 def networks_on_meta(config: TrainConfig, method: Method[Any]) -> dict[Part, nn.Module]:
-    """The networks that a method trains. Building them draws no random number of torch's global generator."""
-    rng_state = torch.get_rng_state()
-    with META:
+    """The networks that a method trains."""
+    with without_values():
         generator = build_generator(config.generator, config.network_form, config.noise_levels)
         networks: dict[Part, nn.Module] = {"g": generator}
         if "d" in method.parts:
             networks["d"] = build_discriminator(config.discriminator, config.network_form)
-    torch.set_rng_state(rng_state)
     for part, network in networks.items():
         freeze(network, PART_NAMES[part], config.training.freeze)
         if config.engine.checkpoint_activations:

@@ -7,7 +7,7 @@ import torch
 
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
-from models.networks.build import build_discriminator, build_generator
+from models.networks.build import build_discriminator, build_generator, without_values
 from models.shapes import ImageForm
 from models.wavelets import form_in
 
@@ -81,3 +81,25 @@ def test_points_have_no_condition():
 
 def test_in_the_haar_domain_the_condition_has_four_times_the_channels_too():
     assert form_in(FORM, "haar") == ImageForm(8, 4, condition_channels=12)
+
+
+@pytest.mark.parametrize("time_embedding", ["positional", "fourier", "log_sigma"])
+@pytest.mark.parametrize("resample", ["fir", "nearest", "haar"])
+@pytest.mark.parametrize("kind", ["small", "resnext"])
+def test_networks_without_values_have_the_shapes_of_others_and_draw_no_random_number(time_embedding, resample, kind):
+    g, d = replace(G, time_embedding=time_embedding, resample=resample), replace(D, kind=kind)
+
+    def shapes() -> dict[str, torch.Size]:
+        networks = torch.nn.ModuleList([build_generator(g, FORM, (0.5, 2.0)), build_discriminator(d, FORM)])
+        tensors = {**dict(networks.named_parameters()), **dict(networks.named_buffers())}
+        assert {tensor.is_meta for tensor in tensors.values()} == {expected_meta}
+        return {name: tensor.shape for name, tensor in tensors.items()}
+
+    expected_meta = True
+    state = torch.get_rng_state()
+    with without_values():
+        found = shapes()
+    assert torch.equal(torch.get_rng_state(), state)
+    expected_meta = False
+    assert shapes() == found
+    assert not torch.equal(torch.get_rng_state(), state)

@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from tests.launch import run_python
 from trainer.config.io import CONFIG_FOLDER, config_names, load_config
 from trainer.config.resume import diff_configs
 from trainer.config.train_config import split_batch
@@ -31,6 +32,17 @@ def test_there_is_a_config_for_each_data_set():
         "stackedmnist",
         "stackedmnist16",
     ]
+
+
+def test_reading_and_checking_them_imports_no_compiler():
+    """Importing it takes longer than all that a command does before it refuses a mistake."""
+    program = (
+        "import sys; from trainer.config.io import config_names, load_config; "
+        "[load_config(name) for name in config_names()]; "
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])"
+    )
+    done = run_python(["-c", program])
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -15,6 +15,7 @@ from data.storage.files import replaced, sha256_of
 from data.storage.location import DataError
 from data.storage.paths import user_cache
 from data.storage.remote import Storage
+from models.networks.build import without_values
 from trainer.checkpoint.snapshot import read_state, save_weights
 
 UNUSED = ("num_batches_tracked", "mask_token")
@@ -91,7 +92,7 @@ def load_network(build: Callable[[], nn.Module], weights: Weights, device: torch
     Raises:
         UserError: the weights are of another network.
     """
-    with torch.device("meta"):  # random weights would take seconds, and be thrown away
+    with without_values():  # random weights would take seconds, and be thrown away
         network = build()
     network.load_state_dict(_fitting(network, weights.state, "the weights"), assign=True)
     return network.to(device).eval().requires_grad_(False)
@@ -111,7 +112,7 @@ def convert_weights(file: Path, pinned: PinnedWeights, build: Callable[[], nn.Mo
     Raises:
         UserError: the file cannot be read, or its names or shapes are others.
     """
-    with torch.device("meta"):
+    with without_values():
         network = build()
     state, sha256 = _fitting(network, read_state(file), str(file)), sha256_of(file)
     networks_folder().mkdir(parents=True, exist_ok=True)
