@@ -21,7 +21,7 @@ def without_values() -> Iterator[None]:
     """Networks that are built in this context are on the meta device: they have shapes, and no memory.
 
     They draw no random numbers, either. On that device torch would compute an initialization in Python, and import its
-    compiler for it: a second and a half in every command that reads a config.
+    compiler for it: a second in every command that reads a config.
     """
     with torch.device("meta"), _Uninitialized():
         yield

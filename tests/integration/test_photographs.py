@@ -20,7 +20,7 @@ PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "photos"
 """Real ones, where they are."""
 
 SIZE = 64
-"""A quarter of the config's, for a small part of the time."""
+"""A quarter of the config's: what matters here is not in the pixels."""
 
 NARROW = (
     f"data.image_size={SIZE}",

@@ -89,17 +89,15 @@ def test_in_the_haar_domain_the_condition_has_four_times_the_channels_too():
 def test_networks_without_values_have_the_shapes_of_others_and_draw_no_random_number(time_embedding, resample, kind):
     g, d = replace(G, time_embedding=time_embedding, resample=resample), replace(D, kind=kind)
 
-    def shapes() -> dict[str, torch.Size]:
+    def shapes(*, are_meta: bool) -> dict[str, torch.Size]:
         networks = torch.nn.ModuleList([build_generator(g, FORM, (0.5, 2.0)), build_discriminator(d, FORM)])
         tensors = {**dict(networks.named_parameters()), **dict(networks.named_buffers())}
-        assert {tensor.is_meta for tensor in tensors.values()} == {expected_meta}
+        assert {tensor.is_meta for tensor in tensors.values()} == {are_meta}
         return {name: tensor.shape for name, tensor in tensors.items()}
 
-    expected_meta = True
     state = torch.get_rng_state()
     with without_values():
-        found = shapes()
+        found = shapes(are_meta=True)
     assert torch.equal(torch.get_rng_state(), state)
-    expected_meta = False
-    assert shapes() == found
+    assert shapes(are_meta=False) == found
     assert not torch.equal(torch.get_rng_state(), state)
