@@ -26,7 +26,7 @@ from cluster.sweep.combinations import SweepRun
 from cluster.sweep.table import note_stopped, progress_of
 from data.processes.signals import StopRequest, handle_stop_signals
 from trainer.config.sections import FIGURES
-from trainer.driver.ray_train import connected
+from trainer.driver.connection import connected
 from trainer.driver.room import check_room, places
 from trainer.run import STOPPED
 
@@ -161,7 +161,7 @@ def sweep(runs: Sequence[SweepRun], folder: Path, asha: str | None, say: Callabl
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would kill the runs after 5 s
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a run has no figure before its first evaluation
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those files
-    with connected():
+    with connected(shared=True):
         at_once = side_by_side(ray.nodes(), runs)
         say(f"{len(runs)} runs, {at_once} at a time")
         told = _Told(runs, asha, say)

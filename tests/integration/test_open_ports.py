@@ -38,8 +38,8 @@ LOCAL = """
 from trainer.run import set_up_ray
 set_up_ray()
 import os, sys, time
-from trainer.driver.ray_train import connected
-with connected():
+from trainer.driver.connection import connected
+with connected(shared=True):
     import ray
     print(os.environ["RAY_AUTH_TOKEN"], ray._private.worker._global_node.get_logs_dir_path(), flush=True)
     sys.stdin.read()
@@ -73,8 +73,9 @@ class Opened:
         return sorted(found)
 
 
-@pytest.fixture(params=["a job's", "a local run's"])
+@pytest.fixture(params=["a job's", "a local sweep's"])
 def opened(request, tmp_path) -> Iterator[Opened]:
+    """A local run's Ray has the same processes, less the dashboard's."""
     if request.param == "a job's":
         token = tmp_path / "token"
         token.touch(mode=0o600)

@@ -2,6 +2,7 @@
 
 Files:
     children      child processes that outlive the terminal but not the driver
+    connection    the Ray that runs take place on: a cluster, or one started here
     forked_ranks  a group of ranks without Ray, forked from a loaded process
     gauges        which curves Ray shows to Prometheus
     notifier      tells a web address what becomes of a run

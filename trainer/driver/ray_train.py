@@ -1,4 +1,4 @@
-"""Ray's side of a run: a local Ray or a cluster, one Ray Train worker per rank, the worker-driver connection.
+"""Ray's side of a run: one Ray Train worker per rank, restarts, the connection of workers and driver.
 
 Nothing here knows about training. `fit` starts the ranks and returns how the run ended. Each rank gets its place in the
 group from Ray Train's environment and talks to the driver through a small actor, `StateActor`, without waiting for it.
@@ -13,7 +13,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +24,12 @@ from typing import Any, Literal
 
 import ray
 import ray.train
-from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend as RayTorchBackend  # pyright: ignore[reportPrivateUsage]
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,11 +40,10 @@ from trainer.config.command_line import start_logging
 from trainer.config.draft import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
-from trainer.driver.children import independent_children
+from trainer.driver.connection import connected, is_local
 from trainer.driver.gauges import GAUGES, TAGS, gauges_of
 from trainer.driver.preemption import PreemptionNotice
-from trainer.driver.ray_output import without_ray_internals
-from trainer.driver.room import ClusterError, Waiting, check_room, places
+from trainer.driver.room import Waiting, check_room, places
 from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor, is_lost_peer
 from trainer.engine.rendezvous import LOOPBACK, SECRET_VARIABLE, reserve
@@ -124,6 +124,18 @@ class _RendezvousBackend(RayTorchBackend):
         worker_group.execute(_set_environment, place | names)
 
 
+class Trainer(TorchTrainer):
+    """Without two of the actors that Ray Train starts by default.
+
+    One shares Ray's own datasets out to the ranks: there are none. The other frees what a dead controller has reserved,
+    and asks the dashboard every second whether the controller lives: a local Ray has none, and ends with the run.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local() else (DatasetsCallback,)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+
 def _set_environment(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
@@ -187,55 +199,6 @@ def _await_turn(driver: RayDriver, state: Any, group: str, world_size: int) -> b
 def _await_the_end() -> None:
     """Wait for the driver to end the run. Ray would take a return for success, and would restart after an exception."""
     time.sleep(FINAL_PAUSE_S)
-
-
-@contextmanager
-def connected() -> Iterator[str]:
-    """Connect to the cluster in RAY_ADDRESS (a Ray job sets it), or start a local Ray on this machine.
-
-    Yields the folder, on each node, with the logs of Ray and its processes.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        context: Any = ray.init(address=address, logging_level=logging.WARNING) if address else _start_local_ray()
-    except Exception as error:  # Ray raises errors of many types, some with a whole log file as message
-        where = f"the Ray at {address}" if address else "a local Ray"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise ClusterError(f"cannot connect to {where}: {reason}") from error
-    try:
-        _leave_out_ray_internals()
-        yield f"{context['session_dir']}/logs"
-    finally:
-        ray.shutdown()
-
-
-def _leave_out_ray_internals() -> None:
-    """Filter what Ray prints of its processes' output with `without_ray_internals`. Ray has no setting for it."""
-    show = ray_worker.print_worker_logs
-    if not isinstance(show, partial):  # not yet filtered by this process
-        ray_worker.print_worker_logs = partial(_show_output, show)
-
-
-def _show_output(show: Callable[..., None], data: dict[str, Any], *more: Any, **options: Any) -> None:
-    show({**data, "lines": without_ray_internals(data["lines"])}, *more, **options)
-
-
-def _start_local_ray() -> Any:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = probe.getsockname()[1]
-    # Ray Train's processes ask the dashboard for the state of their actors; they inherit its address from here.
-    # Otherwise they use the last Ray started by hand on this machine, running or not.
-    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"
-    with independent_children():
-        return ray.init(
-            address="local",
-            include_dashboard=True,
-            dashboard_host=LOOPBACK,
-            dashboard_port=port,
-            _node_ip_address=LOOPBACK,
-            logging_level=logging.WARNING,
-        )
 
 
 def _possible_ranks(scaling: ScalingConfig, world_size: int) -> int:
@@ -351,11 +314,11 @@ def _read(state: Any) -> Snapshot:
         raise RunFailedError(f"the driver's own Ray process is gone: {error}") from error
 
 
-def _make_trainer(config: TrainConfig, state: Any) -> TorchTrainer:
+def _make_trainer(config: TrainConfig, state: Any) -> Trainer:
     scaling = config.scaling
     failures_before: Any = ray.get(state.count_failures.remote())  # one limit for all calls of Ray Train
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
-    return TorchTrainer(
+    return Trainer(
         _train_rank,
         train_loop_config={"config": config, "launch": this_process(), "state": state},
         torch_config=Rendezvous(),

@@ -1,6 +1,7 @@
-"""What is said of a cluster before any rank is started on it."""
+"""What is said of a cluster before any rank is started on it, and what is left out on a Ray of our own."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,3 +20,32 @@ def test_too_few_cpus_are_said_at_once(tiny, tmp_path, monkeypatch, capsys):
     assert "the cluster has 4 CPUs and 0 GPUs on 2 nodes, room for 0 ranks of 64 CPUs each" in told
     assert "the run asks for scaling.world_size 4. Lower scaling.world_size or scaling.cpus_per_worker" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_local_run_has_no_dashboard_and_nothing_that_would_ask_it(monkeypatch):
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    from trainer.driver import connection, ray_train
+
+    started: list[bool] = []
+
+    def init(include_dashboard: bool, **_options: object) -> dict[str, str]:
+        started.append(include_dashboard)
+        return {"session_dir": "here"}
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(connection, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
+    for shared in (False, True):
+        with connection.connected(shared=shared) as logs:
+            assert logs == "here/logs"
+    assert started == [False, True]
+
+    trainer = ray_train.Trainer(print)
+
+    def cleaners() -> int:
+        return sum(isinstance(c, PlacementGroupCleanerCallback) for c in trainer._create_default_callbacks())
+
+    assert cleaners() == 0
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a cluster outlives the run
+    assert cleaners() == 1
