@@ -1,6 +1,5 @@
 """Fixtures shared by several test folders."""
 
-import gc
 import logging
 import os
 from collections.abc import Generator, Iterator
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# The imported libraries are a million objects that stay; walking them as often as usual takes a tenth of the time.
-gc.set_threshold(100_000, 50, 50)
 # The networks are small: a second thread gains nothing, and on a busy machine it spins while it waits for a core.
 torch.set_num_threads(1)
 # By default Ray's workers let everything else on the machine go first, and its timeouts run meanwhile.

@@ -56,3 +56,5 @@ class _OwnPackages(MetaPathFinder):
 
 
 sys.meta_path.insert(0, _OwnPackages())
+
+import data as data  # noqa: E402 - it makes the imports that follow faster
