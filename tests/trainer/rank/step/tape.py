@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from trainer.rank.step.graphs import Recording
 
@@ -33,7 +32,7 @@ class _Notes(TorchDispatchMode):
             raise RuntimeError(f"{func} {reason}")
         result = func(*args, **(kwargs or {}))
         if func.namespace != "profiler":
-            self.calls.append((func, *(tree_map(_its_memory, x) for x in (args, kwargs or {}, result))))
+            self.calls.append((func, *(_its_memory(x) for x in (args, kwargs or {}, result))))
         return result
 
 
@@ -60,7 +59,7 @@ class Tape:
             self.replayed += 1
             for func, args, kwargs, returned in notes.calls:
                 again = func(*args, **kwargs)
-                for held, value in zip(tree_leaves(returned), tree_leaves(again), strict=True):
+                for held, value in zip(_leaves(returned), _leaves(again), strict=True):
                     if isinstance(held, Tensor) and not _shares_memory(held, value):
                         held.copy_(value)
 
@@ -80,7 +79,17 @@ def _why_not(func: Any, args: Sequence[Any]) -> str:
 
 def _its_memory(x: Any) -> Any:
     """A tensor's memory as it is now: the tensor may come to have another one, which a graph would not follow."""
-    return x.detach() if isinstance(x, Tensor) else x
+    if isinstance(x, Tensor):
+        return x.detach()
+    # By hand: torch's trees would take longer than the operations.
+    if isinstance(x, list | tuple):
+        return [_its_memory(entry) for entry in x]
+    return {name: _its_memory(entry) for name, entry in x.items()} if isinstance(x, dict) else x
+
+
+def _leaves(returned: Any) -> Sequence[Any]:
+    """The values that an operation returned."""
+    return returned if isinstance(returned, list | tuple) else (returned,)
 
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
