@@ -35,7 +35,10 @@ DOORS = {
     "huggingface_hub": {"data/fetch/hub.py", "trainer/export/hub.py"},
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
     "pynvml": {"trainer/tracking/system.py"},
-    "ray": {"trainer/driver/ray_train.py", "cluster/preflight.py", "cluster/sweep/tuner.py", "data/prepare/on_ray.py"},
+    "ray": {
+        *("trainer/driver/connection.py", "trainer/driver/ray_train.py"),
+        *("cluster/preflight.py", "cluster/sweep/tuner.py", "data/prepare/on_ray.py"),
+    },
     "onnxruntime": {"trainer/export/onnx_graphs.py"},
     "starlette": {"trainer/demo/server.py"},
     "tifffile": {"data/images/tiff.py"},

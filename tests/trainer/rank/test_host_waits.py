@@ -123,7 +123,7 @@ def kept(profile: profiler.profile | None) -> int:
     """Bytes that were allocated and not freed."""
     assert profile is not None
     # The events themselves: the profiler's own table of them takes it a second for each step.
-    events = profile.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+    events: Any = profile.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
     return sum(event.nbytes() for event in events if event.name() == MEMORY_EVENT_NAME)
 
 
