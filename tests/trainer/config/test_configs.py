@@ -31,6 +31,7 @@ def test_there_is_a_config_for_each_data_set():
         "pairs256",
         "stackedmnist",
         "stackedmnist16",
+        "stackedmnist16-denoiser",
     ]
 
 
@@ -92,12 +93,12 @@ def test_global_batch_is_the_same_on_any_of_the_usual_world_sizes(name, world_si
     assert split.micro_batch_size % 4 == 0
 
 
-@pytest.mark.parametrize("name", ["digits", "stackedmnist", "stackedmnist16"])
+@pytest.mark.parametrize("name", ["digits", "stackedmnist", "stackedmnist16", "stackedmnist16-denoiser"])
 def test_digits_are_never_mirrored(name):
     assert not load_config(name).data.horizontal_flip
 
 
-@pytest.mark.parametrize("name", ["digits", "stackedmnist16"])
+@pytest.mark.parametrize("name", ["digits", "stackedmnist16", "stackedmnist16-denoiser"])
 def test_small_configs_run_on_two_cpu_cores(name):
     scaling = load_config(name).scaling
     assert (scaling.device, scaling.world_size, scaling.cpus_per_worker) == ("cpu", 2, 1)
