@@ -20,4 +20,5 @@ import gc
 
 # Importing torch, Ray and MLflow makes hundreds of thousands of objects that stay. From Python's own threshold, 700 new
 # ones, they are walked so often that it takes a fifth of the time in which a command starts.
-gc.set_threshold(max(gc.get_threshold()[0], 5_000))
+if 0 < gc.get_threshold()[0] < 5_000:  # 0: it is off
+    gc.set_threshold(5_000)
