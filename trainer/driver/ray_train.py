@@ -125,9 +125,9 @@ class _RendezvousBackend(RayTorchBackend):
 
 
 class Trainer(TorchTrainer):
-    """Without two of the actors that Ray Train starts by default.
+    """Ray Train's trainer, without actors that it starts by default and that a run has no use for.
 
-    One shares Ray's own datasets out to the ranks: there are none. The other frees what a dead controller has reserved,
+    One shares Ray's own datasets out to the ranks: there are none. Another frees what a dead controller has reserved,
     and asks the dashboard every second whether the controller lives: a local Ray has none, and ends with the run.
     """
 

@@ -88,8 +88,10 @@ def _its_memory(x: Any) -> Any:
 
 
 def _leaves(returned: Any) -> Sequence[Any]:
-    """The values that an operation returned."""
-    return returned if isinstance(returned, list | tuple) else (returned,)
+    """The values that an operation returned, those within lists as well."""
+    if not isinstance(returned, list | tuple):
+        return (returned,)
+    return [leaf for entry in returned for leaf in _leaves(entry)]
 
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
