@@ -76,11 +76,12 @@ def all_gather(value: Any, group: Any) -> list[Any]:
     """Every rank's value, ordered by rank, on every rank of a gloo group. A collective."""
     content = encode(value)
     number = dist.get_world_size(group)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(number)]
-    dist.all_gather(sizes, torch.tensor([len(content)]), group=group)
-    longest = max(int(size) for size in sizes)
-    padded = torch.zeros(longest, dtype=torch.uint8)
-    padded[: len(content)] = content
-    received = [torch.empty(longest, dtype=torch.uint8) for _ in range(number)]
-    dist.all_gather(received, padded, group=group)
-    return [decode(part[: int(size)]) for part, size in zip(received, sizes, strict=True)]
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(number)]
+    dist.all_gather(lengths, torch.tensor([len(content)]), group=group)
+    sizes = [int(length) for length in lengths]
+    received = torch.empty(sum(sizes), dtype=torch.uint8)
+    # Not all_gather: of long messages gloo's own thread makes a copy with OpenMP, which starts further threads there.
+    # They stay, and when OpenMP has more threads than there are cores, all of them sleep between any two operations:
+    # from then on a rank of two threads on two cores trained at half of its speed.
+    dist.all_to_all_single(received, content.repeat(number), sizes, [len(content)] * number, group=group)
+    return [decode(part) for part in received.split(sizes)]

@@ -20,6 +20,10 @@ def gloo_threads() -> int:
     return sum((task / "comm").read_text().startswith("pt_gloo") for task in Path("/proc/self/task").iterdir())
 
 
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def train() -> None:
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -35,6 +39,14 @@ agreement.propose(False)
 assert not agreement.reached()
 assert ranks.gather("here") == ["here"]
 assert gloo_threads() > 0
+torch.set_num_threads(2)
+long = torch.arange(1 << 18).float()  # every thread that copies this by itself gets help from one more of OpenMP
+(long + 1).add_(1)  # now the main thread has its own
+before = threads()
+(gathered,) = ranks.gather(long)
+assert torch.equal(gathered, long)
+print("begun by a gather:", threads() - before)
+torch.set_num_threads(1)
 ranks.leave()
 # The kernel lists a thread that has been joined a moment longer.
 deadline = time.monotonic() + 10
@@ -49,9 +61,20 @@ print("trained twice")
 """
 
 
-@pytest.mark.slow
-def test_no_thread_of_the_group_outlives_it_and_engines_of_later_groups_work():
-    """One that does aborts the process now and then, when it lets go of tensors while the interpreter ends."""
+@pytest.fixture(scope="module")
+def said() -> list[str]:
     done = run_python(["-c", PROGRAM], timeout_s=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["left: 0", "trained twice"]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_group_outlives_it_and_engines_of_later_groups_work(said):
+    """One that does aborts the process now and then, when it lets go of tensors while the interpreter ends."""
+    assert said[-2:] == ["left: 0", "trained twice"]
+
+
+@pytest.mark.slow
+def test_a_long_message_starts_no_thread(said):
+    """With more of OpenMP's threads than cores, every later operation of the rank waits for threads to wake up."""
+    assert "begun by a gather: 0" in said
