@@ -36,7 +36,7 @@ DOORS = {
     "mlflow": {"trainer/tracking/mlflow_sink.py"},
     "pynvml": {"trainer/tracking/system.py"},
     "ray": {
-        *("trainer/driver/connection.py", "trainer/driver/ray_train.py"),
+        *(f"trainer/driver/{name}.py" for name in ("connection", "controller", "ray_train")),
         *("cluster/preflight.py", "cluster/sweep/tuner.py", "data/prepare/on_ray.py"),
     },
     "onnxruntime": {"trainer/export/onnx_graphs.py"},

@@ -1,9 +1,15 @@
-"""The Ray that runs take place on: the cluster in RAY_ADDRESS, or one started here that ends with this process."""
+"""The Ray that runs take place on: the cluster in RAY_ADDRESS, or one started here that ends with this process.
+
+Of its processes' output that of the ranks is shown. Log lines of Ray's own C++ code describe Ray's internal state and
+help only its developers; errors that follow from it are also raised in Python. The driver itself says that a worker was
+killed. These lines stay in Ray's log files.
+"""
 
 import logging
 import os
+import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,9 +18,15 @@ import ray
 from ray._private import worker as ray_worker
 
 from trainer.driver.children import independent_children
-from trainer.driver.ray_output import without_ray_internals
 from trainer.driver.room import ClusterError
-from trainer.engine.rendezvous import LOOPBACK
+
+LOOPBACK = "127.0.0.1"
+# [2026-11-28 08:25:48,839 E 21460 21573] core_worker.cc:2465: ... Fatal errors (C) end their process and are shown.
+_INTERNAL_LINE = re.compile(
+    r"^(\([\w-]+\) )?\[[\d-]+ [\d:,]+ [DIWE] \d+ \d+\] (\([\w-]+\) )?\S+\.(cc|h):\d+: |\[state-dump\]"
+    r"|^A worker died or was killed while executing a task"
+    r"|^WARNING: \d+ PYTHON worker processes have been started on node"
+)
 
 
 @contextmanager
@@ -66,6 +78,11 @@ def _start_local_ray(shared: bool) -> Any:
             _node_ip_address=LOOPBACK,
             logging_level=logging.WARNING,
         )
+
+
+def without_ray_internals(lines: Iterable[str]) -> list[str]:
+    """The lines that are neither log lines of Ray's C++ code nor its notices of its own processes."""
+    return [line for line in lines if not _INTERNAL_LINE.search(line)]
 
 
 def _leave_out_ray_internals() -> None:

@@ -11,7 +11,6 @@ to stop at a checkpoint, and only then lets Ray start more of them.
 
 import logging
 import os
-import secrets
 import signal
 import threading
 import time
@@ -25,11 +24,6 @@ from typing import Any, Literal
 import ray
 import ray.train
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend as RayTorchBackend  # pyright: ignore[reportPrivateUsage]
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -41,12 +35,12 @@ from trainer.config.draft import ConfigError
 from trainer.config.sections import ScalingConfig
 from trainer.config.train_config import TrainConfig
 from trainer.driver.connection import connected, is_local
+from trainer.driver.controller import GROUP_VARIABLE, Rendezvous, Trainer
 from trainer.driver.gauges import GAUGES, TAGS, gauges_of
 from trainer.driver.preemption import PreemptionNotice
 from trainer.driver.room import Waiting, check_room, places
 from trainer.driver.scale_up import ScaleUp
 from trainer.driver.state_actor import FinalError, Snapshot, StateActor, is_lost_peer
-from trainer.engine.rendezvous import LOOPBACK, SECRET_VARIABLE, reserve
 from trainer.rank.divergence import DivergenceError
 from trainer.rank.progress import Outcome, ProgressBar, RunStatus
 from trainer.rank.worker import run_rank
@@ -55,8 +49,6 @@ log = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 0.2
 FINAL_PAUSE_S = 30.0
-GROUP_VARIABLE = "DDGAN_GROUP"
-"""Environment variable of a rank: the name of the group that it was started in."""
 NEVER_S = 1e9
 
 
@@ -103,51 +95,13 @@ class RayDriver:
         return bool(ray.wait([self._stop_asked], timeout=timeout_s)[0])
 
 
-class Rendezvous(TorchConfig):
-    """Tells each rank where to meet, and its group's name and secret; the ranks themselves make the process group.
-
-    Ray's own rendezvous would listen on all addresses of a node, and would let in whoever connects.
-    """
-
-    @property
-    def backend_cls(self) -> type[RayTorchBackend]:
-        """The part that Ray calls when a group of workers starts and ends."""
-        return _RendezvousBackend
-
-
-class _RendezvousBackend(RayTorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        nodes = worker_group.execute(ray.util.get_node_ip_address)
-        address = LOOPBACK if len(set(nodes)) == 1 else nodes[0]
-        place = {"MASTER_ADDR": address, "MASTER_PORT": str(worker_group.execute_single(0, reserve, address))}
-        names = {GROUP_VARIABLE: secrets.token_hex(8), SECRET_VARIABLE: secrets.token_hex(32)}
-        worker_group.execute(_set_environment, place | names)
-
-
-class Trainer(TorchTrainer):
-    """Ray Train's trainer, without actors that it starts by default and that a run has no use for.
-
-    One shares Ray's own datasets out to the ranks: there are none. Another frees what a dead controller has reserved,
-    and asks the dashboard every second whether the controller lives: a local Ray has none, and ends with the run.
-    """
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local() else (DatasetsCallback,)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-
-
-def _set_environment(variables: dict[str, str]) -> None:
-    os.environ.update(variables)
-
-
-def _train_rank(arguments: dict[str, Any]) -> None:
+def _train_rank(config: TrainConfig, launch: str, state: Any) -> None:
     """Run by Ray Train on each worker."""
-    config, state = arguments["config"], arguments["state"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(context.get_local_rank()), "WORLD_SIZE": str(world_size)}
     os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())
-    os.environ[LAUNCH_VARIABLE] = arguments["launch"]  # a restarted group takes over its own lease
+    os.environ[LAUNCH_VARIABLE] = launch  # a restarted group takes over its own lease
     config = replace(config, scaling=replace(config.scaling, world_size=world_size))
     start_logging(rank)
     group = os.environ[GROUP_VARIABLE]
@@ -319,9 +273,10 @@ def _make_trainer(config: TrainConfig, state: Any) -> Trainer:
     failures_before: Any = ray.get(state.count_failures.remote())  # one limit for all calls of Ray Train
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {})
     return Trainer(
-        _train_rank,
-        train_loop_config={"config": config, "launch": this_process(), "state": state},
-        torch_config=Rendezvous(),
+        # Not as train_loop_config, which the controller unpickles too.
+        partial(_train_rank, config, this_process(), state),
+        backend_config=Rendezvous(loads=__name__),
+        ends_with_run=is_local(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scaling.min_world_size, scaling.world_size) if scaling.min_world_size else scaling.world_size,
             elastic_resize_monitor_interval_s=NEVER_S,

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.launch import run_python
+from tests.trainer.runs import configure
 from trainer.run import main
 
 
@@ -26,7 +28,8 @@ def test_too_few_cpus_are_said_at_once(tiny, tmp_path, monkeypatch, capsys):
 def test_local_run_has_no_dashboard_and_nothing_that_would_ask_it(monkeypatch):
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    from trainer.driver import connection, ray_train
+    from trainer.driver import connection
+    from trainer.driver.controller import Rendezvous, Trainer
 
     started: list[bool] = []
 
@@ -41,11 +44,24 @@ def test_local_run_has_no_dashboard_and_nothing_that_would_ask_it(monkeypatch):
             assert logs == "here/logs"
     assert started == [False, True]
 
-    trainer = ray_train.Trainer(print)
+    for ends_with_run in (False, True):  # a cluster outlives the run
+        trainer = Trainer(print, backend_config=Rendezvous(loads="os"), ends_with_run=ends_with_run)
+        cleaners = [c for c in trainer._create_default_callbacks() if isinstance(c, PlacementGroupCleanerCallback)]
+        assert len(cleaners) == (not ends_with_run)
 
-    def cleaners() -> int:
-        return sum(isinstance(c, PlacementGroupCleanerCallback) for c in trainer._create_default_callbacks())
 
-    assert cleaners() == 0
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a cluster outlives the run
-    assert cleaners() == 1
+@pytest.mark.slow
+def test_the_controller_unpickles_no_config_and_imports_no_torch(tiny, tmp_path, monkeypatch):
+    """Else it starts two seconds later, and so do the ranks."""
+    from ray import cloudpickle
+
+    from trainer.driver import ray_train
+
+    monkeypatch.setattr(ray_train, "ray", SimpleNamespace(get=lambda count: count, train=ray_train.ray.train))
+    state = SimpleNamespace(count_failures=SimpleNamespace(remote=lambda: 0))
+    trainer = ray_train._make_trainer(configure(tiny, tmp_path / "run"), state)
+    given = tmp_path / "given"
+    given.write_bytes(cloudpickle.dumps((trainer.train_run_context, trainer._create_default_callbacks())))
+    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); print([n for n in LARGE if n in sys.modules])"
+    done = run_python(["-c", f"LARGE = 'torch', 'trainer.config.train_config'; {code}", str(given)])
+    assert done.stdout == "[]\n", done.stderr

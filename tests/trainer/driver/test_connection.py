@@ -1,8 +1,8 @@
-"""Which lines of Ray's processes reach the terminal."""
+"""The Ray that runs take place on: which lines of its processes reach the terminal."""
 
 import pytest
 
-from trainer.driver.ray_output import without_ray_internals
+from trainer.driver.connection import without_ray_internals
 
 PREEMPTION = (
     "[2026-11-28 08:25:48,839 E 21460 21573] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: "
