@@ -47,9 +47,15 @@ def run_python(
     )
 
 
-def slow_steps(seconds: float) -> dict[str, str]:
-    """Environment variables with which each optimizer step of a run waits, so that it lasts and hardly computes."""
-    return {"PYTHONPATH": f"{ROOT}/tests/integration/slow_steps:{ROOT}", "SLOW_STEPS_S": str(seconds)}
+def slow_steps(seconds: float, *, unless: Path | None = None) -> dict[str, str]:
+    """Environment variables with which each optimizer step of a run waits, so that it lasts and hardly computes.
+
+    Args:
+        seconds: how long it waits.
+        unless: it does not once this file exists.
+    """
+    fast = {} if unless is None else {"SLOW_STEPS_UNLESS": str(unless)}
+    return {"PYTHONPATH": f"{ROOT}/tests/integration/slow_steps:{ROOT}", "SLOW_STEPS_S": str(seconds), **fast}
 
 
 def run_torchrun(num_ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -28,6 +28,9 @@ from trainer.checkpoint.format import list_checkpoints
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 POD_IP = "127.0.0.1"
+STEPS = 120
+SLOW_S = 1.0
+"""Of a step, until all that a running job is needed for has been seen: so the run lasts for two minutes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Pods:
         manifest: the RayJob.
         overrides: of its config.
         env: of the containers.
+        fast: a file that ends the slow steps once it exists.
         dashboard, address: where the dashboard and Ray itself are.
         scratch: folder for the files of nodes.
     """
@@ -47,6 +51,7 @@ class Pods:
     manifest: dict[str, Any]
     overrides: tuple[str, ...]
     env: dict[str, str]
+    fast: Path
     dashboard: str
     address: str
     scratch: str
@@ -63,7 +68,12 @@ class Pods:
 @pytest.fixture(scope="module")
 def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
     folder = tmp_path_factory.mktemp("runs")
-    sets = (*tiny, f"run.directory={folder}/run", "training.total_images=960", "checkpoint.save_interval_steps=10")
+    sets = (
+        *tiny,
+        f"run.directory={folder}/run",
+        f"training.total_images={16 * STEPS}",
+        "checkpoint.save_interval_steps=null",
+    )
     arguments = [word for text in sets for word in ("--set", text)]
     request = make_request("digits", arguments, nodes=2, gpus_per_node=None, elsewhere=True)
     text = kubernetes.manifest(request, image="none", claim="none", secret=None)
@@ -78,7 +88,7 @@ def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
             "RAY_API_SERVER_ADDRESS": f"http://{POD_IP}:{dashboard}",
             "POD_IP": POD_IP,
             "DDGAN_TEST": str(folder),
-            **slow_steps(0.2),
+            **slow_steps(SLOW_S, unless=folder / "fast"),
         }
     )
     with tempfile.TemporaryDirectory(prefix="pods", dir="/tmp") as scratch:
@@ -96,7 +106,8 @@ def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
                     ["bash", "-c", f"ray start {options}"], env=env, capture_output=True, text=True, timeout=120
                 )
                 assert started.returncode == 0, started.stdout + started.stderr
-            yield Pods(folder, manifest, sets, env, f"http://{POD_IP}:{dashboard}", f"{POD_IP}:{port}", scratch)
+            fast = folder / "fast"
+            yield Pods(folder, manifest, sets, env, fast, f"http://{POD_IP}:{dashboard}", f"{POD_IP}:{port}", scratch)
         finally:
             killed = []
             for process in psutil.process_iter():
@@ -105,52 +116,6 @@ def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
                         process.kill()
                         killed.append(process)
             psutil.wait_procs(killed, timeout=30)  # before their folder goes
-
-
-def test_the_command_of_the_manifest_is_drained_and_the_readmes_command_resumes(pods):
-    run = pods.folder / "run"
-    port = int(pods.dashboard.rpartition(":")[2])
-    listening = [tuple(c.laddr) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    assert [address for address in listening if port in address] == [(POD_IP, port)]
-    first = pods.submit("first", "--no-wait")
-    assert first.returncode == 0, first.stdout + first.stderr
-    deadline = time.monotonic() + 240
-    while not (found := list_checkpoints(run / "checkpoints")):
-        assert time.monotonic() < deadline, pods.call("ray", "job", "logs", "--address", pods.dashboard, "first").stdout
-        time.sleep(0.5)
-    drain = pods.manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]
-    drained = pods.call(*drain["preStop"]["exec"]["command"])
-    assert drained.returncode == 0, drained.stderr
-    logs = pods.call("ray", "job", "logs", "--address", pods.dashboard, "first").stdout
-    assert "stopped; the same command resumes" in logs, logs
-    status = pods.call("ray", "job", "status", "--address", pods.dashboard, "first")
-    said = status.stdout + status.stderr
-    assert "' failed" in said and re.search(r"exit code[: ]+75", said), said
-    stopped_at = list_checkpoints(run / "checkpoints")[-1].step
-    assert found[-1].step <= stopped_at < 60
-
-    # The README's command, from the checkout.
-    sets = [word for text in pods.overrides for word in ("--set", text)]
-    line = [
-        "ray",
-        "job",
-        "submit",
-        "--working-dir",
-        ".",
-        "--",
-        "python",
-        "-m",
-        "trainer.run",
-        "--config",
-        "digits.yaml",
-    ]
-    second = pods.call(*line, *sets)
-    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-1000:]
-    assert f"resuming from {run}/checkpoints/step-{stopped_at:08d}" in second.stdout
-    assert f"checkpoint   {run}/checkpoints/step-00000060" in second.stdout
-    assert (run / "samples" / "step-00000060.png").exists()
-    assert (run / "snapshots" / "step-00000060" / "generator.safetensors").exists()
-    assert list_checkpoints(run / "checkpoints")[-1].manifest["world_size"] == 2
 
 
 def metrics_of(pods: Pods, name: str) -> set[tuple[str, ...]]:
@@ -166,34 +131,36 @@ def metrics_of(pods: Pods, name: str) -> set[tuple[str, ...]]:
     return found
 
 
-def test_a_node_that_is_taken_back_costs_no_step_and_curves_are_at_the_metrics_port(pods):
-    run = pods.folder / "spot"
-    more = ("training.total_images=10_000_000", "checkpoint.save_interval_steps=null", f"run.directory={run}")
-    sets = [word for text in (*pods.overrides, *more) for word in ("--set", text)]
-    job = ["ray", "job", "submit", "--address", pods.dashboard, "--submission-id", "spot", "--no-wait"]
-    submitted = pods.call(*job, "--working-dir", ".", "--", "python", "-m", "trainer.run", "--config", "digits", *sets)
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+def test_a_job_outlives_its_node_shows_its_curves_is_drained_and_the_readmes_command_resumes_it(pods):
+    run = pods.folder / "run"
+    port = int(pods.dashboard.rpartition(":")[2])
+    listening = [tuple(c.laddr) for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert [address for address in listening if port in address] == [(POD_IP, port)]
+    first = pods.submit("first", "--no-wait")
+    assert first.returncode == 0, first.stdout + first.stderr
 
     def logs() -> str:
-        file = Path(pods.scratch, "1", "session_latest", "logs", "job-driver-spot.log")
+        file = Path(pods.scratch, "1", "session_latest", "logs", "job-driver-first.log")
         return file.read_text() if file.exists() else ""
 
     def wait_for(what: Callable[[], object], timeout_s: float = 240) -> None:
         deadline = time.monotonic() + timeout_s
         while not what():
             assert time.monotonic() < deadline, logs()[-3000:]
-            time.sleep(1)
+            time.sleep(0.5)
 
-    wait_for(lambda: metrics_of(pods, "ray_ddgan_images_per_s") == {("spot", "", "")})
-    assert metrics_of(pods, "ray_ddgan_node_cpu_percent") == {("spot", "0", "")}
+    # Its curves are at the metrics port of its node.
+    wait_for(lambda: metrics_of(pods, "ray_ddgan_images_per_s") == {("run", "", "")})
+    assert metrics_of(pods, "ray_ddgan_node_cpu_percent") == {("run", "0", "")}
 
+    # Its node is taken back, which costs no step.
     nodes = json.loads(pods.call(sys.executable, "-c", NODES, pods.address).stdout.splitlines()[-1])
-    (first,) = (node["NodeID"] for node in nodes if node["Resources"].get("CPU"))
+    (its_node,) = (node["NodeID"] for node in nodes if node["Resources"].get("CPU"))
     worker = ["ray", "start", "--address", pods.address, "--node-ip-address", POD_IP, "--num-cpus", "2"]
     joined = pods.call(*worker, "--temp-dir", f"{pods.scratch}/3", "--disable-usage-stats")
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert not list_checkpoints(run / "checkpoints")
-    drain = ["ray", "drain-node", "--address", pods.address, "--node-id", first, "--reason-message", "spot"]
+    drain = ["ray", "drain-node", "--address", pods.address, "--node-id", its_node, "--reason-message", "spot"]
     drained = pods.call(*drain, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "300")
     assert drained.returncode == 0, drained.stdout + drained.stderr
     wait_for(lambda: logs().count("training on 2 ranks") == 2 and "resuming from" in logs())
@@ -202,6 +169,30 @@ def test_a_node_that_is_taken_back_costs_no_step_and_curves_are_at_the_metrics_p
     (saved,) = list_checkpoints(run / "checkpoints")
     assert f"resuming from {saved.path}" in text
     assert "starting the ranks again" not in text  # no failure was counted
+
+    # Kubernetes stops the head.
+    drain = pods.manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]
+    drained = pods.call(*drain["preStop"]["exec"]["command"])
+    assert drained.returncode == 0, drained.stderr
+    told = pods.call("ray", "job", "logs", "--address", pods.dashboard, "first").stdout
+    assert "stopped; the same command resumes" in told, told
+    status = pods.call("ray", "job", "status", "--address", pods.dashboard, "first")
+    said = status.stdout + status.stderr
+    assert "' failed" in said and re.search(r"exit code[: ]+75", said), said
+    stopped_at = list_checkpoints(run / "checkpoints")[-1].step
+    assert saved.step <= stopped_at < STEPS
+
+    # The README's command, from the checkout.
+    pods.fast.touch()
+    sets = [word for text in pods.overrides for word in ("--set", text)]
+    line = ["ray", "job", "submit", "--working-dir", ".", "--"]
+    second = pods.call(*line, *"python -m trainer.run --config digits.yaml".split(), *sets)
+    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-1000:]
+    assert f"resuming from {run}/checkpoints/step-{stopped_at:08d}" in second.stdout
+    assert f"checkpoint   {run}/checkpoints/step-{STEPS:08d}" in second.stdout
+    assert (run / "samples" / f"step-{STEPS:08d}.png").exists()
+    assert (run / "snapshots" / f"step-{STEPS:08d}" / "generator.safetensors").exists()
+    assert list_checkpoints(run / "checkpoints")[-1].manifest["world_size"] == 2
 
 
 NODES = "import json, ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(json.dumps(ray.nodes()))"
