@@ -185,8 +185,8 @@ def test_a_job_outlives_its_node_shows_its_curves_is_drained_and_the_readmes_com
     # The README's command, from the checkout.
     pods.fast.touch()
     sets = [word for text in pods.overrides for word in ("--set", text)]
-    line = ["ray", "job", "submit", "--working-dir", ".", "--"]
-    second = pods.call(*line, *"python -m trainer.run --config digits.yaml".split(), *sets)
+    command = ["python", "-m", "trainer.run", "--config", "digits.yaml", *sets]
+    second = pods.call("ray", "job", "submit", "--working-dir", ".", "--", *command)
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-1000:]
     assert f"resuming from {run}/checkpoints/step-{stopped_at:08d}" in second.stdout
     assert f"checkpoint   {run}/checkpoints/step-{STEPS:08d}" in second.stdout
