@@ -1,13 +1,16 @@
 """Every engine, ZeRO stage and number of ranks makes the step that plain torch makes on the whole batch."""
 
+import copy
 import itertools
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.launch import run_python, run_ranks
 from trainer.engine.interface import EngineConfig, even_share
+from trainer.engine.plain import make_adam
 
 SCRIPT = Path(__file__).with_name("conformance_rank.py")
 
@@ -71,14 +74,52 @@ def test_zero_without_deepspeed_is_refused():
 
 
 @pytest.mark.slow
-def test_deepspeed_starts_without_the_libraries_that_a_rank_has_no_use_for():
-    """They would be most of the time in which a rank starts."""
-    program = (
-        "import sys, torch; from trainer.engine.zero import import_deepspeed; import trainer.worker; "
-        "torch.distributed.init_process_group('gloo', init_method='tcp://127.0.0.1:0', rank=0, world_size=1); "
-        "import_deepspeed(torch.device('cpu')); import deepspeed; "
-        "print([name for name in ('mlflow', 'torchmetrics', 'matplotlib') if name in sys.modules]); import mlflow"
-    )
-    done = run_python(["-c", program])
+def test_a_rank_trains_without_the_libraries_that_it_has_no_use_for():
+    """They would be most of the time in which it starts."""
+    done = run_python(["-c", PROGRAM])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+PROGRAM = """
+import sys
+import torch
+import trainer.worker
+from trainer.engine.interface import EngineConfig
+from trainer.engine.plain import make_adam
+from trainer.engine.zero import make_engine
+
+torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+for backend in ("torch", "deepspeed"):
+    network = torch.nn.Linear(2, 1)
+    adam = make_adam(network, torch.device("cpu"))
+    engine = make_engine(network, adam, EngineConfig(backend=backend), zero_stage=0, grad_accum_steps=1)
+    engine.backward(engine.module(torch.ones(1, 2)).sum())
+    engine.step()
+    adam.load_state_dict(adam.state_dict())
+found = [name for name in ("mlflow", "torchmetrics", "matplotlib", "torch._dynamo") if name in sys.modules]
+import mlflow  # it is there, and can be imported after DeepSpeed
+
+print(found)
+"""
+
+
+@pytest.mark.parametrize("is_fresh", [True, False], ids=["fresh", "resumed"])
+def test_adam_without_the_compiler_is_torchs_adam_bit_for_bit(is_fresh):
+    torch.manual_seed(0)
+    networks = [torch.nn.Linear(5, 3) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    ours = make_adam(networks[0], torch.device("cpu"))
+    torchs = torch.optim.Adam(networks[1].parameters(), lr=0.0, betas=(0.5, 0.9), fused=True)
+    for step in range(4):
+        if step == 2 and not is_fresh:
+            ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+        x = torch.randn(7, 5)
+        for network, optimizer in zip(networks, (ours, torchs), strict=True):
+            optimizer.param_groups[0]["lr"] = 0.1
+            optimizer.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+    for a, b in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.equal(a, b)
+    assert torch.is_grad_enabled() and all(p.requires_grad for p in networks[0].parameters())
