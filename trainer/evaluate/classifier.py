@@ -17,6 +17,7 @@ from data.images.shown import MAX_CHANNELS
 from data.storage.errors import UserError
 from models.shapes import ImageForm, Uint8Image
 from trainer.config.sections import JudgeKind
+from trainer.engine.plain import EagerAdam
 from trainer.evaluate.networks.features import Seen
 from trainer.evaluate.quality import Quality, compare, frechet_distance, statistics_of
 from trainer.sample.images import to_uint8
@@ -150,7 +151,7 @@ def _fit(model: Classifier, images: Uint8Image, labels: Tensor, training: Tensor
     """Adam with a one-cycle learning rate; each epoch is a new permutation, and batches may span two epochs."""
     epochs = -(-steps * BATCH_SIZE // len(training))
     plan = torch.cat([training[torch.randperm(len(training))] for _ in range(epochs)])
-    optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LEARNING_RATE)
+    optimizer = EagerAdam(model.parameters(), lr=PEAK_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps)
     model.train()
     for batch in plan[: steps * BATCH_SIZE].split(BATCH_SIZE):
