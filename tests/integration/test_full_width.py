@@ -29,12 +29,14 @@ NARROW = (
     "engine.backend=torch",
     "engine.checkpoint_activations=true",
 )
+QUARTER = ("data.image_size=128", "generator.attention_resolutions=[8]")
+"""A quarter of the pixels of 256 px with the same networks: as many levels, and attention at the same one."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "million_parameters"), [("cifar10", 48.43), ("lsun256", 39.73)])
-def test_a_step_at_full_width_reaches_every_parameter(name, million_parameters):
-    config = load_config(name)
+@pytest.mark.parametrize(("name", "sets", "million_parameters"), [("cifar10", (), 48.43), ("lsun256", QUARTER, 39.73)])
+def test_a_step_at_full_width_reaches_every_parameter(name, sets, million_parameters):
+    config = load_config(name, sets)
     torch.manual_seed(0)
     generator = build_generator(config)
     discriminator = build_discriminator(config.discriminator, config.image_form)

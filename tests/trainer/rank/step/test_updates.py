@@ -84,6 +84,7 @@ def curves(recorder: Recorder) -> dict[int, dict[str, float]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", EACH_GAME)
 def test_a_recorded_run_equals_one_that_is_not_bit_for_bit(tiny, tmp_path, tape, game):
     _, plain = train(configure(tiny, tmp_path / "plain", *EACH_STEP, *GAMES[game]))
