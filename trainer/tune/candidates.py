@@ -22,15 +22,19 @@ class Machine:
     Attributes:
         cpus: that this process may use.
         gpus: that torch finds.
+        bf16_on_cpu: whether its CPUs multiply bfloat16; others would take several times as long for it.
     """
 
     cpus: int
     gpus: int
+    bf16_on_cpu: bool = False
 
     @classmethod
     def here(cls) -> "Machine":
         """This machine."""
-        return cls(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+        able = torch.cpu.get_capabilities()
+        bf16_on_cpu = any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
+        return cls(len(os.sched_getaffinity(0)), torch.cuda.device_count(), bf16_on_cpu)
 
     def ranks(self, config: TrainConfig) -> int:
         """Ranks that are measured: all of them, or one with its share of the batch if there are too few GPUs."""
@@ -61,6 +65,14 @@ CHANGE_THE_RESULT = frozenset({"training.precision"})
 
 def _each(name: str, *values: Any) -> Callable[[TrainConfig, Machine, Report], Iterator[Settings]]:
     return lambda config, machine, best: ({name: value} for value in values)
+
+
+def _number_formats(config: TrainConfig, machine: Machine, best: Report) -> Iterator[Settings]:
+    """On a CPU, bfloat16 is faster for wide networks and slower for narrow ones."""
+    if config.scaling.device == "gpu":
+        yield from ({"training.precision": precision} for precision in ("bf16", "tf32"))
+    elif machine.bf16_on_cpu:
+        yield {"training.precision": "bf16"}
 
 
 def _ranks_and_threads(config: TrainConfig, machine: Machine, best: Report) -> Iterator[Settings]:
@@ -122,7 +134,7 @@ def _loaders(config: TrainConfig, machine: Machine, best: Report) -> Iterator[Se
 
 
 CANDIDATES = (
-    Candidate(name="number format", values=_each("training.precision", "bf16", "tf32"), on_cpu=False),
+    Candidate(name="number format", values=_number_formats),
     Candidate(name="fused operators", values=_each("engine.fused", True, False), on_cpu=False),
     Candidate(name="compiled blocks", values=_each("engine.compile", True, False), on_cpu=False),
     Candidate(name="ranks and threads", values=_ranks_and_threads, on_gpu=False),

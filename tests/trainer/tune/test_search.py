@@ -1,6 +1,7 @@
 """The search on made speeds: its order, what it keeps, and what ends it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from trainer.bench.trial import Outcome
 from trainer.config.io import load_config
@@ -122,6 +123,16 @@ def tried_of(name: str, machine: Machine, *given: str, waits: float = 0.0) -> li
     config = load_config("digits", ["scaling.device=gpu", *given])
     report = {"time/data_s": waits, "time/d_s": 1.0 - waits}
     return list(proposals(config, machine, report, of(name)))
+
+
+def test_bfloat16_is_tried_on_a_cpu_that_multiplies_it_and_other_formats_on_gpus_only():
+    bf16, tf32 = ({"training.precision": precision} for precision in ("bf16", "tf32"))
+    assert tried_of("number format", GPU) == [bf16, tf32]
+    on_cpu = ("scaling.device=cpu",)
+    assert tried_of("number format", Machine(cpus=2, gpus=0, bf16_on_cpu=True), *on_cpu) == [bf16]
+    assert tried_of("number format", Machine(cpus=2, gpus=0), *on_cpu) == []
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert Machine.here().bf16_on_cpu == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 def test_loaders_of_a_gpu_are_tried_only_if_the_steps_wait_for_data():
