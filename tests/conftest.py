@@ -96,9 +96,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what was imported from the eyes of Python's garbage collector: it stays, and is walked by each collection.
+    """Exempt all that was imported from garbage collection: it stays, and each full collection would walk it.
 
-    DeepSpeed asks for one with each engine at ZeRO-3, and among a million objects that is half a second.
+    DeepSpeed asks for a collection with each engine at ZeRO-3, which takes half a second among a million objects.
     """
     gc.collect()
     gc.freeze()

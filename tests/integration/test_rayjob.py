@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 POD_IP = "127.0.0.1"
 STEPS = 120
 SLOW_S = 1.0
-"""Of a step, until all that a running job is needed for has been seen: so the run lasts for two minutes."""
+"""How long a step waits while the test still needs a running job: the run would take two minutes."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Pods:
 @pytest.fixture(scope="module")
 def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
     folder = tmp_path_factory.mktemp("runs")
+    fast = folder / "fast"
     sets = (
         *tiny,
         f"run.directory={folder}/run",
@@ -88,7 +89,7 @@ def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
             "RAY_API_SERVER_ADDRESS": f"http://{POD_IP}:{dashboard}",
             "POD_IP": POD_IP,
             "DDGAN_TEST": str(folder),
-            **slow_steps(SLOW_S, unless=folder / "fast"),
+            **slow_steps(SLOW_S, unless=fast),
         }
     )
     with tempfile.TemporaryDirectory(prefix="pods", dir="/tmp") as scratch:
@@ -106,7 +107,6 @@ def pods(tiny, tmp_path_factory) -> Iterator[Pods]:
                     ["bash", "-c", f"ray start {options}"], env=env, capture_output=True, text=True, timeout=120
                 )
                 assert started.returncode == 0, started.stdout + started.stderr
-            fast = folder / "fast"
             yield Pods(folder, manifest, sets, env, fast, f"http://{POD_IP}:{dashboard}", f"{POD_IP}:{port}", scratch)
         finally:
             killed = []
@@ -171,8 +171,8 @@ def test_a_job_outlives_its_node_shows_its_curves_is_drained_and_the_readmes_com
     assert "starting the ranks again" not in text  # no failure was counted
 
     # Kubernetes stops the head.
-    drain = pods.manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]
-    drained = pods.call(*drain["preStop"]["exec"]["command"])
+    head = pods.manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    drained = pods.call(*head["lifecycle"]["preStop"]["exec"]["command"])
     assert drained.returncode == 0, drained.stderr
     told = pods.call("ray", "job", "logs", "--address", pods.dashboard, "first").stdout
     assert "stopped; the same command resumes" in told, told

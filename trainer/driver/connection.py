@@ -19,8 +19,8 @@ from ray._private import worker as ray_worker
 
 from trainer.driver.children import independent_children
 from trainer.driver.room import ClusterError
+from trainer.engine.rendezvous import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
 # [2026-11-28 08:25:48,839 E 21460 21573] core_worker.cc:2465: ... Fatal errors (C) end their process and are shown.
 _INTERNAL_LINE = re.compile(
     r"^(\([\w-]+\) )?\[[\d-]+ [\d:,]+ [DIWE] \d+ \d+\] (\([\w-]+\) )?\S+\.(cc|h):\d+: |\[state-dump\]"

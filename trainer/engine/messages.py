@@ -80,8 +80,8 @@ def all_gather(value: Any, group: Any) -> list[Any]:
     dist.all_gather(lengths, torch.tensor([len(content)]), group=group)
     sizes = [int(length) for length in lengths]
     received = torch.empty(sum(sizes), dtype=torch.uint8)
-    # Not all_gather: of long messages gloo's own thread makes a copy with OpenMP, which starts further threads there.
-    # They stay, and when OpenMP has more threads than there are cores, all of them sleep between any two operations:
-    # from then on a rank of two threads on two cores trained at half of its speed.
+    # Not all_gather: gloo's thread would copy a long message with OpenMP, which starts more threads that never end. If
+    # there are more of them than cores, all sleep between operations: a rank of two threads on two cores would train
+    # at half of its speed from then on.
     dist.all_to_all_single(received, content.repeat(number), sizes, [len(content)] * number, group=group)
     return [decode(part) for part in received.split(sizes)]

@@ -22,7 +22,7 @@ def _undecorated(method: Callable[..., Any]) -> Callable[..., Any]:
 class EagerAdam(torch.optim.Adam):
     """Torch's Adam, never itself compiled: without the decorators that keep torch's compiler out of it.
 
-    They import the compiler to do so, in every rank, which is a fifth of the time in which a rank starts.
+    Those decorators import the compiler, which would take a fifth of the time that a rank needs to start.
     """
 
     add_param_group = _undecorated(torch.optim.Adam.add_param_group)

@@ -1,9 +1,9 @@
 """Finds the fastest settings of a config for this machine: `python -m trainer.tune --config NAME --minutes 5`.
 
-Tries precision, fused operators, compilation, micro-batch, engine, CUDA graphs, ZeRO stages and loader processes; on a
-CPU, ranks and threads instead of the first three. Each trial trains for some steps with the real frequency of R1, in a
-process of its own: one that runs out of memory, crashes or hangs is only a row of the table. Ctrl-C ends the search;
-what was found until then is kept.
+Tries precision, fused operators, compilation, micro-batch, engine, CUDA graphs, ZeRO stages and loader processes. On a
+CPU it tries ranks and threads instead of what only a GPU has, and bfloat16 if the CPU multiplies it. Each trial trains
+for some steps with the real frequency of R1, in a process of its own: one that runs out of memory, crashes or hangs is
+only a row of the table. Ctrl-C ends the search; what was found until then is kept.
 """
 
 import argparse

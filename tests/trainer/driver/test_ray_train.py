@@ -27,6 +27,8 @@ def test_too_few_cpus_are_said_at_once(tiny, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_local_run_has_no_dashboard_and_nothing_that_would_ask_it(monkeypatch):
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from trainer.driver import connection
     from trainer.driver.controller import Rendezvous, Trainer
@@ -44,10 +46,20 @@ def test_local_run_has_no_dashboard_and_nothing_that_would_ask_it(monkeypatch):
             assert logs == "here/logs"
     assert started == [False, True]
 
+    policies: list[str] = []
+
+    def start(_trainer: object, **parts: object) -> None:
+        policies.append(type(parts["scaling_policy"]).__name__)
+
+    monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", start)
     for ends_with_run in (False, True):  # a cluster outlives the run
         trainer = Trainer(print, backend_config=Rendezvous(loads="os"), ends_with_run=ends_with_run)
         cleaners = [c for c in trainer._create_default_callbacks() if isinstance(c, PlacementGroupCleanerCallback)]
         assert len(cleaners) == (not ends_with_run)
+        for policy in (FixedScalingPolicy, ElasticScalingPolicy):
+            trainer._initialize_and_run_controller(scaling_policy=policy(trainer.scaling_config))
+    elastic = "ElasticScalingPolicy"  # it asks the coordinator what is free
+    assert policies == ["FixedScalingPolicy", elastic, "FixedHere", elastic]
 
 
 @pytest.mark.slow
