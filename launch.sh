@@ -106,22 +106,21 @@ no_arguments() { # COMMAND ARGUMENTS
 quickstart() {
     say "preparing the digits in datasets/digits"
     "$venv_python" -m data.prepare digits --out datasets/digits
-    # The config has two ranks, for two nodes. On one machine, two threads of one rank share a step better.
     say "training on 2 CPU cores; stop it with Ctrl-C, and the same command resumes from the last checkpoint"
-    "$venv_python" -m trainer.run --config digits --set scaling.world_size=1 --set scaling.cpus_per_worker=2 || {
+    "$venv_python" -m trainer.run --config digits-fast || {
         local code=$?
         [[ $code -ne 75 ]] || say "training was stopped before its end; the same command resumes it"
         exit "$code"
     }
     say "evaluating the samples"
-    "$venv_python" -m trainer.evaluate --run runs/digits --reference datasets/digits --picture runs/digits/picture.png
+    "$venv_python" -m trainer.evaluate --run runs/digits-fast --reference datasets/digits --picture runs/digits-fast/picture.png
     local store="$root/runs/mlflow.db (to look at it: ./launch.sh ui)"
     [[ -z ${MLFLOW_TRACKING_URI:-} ]] || store="the one that MLFLOW_TRACKING_URI names"
     cat <<EOF
 
-picture       $root/runs/digits/picture.png (real digits, samples, curves)
-samples       $root/runs/digits/samples
-checkpoints   $root/runs/digits/checkpoints
+picture       $root/runs/digits-fast/picture.png (real digits, samples, curves)
+samples       $root/runs/digits-fast/samples
+checkpoints   $root/runs/digits-fast/checkpoints
 MLflow store  $store
 EOF
 }

@@ -79,12 +79,12 @@ def test_quickstart_prepares_trains_evaluates_and_says_where_things_are(ready: M
     assert code == 0
     assert ready.calls()[-3:] == [
         f"{root}: [data.prepare] [digits] [--out] [datasets/digits]",
-        f"{root}: [trainer.run] [--config] [digits] [--set] [scaling.world_size=1] [--set] [scaling.cpus_per_worker=2]",
-        f"{root}: [trainer.evaluate] [--run] [runs/digits] [--reference] [datasets/digits] "
-        "[--picture] [runs/digits/picture.png]",
+        f"{root}: [trainer.run] [--config] [digits-fast]",
+        f"{root}: [trainer.evaluate] [--run] [runs/digits-fast] [--reference] [datasets/digits] "
+        "[--picture] [runs/digits-fast/picture.png]",
     ]
-    for place in ("runs/digits/picture.png", "runs/digits/samples", "runs/digits/checkpoints", "runs/mlflow.db"):
-        assert f"{root}/{place}" in output
+    for place in ("digits-fast/picture.png", "digits-fast/samples", "digits-fast/checkpoints", "mlflow.db"):
+        assert f"{root}/runs/{place}" in output
 
 
 def test_quickstart_evaluates_no_run_that_was_stopped(ready: Machine) -> None:

@@ -102,7 +102,7 @@ def test_own_images_are_prepared_and_planned_by_the_two_commands(tmp_path):
 
 @pytest.mark.slow
 def test_samples_are_drawn_and_measured_by_the_commands(tiny, tiny_digits, tmp_path, monkeypatch, capsys):
-    for name in ("mine", "digits"):
+    for name in ("mine", "digits-fast"):
         train(configure(tiny, tmp_path / "runs" / name, "training.total_images=32"))
     done = run_python(arguments(README, "trainer.sample"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_samples_are_drawn_and_measured_by_the_commands(tiny, tiny_digits, tmp_p
     (tmp_path / "datasets" / "digits").symlink_to(tiny_digits)
     monkeypatch.chdir(tmp_path)
     assert evaluate.main(arguments(EVALUATION, "trainer.evaluate")[2:]) == 0
-    assert "samples    500 images, from runs/digits" in capsys.readouterr().out
+    assert "samples    500 images, from runs/digits-fast" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from data.storage.errors import OperationError
-from trainer.bench.measurements import Report
+from trainer.bench.steps.timing import Report
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.storage import FolderStorage
 from trainer.checkpoint.writer import CheckpointWriter

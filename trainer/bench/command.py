@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from trainer.bench.gpu import GpuBench
 from trainer.bench.gpu import __doc__ as gpu_description
 from trainer.bench.kernels import heaviest_kernels
 from trainer.bench.made_images import make_images
-from trainer.bench.measurements import Report, compare_updates, time_reading, time_sampling, time_steps
+from trainer.bench.measurements import time_reading, time_sampling
 from trainer.bench.overhead import summarize, time_pairs
 from trainer.bench.penalties import PenaltyError, compare_penalties, penalty_table
+from trainer.bench.steps.measured import MeasuredPart, measured_parts
+from trainer.bench.steps.stages import compare_runs, time_run
+from trainer.bench.steps.timing import Report, compare_updates
 from trainer.bench.traffic import TrafficReport, report_traffic, traffic_table
 from trainer.bench.trial import for_this_machine
 from trainer.checkpoint.format import CheckpointError
@@ -37,95 +40,59 @@ from trainer.config.command_line import (
 )
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig
-from trainer.rank.step.graphs import WARM_UP
-from trainer.rank.step.share import Share
 
 COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "bytes", "penalties", "gpu")
 
 
-def _measured_config(
-    options: argparse.Namespace, folder: Path, *, steps: int | None = None, rounds: int = 1, more: Sequence[str] = ()
-) -> TrainConfig:
-    """A config that saves nothing: for the ranks that torchrun started, or for one, which then has the same share of
-    the global batch as with all ranks.
-
-    Args:
-        options: command options.
-        folder: for the run, and for generated images.
-        steps: steps between two points of the curves; None: `steps_of_round`.
-        rounds: points of the curves.
-        more: overrides.
-    """
-    overrides, (_, ranks) = for_this_machine(options.set), check_group()
-    if ranks > 1:
-        overrides.append(f"scaling.world_size={ranks}")
-    config = load_config(options.config, overrides)
-    share = Share.of(config, 0, config.scaling.world_size)
-    batch = config.training.global_batch_size if ranks > 1 else share.stop - share.start
-    steps = steps or steps_of_round(config)
-    chosen = load_config(
-        options.config,
-        [
-            *overrides,
-            *more,
-            f"scaling.world_size={ranks}",
-            "scaling.min_world_size=null",
-            f"training.micro_batch_size={share.micro_batch_size}",
-            f"training.global_batch_size={batch}",
-            f"training.total_images={batch * steps * rounds}",
-            f"tracking.log_interval_steps={steps}",
-            "tracking.backends=[]",
-            "run.init_from=null",
-            "checkpoint.keep_best=null",
-            "training.learning_rate_g.warmup_images=0",
-            "training.learning_rate_d.warmup_images=0",
-            "training.learning_rate_g.delay_images=0",
-            "training.learning_rate_d.delay_images=0",
-            f"run.directory={folder}",
-        ],
-    )
-    if "made_images" in options and options.made_images:
-        return replace(chosen, data=replace(chosen.data, path=str(make_images(chosen, folder))))
-    return chosen
+def _made(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Overrides that put random images in the place of the data set, if that is asked for."""
+    config = load_config(options.config, for_this_machine(options.set))
+    return [f"data.path={make_images(config, folder)}"] if options.made_images else []
 
 
-def steps_of_round(config: TrainConfig) -> int:
-    """Whole intervals of R1, for its real frequency; with CUDA graphs so many that the first round records them."""
-    interval = config.training.r1_interval_steps or 1
-    without_penalties = max(1, interval - 1)
-    return interval * (-(-(WARM_UP + 1) // without_penalties) if config.engine.cuda_graphs else 1)
+def _checked(config: TrainConfig) -> TrainConfig:
+    check_data(config)
+    check_device(config)
+    return config
 
 
 def _steps(options: argparse.Namespace, folder: Path) -> Report:
-    plain: list[str] = []
+    overrides = [*for_this_machine(options.set), *_made(options, folder)]
     if options.compare_authors_update:
-        plain = ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0"]
+        overrides += ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0"]
         if load_config(options.config, options.set).training.precision in ("bf16", "auto"):
-            plain.append("training.precision=fp32")
-    rounds = (options.rounds + 1) * (2 if options.compare_authors_update else 1)
-    config = _measured_config(options, folder, steps=options.steps, rounds=rounds, more=plain)
-    check_data(config)
-    check_device(config)
-    if options.compare_authors_update:
-        return compare_updates(config, nchw=options.nchw)
-    return time_steps(config, options.flops_per_image, nchw=options.nchw)
+            overrides.append("training.precision=fp32")
+        last = measured_parts(options.config, overrides, folder, options.steps, 2 * (options.rounds + 1))[-1]
+        return compare_updates(_checked(last.config), nchw=options.nchw)
+
+    def parts(name: str, rounds: int) -> list[MeasuredPart]:
+        found = measured_parts(name, overrides, folder, options.steps, rounds + 1)
+        _checked(found[-1].config)
+        return found
+
+    if options.baseline is not None:
+        ours, theirs = (parts(name, 1) for name in (options.config, options.baseline))
+        return compare_runs(ours, theirs, options.rounds, nchw=options.nchw)
+    return time_run(parts(options.config, options.rounds), options.flops_per_image, nchw=options.nchw)
+
+
+def _last_stage(options: argparse.Namespace, folder: Path, rounds: int = 1) -> TrainConfig:
+    made = _made(options, folder) if "made_images" in options else []
+    return measured_parts(options.config, [*for_this_machine(options.set), *made], folder, None, rounds)[-1].config
 
 
 def _kernels(options: argparse.Namespace, folder: Path) -> Report:
-    config = _measured_config(options, folder, rounds=2)
-    check_data(config)
-    check_device(config)
-    return heaviest_kernels(config, options.top)
+    return heaviest_kernels(_checked(_last_stage(options, folder, rounds=2)), options.top)
 
 
 def _sampling(options: argparse.Namespace, folder: Path) -> Report:
-    config = _measured_config(options, folder)
+    config = _last_stage(options, folder)
     check_device(config)
     return time_sampling(config, options.num)
 
 
 def _pace(options: argparse.Namespace, folder: Path) -> Report:
-    config = _measured_config(options, folder)
+    config = _last_stage(options, folder)
     check_data(config)
     return time_reading(config, images_per_s=options.images_per_s, seconds=options.seconds)
 
@@ -157,7 +124,8 @@ def _penalty_table(_options: argparse.Namespace, report: dict[str, Any]) -> str:
 
 
 def _lines(_options: argparse.Namespace, report: Report) -> str:
-    return "\n".join(f"{name:<18} {value:.4g}" for name, value in report.items())
+    width = max(map(len, report))
+    return "\n".join(f"{name:<{width}}  {value:.4g}" for name, value in report.items())
 
 
 def _table(options: argparse.Namespace, report: TrafficReport) -> str:
@@ -198,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     steps = add("steps", "train, and compare the speed with the device's own best in a large matrix product", _steps)
     steps.add_argument("--rounds", type=whole_number(1), default=3, help="timed rounds, after one to warm up (3)")
     steps.add_argument("--steps", type=whole_number(1), help="steps of a round (default: the interval of R1)")
-    steps.add_argument(
+    compared = steps.add_mutually_exclusive_group()
+    compared.add_argument(
         "--compare-authors-update",
         action="store_true",
         help="take turns with the authors' update of D, in fp32 or tf32",
@@ -207,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         "--flops-per-image", type=float, metavar="N", help="FLOPs of one image, if known (default: count them)"
     )
     steps.add_argument("--nchw", action="store_true", help="in the layout NCHW, on a GPU too")
+    compared.add_argument(
+        "--baseline", metavar="CONFIG", help="take turns with another config, which gets the same --set, and compare"
+    )
     sampling = add("sampling", "draw images with fresh weights", _sampling)
     sampling.add_argument("--num", type=whole_number(1), required=True, metavar="N", help="how many images")
     kernels = add("kernels", "the kernels that take most of the time of a step, with their share of it", _kernels)

@@ -25,8 +25,10 @@ from data.storage.location import DataError
 from trainer.bench.ladder import Row, rows
 from trainer.bench.made_images import make_images
 from trainer.bench.results import BASELINE, Result, Results, line_of
+from trainer.bench.steps.timing import count_flops
 from trainer.bench.trial import Outcome, for_this_machine, hardware, read_outcome, run_process, run_trial, set_words
 from trainer.config.io import load_config
+from trainer.config.stages import of_length
 from trainer.config.train_config import TrainConfig
 from trainer.plan.cost import count_costs
 from trainer.sample.draw import images_at_once
@@ -39,7 +41,7 @@ SHORTEST_S = 10.0
 FAIR_SHARES = 2.5
 """A measurement may take this many times its even share of its part, so that one that hangs leaves time for others."""
 EVALUATION_S = 40.0
-"""Time of the training part that is kept for starting and evaluating each of the two runs."""
+"""Time of the training part that is kept for starting and evaluating each of the runs."""
 SHORTEST_TRAINING_S = 15.0
 BATCHES_DRAWN = 16
 BASELINE_ROWS = ("eager NCHW fp32", "eager NCHW tf32")
@@ -52,7 +54,7 @@ class GpuBench:
     """The parts, with what they share.
 
     Attributes:
-        configs: names, in order; the first one is trained.
+        configs: names, in order; the first one is trained, and others that have the same data.
         overrides: the user's.
         out: folder of the results, the logs and images that are made.
         ends_at: `time.monotonic()` of the end.
@@ -186,10 +188,10 @@ class GpuBench:
 
     def _steps(self, config: str) -> None:
         given = load_config(config, self.overrides)
-        costs, batch = count_costs(given), given.training.global_batch_size
-        flops = ["--flops-per-image", f"{costs.flops_per_image:.6g}"]
+        batch = given.training.global_batch_size
+        flops = ["--flops-per-image", f"{count_flops(given):.6g}"]
         # The first batch to try; later ones start from what fitted before.
-        saved = costs.saved_bytes / 2**30
+        saved = count_costs(given).saved_bytes / 2**30
         while saved * batch / given.training.global_batch_size > self._memory_gib and (
             half := self._half(given, batch)
         ):
@@ -288,30 +290,35 @@ class GpuBench:
         self._measure("kernels", config, best.what, arguments)
 
     def _training(self, config: str) -> None:
-        best, rows = self._best(config), self.results.of("steps", config)
-        baseline = next((row for row in rows if row.what.startswith(BASELINE)), None)
+        """Train with the fastest row of each config that has these data, and with the baseline, for equal seconds."""
+        data = load_config(config, self.overrides).data.path
+        rivals = [name for name in self.configs if load_config(name, self.overrides).data.path == data]
+        best = [(name, row) for name in rivals if (row := self._best(name))]
+        rows = self.results.of("steps", config)
+        best += [(config, row) for row in rows if row.what.startswith(BASELINE)][:1]
         earlier = [r.report["seconds"] for r in self.results.of("training", config)]
-        seconds = earlier[0] if earlier else training_seconds(self._part_ends_at - time.monotonic())
-        why = "not reached: the steps were not measured" if best is None or baseline is None else ""
+        seconds = earlier[0] if earlier else training_seconds(self._part_ends_at - time.monotonic(), len(best))
+        why = "not reached: the steps were not measured" if [name for name, _ in best].count(config) < 2 else ""
         if not why and seconds < SHORTEST_TRAINING_S:
             why = f"not reached: {max(0, seconds)} s were left for each run"
-        if why or best is None or baseline is None:
+        if why:
             self._skip("training", config, "quality after equal minutes", why)
             return
-        for still, row in ((2, best), (1, baseline)):
-            self._train(config, row, seconds, still)
+        for number, (name, row) in enumerate(best):
+            self._train(config, name, row, seconds, len(best) - number)
 
-    def _train(self, config: str, row: Result, seconds: float, still: int) -> None:
+    def _train(self, part: str, config: str, row: Result, seconds: float, still: int) -> None:
         """Train for as many images as the row's speed makes in the time, then evaluate.
 
-        The authors' update gives D the same gradient as ours, so their images are trained with our update.
+        What the config counts in images keeps its share of the run. The authors' update gives D the same gradient as
+        ours, so their images are trained with our update.
         """
         batch = row.report["batch"]
         steps = max(1, round(row.report["images_per_s"] * seconds / batch))
-        directory = self.out / "training" / re.sub(r"[^a-z0-9]+", "-", row.what.lower())
+        directory = self.out / "training" / re.sub(r"[^a-z0-9]+", "-", f"{config} {row.what}".lower())
         settings = [
             *self._settings(row),
-            f"training.total_images={steps * batch}",
+            *of_length(load_config(config, self.overrides), steps * batch),
             f"training.ema_decay={max(0.0, 1 - 10 / steps):.6g}",  # averages a tenth of the run
             f"run.directory={directory.absolute()}",
             "tracking.backends=[]",
@@ -347,8 +354,8 @@ class GpuBench:
         made = "made images" if self._made(config) else data
         self._measure(
             "training",
-            config,
-            f"{row.what}: {seconds:.0f} s of steps, data: {made}",
+            part,
+            f"{row.what if config == part else f'{config}, {row.what}'}: {seconds:.0f} s of steps, data: {made}",
             ["trainer.worker", "--config", config, *set_words(settings)],
             still=still,
             run=run,
@@ -356,9 +363,9 @@ class GpuBench:
         )
 
 
-def training_seconds(left_s: float) -> int:
-    """Seconds for the steps of each of the two runs."""
-    return int(left_s / 2 - EVALUATION_S)
+def training_seconds(left_s: float, runs: int) -> int:
+    """Seconds for the steps of each run."""
+    return int(left_s / max(1, runs) - EVALUATION_S)
 
 
 def run_tests(arguments: Sequence[str], limit_s: float, log: Path) -> Outcome:

@@ -3,7 +3,7 @@
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from trainer.bench.measurements import Report, open_loop
+from trainer.bench.steps.timing import Report, open_loop
 from trainer.config.train_config import TrainConfig
 
 MAX_NAME = 100
@@ -14,7 +14,7 @@ def heaviest_kernels(config: TrainConfig, top: int) -> Report:
     """Profile one log interval, after one to warm up.
 
     Args:
-        config: as in `measurements.open_loop`, with two log intervals.
+        config: as in `steps.timing.open_loop`, with two log intervals.
         top: number of kernels.
 
     Returns:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.storage.errors import OperationError
-from trainer.bench.measurements import Report, time_rounds
+from trainer.bench.steps.timing import Report, time_rounds
 from trainer.config.command_line import check_data, check_device
 from trainer.config.io import load_config
 from trainer.config.train_config import TrainConfig, num_steps
@@ -71,6 +71,9 @@ def time_pairs(name: str, overrides: Sequence[str], steps: int, rounds: int, fol
             f"checkpoint.save_interval_steps={total // 2}",
             "grids.interval_steps=null",
             *overrides,
+            "stages={}",  # the last stage alone
+            "training.learning_rate_g.warmup_images=0",
+            "training.learning_rate_g.delay_images=0",
             f"training.total_images={total * batch}",
             f"tracking.log_interval_steps={interval}",
             f"run.directory={folder}/whole-{number}",

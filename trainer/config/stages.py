@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from trainer.config.draft import with_stage
 from trainer.config.io import from_dict, to_dict
@@ -52,6 +53,22 @@ def _stages(config: TrainConfig) -> Iterator[Stage]:
 
 def _lasting(config: TrainConfig, images: int) -> TrainConfig:
     return replace(config, training=replace(config.training, total_images=images))
+
+
+def of_length(config: TrainConfig, total_images: int) -> list[str]:
+    """Overrides that make a run of another length: all that training counts in images keeps its share of the run."""
+    part = total_images / config.training.total_images
+
+    def overrides(values: dict[str, Any], path: str) -> Iterator[str]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from overrides(value, f"{path}.{name}")
+            elif value and name != "total_images" and (name.endswith("_images") or name == "images"):
+                yield f"{path}.{name}={max(1, int(value * part))}"
+
+    values = to_dict(config)
+    found = [*overrides(values["training"], "training"), *overrides(values["stages"], "stages")]
+    return [*found, f"training.total_images={total_images}"]
 
 
 def stage_after(config: TrainConfig, step: int) -> Stage:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trainer.bench.ladder import allowed
-from trainer.bench.measurements import Report
+from trainer.bench.steps.timing import Report
 from trainer.config.train_config import TrainConfig, split_batch
 
 Settings = Mapping[str, Any]

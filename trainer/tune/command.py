@@ -23,7 +23,7 @@ from data.storage.files import replaced
 from data.storage.paths import path_argument
 from data.storage.redaction import redact
 from trainer.bench.made_images import make_images
-from trainer.bench.measurements import count_flops
+from trainer.bench.steps.timing import count_flops
 from trainer.bench.trial import Outcome, for_this_machine, hardware, run_trial, set_words
 from trainer.config.command_line import add_config_arguments, check_data, check_device, start_logging
 from trainer.config.io import dump_config, load_config

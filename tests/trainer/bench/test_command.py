@@ -6,8 +6,11 @@ import pytest
 
 from trainer.bench import command
 from trainer.bench.command import main
+from trainer.bench.steps.measured import MeasuredPart
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.rank.step.graphs import WARM_UP
+
+STAGES = ("stages.denoiser.images=96", "training.learning_rate_g.delay_images=16")
 
 
 def overrides(tiny: tuple[str, ...], *more: str) -> list[str]:
@@ -18,8 +21,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, name: str) -> list[TrainConfig]:
     """Replace a measurement by one that keeps its configs."""
     seen: list[TrainConfig] = []
 
-    def measure(config: TrainConfig, *_: object, **__: object) -> dict[str, float]:
-        seen.append(config)
+    def measure(what: TrainConfig | list[MeasuredPart], *_: object, **__: object) -> dict[str, float]:
+        seen.extend([what] if isinstance(what, TrainConfig) else [part.config for part in what])
         return {"images_per_s": 1.5}
 
     monkeypatch.setattr(command, name, measure)
@@ -27,7 +30,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, name: str) -> list[TrainConfig]:
 
 
 def test_one_rank_of_several_is_measured_with_its_share_in_whole_intervals_of_r1(tiny, monkeypatch, capsys):
-    (seen,) = [measured(monkeypatch, "time_steps")]
+    (seen,) = [measured(monkeypatch, "time_run")]
     more = ("scaling.world_size=2", "training.r1_interval_steps=4", "tracking.backends=[mlflow]")
     assert main(["steps", "--config", "digits", *overrides(tiny, *more), "--rounds", "2", "--json"]) == 0
     (config,) = seen
@@ -39,7 +42,7 @@ def test_one_rank_of_several_is_measured_with_its_share_in_whole_intervals_of_r1
 
 @pytest.mark.parametrize(("interval", "steps"), [(1, 4), (2, 8), (4, 8), (5, 5), (15, 15)])
 def test_first_round_is_long_enough_to_record_cuda_graphs(tiny, monkeypatch, interval, steps):
-    seen = measured(monkeypatch, "time_steps")
+    seen = measured(monkeypatch, "time_run")
     more = ("engine.cuda_graphs=true", f"training.r1_interval_steps={interval}")
     assert main(["steps", "--config", "digits", *overrides(tiny, *more)]) == 0
     assert seen[0].tracking.log_interval_steps == steps
@@ -54,7 +57,7 @@ def test_authors_update_is_compared_in_fp32_on_plain_engines_over_twice_the_roun
     (config,) = seen
     assert (config.engine.backend, config.engine.zero_stage_d, config.training.precision) == ("torch", 0, "fp32")
     assert num_steps(config) == 12
-    assert capsys.readouterr().out == "images_per_s       1.5\n"
+    assert capsys.readouterr().out == "images_per_s  1.5\n"
 
 
 @pytest.mark.slow
@@ -65,6 +68,34 @@ def test_steps_are_really_made_and_timed(tiny, tmp_path, monkeypatch, capsys):
     assert {"images_per_s", "time/d_s", "time/g_s", "peak_memory_gib", "mfu"} <= found.keys()
     assert 0 < found["mfu"] < 1
     assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
+
+
+@pytest.mark.slow
+def test_each_stage_of_a_run_is_measured_and_another_config_in_turns(tiny, capsys):
+    small = (*tiny, "diffusion.num_timesteps=4", "training.ema_half_life_images=8", *STAGES)
+    words = ["--config", "digits-fast", *overrides(small), "--rounds", "1", "--steps", "1", "--json"]
+    assert main(["steps", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    slower, faster = sorted([found["denoiser/images_per_s"], found["last/images_per_s"]])
+    assert slower < found["images_per_s"] < faster
+    assert 0 < found["time/d_s"] < found["time/g_s"]
+    assert main(["steps", *words, "--baseline", "digits-fast"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["speedup"] == pytest.approx(found["images_per_s"] / found["baseline_images_per_s"])
+
+
+@pytest.mark.parametrize("name", ["kernels", "sampling", "pace"])
+def test_of_a_run_with_stages_the_last_one_is_measured(name, tiny, monkeypatch):
+    measurement, more = {
+        "kernels": ("heaviest_kernels", []),
+        "sampling": ("time_sampling", ["--num", "1"]),
+        "pace": ("time_reading", ["--images-per-s", "1"]),
+    }[name]
+    seen = measured(monkeypatch, measurement)
+    assert (
+        main([name, "--config", "digits-fast", *overrides((*tiny, "diffusion.num_timesteps=4", *STAGES)), *more]) == 0
+    )
+    assert [(config.training.objective, config.stages) for config in seen] == [("non_saturating", {})]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from trainer.bench.trial import Ended
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(gpu, "training_seconds", lambda left_s: 15)
+    monkeypatch.setattr(gpu, "training_seconds", lambda left_s, runs: 15)
     monkeypatch.setattr(gpu, "NUM_SAMPLES", 16)
     monkeypatch.setattr(gpu, "BATCHES_DRAWN", 1)
     return InProcess(monkeypatch)
@@ -121,6 +121,24 @@ def test_larger_batch_is_tried_when_half_of_the_memory_is_free(tiny, tmp_path, q
     assert main(arguments(tiny, tmp_path)) == 0
     assert tried[:2] == [("fp32", 16), ("fp32", 8)]
     assert [batch for form, batch in tried if form == "bf16"][:2] == [8, 16]
+
+
+@pytest.mark.slow
+def test_configs_of_the_same_data_are_trained_for_equal_seconds_and_then_the_baseline(tiny, tmp_path, quick):
+    def made(arguments: list[str]) -> Ended:
+        if arguments[0] != "trainer.bench":
+            return Ended(1, "", 1.0)
+        return rate(6.0 if "stackedmnist16" in arguments else 3.0, peak_memory_gib=1e9)
+
+    quick.fails = made
+    main([*arguments(tiny, tmp_path), "--config", "stackedmnist16"])
+    trained = [shlex.join(command) for command in quick.commands if command[0] == "trainer.worker"]
+    batches = [int(setting_of(command, "training.global_batch_size")) for command in trained]
+    images = [int(setting_of(command, "training.total_images")) for command in trained]
+    assert [command.split()[2] for command in trained] == ["digits", "stackedmnist16", "digits"]
+    rates = [3.0, 6.0, 1.0]  # the baseline's is that of the authors' update
+    assert images == [round(per_s * 15 / batch) * batch for per_s, batch in zip(rates, batches, strict=True)]
+    assert [name for name in results(tmp_path) if name.startswith("training stackedmnist16, ")]
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ def test_there_is_a_config_for_each_data_set():
         "cifar10",
         "cifar10-fast",
         "digits",
+        "digits-fast",
         "digits4x",
         "gaussians25",
         "lsun256",

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.trainer.refusals import make, refusals
+from trainer.algorithm.schedules import Cosine
 from trainer.config.draft import ConfigError
 from trainer.config.io import dump_config, load_config
 from trainer.config.resume import check_resumable
-from trainer.config.stages import stage_after, stage_before, stages_of
+from trainer.config.stages import of_length, stage_after, stage_before, stages_of
 
 DENOISER = {"images": 192, "training": {"objective": "gaussian", "adam": {"beta1": 0.9}}}
 HIGH = {"images": 128, "diffusion": {"num_timesteps": 6}}
@@ -50,6 +51,17 @@ def test_stages_share_the_steps_and_the_images_of_the_run():
     assert spans == [(0, 3, 192), (3, 5, 128), (5, 16, 1000 - 5 * 64)]
     assert [stage_after(config, step).number for step in (0, 2, 3, 4, 5, 15, 16)] == [1, 1, 2, 2, 3, 3, 3]
     assert [stage_before(config, step).number for step in (0, 1, 3, 4, 5, 6, 16)] == [1, 1, 1, 2, 2, 3, 3]
+
+
+def test_all_that_training_counts_in_images_keeps_its_share_of_a_run_of_another_length():
+    shorter = load_config("cifar10-fast", of_length(load_config("cifar10-fast"), 450_000))
+    first, last = (stage.config.training for stage in stages_of(shorter))
+    assert (first.total_images, first.total_images + last.total_images) == (250_112, 450_000)  # 977 whole steps of 256
+    assert first.learning_rate_g.warmup_images == 5_000
+    assert (last.learning_rate_g.delay_images, last.ema_half_life_images) == (2_000, 5_000)
+    assert last.r1_gamma == Cosine(start=0.05, end=0.005, decay_images=200_000)
+    assert last.global_batch_size == 256
+    assert of_length(load_config("cifar10"), 1_000) == ["training.total_images=1000"]
 
 
 def test_a_config_without_stages_is_one_stage():

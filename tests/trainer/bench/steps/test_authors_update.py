@@ -10,7 +10,7 @@ from tests.trainer.engine.conformance_rank import CPU, PlainEngine, micro_batche
 from trainer.algorithm.adversarial import Adversarial
 from trainer.algorithm.method import Players
 from trainer.algorithm.statistics import Statistics
-from trainer.bench.authors_update import AuthorsAdversarial
+from trainer.bench.steps.authors_update import AuthorsAdversarial
 from trainer.config.io import load_config
 from trainer.plan.cost import count_costs
 
