@@ -314,11 +314,12 @@ class GpuBench:
         ours, so their images are trained with our update.
         """
         batch = row.report["batch"]
-        steps = max(1, round(row.report["images_per_s"] * seconds / batch))
+        given = load_config(config, self.overrides)
+        steps = max(1 + 2 * len(given.stages), round(row.report["images_per_s"] * seconds / batch))
         directory = self.out / "training" / re.sub(r"[^a-z0-9]+", "-", f"{config} {row.what}".lower())
         settings = [
             *self._settings(row),
-            *of_length(load_config(config, self.overrides), steps * batch),
+            *of_length(given, steps * batch),
             f"training.ema_decay={max(0.0, 1 - 10 / steps):.6g}",  # averages a tenth of the run
             f"run.directory={directory.absolute()}",
             "tracking.backends=[]",

@@ -44,7 +44,6 @@ class _Driver:
 @contextmanager
 def joined(config: TrainConfig) -> Iterator[Ranks]:
     """The ranks that torchrun started, or this process alone. A process joins only once: several loops share them."""
-    prepare_torch(config)
     ranks = Ranks.join(config.scaling.device, config.scaling.timeout_s)
     try:
         yield ranks
@@ -61,6 +60,7 @@ def open_loop(config: TrainConfig, ranks: Ranks | None = None, *, nchw: bool = F
         ranks: those of `joined`; None: join them for this loop.
         nchw: use the layout that torch starts from, whatever the device's best is.
     """
+    prepare_torch(config)
     with ExitStack() as stack:
         ranks = ranks or stack.enter_context(joined(config))
         config = settle_precision(config, ranks)
