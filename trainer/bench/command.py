@@ -46,8 +46,12 @@ COMMANDS = ("steps", "sampling", "kernels", "pace", "overhead", "checkpoint", "b
 
 def _made(options: argparse.Namespace, folder: Path) -> list[str]:
     """Overrides that put random images in the place of the data set, if that is asked for."""
-    config = load_config(options.config, for_this_machine(options.set))
-    return [f"data.path={make_images(config, folder)}"] if options.made_images else []
+    if not options.made_images:
+        return []
+    _, ranks = check_group()
+    group = [f"scaling.world_size={ranks}"] if ranks > 1 else []
+    config = load_config(options.config, [*for_this_machine(options.set), *group])
+    return [f"data.path={make_images(config, folder)}"]
 
 
 def _checked(config: TrainConfig) -> TrainConfig:
@@ -58,6 +62,8 @@ def _checked(config: TrainConfig) -> TrainConfig:
 
 def _steps(options: argparse.Namespace, folder: Path) -> Report:
     overrides = [*for_this_machine(options.set), *_made(options, folder)]
+    if options.flops_per_image is not None and (options.compare_authors_update or options.baseline):
+        raise UserError("--flops-per-image is for mfu, which a comparison does not measure: leave it out")
     if options.compare_authors_update:
         overrides += ["engine.backend=torch", "engine.zero_stage_g=0", "engine.zero_stage_d=0"]
         if load_config(options.config, options.set).training.precision in ("bf16", "auto"):
@@ -72,8 +78,19 @@ def _steps(options: argparse.Namespace, folder: Path) -> Report:
 
     if options.baseline is not None:
         ours, theirs = (parts(name, 1) for name in (options.config, options.baseline))
+        _check_comparable(ours[0].config, theirs[0].config, options.baseline)
         return compare_runs(ours, theirs, options.rounds, nchw=options.nchw)
     return time_run(parts(options.config, options.rounds), options.flops_per_image, nchw=options.nchw)
+
+
+def _check_comparable(ours: TrainConfig, theirs: TrainConfig, baseline: str) -> None:
+    """Refuse what one process cannot measure for two configs: it has one device, and one determinism."""
+    for name, a, b in (
+        ("scaling.device", ours.scaling.device, theirs.scaling.device),
+        ("run.deterministic", ours.run.deterministic, theirs.run.deterministic),
+    ):
+        if a != b:
+            raise UserError(f"{name} is {a}, but {b} in the baseline {baseline}: give --set {name}=... for both")
 
 
 def _last_stage(options: argparse.Namespace, folder: Path, rounds: int = 1) -> TrainConfig:
@@ -163,14 +180,16 @@ def _parser() -> argparse.ArgumentParser:
             add_config_arguments(command)
         return command
 
-    steps = add("steps", "train, and compare the speed with the device's own best in a large matrix product", _steps)
+    steps = add(
+        "steps", "train each stage, and compare the speed with the device's own best in a large matrix product", _steps
+    )
     steps.add_argument("--rounds", type=whole_number(1), default=3, help="timed rounds, after one to warm up (3)")
     steps.add_argument("--steps", type=whole_number(1), help="steps of a round (default: the interval of R1)")
     compared = steps.add_mutually_exclusive_group()
     compared.add_argument(
         "--compare-authors-update",
         action="store_true",
-        help="take turns with the authors' update of D, in fp32 or tf32",
+        help="take turns with the authors' update of D, in fp32 or tf32; of the last stage alone",
     )
     steps.add_argument(
         "--flops-per-image", type=float, metavar="N", help="FLOPs of one image, if known (default: count them)"

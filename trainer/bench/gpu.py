@@ -6,6 +6,7 @@ only what was not reached. Nothing here needs Ray.
 """
 
 import importlib.util
+import math
 import re
 import shlex
 import shutil
@@ -28,7 +29,7 @@ from trainer.bench.results import BASELINE, Result, Results, line_of
 from trainer.bench.steps.timing import count_flops
 from trainer.bench.trial import Outcome, for_this_machine, hardware, read_outcome, run_process, run_trial, set_words
 from trainer.config.io import load_config
-from trainer.config.stages import of_length
+from trainer.config.stages import of_length, stages_of
 from trainer.config.train_config import TrainConfig
 from trainer.plan.cost import count_costs
 from trainer.sample.draw import images_at_once
@@ -54,7 +55,7 @@ class GpuBench:
     """The parts, with what they share.
 
     Attributes:
-        configs: names, in order; the first one is trained, and others that have the same data.
+        configs: names, in order; the first one is trained, with the baseline as well, and others that have its data.
         overrides: the user's.
         out: folder of the results, the logs and images that are made.
         ends_at: `time.monotonic()` of the end.
@@ -205,6 +206,8 @@ class GpuBench:
             if row.name in BASELINE_ROWS:
                 baseline, named = [*row.overrides, f"training.global_batch_size={batch}"], row.name
                 more = {"batch": batch}
+        if given.stages:  # the authors train no denoiser first
+            baseline, named = [*baseline, "stages={}"], f"{named}, the last stage alone"
         arguments = self._arguments("steps", config, baseline)
         self._measure(
             "steps",
@@ -292,30 +295,34 @@ class GpuBench:
     def _training(self, config: str) -> None:
         """Train with the fastest row of each config that has these data, and with the baseline, for equal seconds."""
         data = load_config(config, self.overrides).data.path
-        rivals = [name for name in self.configs if load_config(name, self.overrides).data.path == data]
-        best = [(name, row) for name in rivals if (row := self._best(name))]
+        rivals = [name for name in dict.fromkeys(self.configs) if load_config(name, self.overrides).data.path == data]
+        best = {name: row for name in rivals if (row := self._best(name))}
         rows = self.results.of("steps", config)
-        best += [(config, row) for row in rows if row.what.startswith(BASELINE)][:1]
+        baseline = next((row for row in rows if row.what.startswith(BASELINE)), None)
+        runs = [*best.items(), *([(config, baseline)] if baseline else [])]
         earlier = [r.report["seconds"] for r in self.results.of("training", config)]
-        seconds = earlier[0] if earlier else training_seconds(self._part_ends_at - time.monotonic(), len(best))
-        why = "not reached: the steps were not measured" if [name for name, _ in best].count(config) < 2 else ""
+        seconds = earlier[0] if earlier else training_seconds(self._part_ends_at - time.monotonic(), len(runs))
+        why = "" if config in best and baseline else "not reached: the steps were not measured"
         if not why and seconds < SHORTEST_TRAINING_S:
             why = f"not reached: {max(0, seconds)} s were left for each run"
         if why:
             self._skip("training", config, "quality after equal minutes", why)
             return
-        for number, (name, row) in enumerate(best):
-            self._train(config, name, row, seconds, len(best) - number)
+        for number, (name, row) in enumerate(runs):
+            self._train(name, row, seconds, len(runs) - number, listed_under=config)
 
-    def _train(self, part: str, config: str, row: Result, seconds: float, still: int) -> None:
-        """Train for as many images as the row's speed makes in the time, then evaluate.
+    def _train(self, config: str, row: Result, seconds: float, still: int, *, listed_under: str) -> None:
+        """Train for as many images as the row's speed makes in the time, then evaluate. The result is in the table of
+        the config `listed_under`.
 
         What the config counts in images keeps its share of the run. The authors' update gives D the same gradient as
         ours, so their images are trained with our update.
         """
         batch = row.report["batch"]
-        given = load_config(config, self.overrides)
-        steps = max(1 + 2 * len(given.stages), round(row.report["images_per_s"] * seconds / batch))
+        given = load_config(config, self._settings(row))
+        shares = [stage.config.training.total_images / given.training.total_images for stage in stages_of(given)]
+        enough = math.ceil(2 / min(shares)) if given.stages else 1  # for a whole step of each stage
+        steps = max(enough, round(row.report["images_per_s"] * seconds / batch))
         directory = self.out / "training" / re.sub(r"[^a-z0-9]+", "-", f"{config} {row.what}".lower())
         settings = [
             *self._settings(row),
@@ -323,6 +330,7 @@ class GpuBench:
             f"training.ema_decay={max(0.0, 1 - 10 / steps):.6g}",  # averages a tenth of the run
             f"run.directory={directory.absolute()}",
             "tracking.backends=[]",
+            "tracking.register_as=null",
             "grids.interval_steps=null",
             "checkpoint.save_interval_steps=null",
             "checkpoint.keep_best=null",
@@ -353,10 +361,11 @@ class GpuBench:
             return Outcome({"frechet_ratio": found.report["ratio"]} | figures, "", ended.seconds + found.seconds)
 
         made = "made images" if self._made(config) else data
+        named = row.what if config == listed_under else f"{config}, {row.what}"
         self._measure(
             "training",
-            part,
-            f"{row.what if config == part else f'{config}, {row.what}'}: {seconds:.0f} s of steps, data: {made}",
+            listed_under,
+            f"{named}: {seconds:.0f} s of steps, data: {made}",
             ["trainer.worker", "--config", config, *set_words(settings)],
             still=still,
             run=run,

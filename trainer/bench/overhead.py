@@ -72,8 +72,8 @@ def time_pairs(name: str, overrides: Sequence[str], steps: int, rounds: int, fol
             "grids.interval_steps=null",
             *overrides,
             "stages={}",  # the last stage alone
-            "training.learning_rate_g.warmup_images=0",
-            "training.learning_rate_g.delay_images=0",
+            *(f"training.learning_rate_{part}.{name}_images=0" for part in "gd" for name in ("warmup", "delay")),
+            "tracking.register_as=null",
             f"training.total_images={total * batch}",
             f"tracking.log_interval_steps={interval}",
             f"run.directory={folder}/whole-{number}",

@@ -1,12 +1,14 @@
 """The command of all benchmarks: what it hands to each measurement, what it prints, and what it refuses."""
 
 import json
+from typing import Any
 
 import pytest
 
 from trainer.bench import command
 from trainer.bench.command import main
 from trainer.bench.steps.measured import MeasuredPart
+from trainer.config.io import dump_config, load_config
 from trainer.config.train_config import TrainConfig, num_steps
 from trainer.rank.step.graphs import WARM_UP
 
@@ -78,7 +80,7 @@ def test_each_stage_of_a_run_is_measured_and_another_config_in_turns(tiny, capsy
     found = json.loads(capsys.readouterr().out)
     slower, faster = sorted([found["denoiser/images_per_s"], found["last/images_per_s"]])
     assert slower < found["images_per_s"] < faster
-    assert 0 < found["time/d_s"] < found["time/g_s"]
+    assert min(found["time/d_s"], found["time/g_s"]) > 0
     assert main(["steps", *words, "--baseline", "digits-fast"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["speedup"] == pytest.approx(found["images_per_s"] / found["baseline_images_per_s"])
@@ -147,6 +149,27 @@ def test_wrong_config_and_missing_data_are_refused_in_words(tiny, tmp_path, caps
         assert "no prepared data set" in capsys.readouterr().err
     assert main(["steps", "--config", "digits", "--set", "training.batch=3"]) == 2
     assert "training.batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--set", "run.deterministic=true"), "run.deterministic is True, but False in the baseline"),
+        (("--flops-per-image", "3"), "--flops-per-image is for mfu, which a comparison does not measure"),
+    ],
+)
+def test_comparison_that_one_process_cannot_make_is_refused(more, words, tiny, tmp_path, monkeypatch, capsys):
+    other = load_config("digits", [*tiny, f"run.directory={tmp_path}"])
+    (tmp_path / "other.yaml").write_text(dump_config(other))
+    real = command.measured_parts
+    given = ["--config", "digits", "--baseline", str(tmp_path / "other.yaml"), *overrides(tiny), *more]
+
+    def each_with_its_own(name: str, settings: list[str], *rest: Any) -> list[MeasuredPart]:
+        return real(name, [] if name.endswith(".yaml") else settings, *rest)
+
+    monkeypatch.setattr(command, "measured_parts", each_with_its_own)
+    assert main(["steps", *given]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["steps", "overhead"])

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.trainer.bench.in_process import InProcess
 from trainer.bench import gpu
 from trainer.bench.command import main
 from trainer.bench.trial import Ended
+from trainer.config.io import load_config
+from trainer.config.stages import stages_of
 
 
 @pytest.fixture
@@ -139,6 +142,27 @@ def test_configs_of_the_same_data_are_trained_for_equal_seconds_and_then_the_bas
     rates = [3.0, 6.0, 1.0]  # the baseline's is that of the authors' update
     assert images == [round(per_s * 15 / batch) * batch for per_s, batch in zip(rates, batches, strict=True)]
     assert [name for name in results(tmp_path) if name.startswith("training stackedmnist16, ")]
+
+
+@pytest.mark.slow
+def test_run_with_stages_is_trained_with_all_of_them_and_its_baseline_with_the_last_alone(tiny, tmp_path, quick):
+    def made(arguments: list[str]) -> Ended:
+        return rate(3.0, peak_memory_gib=1e9) if arguments[0] == "trainer.bench" else Ended(1, "", 1.0)
+
+    quick.fails = made
+    stages = ("training.total_images=1600", "stages.denoiser.images=1360", "diffusion.num_timesteps=4")
+    stages += ("training.learning_rate_g.delay_images=16",)
+    given = [word for setting in (*tiny, *stages, "engine.backend=torch") for word in ("--set", setting)]
+    words = ["gpu", "--minutes", "60", "--out", str(tmp_path), "--config", "digits-fast", *given]
+    assert main(words) == 0
+    best, baseline = (command for command in quick.commands if command[0] == "trainer.worker")
+    found = [
+        stages_of(load_config("digits-fast", [after for word, after in pairwise(command) if word == "--set"]))
+        for command in (best, baseline)
+    ]
+    assert [[stage.name for stage in run] for run in found] == [["denoiser", "last"], [""]]
+    assert found[0][0].config.training.total_images == pytest.approx(0.85 * 14 * 16, abs=16)  # too slow for more steps
+    assert [name for name in results(tmp_path) if name.endswith("tf32, the last stage alone")]
 
 
 @pytest.mark.slow

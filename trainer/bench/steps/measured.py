@@ -32,7 +32,7 @@ def measured_parts(
     name: str, overrides: Sequence[str], folder: Path, steps: int | None, rounds: int
 ) -> list[MeasuredPart]:
     """The stages of a run in their order, for the ranks that torchrun started, or for one, which then has the same
-    share of the global batch as with all ranks. They save nothing.
+    share of the global batch as with all ranks. They start from new weights without warm-up or delay, and save nothing.
 
     Args:
         name: name or file of the config.
@@ -78,7 +78,7 @@ def _shortened(config: TrainConfig, folder: Path, ranks: int, steps: int, rounds
         ),
         scaling=replace(config.scaling, world_size=ranks, min_world_size=None),
         checkpoint=replace(config.checkpoint, keep_best=None),
-        tracking=replace(config.tracking, backends=(), log_interval_steps=steps),
+        tracking=replace(config.tracking, backends=(), register_as=None, log_interval_steps=steps),
     )
 
 

@@ -7,7 +7,8 @@ from trainer.config.train_config import num_steps
 
 
 def test_each_stage_is_made_short_and_keeps_its_share_of_the_run(tmp_path):
-    first, last = measured_parts("cifar10-fast", ["training.micro_batch_size=64"], tmp_path, 3, 4)
+    overrides = ["training.micro_batch_size=64", "training.learning_rate_d.warmup_images=1000"]
+    first, last = measured_parts("cifar10-fast", overrides, tmp_path, 3, 4)
     assert (first.name, last.name) == ("denoiser", "last")
     assert first.share == pytest.approx(25 / 45, rel=1e-4)
     assert first.share + last.share == 1
@@ -16,13 +17,16 @@ def test_each_stage_is_made_short_and_keeps_its_share_of_the_run(tmp_path):
         training = part.config.training
         assert (num_steps(part.config), part.config.tracking.log_interval_steps, part.config.stages) == (12, 3, {})
         assert (training.global_batch_size, training.micro_batch_size) == (256, 64)
-        assert training.learning_rate_g.delay_images == training.learning_rate_g.warmup_images == 0
+        for rate in (training.learning_rate_g, training.learning_rate_d):
+            assert rate.delay_images == rate.warmup_images == 0
         assert (part.config.run.directory, part.config.tracking.backends) == (str(tmp_path), ())
 
 
 def test_run_without_stages_is_one_part_that_starts_from_nothing(tmp_path):
-    overrides = ["run.init_from=/nowhere", "checkpoint.keep_best=fid", "scaling.min_world_size=1"]
+    overrides = ["run.init_from=/nowhere", "checkpoint.keep_best=fid", "tracking.register_as=mine"]
+    overrides += ["scaling.min_world_size=1"]
     (part,) = measured_parts("digits", overrides, tmp_path, None, 1)
     assert (part.name, part.share) == ("", 1)
     assert part.config.run.init_from is part.config.checkpoint.keep_best is part.config.scaling.min_world_size is None
+    assert part.config.tracking.register_as is None
     assert num_steps(part.config) == part.config.training.r1_interval_steps
